@@ -1,0 +1,1 @@
+"""Which DequantizeLinear chains become one fused node: decisions only, no weight bytes."""

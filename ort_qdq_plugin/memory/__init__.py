@@ -1,0 +1,1 @@
+"""Where packed bytes live, and how ONNX Runtime gets them."""

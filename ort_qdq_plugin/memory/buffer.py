@@ -1,0 +1,147 @@
+"""The packed buffer: memory that ONNX Runtime borrows for a session's whole life.
+
+By default it is the mapping of a spill file that has no name, so that its pages need not stay in the process (they can be
+trimmed while ONNX Runtime makes its own copies of them), count as reclaimable page cache once written, and vanish with the
+process however it ends. Where no file can be had it is plain anonymous memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import tempfile
+from contextlib import suppress
+
+import numpy as np
+
+__all__ = ["PackedBuffer", "make_buffer", "spill_directories"]
+
+_log = logging.getLogger("ort_qdq_plugin")
+
+# A file is not worth its system calls below this.
+_SMALL_BYTES = 1 << 20
+
+
+class PackedBuffer:
+    """Writable bytes, zero at first, as the uint8 array `array` [size] and as `mapping`.
+
+    The mapping is unmapped when the last reference to it, or to the array, is gone; nothing here unmaps it earlier. Whoever
+    hands it to ONNX Runtime keeps a reference until the session is destroyed. A buffer in a file has its `descriptor` until
+    `seal`, and a `path` while the file has a name.
+    """
+
+    def __init__(self, mapping: mmap.mmap, descriptor: int | None = None, path: str | None = None) -> None:
+        self.mapping = mapping
+        self.in_file = descriptor is not None
+        self.path = path
+        self.array: np.ndarray = np.frombuffer(mapping, np.uint8)
+        self._descriptor = descriptor
+
+    def write(self, offset: int, data: np.ndarray) -> None:
+        """Put the contiguous uint8 array `data` at byte `offset`.
+
+        Into a file this is a system call, not a copy to the mapping: no page has to be zeroed, faulted in and trimmed again.
+        """
+        if self._descriptor is None:
+            self.array[offset : offset + data.size] = data.reshape(-1)
+            return
+        left = data.reshape(-1).data
+        while left:
+            count = os.pwrite(self._descriptor, left, offset)
+            left, offset = left[count:], offset + count
+
+    def seal(self) -> None:
+        """Nothing more will be written."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def discard(self) -> None:
+        """Give the file up; the mapping goes with its last reference."""
+        self.seal()
+        self.unlink()
+
+    def trim(self, offset: int, nbytes: int) -> None:
+        """Drop the pages of a range from this process; their content stays in the file. Plain memory stays as it is."""
+        if self.in_file:
+            trim_mapping(self.mapping, offset, nbytes)
+
+    def unlink(self) -> None:
+        """Take the file's name away, if it has one."""
+        if self.path is not None:
+            path, self.path = self.path, None
+            os.unlink(path)
+
+
+def trim_mapping(mapping: mmap.mmap, offset: int, nbytes: int) -> None:
+    """Drop the pages of a shared file mapping that a range touches; they come back from the file when read."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+    if nbytes > 0:
+        mapping.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
+
+
+def make_buffer(size: int, kind: str, spill_dir: str | None, named: bool = False) -> PackedBuffer:
+    """A zeroed buffer of `size` > 0 bytes. `kind`: "auto", "file" or "memory".
+
+    `named`: the file keeps a path (mode 0600) until `unlink`, for handing it over by path. Where no file can be had, "auto"
+    and "file" warn and give plain memory instead, unless it must be named: then OSError.
+    """
+    if not named and (kind == "memory" or (kind == "auto" and size < _SMALL_BYTES)):
+        return PackedBuffer(_anonymous(size))
+    problems: list[OSError] = []
+    for directory in spill_directories(spill_dir):
+        try:
+            return _file_buffer(size, directory, named)
+        except OSError as error:
+            problems.append(error)
+    if named:
+        raise problems[-1]
+    _log.warning("no room for a spill file of %d bytes (%s): packing into memory instead", size, problems[-1])
+    return PackedBuffer(_anonymous(size))
+
+
+def spill_directories(spill_dir: str | None) -> list[str]:
+    """Where to try to put a spill file: the directory asked for, or the system's ones for large temporary files."""
+    if spill_dir is not None:
+        return [spill_dir]
+    if os.environ.get("TMPDIR"):
+        return [tempfile.gettempdir()]
+    # /tmp is often memory (tmpfs); /var/tmp is meant for files too large for that (Filesystem Hierarchy Standard 5.15).
+    return list(dict.fromkeys(path for path in ("/var/tmp", tempfile.gettempdir()) if os.path.isdir(path)))
+
+
+def _anonymous(size: int) -> mmap.mmap:
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)
+
+
+def _file_buffer(size: int, directory: str, named: bool) -> PackedBuffer:
+    descriptor, path = _open_spill(directory, named)
+    try:
+        # Without the reservation, touching the mapping on a full disk would end the process with SIGBUS.
+        os.posix_fallocate(descriptor, 0, size)
+        return PackedBuffer(mmap.mmap(descriptor, size), descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        if path is not None:
+            os.unlink(path)
+        raise
+
+
+def _open_spill(directory: str, named: bool) -> tuple[int, str | None]:
+    """(descriptor, path) of a new file of mode 0600 in `directory`; it has no path unless `named`."""
+    if not hasattr(os, "posix_fallocate"):
+        raise OSError(f"{directory}: this system cannot reserve space for a file")
+    if not named and hasattr(os, "O_TMPFILE"):
+        # Some file systems do not know O_TMPFILE.
+        with suppress(OSError):
+            return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), None
+    descriptor, path = tempfile.mkstemp(prefix="ort-qdq-", suffix=".spill", dir=directory)
+    if named:
+        return descriptor, path
+    os.unlink(path)
+    return descriptor, None

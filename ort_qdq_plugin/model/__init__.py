@@ -1,0 +1,1 @@
+"""A model opened without reading its weights."""

@@ -1,0 +1,131 @@
+"""A model opened without reading its weights: a small ModelProto plus where its large tensors are."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ort_qdq_plugin.model.tensors import ByteSource, ExternalFiles, FileSource, MemorySource, StoredTensor, stored_tensor
+from ort_qdq_plugin.model.wire import without_large_tensors
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, TensorProto
+
+__all__ = ["OpenedModel", "Skeleton", "external_tensors", "open_skeleton", "refer"]
+
+# ORT format models are flatbuffers with this file identifier behind the root offset.
+_ORT_FORMAT_IDENTIFIER = b"ORTM"
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The serialized model without its large tensors, and what the references in it point into.
+
+    Tensors of the model file itself have `inline_location` as their location; nobody can know that name beforehand.
+    """
+
+    data: bytes
+    source: ByteSource
+    files: ExternalFiles
+    inline_location: str
+
+    def mentions(self, op_type: str) -> bool:
+        """Whether a node of this type may be in the model; False is certain. Costs no parsing."""
+        return op_type.encode() in self.data
+
+    def parse(self) -> OpenedModel:
+        """The model as messages; raises google.protobuf's DecodeError where the bytes are no model."""
+        from onnx import ModelProto
+
+        model = ModelProto()
+        model.ParseFromString(self.data)
+        opened = OpenedModel(model, self)
+        opened.settle_attributes(model.graph)
+        return opened
+
+
+def open_skeleton(model: str | bytes, data_folder: str | None) -> Skeleton | None:
+    """Open a model by path or as bytes; None for what is no ONNX model in protobuf form.
+
+    `data_folder`: ``session.model_external_initializers_file_folder_path``, where external data lies for a model given as
+    bytes. Raises ModelError or OSError where the model cannot be read.
+    """
+    if isinstance(model, bytes):
+        source: ByteSource = MemorySource(model)
+        files = ExternalFiles.within(data_folder) if data_folder else ExternalFiles.none()
+    else:
+        source = FileSource(model)
+        files = ExternalFiles.within(data_folder) if data_folder else ExternalFiles.beside(model)
+    head = bytearray(min(8, source.size))
+    source.read_into(0, memoryview(head))
+    if head[4:] == _ORT_FORMAT_IDENTIFIER or not head:
+        return None
+    # Nobody can know this name beforehand and write a model that refers into itself with it.
+    inline_location = f"ort-qdq-plugin-{secrets.token_hex(8)}/model"
+    return Skeleton(without_large_tensors(source, inline_location), source, files, inline_location)
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """The parsed skeleton. `proto` is ours to change."""
+
+    proto: ModelProto
+    skeleton: Skeleton
+
+    def locate(self, tensor: TensorProto) -> StoredTensor:
+        """Where the bytes of `tensor` are; raises ModelError or OSError when they are not all there."""
+        return stored_tensor(tensor, self.skeleton.files, self.skeleton.source, self.skeleton.inline_location)
+
+    def settle_attributes(self, graph: GraphProto) -> None:
+        """Take references out of nodes' attributes, where ONNX Runtime does not look for external data.
+
+        A Constant node becomes the initializer that it stands for; other tensors get their bytes back.
+        """
+        constants = []
+        for node in graph.node:
+            for attr in node.attribute:
+                for subgraph in (attr.g, *attr.graphs) if attr.HasField("g") or attr.graphs else ():
+                    self.settle_attributes(subgraph)
+                if not (attr.HasField("t") and self._is_inline(attr.t)):
+                    continue
+                if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and attr.name == "value":
+                    constants.append(node)
+                    tensor = graph.initializer.add()
+                    tensor.CopyFrom(attr.t)
+                    tensor.name = node.output[0]
+                else:
+                    self.make_inline(attr.t)
+        for node in constants:
+            graph.node.remove(node)
+
+    def make_inline(self, tensor: TensorProto) -> None:
+        """Read the bytes of `tensor` into the message."""
+        stored = self.locate(tensor)
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+        tensor.raw_data = stored.read().tobytes()
+
+    def _is_inline(self, tensor: TensorProto) -> bool:
+        return tensor.data_location == tensor.EXTERNAL and any(
+            entry.key == "location" and entry.value == self.skeleton.inline_location for entry in tensor.external_data
+        )
+
+
+def external_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every initializer of `graph` and its subgraphs whose bytes are elsewhere."""
+    yield from (tensor for tensor in graph.initializer if tensor.data_location == tensor.EXTERNAL)
+    for node in graph.node:
+        for attr in node.attribute:
+            for subgraph in (attr.g, *attr.graphs) if attr.HasField("g") or attr.graphs else ():
+                yield from external_tensors(subgraph)
+
+
+def refer(tensor: TensorProto, location: str, offset: int, nbytes: int) -> None:
+    """Make `tensor` external data: `nbytes` bytes at byte `offset` of `location`."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = tensor.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(nbytes))):
+        tensor.external_data.add(key=key, value=value)

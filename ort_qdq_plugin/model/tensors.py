@@ -1,0 +1,267 @@
+"""Tensors that stay where they are: a type, a shape and a checked range of a file or of memory.
+
+Format facts: ``TensorProto`` in onnx.proto (``raw_data``, ``int32_data``, ``external_data`` with its keys ``location``,
+``offset`` and ``length``); sub-byte elements are packed from the low bits up, without padding between rows.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ort_qdq_plugin.errors import ModelError, SourceChangedError
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
+
+__all__ = [
+    "ELEMENT_BITS",
+    "ByteSource",
+    "ExternalFiles",
+    "FileSource",
+    "MemorySource",
+    "StoredTensor",
+    "stored_tensor",
+    "tensor_bytes",
+]
+
+# TensorProto.DataType -> bits of an element as raw_data stores it (STRING has no fixed size).
+ELEMENT_BITS = {
+    1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16,
+    17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
+}  # fmt: skip
+
+
+class ByteSource(Protocol):
+    """A container of bytes that tensors refer into: a model's file, an external data file, or memory."""
+
+    @property
+    def name(self) -> str:
+        """What error messages call this source."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes, as it was when the source was opened."""
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes at `offset`; raises SourceChangedError where they are gone."""
+
+    def check_unchanged(self) -> None:
+        """Raise SourceChangedError when the source is no longer what was opened."""
+
+    def buffer(self) -> mmap.mmap | bytes:
+        """All bytes as one read-only buffer that ONNX Runtime can borrow."""
+
+
+class MemorySource:
+    """Bytes that the caller owns."""
+
+    def __init__(self, data: bytes, name: str = "<model bytes>") -> None:
+        self._data = data
+        self.name = name
+        self.size = len(data)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        target[:] = memoryview(self._data)[offset : offset + len(target)]
+
+    def check_unchanged(self) -> None:
+        return None
+
+    def buffer(self) -> bytes:
+        return self._data
+
+
+class FileSource:
+    """A regular file, held open so that all reads see one file even when its path is replaced.
+
+    Reads go through `pread`, never through a mapping: a file that shrinks gives an error instead of SIGBUS.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        # O_NONBLOCK: opening a FIFO must not wait for a writer; it is refused just below.
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        self._fd = os.open(path, flags)
+        try:
+            status = os.fstat(self._fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise ModelError(f"{path}: not a regular file")
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.size = status.st_size
+        self._opened_as = self._identity(status)
+        self._mapping: mmap.mmap | None = None
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def _identity(status: os.stat_result) -> tuple[int, ...]:
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        done = 0
+        while done < len(target):
+            count = os.preadv(self._fd, [target[done:]], offset + done)
+            if count == 0:
+                raise SourceChangedError(f"{self.name}: ends at {offset + done} bytes, {len(target) - done} more expected")
+            done += count
+
+    def check_unchanged(self) -> None:
+        if self._identity(os.fstat(self._fd)) != self._opened_as:
+            raise SourceChangedError(f"{self.name}: changed while it was being loaded")
+
+    def buffer(self) -> mmap.mmap:
+        """A read-only shared mapping of the whole file, made once; it outlives the descriptor."""
+        with self._lock:
+            if self._mapping is None:
+                self._mapping = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+            return self._mapping
+
+    def close(self) -> None:
+        """Close the descriptor. A mapping that was handed out stays valid until it is garbage-collected."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class ExternalFiles:
+    """The external data files of one model, opened on first use under ONNX Runtime's own rules.
+
+    A location must be relative and must resolve, symbolic links followed, into `directory`: the folder that holds the
+    real model file (a model that is itself a link, as in Hugging Face's cache, may use what lies beside its target).
+    """
+
+    def __init__(self, base: str | None, directory: str | None) -> None:
+        self._base = base
+        self._directory = directory
+        self._sources: dict[str, FileSource] = {}
+
+    @classmethod
+    def beside(cls, model_path: str) -> ExternalFiles:
+        """Files that a model at `model_path` may name."""
+        return cls(os.path.dirname(os.path.abspath(model_path)), os.path.dirname(os.path.realpath(model_path)))
+
+    @classmethod
+    def within(cls, folder: str) -> ExternalFiles:
+        """Files below `folder` (``session.model_external_initializers_file_folder_path``)."""
+        return cls(os.path.abspath(folder), os.path.realpath(folder))
+
+    @classmethod
+    def none(cls) -> ExternalFiles:
+        """No file at all: a model given as bytes without a folder."""
+        return cls(None, None)
+
+    def open(self, location: str) -> FileSource:
+        """The source for a tensor's ``location``; raises ModelError for one that ONNX Runtime would refuse."""
+        source = self._sources.get(location)
+        if source is None:
+            source = self._sources[location] = FileSource(self._resolve(location))
+        return source
+
+    def _resolve(self, location: str) -> str:
+        if self._base is None or self._directory is None:
+            raise ModelError(f"external data {location!r} of a model without a folder")
+        if not location or "\0" in location or os.path.isabs(location):
+            raise ModelError(f"external data location {location!r} is not a relative path")
+        path = os.path.realpath(os.path.join(self._base, location))
+        if os.path.commonpath([path, self._directory]) != self._directory:
+            raise ModelError(f"external data location {location!r} leaves the model's folder")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ModelError(f"external data {path}: not a regular file")
+        return path
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A constant tensor: `offset` and `nbytes` lie inside `source` and fit `data_type` and `shape` exactly."""
+
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+    source: ByteSource
+    offset: int
+    nbytes: int
+
+    @property
+    def storage(self) -> tuple[int, int, int]:
+        """Equal for tensors that are the same bytes in the same place."""
+        return (id(self.source), self.offset, self.nbytes)
+
+    def read_range(self, start: int, target: np.ndarray) -> None:
+        """Fill the uint8 array `target` with the bytes from `start`, counted from the tensor's first byte."""
+        if start < 0 or start + target.nbytes > self.nbytes:
+            raise ModelError(f"{self.name}: bytes {start}..{start + target.nbytes} of {self.nbytes} asked for")
+        self.source.read_into(self.offset + start, target.reshape(-1).data)
+
+    def read(self) -> np.ndarray:
+        """All bytes, as a new uint8 array of shape [nbytes]."""
+        target = np.empty(self.nbytes, np.uint8)
+        self.read_range(0, target)
+        return target
+
+
+def tensor_bytes(data_type: int, shape: Sequence[int]) -> int:
+    """Bytes that a tensor of this type and shape takes, by unbounded arithmetic; raises ModelError where it has none."""
+    bits = ELEMENT_BITS.get(data_type)
+    if bits is None:
+        raise ModelError(f"data type {data_type} has no fixed size")
+    count = 1
+    for dim in shape:
+        if dim < 0:
+            raise ModelError(f"negative dimension {dim}")
+        count *= dim
+    return (count * bits + 7) // 8
+
+
+def stored_tensor(proto: TensorProto, files: ExternalFiles, model: ByteSource, inline_location: str) -> StoredTensor:
+    """Where the bytes of `proto` are; raises ModelError when they are not all there.
+
+    `inline_location` is the location that the skeleton gives to tensors of the model file itself (`model`).
+    """
+    shape = tuple(proto.dims)
+    nbytes = tensor_bytes(proto.data_type, shape)
+    if proto.data_location == proto.EXTERNAL:
+        entries = {entry.key: entry.value for entry in proto.external_data}
+        location = entries.get("location", "")
+        source: ByteSource = model if location == inline_location else files.open(location)
+        offset = _whole_number(proto.name, "offset", entries.get("offset", "0"))
+        length = _whole_number(proto.name, "length", entries.get("length", "0"))
+        if length not in (0, nbytes):
+            raise ModelError(f"{proto.name}: stored length {length} bytes, its shape {list(shape)} takes {nbytes}")
+        if offset + nbytes > source.size:
+            raise ModelError(f"{proto.name}: bytes {offset}..{offset + nbytes} of {source.name}, which has {source.size}")
+        return StoredTensor(proto.name, proto.data_type, shape, source, offset, nbytes)
+    data = proto.raw_data if proto.HasField("raw_data") else _typed_data(proto)
+    if len(data) != nbytes:
+        raise ModelError(f"{proto.name}: {len(data)} bytes stored, its shape {list(shape)} takes {nbytes}")
+    return StoredTensor(proto.name, proto.data_type, shape, MemorySource(data, proto.name), 0, nbytes)
+
+
+def _whole_number(tensor: str, key: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ModelError(f"{tensor}: external data {key} {text!r} is not a whole number")
+    return int(text)
+
+
+def _typed_data(proto: TensorProto) -> bytes:
+    """The bytes that raw_data would hold, from ``int32_data`` or ``float_data``."""
+    if proto.data_type == proto.FLOAT:
+        return np.asarray(proto.float_data, "<f4").tobytes()
+    bits = ELEMENT_BITS[proto.data_type]
+    values = np.asarray(proto.int32_data, np.int64)
+    if bits <= 8:
+        # Sub-byte types put two or four elements into the low byte of each entry (TensorProto.int32_data).
+        return (values & 0xFF).astype(np.uint8).tobytes()
+    if bits == 16:
+        return (values & 0xFFFF).astype("<u2").tobytes()
+    raise ModelError(f"{proto.name}: data type {proto.data_type} is not stored as raw bytes")

@@ -1,0 +1,165 @@
+"""A serialized ONNX model without its large tensors.
+
+The model file is walked in protobuf wire format (https://protobuf.dev/programming-guides/encoding) and copied, except that
+every large ``raw_data`` of an initializer or of a Constant's value becomes an external reference to where it lies. The walk
+skips over weights, so that its cost depends on the number of nodes alone.
+"""
+
+from __future__ import annotations
+
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.tensors import ByteSource
+
+__all__ = ["LARGE_TENSOR_BYTES", "without_large_tensors"]
+
+LARGE_TENSOR_BYTES = 4096
+"""A raw_data of at least so many bytes stays where it is; smaller ones (shapes, axes, biases) are copied."""
+
+# What one read fetches: little after a jump over a weight, more while nodes follow each other.
+_WINDOW_BYTES_MIN, _WINDOW_BYTES_MAX = 1 << 12, 1 << 18
+_MAX_DEPTH = 100  # protobuf's own limit for nested messages
+
+# Wire types
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+# Message -> field number -> message, for the fields that can hold a large tensor (onnx.proto). Functions are left as they
+# are: a body's constants cannot refer to external data.
+_MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR = "ModelProto", "GraphProto", "NodeProto", "AttributeProto", "TensorProto"
+_CHILDREN: dict[str, dict[int, str]] = {
+    _MODEL: {7: _GRAPH},
+    _GRAPH: {1: _NODE, 5: _TENSOR},
+    _NODE: {5: _ATTRIBUTE},
+    _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 11: _GRAPH},
+}
+_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION, _SEGMENT = 9, 13, 14, 3
+_EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
+
+# A piece of the result: a range of the source, or new bytes.
+_Piece = tuple[int, int] | bytes
+
+
+def without_large_tensors(source: ByteSource, inline_location: str) -> bytes:
+    """The serialized model in `source`, its large tensors replaced by references to where they lie.
+
+    Each becomes external data with `inline_location` as its location, and its own offset and length in `source`. Raises
+    ModelError where the bytes are no well-formed message.
+    """
+    data = bytearray()
+    for piece in _Walk(source, inline_location).message(_MODEL, 0, source.size, 0):
+        if isinstance(piece, bytes):
+            data += piece
+        else:
+            start = len(data)
+            data += bytes(piece[1] - piece[0])
+            source.read_into(piece[0], memoryview(data)[start:])
+    return bytes(data)
+
+
+class _Walk:
+    def __init__(self, source: ByteSource, inline_location: str) -> None:
+        self._source = source
+        self._location = inline_location
+        self._window = b""
+        self._window_start = 0
+
+    def message(self, kind: str, start: int, end: int, depth: int) -> list[_Piece]:
+        """The message at start..end with its large tensors replaced; one range when nothing was."""
+        if depth > _MAX_DEPTH:
+            raise ModelError(f"{self._source.name}: messages nested deeper than {_MAX_DEPTH} at byte {start}")
+        children = _CHILDREN[kind]
+        pieces: list[_Piece] = []
+        copied = position = start
+        while position < end:
+            field, payload, after = self._field(position, end)
+            child = children.get(field)
+            if child is not None and after - payload >= LARGE_TENSOR_BYTES:
+                inner = self._tensor(payload, after) if child is _TENSOR else self.message(child, payload, after, depth + 1)
+                if inner != [(payload, after)]:
+                    pieces += [(copied, position), _varint(field << 3 | _LENGTH), _varint(_length(inner)), *inner]
+                    copied = after
+            position = after
+        if copied < end or not pieces:
+            pieces.append((copied, end))
+        return pieces
+
+    def _tensor(self, start: int, end: int) -> list[_Piece]:
+        """A TensorProto whose raw_data became external data; as it is where that cannot be said of it."""
+        raw: tuple[int, int, int] | None = None  # field start, payload start, end
+        position = start
+        while position < end:
+            field, payload, after = self._field(position, end)
+            if field == _RAW_DATA:
+                if raw is not None:
+                    return [(start, end)]
+                raw = (position, payload, after)
+            elif field in (_EXTERNAL_DATA, _DATA_LOCATION, _SEGMENT):
+                return [(start, end)]
+            position = after
+        if raw is None or raw[2] - raw[1] < LARGE_TENSOR_BYTES:
+            return [(start, end)]
+        entries = (("location", self._location), ("offset", str(raw[1])), ("length", str(raw[2] - raw[1])))
+        reference = b"".join(_bytes_field(_EXTERNAL_DATA, _entry(*entry)) for entry in entries)
+        reference += _varint(_DATA_LOCATION << 3 | _VARINT) + _varint(_EXTERNAL)
+        return [(start, raw[0]), (raw[2], end), reference]
+
+    def _field(self, position: int, end: int) -> tuple[int, int, int]:
+        """(number, payload start, end) of the field at `position`; its payload is empty unless length-delimited."""
+        key, payload = self._read_varint(position, end)
+        wire_type = key & 7
+        if wire_type == _LENGTH:
+            length, payload = self._read_varint(payload, end)
+            after = payload + length
+        elif wire_type == _VARINT:
+            _, after = self._read_varint(payload, end)
+            payload = after
+        elif wire_type == _FIXED64:
+            payload = after = payload + 8
+        elif wire_type == _FIXED32:
+            payload = after = payload + 4
+        else:
+            raise ModelError(f"{self._source.name}: wire type {wire_type} at byte {position}")
+        if after > end or key < 8:
+            raise ModelError(f"{self._source.name}: field at byte {position} ends at {after}, its message at {end}")
+        return key >> 3, payload, after
+
+    def _read_varint(self, position: int, end: int) -> tuple[int, int]:
+        at = position - self._window_start
+        if not 0 <= at <= len(self._window) - 10:
+            self._move_window(position)
+            at = position - self._window_start
+        value = shift = 0
+        for byte in self._window[at : at + min(10, end - position)]:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value, position + shift // 7
+        raise ModelError(f"{self._source.name}: no whole number at byte {position}")
+
+    def _move_window(self, position: int) -> None:
+        jumped = not 0 <= position - self._window_start <= len(self._window)
+        wanted = _WINDOW_BYTES_MIN if jumped else min(2 * len(self._window), _WINDOW_BYTES_MAX)
+        window = bytearray(max(0, min(max(wanted, _WINDOW_BYTES_MIN), self._source.size - position)))
+        self._source.read_into(position, memoryview(window))
+        self._window, self._window_start = bytes(window), position
+
+
+def _length(pieces: list[_Piece]) -> int:
+    return sum(len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in pieces)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _bytes_field(number: int, payload: bytes) -> bytes:
+    return _varint(number << 3 | _LENGTH) + _varint(len(payload)) + payload
+
+
+def _entry(key: str, value: str) -> bytes:
+    """A StringStringEntryProto."""
+    return _bytes_field(1, key.encode()) + _bytes_field(2, value.encode())

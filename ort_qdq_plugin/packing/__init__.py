@@ -1,0 +1,1 @@
+"""Weight bytes on their way into MatMulNBits order: no graph."""

@@ -1,0 +1,420 @@
+"""create_session: the journey of a model on one page."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+from onnxruntime.capi import _pybind_state as _native
+
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.skeleton import Skeleton, external_tensors, open_skeleton
+from ort_qdq_plugin.options import Options, config_entry, is_accuracy_level, is_block_size, thread_count
+from ort_qdq_plugin.report import Fusion, Report, Unfused
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+    from ort_qdq_plugin.fusion.matmul import Matches
+    from ort_qdq_plugin.memory.buffer import PackedBuffer
+    from ort_qdq_plugin.memory.handover import Places
+    from ort_qdq_plugin.model.graph import Scope
+    from ort_qdq_plugin.model.skeleton import OpenedModel
+    from ort_qdq_plugin.packing.layout import Layout, Operand
+
+__all__ = ["create_session", "inspect", "report_of"]
+
+_log = logging.getLogger("ort_qdq_plugin")
+
+# Execution providers that run MatMulNBits and do not want the QDQ form themselves. Azure's runs no ordinary node.
+_PROVIDERS = {f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Dml", "WebGpu", "Azure")}
+
+_ACCURACY_KEY, _DEFAULT_ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level", 4
+_BLOCK_SIZE_KEY, _DEFAULT_BLOCK_SIZE = "session.qdq_matmulnbits_block_size", 0
+_NO_QDQ_KEY = "session.disable_quant_qdq"
+_FORMAT_KEY = "session.load_model_format"
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+
+
+def create_session(
+    path_or_bytes: str | os.PathLike[str] | bytes,
+    sess_options: onnxruntime.SessionOptions | None = None,
+    providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
+    provider_options: Sequence[dict[Any, Any]] | None = None,
+    *,
+    options: Options | None = None,
+    **kwargs: Any,
+) -> onnxruntime.InferenceSession:
+    """An InferenceSession for the model, its dequantized products fused and its weights handed over without a copy.
+
+    Takes what ``onnxruntime.InferenceSession`` takes, with the same meaning; `options` are this package's own. Whatever
+    ONNX Runtime can load loads: where this package cannot help it logs one warning at most and leaves the untouched model to
+    stock ONNX Runtime, whose errors are raised as they are. With ``Options(strict=True)`` the cause is raised instead.
+
+    >>> session = create_session("model.onnx")  # doctest: +SKIP
+    >>> print(report_of(session))  # doctest: +SKIP
+    """
+    return _Session(path_or_bytes, sess_options, providers, provider_options, options=options, **kwargs)
+
+
+def report_of(session: onnxruntime.InferenceSession) -> Report | None:
+    """What was done for this session; None for one that this package did not create."""
+    return session.qdq_report if isinstance(session, _Session) else None
+
+
+def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options | None = None) -> Report:
+    """What create_session would do with the model under default session options; reads no weight and creates no session.
+
+    Raises ModelError or OSError where the model cannot be opened.
+    """
+    clock = _Clock()
+    request = _Request(_as_model(path_or_bytes), None, options or Options(), ())
+    opened = _open(request, clock)
+    if isinstance(opened, str):
+        return Report("inspect", passed_through=opened, seconds=clock.seconds)
+    decided = _decide(opened, request, clock)
+    report = decided if isinstance(decided, Report) else decided.report
+    return replace(report, route="inspect", seconds=clock.seconds)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be loaded, and how. `session_options` is the caller's object: read, never changed."""
+
+    model: str | bytes
+    session_options: Any | None
+    options: Options
+    providers: tuple[str, ...]
+
+    @property
+    def accuracy_level(self) -> int:
+        """The level for fused nodes; ModelError where the session's own entry makes no sense (ONNX Runtime refuses it)."""
+        return self._setting(self.options.accuracy_level, _ACCURACY_KEY, _DEFAULT_ACCURACY_LEVEL, is_accuracy_level)
+
+    @property
+    def block_size(self) -> int:
+        """The block size for weights without blocks."""
+        return self._setting(self.options.block_size, _BLOCK_SIZE_KEY, _DEFAULT_BLOCK_SIZE, is_block_size)
+
+    def _setting(self, ours: int | None, key: str, default: int, makes_sense: Any) -> int:
+        if ours is not None:
+            return ours
+        text = config_entry(self.session_options, key)
+        if not text:
+            return default
+        try:
+            value = int(text)
+        except ValueError:
+            raise ModelError(f"session option {key} is {text!r}") from None
+        if not makes_sense(value):
+            raise ModelError(f"session option {key} is {text!r}")
+        return value
+
+    @property
+    def may_fuse(self) -> bool:
+        """Whether the session's options leave fusing QDQ to ONNX Runtime."""
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        told_not_to = config_entry(self.session_options, _NO_QDQ_KEY) == "1" or (
+            self.session_options is not None and self.session_options.graph_optimization_level.value < level.value
+        )
+        return not told_not_to
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """The opened model, what is fused in it, where every operand will be, and all that as a report."""
+
+    opened: OpenedModel
+    scope: Scope
+    matches: Matches
+    layout: Layout
+    report: Report
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything a session needs. `places` has what it borrows; `packed` have paths in by-path mode."""
+
+    model: bytes
+    options: Any
+    by_path: bool
+    places: Places
+    packed: tuple[PackedBuffer, ...]
+    report: Report
+
+
+class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxruntime is untyped
+    """An InferenceSession that makes the journey each time it creates its native session (also in set_providers)."""
+
+    # The base class's own; set_providers goes by them again.
+    _model_path: str | None
+    _model_bytes: bytes | None
+    _sess_options: Any
+
+    def __init__(self, path_or_bytes: Any, *args: Any, options: Options | None = None, **kwargs: Any) -> None:
+        self._qdq_options = options or Options()
+        self._qdq_prepared: _Prepared | None = None
+        self.qdq_report = Report("stock")
+        super().__init__(path_or_bytes, *args, **kwargs)
+
+    def _create_inference_session(self, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
+        try:
+            prepared = self._prepare(providers)
+            if prepared is not None:
+                self._create_prepared(prepared, providers, provider_options, disabled_optimizers)
+                return
+        except Exception as error:
+            if self._qdq_options.strict:
+                raise
+            self.qdq_report = Report("stock", passed_through=f"{type(error).__name__}: {error}")
+            _log.warning("loading with stock ONNX Runtime, without this package: %s", self.qdq_report.passed_through)
+        self._qdq_prepared = None
+        super()._create_inference_session(providers, provider_options, disabled_optimizers)
+
+    def _prepare(self, providers: Any) -> _Prepared | None:
+        """The prepared model; None, with the reason in the report, where there is nothing for us to do."""
+        model = self._model_path if self._model_path is not None else self._model_bytes or b""
+        names = _provider_names(providers, self._sess_options)
+        request = _Request(model, self._sess_options, self._qdq_options, names)
+        if self._qdq_prepared is not None and _unsupported_provider(request) is None:
+            return self._qdq_prepared
+        outcome = _prepare(request)
+        if isinstance(outcome, Report):
+            self.qdq_report = outcome
+            return None
+        return outcome
+
+    def _create_prepared(self, prepared: _Prepared, providers: Any, provider_options: Any, disabled_optimizers: Any) -> None:
+        from ort_qdq_plugin.memory.handover import by_path, keep_until_destroyed, trimming
+
+        clock = _Clock(prepared.report.seconds)
+        original = self._model_path, self._model_bytes, self._sess_options
+        self._model_path, self._model_bytes, self._sess_options = None, prepared.model, prepared.options
+        try:
+            with clock.stage("hand over"):
+                if prepared.by_path:
+                    with by_path(prepared.options):
+                        super()._create_inference_session(providers, provider_options, disabled_optimizers)
+                else:
+                    with trimming(prepared.places.mappings):
+                        super()._create_inference_session(providers, provider_options, disabled_optimizers)
+        except BaseException:
+            self._sess_options = original[2]
+            raise
+        finally:
+            self._model_path, self._model_bytes = original[:2]
+            for buffer in prepared.packed:
+                buffer.unlink()
+        if not prepared.by_path:
+            keep_until_destroyed(self._sess, tuple(prepared.places.buffers.values()))
+            self._qdq_prepared = prepared
+        self.qdq_report = replace(prepared.report, seconds=clock.seconds)
+
+
+def _prepare(request: _Request) -> _Prepared | Report:
+    """open -> match -> plan -> pack -> ready to hand over, or why the model goes to stock ONNX Runtime as it is."""
+    clock = _Clock()
+    try:
+        opened = _open(request, clock)
+    except (ModelError, OSError) as error:
+        # What cannot be opened is ONNX Runtime's to complain about.
+        opened = str(error)
+    if isinstance(opened, str):
+        return Report("stock", passed_through=opened, seconds=clock.seconds)
+    decided = _decide(opened, request, clock)
+    if isinstance(decided, Report):
+        return decided
+    return _hand_over(decided, request, clock)
+
+
+def _open(request: _Request, clock: _Clock) -> OpenedModel | str:
+    refused = _unsupported_provider(request)
+    if refused is not None:
+        return f"{refused} does not run MatMulNBits, or wants the QDQ form itself"
+    if config_entry(request.session_options, _FORMAT_KEY) == "ORT":
+        return "the model is to be read in ORT format"
+    if isinstance(request.model, str) and request.model.endswith(".ort"):
+        return "the model is in ORT format"
+    with clock.stage("open"):
+        skeleton = open_skeleton(request.model, config_entry(request.session_options, _FOLDER_KEY))
+        if skeleton is None:
+            return "this is no ONNX model in protobuf form"
+        return skeleton.parse() if _has_work(skeleton, request) else "nothing in it is quantized"
+
+
+def _has_work(skeleton: Skeleton, request: _Request) -> bool:
+    return skeleton.mentions("MatMulNBits") or (request.may_fuse and skeleton.mentions("DequantizeLinear"))
+
+
+def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided | Report:
+    from ort_qdq_plugin.fusion.matmul import Matches, match_matmuls
+    from ort_qdq_plugin.model.graph import model_scope
+    from ort_qdq_plugin.packing.layout import plan_layout
+
+    with clock.stage("match"):
+        scope = model_scope(opened.proto)
+        matches = match_matmuls(scope, opened.locate, request.block_size) if request.may_fuse else Matches((), ())
+    with clock.stage("plan"):
+        wanted = [(fusion.matrix, fusion.block_size) for fusion in matches.fusions]
+        layout = plan_layout(wanted, thread_count(request.options, request.session_options))
+    report = _report(matches, layout)
+    # A model with fused nodes of its own gains by the hand-over alone.
+    borrows = opened.skeleton.mentions("MatMulNBits") and any(external_tensors(opened.proto.graph))
+    if not matches.fusions and not borrows:
+        return replace(report, passed_through="nothing in it can be fused", seconds=clock.seconds)
+    return _Decided(opened, scope, matches, layout, report)
+
+
+def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared:
+    """Pack, put the result into the model, and say where ONNX Runtime finds every byte."""
+    from ort_qdq_plugin.memory.buffer import make_buffer
+    from ort_qdq_plugin.memory.handover import Places, borrow, copy_loses_something, private_options
+    from ort_qdq_plugin.packing.pack import pack
+
+    opened, wishes = decided.opened, request.options
+    through_paths = copy_loses_something(request.session_options, opened.proto)
+    spill_dir = None if wishes.spill_dir is None else os.fspath(wishes.spill_dir)
+    with ExitStack() as undo:
+        with clock.stage("pack"):
+            packed = []
+            for size in decided.layout.sizes:
+                packed.append(make_buffer(size, wishes.buffer, spill_dir, named=through_paths))
+                undo.callback(packed[-1].discard)
+            if packed:
+                pack(decided.layout, packed, thread_count(wishes, request.session_options), wishes.progress)
+            for buffer in packed:
+                buffer.seal()
+        with clock.stage("plan"):
+            places = Places(through_paths, packed)
+            for tensor in external_tensors(opened.proto.graph):
+                places.put(tensor, opened.locate(tensor))
+            _put_fusions_in_place(decided, places, request.accuracy_level)
+            model = opened.proto.SerializeToString()
+            session_options = request.session_options
+            if not through_paths:
+                session_options = private_options(request.session_options)
+                borrow(session_options, places.buffers)
+        undo.pop_all()
+    report = replace(decided.report, route="by path" if through_paths else "borrowed", seconds=clock.seconds)
+    return _Prepared(model, session_options, through_paths, places, tuple(packed), report)
+
+
+def _put_fusions_in_place(decided: _Decided, places: Places, accuracy_level: int) -> None:
+    """Rewrite the graph; `places` says where the new initializers' bytes are."""
+    from onnx import TensorProto
+
+    from ort_qdq_plugin.fusion.rewrite import FusedOperands, rewrite
+
+    names = _FreshNames(decided.opened.proto.graph)
+    made: dict[int, FusedOperands] = {}
+    initializers: list[TensorProto] = []
+
+    def initializer(operand: Operand | None, name: str) -> str:
+        if operand is None:
+            return ""
+        tensor = TensorProto(name=names.fresh(name), data_type=operand.data_type, dims=operand.shape)
+        if operand.in_place is not None:
+            places.put(tensor, operand.in_place)
+        else:
+            places.put_packed(tensor, operand.segment, operand.offset, operand.nbytes)
+        initializers.append(tensor)
+        return str(tensor.name)
+
+    operands = []
+    for fusion in decided.matches.fusions:
+        weight = decided.layout.of(fusion.matrix, fusion.block_size)
+        if id(weight) not in made:
+            stem = f"{fusion.matrix.weight.name or fusion.dequantize}.MatMulNBits"
+            made[id(weight)] = FusedOperands(
+                initializer(weight.b, f"{stem}.B"),
+                initializer(weight.scales, f"{stem}.scales"),
+                initializer(weight.zero_points, f"{stem}.zero_points"),
+            )
+        operands.append((fusion, made[id(weight)]))
+    rewrite(decided.opened.proto, decided.scope, operands, initializers, accuracy_level)
+
+
+class _FreshNames:
+    """Names for values that the graph does not have yet."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self._taken = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+        self._taken.update(name for node in graph.node for name in node.output)
+
+    def fresh(self, wanted: str) -> str:
+        name, number = wanted, 0
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}.{number}"
+        self._taken.add(name)
+        return name
+
+
+def _report(matches: Matches, layout: Layout) -> Report:
+    """What was decided, before anything has been done about it."""
+    fused = []
+    for fusion in matches.fusions:
+        weight = layout.of(fusion.matrix, fusion.block_size)
+        fused.append(
+            Fusion(
+                node=fusion.node.name or fusion.node.output[0],
+                dequantize=fusion.dequantize,
+                kind=fusion.node.op_type,
+                k=fusion.matrix.k,
+                n=fusion.matrix.n,
+                bits=fusion.matrix.bits,
+                block_size=fusion.block_size,
+                layout="K-major" if fusion.matrix.k_major else "N-major",
+                packed_bytes=weight.packed_bytes,
+                borrowed_bytes=weight.borrowed_bytes,
+                has_bias=fusion.bias is not None,
+            )
+        )
+    return Report(
+        "stock",
+        fused=tuple(fused),
+        unfused=tuple(Unfused(left.dequantize, left.weight, left.reason, left.bytes_per_run) for left in matches.left_alone),
+        packed_bytes=sum(weight.packed_bytes for weight in layout.weights.values()),
+        borrowed_bytes=sum(weight.borrowed_bytes for weight in layout.weights.values()),
+    )
+
+
+def _as_model(path_or_bytes: str | os.PathLike[str] | bytes) -> str | bytes:
+    return path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
+
+
+def _provider_names(providers: Any, session_options: Any | None) -> tuple[str, ...]:
+    """The providers a session will have; those that it was not told of are ONNX Runtime's defaults."""
+    if providers:
+        return tuple(provider if isinstance(provider, str) else provider[0] for provider in providers)
+    if session_options is not None and session_options.has_providers():
+        from ort_qdq_plugin.memory.handover import added_providers
+
+        return added_providers(session_options)
+    return tuple(_native.get_available_providers())
+
+
+def _unsupported_provider(request: _Request) -> str | None:
+    return next((name for name in request.providers if name not in _PROVIDERS), None)
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self, seconds: Any = None) -> None:
+        self.seconds: dict[str, float] = dict(seconds or {})
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the block's time to stage `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

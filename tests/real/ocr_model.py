@@ -1,0 +1,84 @@
+"""The text recognition model in the PyPI package rapidocr-onnxruntime: preparing it, reading text with it.
+
+The package itself is not imported (it needs OpenCV): its model file is all that is used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+__all__ = ["LINEAR_LAYERS", "PHRASES", "drawn", "prepared", "read", "recognizer_path"]
+
+Array = NDArray[Any]
+HEIGHT = 48  # the model's input height
+# K and N of the products with constant weights: two attention blocks, then the head over 6,625 characters.
+LINEAR_LAYERS = ((120, 360), (120, 120), (120, 240), (240, 120)) * 2 + ((120, 6625),)
+PHRASES = (
+    "Hello world 2026",
+    "ONNX Runtime",
+    "quantized weights",
+    "The quick brown fox",
+    "3.14159 + 2.71828",
+)
+
+
+def recognizer_path() -> Path:
+    """Where the installed package keeps the recognition model."""
+    found = importlib.util.find_spec("rapidocr_onnxruntime")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parent / "models" / "ch_PP-OCRv4_rec_infer.onnx"
+
+
+def prepared(opset: int = 21) -> onnx.ModelProto:
+    """The float model at a newer opset, its Constant nodes made the initializers that quantizers want."""
+    import onnx_ir
+    from onnx import version_converter
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    original = onnx.load(recognizer_path())
+    model = onnx_ir.from_proto(version_converter.convert_version(original, opset))
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    lifted = onnx_ir.to_proto(model)
+    lifted.ir_version = 10 if opset >= 21 else 8
+    return lifted
+
+
+def drawn(text: str) -> Array:
+    """A picture of `text` as the model wants it: float [1, 3, 48, W], blue first, -1 to 1."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=36)
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
+    image = Image.new("RGB", (right - left + 24, HEIGHT), "white")
+    ImageDraw.Draw(image).text((12 - left, (HEIGHT - bottom - top) // 2), text, fill="black", font=font)
+    pixels = np.asarray(image, np.float32)[:, :, ::-1].transpose(2, 0, 1) / 127.5 - 1
+    return np.ascontiguousarray(pixels[np.newaxis], np.float32)
+
+
+def read(run: Callable[[Array], Array], texts: Sequence[str]) -> tuple[list[str], list[Array]]:
+    """What a recognizer reads in the pictures of `texts`, and the probabilities it read that from."""
+    outputs = [run(drawn(text)) for text in texts]
+    return [_decoded(output[0], _alphabet()).strip() for output in outputs], outputs
+
+
+@cache
+def _alphabet() -> tuple[str, ...]:
+    """The characters by class: 0 is "nothing new", the last one the space."""
+    model = onnx.load(recognizer_path())
+    characters = next(entry.value for entry in model.metadata_props if entry.key == "character")
+    return ("", *characters.splitlines(), " ")
+
+
+def _decoded(probabilities: Array, alphabet: Sequence[str]) -> str:
+    """Connectionist temporal classification: the best class of each step, repetitions counted once."""
+    best = probabilities.argmax(axis=1)
+    kept = [index for place, index in enumerate(best) if place == 0 or index != best[place - 1]]
+    return "".join(alphabet[index] for index in kept)

@@ -1,0 +1,133 @@
+"""Networks from torch's dynamo exporter, their linear layers quantized N-major by a few lines of NumPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from real_support import (
+    assert_all_fused,
+    dequantized_weights,
+    fused_by_stock,
+    needs,
+    qoperator_twin,
+    relative_error,
+    run_script,
+    stock_session,
+)
+
+from ort_qdq_plugin import Options, create_session, report_of
+
+pytestmark = needs("torch", "onnxscript", "ml_dtypes")
+
+Array = NDArray[Any]
+BLOCK = 32
+LINEAR_LAYERS = 3
+RANDOM = np.random.default_rng(9)
+INPUTS = {
+    "rows": RANDOM.standard_normal((4, 96)).astype(np.float32),
+    "sequences": RANDOM.standard_normal((2, 5, 96)).astype(np.float32),
+}
+
+
+def quantized_blocks(weight: Array, bits: int) -> tuple[Array, Array, Array]:
+    """Float [N, K] -> elements [N, K], scales [N, K / BLOCK] and zero points [N, K / BLOCK]."""
+    n, k = weight.shape
+    blocks = weight.reshape(n, k // BLOCK, BLOCK)
+    low, high = np.minimum(blocks.min(2), 0), np.maximum(blocks.max(2), 0)
+    top = (1 << bits) - 1
+    scales = ((high - low) / top).astype(np.float32)
+    zeros = np.rint(-low / scales)
+    elements = np.clip(np.rint(blocks / scales[:, :, None]) + zeros[:, :, None], 0, top)
+    return elements.reshape(n, k), scales, zeros
+
+
+def n_major(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+    """Each Gemm(transB=1) and MatMul of a constant gets its weight [N, K] from a DequantizeLinear(axis=1)."""
+    import ml_dtypes
+
+    element_type: Any = ml_dtypes.uint4 if bits == 4 else np.uint8
+    floats = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type in ("Gemm", "MatMul") and node.input[1] in floats:
+            name = node.input[1]
+            weight = numpy_helper.to_array(floats[name])
+            if node.op_type == "MatMul":
+                weight = weight.T
+            elements, scales, zeros = quantized_blocks(weight, bits)
+            model.graph.initializer.extend(
+                [
+                    numpy_helper.from_array(elements.astype(element_type), f"{name}.quantized"),
+                    numpy_helper.from_array(scales, f"{name}.scales"),
+                    numpy_helper.from_array(zeros.astype(element_type), f"{name}.zero_points"),
+                ]
+            )
+            inputs = [f"{name}.quantized", f"{name}.scales", f"{name}.zero_points"]
+            dequantize = helper.make_node(
+                "DequantizeLinear",
+                inputs,
+                [f"{name}.float"],
+                f"{node.name}.dequantize",
+                axis=1,
+                block_size=BLOCK,
+            )
+            nodes.append(dequantize)
+            node.input[1] = f"{name}.float"
+            if node.op_type == "MatMul":
+                transposed = f"{name}.transposed"
+                nodes.append(helper.make_node("Transpose", [f"{name}.float"], [transposed], perm=[1, 0]))
+                node.input[1] = transposed
+            model.graph.initializer.remove(floats[name])
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    next(opset for opset in model.opset_import if opset.domain == "").version = 21
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("dynamo")
+    run_script("dynamo_models.py", made)
+    for name in INPUTS:
+        for bits in (4, 8):
+            model = n_major(onnx.load(made / f"{name}.onnx"), bits)
+            onnx.save(model, made / f"{name}_{bits}.onnx", save_as_external_data=True, size_threshold=0)
+    return made
+
+
+@pytest.mark.parametrize(("name", "product"), [("rows", "Gemm"), ("sequences", "MatMul")])
+def test_torch_writes_what_we_expect(name: str, product: str, folder: Path) -> None:
+    found = dequantized_weights(onnx.load(folder / f"{name}_4.onnx"))
+    assert [weight.product.op_type for weight in found] == [product] * LINEAR_LAYERS
+    assert fused_by_stock(folder / f"{name}_4.onnx", folder)["MatMulNBits"] == 0
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", INPUTS)
+def test_fused_and_close(name: str, bits: int, folder: Path) -> None:
+    """Close to the unoptimized model at accuracy level 0."""
+    path = folder / f"{name}_{bits}.onnx"
+    session = create_session(path, options=Options(accuracy_level=0))
+    report = report_of(session)
+    assert_all_fused(report, onnx.load(path))
+    assert report is not None
+    assert {fusion.layout for fusion in report.fused} == {"N-major"}
+    ours = session.run(None, {"x": INPUTS[name]})[0]
+    theirs = stock_session(path, level="ORT_DISABLE_ALL").run(None, {"x": INPUTS[name]})[0]
+    assert relative_error(ours, theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", INPUTS)
+def test_equal_to_the_qoperator_twin(name: str, bits: int, folder: Path) -> None:
+    path = folder / f"{name}_{bits}.onnx"
+    twin = stock_session(qoperator_twin(onnx.load(path)).SerializeToString())
+    ours = create_session(path).run(None, {"x": INPUTS[name]})[0]
+    assert np.array_equal(ours, twin.run(None, {"x": INPUTS[name]})[0])
