@@ -154,7 +154,7 @@ def _census(model: onnx.ModelProto) -> tuple[tuple[str, ...], int]:
     fused = []
     for node in nodes:
         if node.op_type in FUSED_OPS:
-            scales = constants.get(node.input[3 if node.op_type == "GatherBlockQuantized" else 2])
+            scales = constants.get(node.input[2])
             fused.append(f"{node.op_type}:{scales.data_type if scales else 0}")
     matrices = {name for name, tensor in constants.items() if len(tensor.dims) > 1}
     left = sum(node.op_type == "DequantizeLinear" and node.input[0] in matrices for node in nodes)

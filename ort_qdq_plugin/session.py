@@ -14,18 +14,20 @@ import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
 from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.quantized import WEIGHT_TYPES
 from ort_qdq_plugin.model.skeleton import Skeleton, external_tensors, open_skeleton
 from ort_qdq_plugin.options import Options, config_entry, is_accuracy_level, is_block_size, thread_count
 from ort_qdq_plugin.report import Fusion, Report, Unfused
 
 if TYPE_CHECKING:
-    from onnx import GraphProto
-
-    from ort_qdq_plugin.fusion.matmul import Matches
+    from ort_qdq_plugin.fusion.gather import GatherFusion
+    from ort_qdq_plugin.fusion.match import Matches
+    from ort_qdq_plugin.fusion.matmul import MatMulFusion
     from ort_qdq_plugin.memory.buffer import PackedBuffer
     from ort_qdq_plugin.memory.handover import Places
     from ort_qdq_plugin.model.graph import Scope
     from ort_qdq_plugin.model.skeleton import OpenedModel
+    from ort_qdq_plugin.model.tensors import StoredTensor
     from ort_qdq_plugin.packing.layout import Layout, Operand
 
 __all__ = ["create_session", "inspect", "report_of"]
@@ -37,7 +39,7 @@ _PROVIDERS = {f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Dml", "Web
 
 _ACCURACY_KEY, _DEFAULT_ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level", 4
 _BLOCK_SIZE_KEY, _DEFAULT_BLOCK_SIZE = "session.qdq_matmulnbits_block_size", 0
-_NO_QDQ_KEY = "session.disable_quant_qdq"
+_NO_QDQ_KEY, _QDQ_OPTIMIZER = "session.disable_quant_qdq", "QDQSelectorActionTransformer"
 _FORMAT_KEY = "session.load_model_format"
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
@@ -74,7 +76,7 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
     Raises ModelError or OSError where the model cannot be opened.
     """
     clock = _Clock()
-    request = _Request(_as_model(path_or_bytes), None, options or Options(), ())
+    request = _Request(_as_model(path_or_bytes), None, options or Options())
     opened = _open(request, clock)
     if isinstance(opened, str):
         return Report("inspect", passed_through=opened, seconds=clock.seconds)
@@ -90,7 +92,8 @@ class _Request:
     model: str | bytes
     session_options: Any | None
     options: Options
-    providers: tuple[str, ...]
+    providers: tuple[str, ...] = ()
+    disabled_optimizers: frozenset[str] = frozenset()
 
     @property
     def accuracy_level(self) -> int:
@@ -120,10 +123,9 @@ class _Request:
     def may_fuse(self) -> bool:
         """Whether the session's options leave fusing QDQ to ONNX Runtime."""
         level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        told_not_to = config_entry(self.session_options, _NO_QDQ_KEY) == "1" or (
-            self.session_options is not None and self.session_options.graph_optimization_level.value < level.value
-        )
-        return not told_not_to
+        options = self.session_options
+        below = options is not None and options.graph_optimization_level.value < level.value
+        return not (below or config_entry(options, _NO_QDQ_KEY) == "1" or _QDQ_OPTIMIZER in self.disabled_optimizers)
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxrunti
 
     def _create_inference_session(self, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
         try:
-            prepared = self._prepare(providers)
+            prepared = self._prepare(providers, disabled_optimizers)
             if prepared is not None:
                 self._create_prepared(prepared, providers, provider_options, disabled_optimizers)
                 return
@@ -177,11 +179,12 @@ class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxrunti
         self._qdq_prepared = None
         super()._create_inference_session(providers, provider_options, disabled_optimizers)
 
-    def _prepare(self, providers: Any) -> _Prepared | None:
+    def _prepare(self, providers: Any, disabled_optimizers: Any) -> _Prepared | None:
         """The prepared model; None, with the reason in the report, where there is nothing for us to do."""
         model = self._model_path if self._model_path is not None else self._model_bytes or b""
         names = _provider_names(providers, self._sess_options)
-        request = _Request(model, self._sess_options, self._qdq_options, names)
+        disabled = frozenset(disabled_optimizers or ())
+        request = _Request(model, self._sess_options, self._qdq_options, names, disabled)
         if self._qdq_prepared is not None and _unsupported_provider(request) is None:
             return self._qdq_prepared
         outcome = _prepare(request)
@@ -245,7 +248,15 @@ def _open(request: _Request, clock: _Clock) -> OpenedModel | str:
         skeleton = open_skeleton(request.model, config_entry(request.session_options, _FOLDER_KEY))
         if skeleton is None:
             return "this is no ONNX model in protobuf form"
-        return skeleton.parse() if _has_work(skeleton, request) else "nothing in it is quantized"
+        if not _has_work(skeleton, request):
+            return "nothing in it is quantized"
+        try:
+            return skeleton.parse()
+        except (ModelError, OSError):
+            raise
+        except Exception as error:
+            # protobuf, and what is built on it, has errors of many types for messages that are none.
+            raise ModelError(f"no readable model: {type(error).__name__}: {error}") from error
 
 
 def _has_work(skeleton: Skeleton, request: _Request) -> bool:
@@ -253,15 +264,15 @@ def _has_work(skeleton: Skeleton, request: _Request) -> bool:
 
 
 def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided | Report:
-    from ort_qdq_plugin.fusion.matmul import Matches, match_matmuls
+    from ort_qdq_plugin.fusion.match import Matches, match
     from ort_qdq_plugin.model.graph import model_scope
     from ort_qdq_plugin.packing.layout import plan_layout
 
     with clock.stage("match"):
         scope = model_scope(opened.proto)
-        matches = match_matmuls(scope, opened.locate, request.block_size) if request.may_fuse else Matches((), ())
+        matches = match(scope, opened.locate, request.block_size) if request.may_fuse else Matches()
     with clock.stage("plan"):
-        wanted = [(fusion.matrix, fusion.block_size) for fusion in matches.fusions]
+        wanted = [fusion.weight for fusion in matches.products]
         layout = plan_layout(wanted, thread_count(request.options, request.session_options))
     report = _report(matches, layout)
     # A model with fused nodes of its own gains by the hand-over alone.
@@ -271,21 +282,24 @@ def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided |
     return _Decided(opened, scope, matches, layout, report)
 
 
-def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared:
+def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared | Report:
     """Pack, put the result into the model, and say where ONNX Runtime finds every byte."""
-    from ort_qdq_plugin.memory.buffer import make_buffer
-    from ort_qdq_plugin.memory.handover import Places, borrow, copy_loses_something, private_options
+    from ort_qdq_plugin.memory.buffer import make_buffers
+    from ort_qdq_plugin.memory.handover import Places, borrow, copy_loses_something, private_options, supplies_initializers
     from ort_qdq_plugin.packing.pack import pack
 
+    if supplies_initializers(request.session_options):
+        return replace(
+            decided.report, passed_through="initializers were added to its session options", seconds=clock.seconds
+        )
     opened, wishes = decided.opened, request.options
     through_paths = copy_loses_something(request.session_options, opened.proto)
     spill_dir = None if wishes.spill_dir is None else os.fspath(wishes.spill_dir)
     with ExitStack() as undo:
         with clock.stage("pack"):
-            packed = []
-            for size in decided.layout.sizes:
-                packed.append(make_buffer(size, wishes.buffer, spill_dir, named=through_paths))
-                undo.callback(packed[-1].discard)
+            packed = make_buffers(decided.layout.sizes, wishes.buffer, spill_dir, named=through_paths)
+            for buffer in packed:
+                undo.callback(buffer.discard)
             if packed:
                 pack(decided.layout, packed, thread_count(wishes, request.session_options), wishes.progress)
             for buffer in packed:
@@ -309,79 +323,102 @@ def _put_fusions_in_place(decided: _Decided, places: Places, accuracy_level: int
     """Rewrite the graph; `places` says where the new initializers' bytes are."""
     from onnx import TensorProto
 
-    from ort_qdq_plugin.fusion.rewrite import FusedOperands, rewrite
+    from ort_qdq_plugin.fusion.rewrite import FreshNames, FusedOperands, Rewriter
 
-    names = _FreshNames(decided.opened.proto.graph)
-    made: dict[int, FusedOperands] = {}
+    names = FreshNames(decided.scope)
     initializers: list[TensorProto] = []
+    made: dict[tuple[object, ...], FusedOperands] = {}
 
-    def initializer(operand: Operand | None, name: str) -> str:
+    def initializer(name: str, data_type: int, shape: tuple[int, ...]) -> TensorProto:
+        initializers.append(TensorProto(name=names.fresh(name), data_type=data_type, dims=shape))
+        return initializers[-1]
+
+    def operand_name(operand: Operand | None, name: str) -> str:
         if operand is None:
             return ""
-        tensor = TensorProto(name=names.fresh(name), data_type=operand.data_type, dims=operand.shape)
+        tensor = initializer(name, operand.data_type, operand.shape)
         if operand.in_place is not None:
             places.put(tensor, operand.in_place)
         else:
             places.put_packed(tensor, operand.segment, operand.offset, operand.nbytes)
-        initializers.append(tensor)
         return str(tensor.name)
 
-    operands = []
-    for fusion in decided.matches.fusions:
-        weight = decided.layout.of(fusion.matrix, fusion.block_size)
-        if id(weight) not in made:
-            stem = f"{fusion.matrix.weight.name or fusion.dequantize}.MatMulNBits"
-            made[id(weight)] = FusedOperands(
-                initializer(weight.b, f"{stem}.B"),
-                initializer(weight.scales, f"{stem}.scales"),
-                initializer(weight.zero_points, f"{stem}.zero_points"),
+    def reshaped_name(stored: StoredTensor | None, name: str, shape: tuple[int, ...] | None) -> str:
+        """The tensor called `name`, or where it needs another shape a new one of the same bytes."""
+        if stored is None or shape is None:
+            return name
+        tensor = initializer(f"{name}.reshaped", stored.data_type, shape)
+        places.put(tensor, stored)
+        return str(tensor.name)
+
+    rewriter = Rewriter(decided.opened.proto, decided.scope, names)
+    for product in decided.matches.products:
+        weight = product.weight
+        if weight.key not in made:
+            packed = decided.layout.of(weight)
+            stem = f"{weight.matrix.weight.name or product.dequantize}.MatMulNBits"
+            made[weight.key] = FusedOperands(
+                operand_name(packed.b, f"{stem}.B"),
+                operand_name(packed.scales, f"{stem}.scales"),
+                operand_name(packed.zero_points, f"{stem}.zero_points"),
             )
-        operands.append((fusion, made[id(weight)]))
-    rewrite(decided.opened.proto, decided.scope, operands, initializers, accuracy_level)
-
-
-class _FreshNames:
-    """Names for values that the graph does not have yet."""
-
-    def __init__(self, graph: GraphProto) -> None:
-        self._taken = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-        self._taken.update(name for node in graph.node for name in node.output)
-
-    def fresh(self, wanted: str) -> str:
-        name, number = wanted, 0
-        while name in self._taken:
-            number += 1
-            name = f"{wanted}.{number}"
-        self._taken.add(name)
-        return name
+        rewriter.product(product, made[weight.key], accuracy_level)
+    for gather in decided.matches.gathers:
+        table, shape = gather.dequantized, gather.scale_shape
+        scales = reshaped_name(table.scales, table.names[1], shape)
+        rewriter.gather(gather, scales, reshaped_name(table.zero_points, table.names[2], shape))
+    rewriter.finish(initializers)
 
 
 def _report(matches: Matches, layout: Layout) -> Report:
     """What was decided, before anything has been done about it."""
-    fused = []
-    for fusion in matches.fusions:
-        weight = layout.of(fusion.matrix, fusion.block_size)
-        fused.append(
-            Fusion(
-                node=fusion.node.name or fusion.node.output[0],
-                dequantize=fusion.dequantize,
-                kind=fusion.node.op_type,
-                k=fusion.matrix.k,
-                n=fusion.matrix.n,
-                bits=fusion.matrix.bits,
-                block_size=fusion.block_size,
-                layout="K-major" if fusion.matrix.k_major else "N-major",
-                packed_bytes=weight.packed_bytes,
-                borrowed_bytes=weight.borrowed_bytes,
-                has_bias=fusion.bias is not None,
-            )
-        )
+    products = [_product_entry(fusion, layout) for fusion in matches.products]
+    gathers = [_gather_entry(fusion) for fusion in matches.gathers]
+    tables = {
+        fusion.dequantized.weight.storage: entry.borrowed_bytes
+        for fusion, entry in zip(matches.gathers, gathers, strict=True)
+    }
     return Report(
         "stock",
-        fused=tuple(fused),
+        fused=(*products, *gathers),
         unfused=tuple(Unfused(left.dequantize, left.weight, left.reason, left.bytes_per_run) for left in matches.left_alone),
         packed_bytes=sum(weight.packed_bytes for weight in layout.weights.values()),
-        borrowed_bytes=sum(weight.borrowed_bytes for weight in layout.weights.values()),
+        borrowed_bytes=sum(weight.borrowed_bytes for weight in layout.weights.values()) + sum(tables.values()),
+    )
+
+
+def _product_entry(fusion: MatMulFusion, layout: Layout) -> Fusion:
+    weight, matrix = layout.of(fusion.weight), fusion.weight.matrix
+    return Fusion(
+        node=fusion.name,
+        dequantize=fusion.dequantize,
+        kind=fusion.kind,
+        k=matrix.k,
+        n=matrix.n,
+        bits=matrix.bits,
+        block_size=fusion.weight.block_size,
+        layout="K-major" if matrix.k_major else "N-major",
+        packed_bytes=weight.packed_bytes,
+        borrowed_bytes=weight.borrowed_bytes,
+        has_bias=fusion.bias is not None,
+    )
+
+
+def _gather_entry(fusion: GatherFusion) -> Fusion:
+    table = fusion.dequantized
+    operands = [table.weight, table.scales, *([] if table.zero_points is None else [table.zero_points])]
+    return Fusion(
+        node=fusion.name,
+        dequantize=fusion.dequantize,
+        kind=fusion.kind,
+        k=table.weight.shape[1],
+        n=table.weight.shape[0],
+        bits=WEIGHT_TYPES[table.weight.data_type][0],
+        block_size=fusion.block_size,
+        layout="N-major",
+        packed_bytes=0,
+        borrowed_bytes=sum(operand.nbytes for operand in operands),
+        has_bias=False,
     )
 
 

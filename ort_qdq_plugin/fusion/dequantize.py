@@ -6,86 +6,121 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.reason import NotFusable, Reason
+from ort_qdq_plugin.fusion.view import View, view_of
 from ort_qdq_plugin.model.graph import Scope, attributes
-from ort_qdq_plugin.model.quantized import WEIGHT_TYPES, QuantizedMatrix
+from ort_qdq_plugin.model.quantized import SCALE_TYPES, WEIGHT_TYPES, QuantizedMatrix, default_zero_point
 from ort_qdq_plugin.model.tensors import StoredTensor
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
-__all__ = ["Dequantized", "Locate", "has_constant_weight", "read_dequantize"]
+__all__ = ["Dequantized", "Locate", "has_constant_weight", "is_dequantize", "read_dequantize"]
 
 Locate = Callable[["TensorProto"], StoredTensor]
 """Finds the bytes of a tensor; raises ModelError when they are not all there."""
 
-_FLOAT, _FLOAT16 = 1, 10  # TensorProto.DataType, the types of MatMulNBits' T1 with a CPU kernel
-
-# DequantizeLinear's default axis, in the ONNX specification since version 13.
+# DequantizeLinear's default axis, in the ONNX specification since version 13 and in ONNX Runtime's contrib operators.
 _DEFAULT_AXIS = 1
+
+_HEAD_BYTES = 4096
+
+# The standard operator, and the contrib one that ONNX Runtime's quantizers write into models below opset 21.
+_DOMAINS = {"", "ai.onnx", "com.microsoft"}
 
 
 @dataclass(frozen=True)
 class Dequantized:
-    """The operands of one DequantizeLinear with a weight of rank 2.
+    """The operands of one DequantizeLinear.
 
-    `axis` (0 or 1) is where the scales vary, None when there is a single scale. `block` elements along it share a scale;
-    0: the scales are one per row or column.
+    `axis` is where scales are shared or vary, None when there is a single scale. `block` elements along it share one; 0: one
+    scale per index. `zero_points` is None too when all of them are the ones that MatMulNBits takes by itself (`centred`).
+    `names`: of weight, scales and zero points in the graph, "" for none.
     """
 
     weight: StoredTensor
     scales: StoredTensor
     zero_points: StoredTensor | None
+    centred: bool
     axis: int | None
     block: int
+    output_type: int
+    names: tuple[str, str, str]
 
-    def matrix(self, k_axis: int) -> QuantizedMatrix:
-        """The weight as a product sees it whose K runs along `k_axis`; raises NotFusable when blocks do not."""
-        blockwise_along_n = self.block and self.axis != k_axis
-        per_row_of_k = not self.block and self.axis == k_axis
-        if blockwise_along_n or per_row_of_k:
-            raise NotFusable(Reason.BLOCKS_ALONG_N)
+    @property
+    def view(self) -> View:
+        """The dequantized tensor as it is stored."""
+        return view_of(self.weight.shape, self.output_type)
+
+    def matrix(self, view: View, transposed: bool) -> QuantizedMatrix:
+        """The right operand W[K, N] of a product that is given `view`, or its transpose; raises NotFusable if it is none."""
+        if len(view.axes) < 2:
+            raise NotFusable(Reason.RANK)
+        if any(view.axes[:-2]):
+            raise NotFusable(Reason.BATCHED)
+        k_axes, n_axes = view.axes[-2:]
+        if transposed:
+            k_axes, n_axes = n_axes, k_axes
+        k_major = list(k_axes + n_axes) == sorted(k_axes + n_axes)
+        if not k_major and list(n_axes + k_axes) != sorted(n_axes + k_axes):
+            raise NotFusable(Reason.INTERLEAVED)
         return QuantizedMatrix(
             weight=self.weight,
             scales=self.scales,
             zero_points=self.zero_points,
-            k=self.weight.shape[k_axis],
-            n=self.weight.shape[1 - k_axis],
-            k_major=k_axis == 0,
-            block=self.block,
+            centred=self.centred,
+            k=view.size(k_axes),
+            n=view.size(n_axes),
+            k_major=k_major,
+            block=self._block_along(k_axes, n_axes),
         )
+
+    def _block_along(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...]) -> int:
+        """Elements along K that share a scale; 0 where all of a column do."""
+        if self.axis is None:
+            return 0
+        size = self.weight.shape[self.axis]
+        if not self.block:
+            if n_axes == (self.axis,):
+                return 0
+            raise NotFusable(Reason.BLOCKS_ALONG_N)
+        if k_axes[-1:] != (self.axis,):
+            raise NotFusable(Reason.BLOCKS_ALONG_N)
+        if len(k_axes) == 1:
+            return self.block
+        if self.block < size and size % self.block:
+            raise NotFusable(Reason.BLOCK_SIZE)
+        return min(self.block, size)
+
+
+def is_dequantize(node: NodeProto) -> bool:
+    """Whether `node` is a DequantizeLinear."""
+    return node.op_type == "DequantizeLinear" and node.domain in _DOMAINS
 
 
 def has_constant_weight(scope: Scope, node: NodeProto) -> bool:
     """Whether `node` dequantizes a tensor that the model itself holds."""
-    is_dequantize = node.op_type == "DequantizeLinear" and node.domain in ("", "ai.onnx")
-    return (
-        is_dequantize
-        and len(node.input) >= 2
-        and (scope.constant(node.input[0]) is not None or scope.is_overridable(node.input[0]))
-    )
+    return len(node.input) >= 2 and (scope.constant(node.input[0]) is not None or scope.is_overridable(node.input[0]))
 
 
 def read_dequantize(scope: Scope, node: NodeProto, locate: Locate) -> Dequantized:
-    """The operands of `node`; raises NotFusable where they are not what MatMulNBits can take."""
+    """The operands of `node`; raises NotFusable where no fused operator can take them."""
     names = [name for name in node.input[:3] if name]
     if any(scope.is_overridable(name) for name in names):
         raise NotFusable(Reason.OVERRIDABLE)
-    tensors = [scope.constant(name) for name in names]
-    if any(tensor is None for tensor in tensors):
+    protos = [tensor for tensor in map(scope.constant, names) if tensor is not None]
+    if len(protos) < len(names):
         raise NotFusable(Reason.NOT_CONSTANT)
-    protos = [tensor for tensor in tensors if tensor is not None]
     weight, scales = protos[0], protos[1]
     if weight.data_type not in WEIGHT_TYPES:
         raise NotFusable(Reason.WEIGHT_TYPE)
-    if scales.data_type not in (_FLOAT, _FLOAT16):
-        raise NotFusable(Reason.SCALE_TYPE)
-    if len(weight.dims) != 2:
-        raise NotFusable(Reason.RANK)
     given = attributes(node)
-    if "output_dtype" in given and given["output_dtype"].i not in (0, scales.data_type):
-        raise NotFusable(Reason.OUTPUT_TYPE)
+    if scales.data_type not in SCALE_TYPES:
+        raise NotFusable(Reason.SCALE_TYPE)
+    output_type = given["output_dtype"].i if "output_dtype" in given else 0
     if len(protos) == 3 and (protos[2].data_type != weight.data_type or list(protos[2].dims) != list(scales.dims)):
         raise NotFusable(Reason.INVALID)
     axis = given["axis"].i if "axis" in given else _DEFAULT_AXIS
@@ -93,23 +128,51 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate) -> Dequantize
     scale_axis, block = _granularity(tuple(weight.dims), tuple(scales.dims), axis, block)
     try:
         located = [locate(proto) for proto in protos]
+        zero_points = located[2] if len(located) == 3 else None
+        centred = _is_centred(weight.data_type, zero_points)
     except (ModelError, OSError) as error:
         raise NotFusable(Reason.INVALID) from error
-    return Dequantized(located[0], located[1], located[2] if len(located) == 3 else None, scale_axis, block)
+    return Dequantized(
+        weight=located[0],
+        scales=located[1],
+        zero_points=None if centred else zero_points,
+        centred=centred,
+        axis=scale_axis,
+        block=block,
+        output_type=output_type or scales.data_type,
+        names=(node.input[0], node.input[1], node.input[2] if len(node.input) > 2 else ""),
+    )
+
+
+def _is_centred(data_type: int, zero_points: StoredTensor | None) -> bool:
+    bits, signed = WEIGHT_TYPES[data_type]
+    if zero_points is None:
+        return signed
+    repeated = np.uint8(0 if signed else default_zero_point(bits) * (0xFF // ((1 << bits) - 1)))
+    # Most that differ do so at once; the last byte may be padded.
+    head = np.empty(min(zero_points.nbytes - 1, _HEAD_BYTES), np.uint8)
+    zero_points.read_range(0, head)
+    if (head != repeated).any():
+        return False
+    values = zero_points.read()
+    unused = zero_points.nbytes * 8 - zero_points.elements * bits
+    return bool((values[:-1] == repeated).all()) and int(values[-1]) & (0xFF >> unused) == int(repeated) & (0xFF >> unused)
 
 
 def _granularity(weight: tuple[int, ...], scales: tuple[int, ...], axis: int, block: int) -> tuple[int | None, int]:
-    """(axis along which scales vary, block size) of a [rows, columns] weight; raises NotFusable(INVALID)."""
-    if min(weight) <= 0 or not -2 <= axis < 2 or block < 0:
+    """(axis of the scales or None, block size); raises NotFusable(INVALID) where shapes and attributes do not fit."""
+    rank = len(weight)
+    if not weight or min(weight) <= 0 or block < 0:
         raise NotFusable(Reason.INVALID)
-    axis %= 2
-    if block:
-        expected = tuple(-(-size // block) if at == axis else size for at, size in enumerate(weight))
-        if scales != expected:
-            raise NotFusable(Reason.INVALID)
-        return axis, block
-    if scales in ((), (1,)):
+    if not block and scales in ((), (1,)):
+        # A single scale, whatever the axis says.
         return None, 0
-    if scales != (weight[axis],):
+    if not -rank <= axis < rank:
         raise NotFusable(Reason.INVALID)
-    return axis, 0
+    axis %= rank
+    blocked = (
+        tuple(-(-size // block) if at == axis else size for at, size in enumerate(weight)) if block else (weight[axis],)
+    )
+    if scales != blocked:
+        raise NotFusable(Reason.INVALID)
+    return axis, block

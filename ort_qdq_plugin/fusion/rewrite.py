@@ -1,28 +1,35 @@
 """Fusions become nodes and initializers: the graph that ONNX Runtime is given.
 
-Format fact: ``com.microsoft.MatMulNBits`` version 1, its inputs A, B, scales, zero_points, g_idx, bias and its attributes.
+Format facts: inputs and attributes of ``com.microsoft.MatMulNBits`` and ``com.microsoft.GatherBlockQuantized`` version 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
-from ort_qdq_plugin.fusion.matmul import Location, MatMulFusion
-from ort_qdq_plugin.model.graph import Scope, scopes
+from ort_qdq_plugin.fusion.gather import GatherFusion
+from ort_qdq_plugin.fusion.matmul import MatMulFusion
+from ort_qdq_plugin.model.graph import Location, Scope, scopes
+from ort_qdq_plugin.model.quantized import WEIGHT_TYPES
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, TensorProto
+    from onnx import GraphProto, ModelProto
 
-__all__ = ["FusedOperands", "rewrite"]
+__all__ = ["FreshNames", "FusedOperands", "Rewriter"]
 
 _CONTRIB_DOMAIN, _CONTRIB_VERSION = "com.microsoft", 1
 
-# Nodes that only exist to bring a weight to its product.
-_WEIGHT_CHAIN = {"DequantizeLinear", "Transpose", "Constant"}
+# Since this opset Unsqueeze takes its axes as an input.
+_UNSQUEEZE_AXES_INPUT = 13
+
+# Nodes that may exist only to bring a weight to what reads it.
+_WEIGHT_CHAIN = {
+    "DequantizeLinear", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Constant",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,75 +41,130 @@ class FusedOperands:
     zero_points: str
 
 
-def rewrite(
-    model: ModelProto,
-    scope: Scope,
-    fusions: Sequence[tuple[MatMulFusion, FusedOperands]],
-    initializers: Iterable[TensorProto],
-    accuracy_level: int,
-) -> None:
-    """Put every fusion in place, drop what nothing reads any more, and add `initializers` to the main graph.
+class FreshNames:
+    """Names for values and nodes that a model does not have yet, in any of its graphs."""
 
-    `scope` is the model's, unchanged since the fusions were found; it is stale afterwards.
+    def __init__(self, scope: Scope) -> None:
+        self._taken: set[str] = set()
+        for inner in scopes(scope):
+            self._taken.update(inner.initializers)
+            self._taken.update(value.name for value in inner.graph.input)
+            self._taken.update(name for node in inner.nodes for name in (node.name, *node.output))
+
+    def fresh(self, wanted: str) -> str:
+        """`wanted`, numbered where that is taken; taken from now on."""
+        name, number = wanted, 0
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}.{number}"
+        self._taken.add(name)
+        return name
+
+
+class Rewriter:
+    """Collects the fused nodes of a model and puts them in place.
+
+    `scope` is the model's, unchanged since the fusions were found; it is stale after `finish`.
     """
-    edits = _Edits()
-    for fusion, operands in fusions:
-        edits.replace(fusion, _fused_node(fusion, operands, accuracy_level))
-    for fusion, _ in fusions:
-        where, node = fusion.product[0], fusion.node
-        for name in node.input[1:]:
-            edits.drop_unread(where, name)
-    edits.apply(scope)
-    model.graph.initializer.extend(initializers)
-    if fusions and all(opset.domain != _CONTRIB_DOMAIN for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(_CONTRIB_DOMAIN, _CONTRIB_VERSION))
 
-
-def _fused_node(fusion: MatMulFusion, operands: FusedOperands, accuracy_level: int) -> NodeProto:
-    inputs = [fusion.activation, operands.b, operands.scales, operands.zero_points, "", fusion.bias or ""]
-    while not inputs[-1]:
-        inputs.pop()
-    return helper.make_node(
-        "MatMulNBits",
-        inputs,
-        [fusion.output],
-        name=fusion.node.name,
-        domain=_CONTRIB_DOMAIN,
-        K=fusion.matrix.k,
-        N=fusion.matrix.n,
-        bits=fusion.matrix.bits,
-        block_size=fusion.block_size,
-        accuracy_level=accuracy_level,
-    )
-
-
-class _Edits:
-    """Nodes to replace and to remove, by scope and index, and names whose initializers go."""
-
-    def __init__(self) -> None:
-        self._replaced: dict[Location, NodeProto] = {}
+    def __init__(self, model: ModelProto, scope: Scope, names: FreshNames) -> None:
+        self._model = model
+        self._scope = scope
+        self._names = names
+        self._initializers: list[TensorProto] = []
+        self._replaced: dict[Location, list[NodeProto]] = {}
         self._removed: set[Location] = set()
         self._dropped: dict[Scope, set[str]] = {}
+        self._weight_inputs: list[tuple[Scope, str]] = []
+        self._read_anew: set[tuple[Scope, str]] = set()
 
-    def replace(self, fusion: MatMulFusion, node: NodeProto) -> None:
-        if fusion.bias_add is None:
-            self._replaced[fusion.product] = node
-        else:
-            # The later of the two: there the bias, too, has been produced.
-            self._replaced[fusion.bias_add] = node
-            self._removed.add(fusion.product)
+    def product(self, fusion: MatMulFusion, operands: FusedOperands, accuracy_level: int) -> None:
+        """Replace a product by MatMulNBits and what has to stand around it."""
+        chain = _Chain(fusion.output, fusion.name, self._names)
+        value = fusion.activation
+        before, after = fusion.transposes
+        if before is not None:
+            value = chain.node("Transpose", [value], perm=before)
+        if fusion.casts_from is not None:
+            value = chain.node("Cast", [value], to=fusion.weight.scale_type)
+        bias = fusion.bias if isinstance(fusion.bias, str) else ""
+        if isinstance(fusion.bias, TensorProto):
+            bias = self._constant(fusion.bias, f"{fusion.name}.bias")
+        inputs = [value, operands.b, operands.scales, operands.zero_points, "", bias]
+        while not inputs[-1]:
+            inputs.pop()
+        value = chain.node(
+            "MatMulNBits", inputs, domain=_CONTRIB_DOMAIN, K=fusion.weight.matrix.k, N=fusion.weight.matrix.n,
+            bits=fusion.weight.matrix.bits, block_size=fusion.weight.block_size, accuracy_level=accuracy_level,
+        )  # fmt: skip
+        if fusion.casts_from is not None:
+            value = chain.node("Cast", [value], to=fusion.casts_from)
+        if after is not None:
+            value = chain.node("Transpose", [value], perm=after)
+        if fusion.new_axes:
+            value = self._unsqueezed(chain, value, fusion.new_axes)
+        if fusion.addend is not None:
+            addend = fusion.addend.name
+            if fusion.addend.beta != 1.0:
+                data_type = fusion.casts_from or fusion.weight.scale_type
+                beta = helper.make_tensor("", data_type, [], [fusion.addend.beta])
+                addend = chain.node("Mul", [addend, self._constant(beta, f"{fusion.name}.beta")])
+            chain.node("Add", [value, addend])
+        self._replace(fusion, chain)
 
-    def _reads(self, location: Location, name: str) -> bool:
-        replacement = self._replaced.get(location)
-        if replacement is not None:
-            return name in replacement.input
-        return location not in self._removed
+    def gather(self, fusion: GatherFusion, scales: str, zero_points: str) -> None:
+        """Replace a Gather by GatherBlockQuantized on the same table."""
+        chain = _Chain(fusion.output, fusion.name, self._names)
+        table = fusion.dequantized
+        inputs = [table.names[0], fusion.indices, scales, *([zero_points] if zero_points else [])]
+        value = chain.node(
+            "GatherBlockQuantized", inputs, domain=_CONTRIB_DOMAIN, gather_axis=0, quantize_axis=1,
+            block_size=fusion.block_size, bits=WEIGHT_TYPES[table.weight.data_type][0],
+        )  # fmt: skip
+        if fusion.cast_to is not None:
+            chain.node("Cast", [value], to=fusion.cast_to)
+        self._replace(fusion, chain)
 
-    def drop_unread(self, scope: Scope, name: str) -> None:
+    def finish(self, initializers: Iterable[TensorProto]) -> None:
+        """Change the model: put the nodes in, drop what nothing reads any more, add `initializers` to the main graph."""
+        for scope, name in self._weight_inputs:
+            self._drop_unread(scope, name)
+        # Innermost first: replacing a graph's nodes copies the subgraphs in them.
+        for inner in reversed(list(scopes(self._scope))):
+            self._apply(inner)
+        self._model.graph.initializer.extend([*initializers, *self._initializers])
+        if self._replaced and all(opset.domain != _CONTRIB_DOMAIN for opset in self._model.opset_import):
+            self._model.opset_import.append(helper.make_opsetid(_CONTRIB_DOMAIN, _CONTRIB_VERSION))
+
+    def _replace(self, fusion: MatMulFusion | GatherFusion, chain: _Chain) -> None:
+        # The last of the nodes replaced: there everything that they read has been produced.
+        nodes, scope = chain.finished(), fusion.replaced[0][0]
+        self._replaced[fusion.replaced[-1]] = nodes
+        self._removed.update(fusion.replaced[:-1])
+        self._read_anew.update((scope.definer(name), name) for node in nodes for name in node.input)
+        self._weight_inputs.append((scope, fusion.weight_input))
+
+    def _constant(self, tensor: TensorProto, name: str) -> str:
+        tensor.name = self._names.fresh(name)
+        self._initializers.append(tensor)
+        return tensor.name
+
+    def _unsqueezed(self, chain: _Chain, value: str, count: int) -> str:
+        axes = list(range(count))
+        opset = max((entry.version for entry in self._model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+        if opset < _UNSQUEEZE_AXES_INPUT:
+            return chain.node("Unsqueeze", [value], axes=axes)
+        return chain.node(
+            "Unsqueeze", [value, self._constant(helper.make_tensor("", TensorProto.INT64, [count], axes), "axes")]
+        )
+
+    def _drop_unread(self, scope: Scope, name: str) -> None:
         """Remove what produces `name`, and so on upwards, if nothing reads it any more."""
         if not name or scope.is_input(name) or scope.is_output(name):
             return
-        if any(self._reads(use, name) for use in scope.uses(name)):
+        if (scope.definer(name), name) in self._read_anew:
+            return
+        if any(use not in self._removed and use not in self._replaced for use in scope.uses(name)):
             return
         found = scope.producer(name)
         if found is None:
@@ -112,17 +174,44 @@ class _Edits:
         if node.op_type in _WEIGHT_CHAIN and (where, index) not in self._removed:
             self._removed.add((where, index))
             for above in node.input:
-                self.drop_unread(where, above)
+                self._drop_unread(where, above)
 
-    def apply(self, scope: Scope) -> None:
-        for location, node in self._replaced.items():
-            location[0].nodes[location[1]].CopyFrom(node)
-        for inner in scopes(scope):
-            removed = {index for where, index in self._removed if where is inner}
-            dropped = self._dropped.get(inner, set())
-            gone = {name for index in removed for name in inner.nodes[index].output}
-            for index in sorted(removed, reverse=True):
-                del inner.graph.node[index]
-            for field, names in ((inner.graph.initializer, dropped), (inner.graph.value_info, dropped | gone)):
-                for at in reversed([at for at, item in enumerate(field) if item.name in names]):
-                    del field[at]
+    def _apply(self, scope: Scope) -> None:
+        graph = scope.graph
+        removed = {index for where, index in self._removed if where is scope}
+        replaced = {location[1]: nodes for location, nodes in self._replaced.items() if location[0] is scope}
+        gone = self._dropped.get(scope, set()) | {name for index in removed for name in scope.nodes[index].output}
+        if removed or replaced:
+            kept = [replaced.get(index, [node]) for index, node in enumerate(scope.nodes) if index not in removed]
+            _set_nodes(graph, [node for nodes in kept for node in nodes])
+        for field in (graph.initializer, graph.value_info):
+            for at in reversed([at for at, item in enumerate(field) if item.name in gone]):
+                del field[at]
+
+
+class _Chain:
+    """Nodes one after another, the last of which is to produce `output`."""
+
+    def __init__(self, output: str, name: str, names: FreshNames) -> None:
+        self._nodes: list[NodeProto] = []
+        self._output = output
+        self._name = name
+        self._names = names
+
+    def node(self, op_type: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Add a node; the name of its output."""
+        fused = op_type in ("MatMulNBits", "GatherBlockQuantized")
+        output = self._names.fresh(f"{self._output}.{op_type}")
+        name = self._name if fused else output
+        self._nodes.append(helper.make_node(op_type, inputs, [output], name=name, **attributes))
+        return output
+
+    def finished(self) -> list[NodeProto]:
+        """The nodes."""
+        self._nodes[-1].output[0] = self._output
+        return self._nodes
+
+
+def _set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    del graph.node[:]
+    graph.node.extend(nodes)

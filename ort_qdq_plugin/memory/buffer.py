@@ -11,11 +11,12 @@ import logging
 import mmap
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
-__all__ = ["PackedBuffer", "make_buffer", "spill_directories"]
+__all__ = ["PackedBuffer", "make_buffers", "spill_directories"]
 
 _log = logging.getLogger("ort_qdq_plugin")
 
@@ -83,24 +84,26 @@ def trim_mapping(mapping: mmap.mmap, offset: int, nbytes: int) -> None:
         mapping.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
 
 
-def make_buffer(size: int, kind: str, spill_dir: str | None, named: bool = False) -> PackedBuffer:
-    """A zeroed buffer of `size` > 0 bytes. `kind`: "auto", "file" or "memory".
+def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, named: bool = False) -> list[PackedBuffer]:
+    """Zeroed buffers of `sizes` > 0 bytes. `kind`: "auto", "file" or "memory".
 
-    `named`: the file keeps a path (mode 0600) until `unlink`, for handing it over by path. Where no file can be had, "auto"
-    and "file" warn and give plain memory instead, unless it must be named: then OSError.
+    `named`: the files keep a path (mode 0600) until `unlink`, for handing them over by path. Where no file can be had,
+    "auto" and "file" warn once and give plain memory instead, unless they must be named: then OSError.
     """
-    if not named and (kind == "memory" or (kind == "auto" and size < _SMALL_BYTES)):
-        return PackedBuffer(_anonymous(size))
-    problems: list[OSError] = []
+    if not sizes:
+        return []
+    if not named and (kind == "memory" or (kind == "auto" and sum(sizes) < _SMALL_BYTES)):
+        return [PackedBuffer(_anonymous(size)) for size in sizes]
+    problem: OSError | None = None
     for directory in spill_directories(spill_dir):
         try:
-            return _file_buffer(size, directory, named)
+            return _file_buffers(sizes, directory, named)
         except OSError as error:
-            problems.append(error)
+            problem = error
     if named:
-        raise problems[-1]
-    _log.warning("no room for a spill file of %d bytes (%s): packing into memory instead", size, problems[-1])
-    return PackedBuffer(_anonymous(size))
+        raise problem or OSError("no directory for temporary files")
+    _log.warning("no room for spill files of %d bytes (%s): packing into memory instead", sum(sizes), problem)
+    return [PackedBuffer(_anonymous(size)) for size in sizes]
 
 
 def spill_directories(spill_dir: str | None) -> list[str]:
@@ -117,6 +120,16 @@ def _anonymous(size: int) -> mmap.mmap:
     if hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return mmap.mmap(-1, size)
+
+
+def _file_buffers(sizes: Sequence[int], directory: str, named: bool) -> list[PackedBuffer]:
+    with ExitStack() as undo:
+        buffers = []
+        for size in sizes:
+            buffers.append(_file_buffer(size, directory, named))
+            undo.callback(buffers[-1].discard)
+        undo.pop_all()
+    return buffers
 
 
 def _file_buffer(size: int, directory: str, named: bool) -> PackedBuffer:

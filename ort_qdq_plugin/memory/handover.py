@@ -30,7 +30,7 @@ from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 from ort_qdq_plugin.options import config_entry
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 __all__ = [
     "Borrowed",
@@ -41,6 +41,7 @@ __all__ = [
     "copy_loses_something",
     "keep_until_destroyed",
     "private_options",
+    "supplies_initializers",
     "trimming",
 ]
 
@@ -112,7 +113,12 @@ def _below_root(path: str) -> str:
 
 
 def added_providers(session_options: Any) -> tuple[str, ...]:
-    """Names of the providers that a session with these options, and no others, would have."""
+    """Names of the providers that a session with these options, and no others, would have.
+
+    None are known where asking would leave files behind: the session that is asked would write what the caller wants of his.
+    """
+    if session_options.enable_profiling or session_options.optimized_model_filepath:
+        return ("unknown",)
     session = _native.InferenceSession(session_options, _empty_model(), False, False)
     session.initialize_session([], [], set())
     return tuple(session.get_providers())
@@ -231,9 +237,42 @@ def _pin_for_good() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(buffer))
 
 
+def supplies_initializers(session_options: Any | None) -> bool:
+    """Whether the caller added initializers, or files of them, to these options: then a model's own are not what counts.
+
+    Nothing tells; but a session fails in a different way where such a table lacks what its model wants, or has more. (Single
+    values added with ``add_initializer`` cannot be seen like this.)
+    """
+    if session_options is None:
+        return False
+    options = private_options(session_options)
+    options.enable_profiling, options.optimized_model_filepath = False, ""
+    options.log_severity_level = _FATAL
+    session = _native.InferenceSession(options, _probe_model(), False, False)
+    try:
+        session.initialize_session(["CPUExecutionProvider"], [{}], set())
+    except Exception as error:
+        return _NO_SUCH_FILE not in str(error)
+    return True
+
+
+_FATAL = 4  # OrtLoggingLevel
+_NO_SUCH_FILE = "External data path validation failed"
+
+
 def _empty_model() -> bytes:
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    renamed = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "empty", [value], [renamed])
+    return _small_model(helper.make_node("Identity", ["x"], ["y"]))
+
+
+def _probe_model() -> bytes:
+    """A model with an initializer in a file that does not exist."""
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1])
+    refer(weight, "ort-qdq-plugin/no-such-file", 0, 4)
+    return _small_model(helper.make_node("Add", ["x", "w"], ["y"]), weight)
+
+
+def _small_model(node: NodeProto, *initializers: TensorProto) -> bytes:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([node], "small", values[:1], values[1:], initializers)
     model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
     return bytes(model.SerializeToString())

@@ -10,7 +10,7 @@ from onnx import AttributeProto, TensorProto, helper
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = ["Scope", "attribute", "attributes", "model_scope", "scopes"]
+__all__ = ["Location", "Scope", "attribute", "attributes", "is_standard", "model_scope", "scopes"]
 
 # Initializers that are also graph inputs can be overridden at run time from this IR version on (onnx.proto, IR_VERSION 4).
 _FIRST_IR_WITH_OVERRIDES = 4
@@ -33,6 +33,7 @@ class Scope:
         self.consumers: dict[str, list[tuple[Scope, int]]] = {}
         self.children: list[Scope] = []
         self._ir_version = ir_version
+        self._ranks: dict[str, int] | None = None
         self._inputs = {value.name for value in graph.input}
         self._producers: dict[str, int] = {
             name: index for index, node in enumerate(self.nodes) for name in node.output if name
@@ -76,7 +77,11 @@ class Scope:
             overridable = name in scope._inputs and scope._ir_version >= _FIRST_IR_WITH_OVERRIDES
             return None if overridable else tensor
         index = scope._producers.get(name)
-        if index is None or scope.nodes[index].op_type != "Constant" or scope.nodes[index].domain not in ("", "ai.onnx"):
+        if index is None or not is_standard(scope.nodes[index]):
+            return None
+        if scope.nodes[index].op_type == "Identity" and scope.nodes[index].input:
+            return scope.constant(scope.nodes[index].input[0])
+        if scope.nodes[index].op_type != "Constant":
             return None
         value = attribute(scope.nodes[index], "value")
         if value is not None and value.HasField("t"):
@@ -93,6 +98,19 @@ class Scope:
         """Every (scope, node index) that reads the value called `name` here, once per input that does."""
         return self.definer(name).consumers.get(name, [])
 
+    def rank(self, name: str) -> int | None:
+        """The number of dimensions of the value called `name` here, where the model says it."""
+        scope = self.definer(name)
+        if scope._ranks is None:
+            graph = scope.graph
+            typed = [*graph.input, *graph.output, *graph.value_info]
+            scope._ranks = {
+                value.name: len(value.type.tensor_type.shape.dim)
+                for value in typed
+                if value.type.tensor_type.HasField("shape")
+            }
+        return scope._ranks.get(name)
+
     def is_input(self, name: str) -> bool:
         """Whether `name` here is an input of a graph, be it with an initializer."""
         return name in self.definer(name)._inputs
@@ -100,6 +118,10 @@ class Scope:
     def is_output(self, name: str) -> bool:
         """Whether the value called `name` here leaves a graph under that name."""
         return name in self.definer(name).outputs
+
+
+Location = tuple[Scope, int]
+"""A node: its scope and its index there."""
 
 
 def model_scope(model: ModelProto) -> Scope:
@@ -112,6 +134,11 @@ def scopes(scope: Scope) -> Iterator[Scope]:
     yield scope
     for child in scope.children:
         yield from scopes(child)
+
+
+def is_standard(node: NodeProto) -> bool:
+    """Whether the operator is one of the ONNX specification's own domain."""
+    return node.domain in ("", "ai.onnx")
 
 
 def attribute(node: NodeProto, name: str) -> AttributeProto | None:

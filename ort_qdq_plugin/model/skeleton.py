@@ -41,6 +41,11 @@ class Skeleton:
 
         model = ModelProto()
         model.ParseFromString(self.data)
+        if _dequantizes_in_functions(model):
+            # ONNX Runtime inlines functions as well, before it fuses anything.
+            from onnx.inliner import inline_local_functions
+
+            model = inline_local_functions(model)
         opened = OpenedModel(model, self)
         opened.settle_attributes(model.graph)
         return opened
@@ -111,6 +116,17 @@ class OpenedModel:
         return tensor.data_location == tensor.EXTERNAL and any(
             entry.key == "location" and entry.value == self.skeleton.inline_location for entry in tensor.external_data
         )
+
+
+def _dequantizes_in_functions(model: ModelProto) -> bool:
+    """Whether a model-local function may take part in dequantizing a weight."""
+    if not model.functions:
+        return False
+    if any(node.op_type == "DequantizeLinear" for function in model.functions for node in function.node):
+        return True
+    local = {(function.domain, function.name) for function in model.functions}
+    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return any((node.domain, node.op_type) in local and not dequantized.isdisjoint(node.input) for node in model.graph.node)
 
 
 def external_tensors(graph: GraphProto) -> Iterator[TensorProto]:

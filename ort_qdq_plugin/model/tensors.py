@@ -6,6 +6,7 @@ Format facts: ``TensorProto`` in onnx.proto (``raw_data``, ``int32_data``, ``ext
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import stat
@@ -50,6 +51,10 @@ class ByteSource(Protocol):
     def size(self) -> int:
         """Length in bytes, as it was when the source was opened."""
 
+    @property
+    def identity(self) -> object:
+        """Equal for sources whose bytes are the same ones."""
+
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes at `offset`; raises SourceChangedError where they are gone."""
 
@@ -60,6 +65,10 @@ class ByteSource(Protocol):
         """All bytes as one read-only buffer that ONNX Runtime can borrow."""
 
 
+# Sources in memory below this are one if their bytes are equal: the same small tensor is located anew each time.
+_COMPARED_BYTES = 1 << 20
+
+
 class MemorySource:
     """Bytes that the caller owns."""
 
@@ -67,6 +76,10 @@ class MemorySource:
         self._data = data
         self.name = name
         self.size = len(data)
+
+    @property
+    def identity(self) -> object:
+        return self._data if self.size < _COMPARED_BYTES else id(self)
 
     def read_into(self, offset: int, target: memoryview) -> None:
         target[:] = memoryview(self._data)[offset : offset + len(target)]
@@ -84,25 +97,28 @@ class FileSource:
     Reads go through `pread`, never through a mapping: a file that shrinks gives an error instead of SIGBUS.
     """
 
+    _fd = -1
+
     def __init__(self, path: str) -> None:
         self.name = path
         # O_NONBLOCK: opening a FIFO must not wait for a writer; it is refused just below.
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         self._fd = os.open(path, flags)
-        try:
-            status = os.fstat(self._fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise ModelError(f"{path}: not a regular file")
-        except BaseException:
-            os.close(self._fd)
-            raise
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise ModelError(f"{path}: not a regular file")
         self.size = status.st_size
-        self._opened_as = self._identity(status)
+        self._opened_as = self._file_identity(status)
         self._mapping: mmap.mmap | None = None
         self._lock = threading.Lock()
 
+    @property
+    def identity(self) -> object:
+        return id(self)
+
     @staticmethod
-    def _identity(status: os.stat_result) -> tuple[int, ...]:
+    def _file_identity(status: os.stat_result) -> tuple[int, ...]:
         return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def read_into(self, offset: int, target: memoryview) -> None:
@@ -114,7 +130,7 @@ class FileSource:
             done += count
 
     def check_unchanged(self) -> None:
-        if self._identity(os.fstat(self._fd)) != self._opened_as:
+        if self._file_identity(os.fstat(self._fd)) != self._opened_as:
             raise SourceChangedError(f"{self.name}: changed while it was being loaded")
 
     def buffer(self) -> mmap.mmap:
@@ -126,9 +142,9 @@ class FileSource:
 
     def close(self) -> None:
         """Close the descriptor. A mapping that was handed out stays valid until it is garbage-collected."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def __del__(self) -> None:
         self.close()
@@ -193,9 +209,14 @@ class StoredTensor:
     nbytes: int
 
     @property
-    def storage(self) -> tuple[int, int, int]:
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def storage(self) -> tuple[object, int, int]:
         """Equal for tensors that are the same bytes in the same place."""
-        return (id(self.source), self.offset, self.nbytes)
+        return (self.source.identity, self.offset, self.nbytes)
 
     def read_range(self, start: int, target: np.ndarray) -> None:
         """Fill the uint8 array `target` with the bytes from `start`, counted from the tensor's first byte."""
@@ -247,8 +268,11 @@ def stored_tensor(proto: TensorProto, files: ExternalFiles, model: ByteSource, i
     return StoredTensor(proto.name, proto.data_type, shape, MemorySource(data, proto.name), 0, nbytes)
 
 
+_MAX_DIGITS = 20  # of a 64-bit number
+
+
 def _whole_number(tensor: str, key: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > _MAX_DIGITS:
         raise ModelError(f"{tensor}: external data {key} {text!r} is not a whole number")
     return int(text)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from ort_qdq_plugin.model.quantized import QuantizedMatrix
+from ort_qdq_plugin.model.quantized import FusedWeight, QuantizedMatrix
 from ort_qdq_plugin.model.tensors import ELEMENT_BITS, StoredTensor
 
 __all__ = ["Layout", "Move", "Operand", "Order", "PackedWeight", "plan_layout"]
@@ -27,9 +27,18 @@ _PAGE_ALIGNED_BYTES = 1 << 16
 class Order(Enum):
     """How a move's source relates to its target, `lines` lines of `length` elements."""
 
-    TRANSPOSED = "source is [length, lines]"
-    ROWS = "source is [lines, length]"
+    TRANSPOSED = "source is [source_length, lines]"
+    ROWS = "source is [lines, source_length]"
     SPREAD = "source has one element per line, or one in all, repeated along the line"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Floating-point elements of TensorProto.DataType `source` multiplied by `factor`, as elements of type `target`."""
+
+    source: int
+    target: int
+    factor: float
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,9 @@ class Move:
     """One tensor on its way into the packed buffer.
 
     The target starts at byte `offset` of buffer `segment` and has `lines` lines, `row_bytes` apart; each receives `length`
-    elements of `bits` bits. What a line does not fill stays zero. `flip`: two's complement becomes unsigned by flipping each
-    top bit.
+    elements. What a line does not fill stays zero. The source has elements of `bits` bits and each counts for `repeat`
+    successive ones of the target. `flip`: two's complement becomes unsigned by flipping each top bit. `conversion`: of
+    floating-point elements; None keeps them as they are.
     """
 
     source: StoredTensor
@@ -50,6 +60,13 @@ class Move:
     segment: int
     offset: int
     row_bytes: int
+    repeat: int = 1
+    conversion: Conversion | None = None
+
+    @property
+    def source_length(self) -> int:
+        """Elements of the source along a line."""
+        return -(-self.length // self.repeat)
 
 
 @dataclass(frozen=True)
@@ -91,31 +108,26 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class Layout:
-    """A plan: `weights` has the operands for each (matrix, block size) asked for; carrying out `moves` fills zeroed buffers
-    of `sizes` bytes."""
+    """A plan: `weights` has the operands of each weight asked for; carrying out `moves` fills zeroed buffers of `sizes`
+    bytes."""
 
     weights: dict[tuple[object, ...], PackedWeight]
     moves: tuple[Move, ...]
     sizes: tuple[int, ...]
 
-    def of(self, matrix: QuantizedMatrix, block_size: int) -> PackedWeight:
-        """The operands planned for `matrix` at this block size."""
-        return self.weights[_key(matrix, block_size)]
+    def of(self, weight: FusedWeight) -> PackedWeight:
+        """The operands planned for `weight`."""
+        return self.weights[weight.key]
 
 
-def plan_layout(wanted: Iterable[tuple[QuantizedMatrix, int]], segments: int = 1) -> Layout:
-    """Give every operand of every (matrix, block size) its place in one of at most `segments` buffers of similar size.
+def plan_layout(wanted: Iterable[FusedWeight], segments: int = 1) -> Layout:
+    """Give every operand of every weight its place in one of at most `segments` buffers of similar size.
 
-    The same stored bytes are placed once.
+    What is made of the same stored bytes in the same way is placed once.
     """
-    by_key = {_key(matrix, block_size): (matrix, block_size) for matrix, block_size in wanted}
     planner = _Planner(segments)
-    weights = {key: planner.weight(matrix, block_size) for key, (matrix, block_size) in by_key.items()}
+    weights = {key: planner.weight(weight) for key, weight in {weight.key: weight for weight in wanted}.items()}
     return planner.finish(weights)
-
-
-def _key(matrix: QuantizedMatrix, block_size: int) -> tuple[object, ...]:
-    return (*matrix.storage, block_size)
 
 
 class _Planner:
@@ -131,7 +143,8 @@ class _Planner:
         placed = {key: _with_zeros_at(weight, self._segment, zeros) for key, weight in weights.items()}
         return Layout(placed, tuple(self._moves), tuple(size for size in self._sizes if size))
 
-    def weight(self, matrix: QuantizedMatrix, block_size: int) -> PackedWeight:
+    def weight(self, weight: FusedWeight) -> PackedWeight:
+        matrix, block_size = weight.matrix, weight.block_size
         # Into the emptiest buffer; no later one is used before an earlier one, so that none in the middle stays empty.
         self._segment = min(range(len(self._sizes)), key=self._sizes.__getitem__)
         blocks = -(-matrix.k // block_size)
@@ -142,22 +155,23 @@ class _Planner:
             matrix.weight, order, matrix.n, matrix.k, matrix.bits, matrix.signed, row_bytes,
         )  # fmt: skip
         per_block = order if matrix.block else Order.SPREAD
-        scale_bits = ELEMENT_BITS[matrix.scales.data_type]
+        stored_type, scale_type = matrix.scales.data_type, weight.scale_type
+        same = stored_type == scale_type and weight.scale_factor == 1.0
         scales = self._operand(
-            (matrix.n * blocks,), matrix.scales.data_type,
-            matrix.scales, per_block, matrix.n, blocks, scale_bits, False, blocks * scale_bits // 8,
+            (matrix.n * blocks,), scale_type, matrix.scales, per_block, matrix.n, blocks, ELEMENT_BITS[stored_type], False,
+            blocks * ELEMENT_BITS[scale_type] // 8, weight.scale_repeat,
+            None if same else Conversion(stored_type, scale_type, weight.scale_factor),
         )  # fmt: skip
-        return PackedWeight(b, scales, self._zero_points(matrix, blocks, per_block))
+        return PackedWeight(b, scales, self._zero_points(matrix, blocks, per_block, weight.scale_repeat))
 
-    def _zero_points(self, matrix: QuantizedMatrix, blocks: int, order: Order) -> Operand | None:
+    def _zero_points(self, matrix: QuantizedMatrix, blocks: int, order: Order, repeat: int) -> Operand | None:
         row_bytes = (blocks * matrix.bits + 7) // 8
         shape = (matrix.n * row_bytes,)
         if matrix.zero_points is not None:
             return self._operand(
-                shape, _UINT8, matrix.zero_points, order, matrix.n, blocks, matrix.bits, matrix.signed, row_bytes
+                shape, _UINT8, matrix.zero_points, order, matrix.n, blocks, matrix.bits, matrix.signed, row_bytes, repeat
             )
-        if matrix.signed:
-            # DequantizeLinear takes 0, MatMulNBits 2**(bits-1): the same once the top bit is flipped.
+        if matrix.centred:
             return None
         self._zeros = max(self._zeros, shape[0])
         return Operand(_UINT8, shape, shape[0], segment=_IN_ZEROS)
@@ -165,15 +179,19 @@ class _Planner:
     def _operand(
         self, shape: tuple[int, ...], data_type: int,
         source: StoredTensor, order: Order, lines: int, length: int, bits: int, flip: bool, row_bytes: int,
+        repeat: int = 1, conversion: Conversion | None = None,
     ) -> Operand:  # fmt: skip
         nbytes = lines * row_bytes
         # A matrix of one column or of one row is its own transpose.
         stored_as_lines = order is Order.ROWS or (order is Order.TRANSPOSED and 1 in (lines, length))
         fills_its_lines = length * bits == row_bytes * 8 or lines == 1
-        if stored_as_lines and fills_its_lines and not flip and source.nbytes == nbytes:
+        changed = flip or repeat != 1 or conversion is not None
+        if stored_as_lines and fills_its_lines and not changed and source.nbytes == nbytes:
             return Operand(data_type, shape, nbytes, in_place=source)
         offset = self._place(nbytes)
-        self._moves.append(Move(source, order, lines, length, bits, flip, self._segment, offset, row_bytes))
+        self._moves.append(
+            Move(source, order, lines, length, bits, flip, self._segment, offset, row_bytes, repeat, conversion)
+        )
         return Operand(data_type, shape, nbytes, segment=self._segment, offset=offset)
 
     def _place(self, nbytes: int) -> int:

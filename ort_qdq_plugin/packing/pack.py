@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer
+from ort_qdq_plugin.model.quantized import BFLOAT16, FLOAT16
+from ort_qdq_plugin.model.tensors import ELEMENT_BITS
 from ort_qdq_plugin.packing.bits import Transposer, flip_mask, pack_elements, unpack_elements
-from ort_qdq_plugin.packing.layout import Layout, Move, Order
+from ort_qdq_plugin.packing.layout import Conversion, Layout, Move, Order
 
 __all__ = ["Progress", "pack"]
 
@@ -31,7 +33,7 @@ _UNALIGNED_BYTES_PER_ELEMENT = 4
 
 @dataclass(frozen=True)
 class _Band:
-    """Rows first..last of a move's source matrix, [rows, columns]."""
+    """Rows first..last of a move's source matrix, [rows, columns]; from element `start` of each target line on."""
 
     move: Move
     first: int
@@ -39,7 +41,11 @@ class _Band:
 
     @property
     def columns(self) -> int:
-        return self.move.lines if self.move.order is Order.TRANSPOSED else self.move.length
+        return self.move.lines if self.move.order is Order.TRANSPOSED else self.move.source_length
+
+    @property
+    def start(self) -> int:
+        return self.first * self.move.repeat if self.move.order is Order.TRANSPOSED else 0
 
     @property
     def source_bytes(self) -> int:
@@ -80,7 +86,7 @@ def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:
     if move.order is Order.SPREAD:
         yield _Band(move, 0, 1)
         return
-    whole = _Band(move, 0, move.length if move.order is Order.TRANSPOSED else move.lines)
+    whole = _Band(move, 0, move.source_length if move.order is Order.TRANSPOSED else move.lines)
     aligned = whole.columns * move.bits % 8 == 0
     row_bytes = whole.columns * move.bits // 8 if aligned else whole.columns * _UNALIGNED_BYTES_PER_ELEMENT
     rows = max(scratch_bytes // row_bytes, _MIN_BAND_LINES) // _MIN_BAND_LINES * _MIN_BAND_LINES
@@ -129,7 +135,7 @@ class _Job:
         elif band.columns * move.bits % 8:
             self._unaligned(band, target)
         elif move.order is Order.ROWS:
-            target.put(band.first, 0, _flipped(band, self._read(band, 1)))
+            target.put(band.first, 0, _finished(band, _flipped(band, self._read(band, 1))))
         else:
             self._transpose(band, target)
 
@@ -138,9 +144,8 @@ class _Job:
         matrix = self._read(band, max(1, 8 // move.bits)).reshape(-1, band.columns * move.bits // 8)
         # What pads the last group of rows must come out as zeros.
         matrix[band.last - band.first :] = flip_mask(move.bits) if move.flip else 0
-        start = band.first * move.bits // 8
         for first, lines in self._transposer().transposed(matrix, move.bits, move.flip):
-            target.put(first, start, lines)
+            target.put(first, band.start, _finished(band, lines))
 
     def _unaligned(self, band: _Band, target: _Target) -> None:
         """Rows that do not end on byte borders: element by element."""
@@ -150,10 +155,10 @@ class _Job:
         if move.flip:
             elements = elements ^ np.uint8(1 << (move.bits - 1))
         if move.order is Order.ROWS:
-            target.put(band.first, 0, pack_elements(elements, move.bits))
+            target.put(band.first, 0, _finished(band, pack_elements(elements, move.bits)))
             return
         for first, lines in self._transposer().transposed(np.ascontiguousarray(elements), 8, False):
-            target.put(first, band.first * move.bits // 8, pack_elements(lines, move.bits))
+            target.put(first, band.start, _finished(band, pack_elements(lines, move.bits)))
 
     def _read(self, band: _Band, row_multiple: int) -> np.ndarray:
         """The band's bytes in this thread's scratch, with room for rows up to the next multiple."""
@@ -181,8 +186,9 @@ class _Target:
         self._move = move
 
     def put(self, first: int, start: int, lines: np.ndarray) -> None:
-        """Write uint8 `lines` [count, n] from line `first` on, at byte `start` of each."""
+        """Write uint8 `lines` [count, n] from line `first` on, at element `start` of each."""
         move = self._move
+        start = start * (move.bits if move.conversion is None else ELEMENT_BITS[move.conversion.target]) // 8
         offset = move.offset + first * move.row_bytes
         if lines.shape[1] == move.row_bytes:
             self._buffer.write(offset, lines)
@@ -199,14 +205,44 @@ def _flipped(band: _Band, data: np.ndarray) -> np.ndarray:
     return data.reshape(band.last - band.first, -1)
 
 
+def _finished(band: _Band, lines: np.ndarray) -> np.ndarray:
+    """`lines` of the source, uint8 [count, n], as they go into the target: converted, each element repeated."""
+    move = band.move
+    if move.conversion is not None:
+        lines = _converted(np.ascontiguousarray(lines), move.conversion)
+    if move.repeat == 1:
+        return lines
+    room = move.length - band.start
+    if move.bits < 8:
+        elements = unpack_elements(lines, move.bits)[:, : -(-room // move.repeat)]
+        return pack_elements(np.repeat(elements, move.repeat, axis=1)[:, :room], move.bits)
+    width = (move.bits if move.conversion is None else ELEMENT_BITS[move.conversion.target]) // 8
+    repeated = np.repeat(np.ascontiguousarray(lines).view(f"u{width}"), move.repeat, axis=1)[:, :room]
+    return np.ascontiguousarray(repeated).view(np.uint8)
+
+
+def _converted(data: np.ndarray, conversion: Conversion) -> np.ndarray:
+    """Contiguous uint8 `data` [.., n bytes] with its floating-point elements converted."""
+    if conversion.source == BFLOAT16:
+        # The upper half of a float.
+        values = (data.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        values = data.view(np.float16 if conversion.source == FLOAT16 else np.float32).astype(np.float32)
+    if conversion.factor != 1.0:
+        values = values * np.float32(conversion.factor)
+    converted: np.ndarray = values.astype(np.float16 if conversion.target == FLOAT16 else np.float32).view(np.uint8)
+    return converted
+
+
 def _spread(move: Move) -> np.ndarray:
     """The lines [lines, ceil(length*bits/8)] of a move whose lines each repeat one element."""
     data = move.source.read()
     if move.bits > 8:
-        values = np.broadcast_to(data.view(f"u{move.bits // 8}"), move.lines)
+        if move.conversion is not None:
+            data = _converted(data, move.conversion)
+        values = np.broadcast_to(data.view(f"u{data.size // move.source.elements}"), move.lines)
         return np.repeat(values, move.length).view(np.uint8).reshape(move.lines, -1)
-    count = move.lines if data.size * 8 // move.bits >= move.lines else 1
-    values = np.broadcast_to(unpack_elements(data, move.bits)[:count], move.lines)
+    values = np.broadcast_to(unpack_elements(data, move.bits)[: move.source.elements], move.lines)
     if move.flip:
         values = values ^ np.uint8(1 << (move.bits - 1))
     lines: np.ndarray = values[:, None] * pack_elements(np.ones(move.length, np.uint8), move.bits)

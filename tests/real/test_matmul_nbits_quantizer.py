@@ -81,7 +81,6 @@ def test_an_activation_behind_makes_no_difference(opset: int, tmp_path: Path) ->
     assert np.array_equal(session.run(None, {"x": X})[0], twin.run(None, {"x": X})[0])
 
 
-@pytest.mark.xfail(reason="blocks that MatMulNBits lacks are not split into smaller ones yet", strict=False)
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_channel_wise(symmetric: bool, tmp_path: Path) -> None:
     """The whole of K as one block (96 and 160: no block size of MatMulNBits): unfused in stock ONNX Runtime.

@@ -270,7 +270,6 @@ def test_blocks_along_n_are_never_fused(lifted: onnx.ModelProto, tmp_path: Path)
     assert identical(reading(session)[1], reading(stock_session(path))[1])
 
 
-@pytest.mark.xfail(reason="com.microsoft's DequantizeLinear is not matched yet", strict=False)
 def test_contrib_dequantize_linear(tmp_path: Path) -> None:
     """Below opset 21, 4-bit weights come with com.microsoft's DequantizeLinear."""
     path = static(prepared(opset=17), tmp_path, "QInt4", "QUInt8", per_channel=False)
