@@ -134,9 +134,7 @@ def _load_dense(module: Any, job: Job) -> Any:
 
 def _load_ours(module: Any, job: Job) -> Any:
     # Strict: a fallback to stock ORT must not pass for this package's figure.
-    extra: dict[str, Any] = {
-        "options": module.Options(strict=True, progress=_watcher if job.watch_packing else None)
-    }
+    extra: dict[str, Any] = {"options": module.Options(strict=True, progress=_watcher if job.watch_packing else None)}
     options = _session_options(job)
     return module.create_session(job.model, options, providers=["CPUExecutionProvider"], **extra)
 
@@ -389,18 +387,14 @@ class Target:
         return f"- {verdict}: {self.what}: {self.measured:.3g} {self.unit} ({sign} {self.limit:.3g})"
 
 
-def _ratio(
-    what: str, ours: Results, other: Results, figure: Callable[[Results], float], limit: float
-) -> list[Target]:
+def _ratio(what: str, ours: Results, other: Results, figure: Callable[[Results], float], limit: float) -> list[Target]:
     """A target for ours / other; nothing where either did not run."""
     return [Target(what, figure(ours) / figure(other), limit)] if ours and other else []
 
 
 def _load_targets(spec: ModelSpec, results: dict[str, Results]) -> list[Target]:
     """What a variant's table is judged by."""
-    ours, ours_qop, qdq, qop = (
-        results.get(name, Results()) for name in ("ours-qdq", "ours-qop", "stock-qdq", "stock-qop")
-    )
+    ours, ours_qop, qdq, qop = (results.get(name, Results()) for name in ("ours-qdq", "ours-qop", "stock-qdq", "stock-qop"))
     targets = [
         *_ratio("QOperator through this package, init / stock", ours_qop, qop, lambda r: r.init, 0.75),
         *_ratio("QOperator through this package, peak / stock", ours_qop, qop, lambda r: r.peak, 0.90),
@@ -466,9 +460,7 @@ def _disagreements(spec: ModelSpec, differences: dict[str, float], results: dict
     if not spec.n_major and spec.scales == "float":
         exact.append("stock-qdq")
     wrong = [
-        f"{name} differs from stock-qop by {differences[name]:.3g}"
-        for name in exact
-        if differences.get(name, 0.0) != 0.0
+        f"{name} differs from stock-qop by {differences[name]:.3g}" for name in exact if differences.get(name, 0.0) != 0.0
     ]
     failed = [
         f"{name}: {result.failure}"
@@ -586,9 +578,7 @@ def _table(results: dict[str, Results], differences: dict[str, float]) -> list[s
         if result.failure or not result.runs:
             lines.append(_row([title, f"failed: {result.failure or 'not run'}", *[""] * (len(_COLUMNS) - 2)]))
             continue
-        lines.append(
-            _row([title, *_figures(result), *_ratios(result, qdq, qop), _agreement(name, differences)])
-        )
+        lines.append(_row([title, *_figures(result), *_ratios(result, qdq, qop), _agreement(name, differences)]))
     return lines
 
 
@@ -617,9 +607,7 @@ def _figures(result: Results) -> list[str]:
 
 def _ratios(result: Results, qdq: Results, qop: Results) -> list[str]:
     figures: tuple[Callable[[Results], float], ...] = (lambda r: r.init, lambda r: r.peak)
-    return [
-        f"{figure(result) / figure(other):.2f}" if other else "" for figure in figures for other in (qdq, qop)
-    ]
+    return [f"{figure(result) / figure(other):.2f}" if other else "" for figure in figures for other in (qdq, qop)]
 
 
 def _agreement(name: str, differences: dict[str, float]) -> str:
@@ -641,9 +629,7 @@ def inline_section(args: argparse.Namespace) -> Section:
 def packing_section(args: argparse.Namespace, variant: str) -> Section:
     """How fast weights are packed, and with how much memory."""
     pair = _pair(args, variant)
-    job = Job(
-        "ours-qdq", str(pair.qdq), args.threads, args.accuracy_level, load_only=True, watch_packing=True
-    )
+    job = Job("ours-qdq", str(pair.qdq), args.threads, args.accuracy_level, load_only=True, watch_packing=True)
     result = _interleave({"ours-qdq": job}, args.runs)["ours-qdq"]
     if not result:
         return Section(f"Packing, {variant}", [], errors=[result.failure])
@@ -651,9 +637,7 @@ def packing_section(args: argparse.Namespace, variant: str) -> Section:
     scratch = result.median(lambda run: run.packing_anon) / MB
     stages = ", ".join(f"{name} {value:.2f} s" for name, value in _stages(result).items())
     packed = f"{result.packed_bytes / MB:.0f} MB with scales and zero points"
-    lines = [
-        f"{pair.spec.weight_bytes / MB:.0f} MB of weights in {seconds:.2f} s, {packed}; stages: {stages}."
-    ]
+    lines = [f"{pair.spec.weight_bytes / MB:.0f} MB of weights in {seconds:.2f} s, {packed}; stages: {stages}."]
     if args.quick or not result.packed_bytes:
         return Section(f"Packing, {variant}", lines)
     rate = pair.spec.weight_bytes / seconds / 1e9
@@ -784,17 +768,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="runs of each contender: default 5; with --quick 2")
     parser.add_argument("--variants", nargs="+", default=["uint4", "int4", "uint4-nmajor"])
     parser.add_argument("--contenders", nargs="+", default=usual, choices=list(CONTENDERS))
-    parser.add_argument(
-        "--dense", action="store_true", help="also stock with disable_quant_qdq (much memory)"
-    )
+    parser.add_argument("--dense", action="store_true", help="also stock with disable_quant_qdq (much memory)")
     parser.add_argument("--dense-runs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="intra-op; 0: the library's own choice")
     parser.add_argument("--accuracy-level", type=int, default=4)
     parser.add_argument("--dir", type=Path, help="where models are kept (default: a temporary folder)")
     parser.add_argument("--quick", action="store_true", help="tiny models: does it work, not how fast")
-    parser.add_argument(
-        "--table", action="store_true", help="the load table: what is done if nothing is asked"
-    )
+    parser.add_argument("--table", action="store_true", help="the load table: what is done if nothing is asked")
     parser.add_argument("--packing", action="store_true", help="packing's speed and scratch")
     parser.add_argument("--inline", action="store_true", help="weights inside the .onnx")
     parser.add_argument("--overhead", action="store_true", help="models without QDQ; a graph of many nodes")

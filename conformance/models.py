@@ -105,11 +105,7 @@ class ModelSpec:
             "gate_up": (self.hidden, 2 * self.ffn),
             "down": (self.ffn, self.hidden),
         }
-        body = [
-            Product(f"l{layer}.{name}", layer, k, n)
-            for layer in range(self.layers)
-            for name, (k, n) in shapes.items()
-        ]
+        body = [Product(f"l{layer}.{name}", layer, k, n) for layer in range(self.layers) for name, (k, n) in shapes.items()]
         return [*body, Product("head", 0, self.hidden, self.vocab)]
 
     @property
@@ -200,7 +196,8 @@ def pack(elements: Bytes, bits: int) -> Bytes:
     packed = elements[..., 0::per_byte].copy()
     for i in range(1, per_byte):
         packed |= elements[..., i::per_byte] << (i * bits)
-    return packed
+    joined: Bytes = packed
+    return joined
 
 
 def transpose_packed(rows: Bytes, bits: int, panel: int = 256) -> Bytes:
@@ -217,7 +214,8 @@ def transpose_packed(rows: Bytes, bits: int, panel: int = 256) -> Bytes:
 
 def _repeat(value: int, bits: int) -> np.uint8:
     """A byte that holds `value` in each of its fields."""
-    return np.uint8(sum(value << shift for shift in range(0, 8, bits)))
+    repeated: np.uint8 = np.uint8(sum(value << shift for shift in range(0, 8, bits)))
+    return repeated
 
 
 # ---- numbers --------------------------------------------------------------------------------------
@@ -320,11 +318,7 @@ def _qop_tensors(spec: ModelSpec, product: Product) -> list[Tensor]:
         return _numbers(spec, product, n_major=True)
 
     def zero_points() -> Bytes:
-        return (
-            pack(numbers().zero_points, spec.bits)
-            if spec.zero_points
-            else np.zeros((product.n, row_bytes), np.uint8)
-        )
+        return pack(numbers().zero_points, spec.bits) if spec.zero_points else np.zeros((product.n, row_bytes), np.uint8)
 
     tensors = [
         Tensor(
@@ -374,9 +368,7 @@ def _qdq_nodes(spec: ModelSpec, product: Product, x: str) -> list[NodeProto]:
     )
     if not spec.n_major:
         return [dequantize, _node("MatMul", [x, f"{name}.dense"], name)]
-    transpose = helper.make_node(
-        "Transpose", [f"{name}.dense"], [f"{name}.turned"], name=f"{name}.Transpose", perm=[1, 0]
-    )
+    transpose = helper.make_node("Transpose", [f"{name}.dense"], [f"{name}.turned"], name=f"{name}.Transpose", perm=[1, 0])
     return [dequantize, transpose, _node("MatMul", [x, f"{name}.turned"], name)]
 
 
@@ -601,14 +593,12 @@ def write_float_model(path: Path, width: int, layers: int, inline: bool) -> None
     rng = np.random.default_rng(0)
 
     def weight() -> Array:
-        return rng.standard_normal((width, width), dtype=np.float32) / np.float32(math.sqrt(width))
+        scaled: Array = rng.standard_normal((width, width), dtype=np.float32) / np.float32(math.sqrt(width))
+        return scaled
 
     names = ["x", *(f"l{layer}" for layer in range(layers))]
     nodes = [_node("MatMul", [names[i], f"{names[i + 1]}.weight"], names[i + 1]) for i in range(layers)]
-    tensors = [
-        Tensor(f"{name}.weight", TensorProto.FLOAT, (width, width), 4 * width * width, weight)
-        for name in names[1:]
-    ]
+    tensors = [Tensor(f"{name}.weight", TensorProto.FLOAT, (width, width), 4 * width * width, weight) for name in names[1:]]
     _write(path, _model(nodes, {}, width, (names[-1], width)), tensors, inline)
 
 

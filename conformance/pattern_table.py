@@ -1,9 +1,10 @@
 """The pattern table: every pattern through unoptimized ORT, stock ORT and this package.
 
-    python -m conformance.pattern_table [--quick] [--only GLOB] [--issue 2|3] [--form bytes|file|external] [--markdown FILE]
+    python -m conformance.pattern_table [--quick] [--only GLOB] [--group 2|3] [--form bytes|file|external] [--markdown FILE]
 
-A row passes if the package does what the pattern expects, says so truthfully, gives stock ORT's very bits wherever stock fuses the same nodes, and stays
-within the error limits against the unoptimized model. The exit code is 1 if a row fails.
+A row passes if the package does what the pattern expects, says so truthfully, gives stock ORT's very bits wherever
+stock fuses the same nodes, and stays within the error limits against the unoptimized model. The exit code is 1 if a row
+fails.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ LIMITS = {
     ("float16", 4): 2e-2,
     ("bfloat16", 4): 3e-2,
 }
-"""Largest error at an accuracy level. A bfloat16 weight has 8 bits of precision once dequantized, which the fused kernel never loses."""
+"""Largest error at an accuracy level. A bfloat16 weight has 8 bits of precision once dequantized, which the fused kernel
+never loses."""
 DTYPES: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
@@ -66,9 +68,7 @@ class Result:
     error: str | None = None  # why it did not load or run
     outputs: tuple[tuple[Array, ...], ...] = ()  # for each of ROW_COUNTS
     ends: tuple[tuple[str | int | None, ...], ...] = ()  # name, type and shape of inputs and outputs
-    fused: tuple[
-        str, ...
-    ] = ()  # nodes of FUSED_OPS, with their scales' types, in the graph that ORT really runs
+    fused: tuple[str, ...] = ()  # nodes of FUSED_OPS, with their scales' types, in the graph that ORT really runs
     left: int = 0  # DequantizeLinear nodes of constant weights in it
     report: Any = None  # this package's, if it has one
 
@@ -100,13 +100,16 @@ class Row:
     @property
     def cells(self) -> tuple[str, ...]:
         """The row of the Markdown table."""
-        errors = ["–" if np.isnan(error) else f"{error:.1e}" if error else "0" for error in self.errors]
+        errors = ["-" if np.isnan(error) else f"{error:.1e}" if error else "0" for error in self.errors]
         verdict = "pass" if self.passed else "**FAIL**: " + "; ".join(self.problems)
         cells = (self.pattern.name, self.stock, self.keyed, self.ours, self.identical, *errors, verdict)
         return tuple(" ".join(cell.split()) for cell in cells)
 
 
 # Feeding and running
+
+
+_GROUPS = {2: "Plain layouts", 3: "Layouts that exporters write besides"}
 
 
 def _random_input(rng: np.random.Generator, code: int, shape: Sequence[int]) -> Array:
@@ -146,7 +149,7 @@ def _subgraphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
 
 
 def _census(model: onnx.ModelProto) -> tuple[tuple[str, ...], int]:
-    """The fused nodes of a model, each with its scales' type, and how many DequantizeLinear of constants that are no biases."""
+    """The fused nodes of a model, with their scales' types, and how many DequantizeLinear of constants but biases stay."""
     graphs = list(_subgraphs(model.graph))
     nodes = [node for graph in graphs for node in graph.node]
     constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
@@ -161,9 +164,7 @@ def _census(model: onnx.ModelProto) -> tuple[tuple[str, ...], int]:
     return tuple(sorted(fused)), left
 
 
-def _session_options(
-    level: int | None, optimized: Path | None = None, keyed: bool = False
-) -> ort.SessionOptions:
+def _session_options(level: int | None, optimized: Path | None = None, keyed: bool = False) -> ort.SessionOptions:
     """Quiet options; level None means no optimization at all."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -214,12 +215,10 @@ def _run(
         session = make(stored, _session_options(level, keyed=keyed))
         outputs = tuple(tuple(session.run(None, feeds(model, rows))) for rows in ROW_COUNTS)
         make(stored, _session_options(level, optimized, keyed))
-    except Exception as error:  # noqa: BLE001 - whatever ORT raises is a finding
+    except Exception as error:
         return Result(error=f"{type(error).__name__}: {str(error)[:300]}")
     fused, left = _census(onnx.load(optimized, load_external_data=False))
-    ends = tuple(
-        (value.name, value.type, *value.shape) for value in [*session.get_inputs(), *session.get_outputs()]
-    )
+    ends = tuple((value.name, value.type, *value.shape) for value in [*session.get_inputs(), *session.get_outputs()])
     return Result(None, outputs, ends, fused, left, _report_of(session) if ours else None)
 
 
@@ -228,7 +227,7 @@ def _reference(model: onnx.ModelProto) -> tuple[tuple[Array, ...], ...]:
     try:
         session = ort.InferenceSession(model.SerializeToString(), _session_options(None), providers=CPU)
         return tuple(tuple(session.run(None, feeds(model, rows))) for rows in ROW_COUNTS)
-    except Exception:  # noqa: BLE001 - ORT's exception classes share no base of their own
+    except Exception:
         standard = onnx.ModelProto()
         standard.CopyFrom(model)
         for node in standard.graph.node:
@@ -304,19 +303,10 @@ def _describe(ours: Result) -> str:
         return "no: " + ("; ".join(reasons) or report.passed_through or "no reason")
     shown = []
     for fusion in report.fused:
-        place = (
-            "in place"
-            if not fusion.packed_bytes
-            else "packed"
-            if not fusion.borrowed_bytes
-            else "packed in part"
-        )
+        place = "in place" if not fusion.packed_bytes else "packed" if not fusion.borrowed_bytes else "packed in part"
         bias = " + bias" if fusion.has_bias else ""
         shown.append(f"{fusion.kind}{bias}, {fusion.layout}, {place}")
-    text = "; ".join(
-        f"{shown.count(entry)}x {entry}" if shown.count(entry) > 1 else entry
-        for entry in dict.fromkeys(shown)
-    )
+    text = "; ".join(f"{shown.count(entry)}x {entry}" if shown.count(entry) > 1 else entry for entry in dict.fromkeys(shown))
     return text + (f"; {len(report.unfused)} left" if report.unfused else "")
 
 
@@ -326,7 +316,7 @@ def _inspected(stored: str | bytes) -> Any:
 
     try:
         return inspect(stored)
-    except Exception:  # noqa: BLE001 - an invalid model may be refused
+    except Exception:
         return None
 
 
@@ -360,13 +350,13 @@ def _validity(model: onnx.ModelProto) -> list[str]:
         return []
     try:
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # noqa: BLE001 - the checker and shape inference raise unrelated types
+    except Exception as error:  # the checker and shape inference raise unrelated types
         return [f"not a valid model: {error}"]
     return []
 
 
 def check(pattern: Pattern, *, make_session: MakeSession | None = None, form: Form = "bytes") -> Row:
-    """Runs a pattern every way. `make_session` replaces this package's `create_session`, to go through another route of it."""
+    """Runs a pattern every way. `make_session` replaces this package's `create_session`, to take another route of it."""
     model = pattern.build()
     problems = _validity(model)
     reference = _reference(model)
@@ -398,12 +388,13 @@ def check(pattern: Pattern, *, make_session: MakeSession | None = None, form: Fo
         if not ran or not right or not (_comparable(last, others[4]) if last.fused else name == "stock"):
             continue
         text, equal = _identical(ours, others)
-        # The key's fusion runs before casts are inserted: it leaves a float16 model's nodes in other precisions than the default's.
+        # The key's fusion runs before casts are inserted: it leaves a float16 model's nodes in other precisions than the
+        # default's.
         elsewhere = name != "stock" and others[4].fused != last.fused
         shown.append(f"{name}: {text}" + (" (other precision)" if elsewhere and not equal else ""))
         if not equal and not elsewhere and shown[0] != "stock: yes":
             problems.append(f"differs from {name} ({text})")
-    identical = ", ".join(shown) or "–"
+    identical = ", ".join(shown) or "-"
     return Row(
         pattern,
         verdicts["stock"],
@@ -425,7 +416,8 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [
         "# The pattern table",
         "",
-        f"onnxruntime {ort.__version__}, onnx {onnx.__version__}, CPU provider. `stock+key` is stock ORT with `{FUSION_KEY}=1`.",
+        f"onnxruntime {ort.__version__}, onnx {onnx.__version__}, CPU provider. "
+        f"`stock+key` is stock ORT with `{FUSION_KEY}=1`.",
         "`identical` compares with stock's outputs, to the last bit, at accuracy levels "
         + " and ".join(map(str, LEVELS))
         + " and with",
@@ -434,23 +426,21 @@ def markdown(rows: Sequence[Row]) -> str:
         "Stock is wrong on 2-bit [K, N] weights whose N is no multiple of 4: it transposes them wrongly.",
         "Errors are max|a-b|/max|a| against the unoptimized model.",
     ]
-    for issue in sorted({row.pattern.since for row in rows}):
-        lines += ["", f"## Patterns of issue {issue}", ""]
+    for group in sorted({row.pattern.since for row in rows}):
+        lines += ["", f"## {_GROUPS[group]}", ""]
         lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         for row in rows:
-            if row.pattern.since == issue:
+            if row.pattern.since == group:
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells) + " |")
     return "\n".join([*lines, "", f"{passed} passed, {len(rows) - passed} failed", ""])
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m conformance.pattern_table", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m conformance.pattern_table", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="only the subset for every commit")
     parser.add_argument("--only", metavar="GLOB", default="*", help="only patterns with such names")
-    parser.add_argument("--issue", type=int, choices=(2, 3), help="only this issue's patterns")
+    parser.add_argument("--group", type=int, choices=tuple(_GROUPS), help="only this group's patterns")
     parser.add_argument(
         "--form",
         choices=FORMS,
@@ -467,7 +457,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [
         pattern
         for pattern in (quick_patterns() if arguments.quick else PATTERNS)
-        if fnmatch.fnmatch(pattern.name, arguments.only) and arguments.issue in (None, pattern.since)
+        if fnmatch.fnmatch(pattern.name, arguments.only) and arguments.group in (None, pattern.since)
     ]
     rows = []
     for pattern in chosen:

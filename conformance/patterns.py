@@ -1,8 +1,9 @@
 """The catalogue: the ways of writing a quantized weight that the pattern table checks.
 
-Each `Pattern` builds one tiny model. Those of issue 2 are a pairwise cover of (what consumes the weight) x (element type) x (zero points) x (block size) x
-(scale type) x (shape) x (rank of A), plus traps written by hand; those of issue 3 are written by hand. Weights are random, seeded by the pattern's name,
-and packed with NumPy, so that nothing depends on how the `onnx` helpers spell the small types.
+Each `Pattern` builds one tiny model. Group 2, the plain layouts, is a pairwise cover of (what consumes the weight) x
+(element type) x (zero points) x (block size) x (scale type) x (shape) x (rank of A), plus traps written by hand; group
+3, the layouts that exporters write besides, is written by hand. Weights are random, seeded by the pattern's name, and
+packed with NumPy, so that nothing depends on how the `onnx` helpers spell the small types.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ MAX_IDS = 48
 class Pattern:
     """One row of the table: a model, and what is to become of it.
 
-    `expects` is "fused" (exactly `fusions` of them), "reason" (nothing fused, and the report says why), "either" (a matter of cost: both are right, the
-    numbers must hold), or "unfused" (nothing fused; nothing to report either, for the weight is no constant).
+    `expects` is "fused" (exactly `fusions` of them), "reason" (nothing fused, and the report says why), "either" (a
+    matter of cost: both are right, the numbers must hold), or "unfused" (nothing fused; nothing to report either, for
+    the weight is no constant).
     """
 
     name: str
@@ -171,9 +173,7 @@ class Draft:
     """A graph being drawn up: nodes and initializers, with random numbers of its own."""
 
     def __init__(self, seed: str, *, opset: int = 21, parent: Draft | None = None) -> None:
-        self.rng: np.random.Generator = (
-            parent.rng if parent else np.random.default_rng(zlib.crc32(seed.encode()))
-        )
+        self.rng: np.random.Generator = parent.rng if parent else np.random.default_rng(zlib.crc32(seed.encode()))
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
@@ -183,22 +183,14 @@ class Draft:
         self.constant_nodes = False
         self.typed_data = False
 
-    def node(
-        self, op: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any
-    ) -> str:
+    def node(self, op: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
         """Adds a node, and gives its output."""
-        self.nodes.append(
-            helper.make_node(op, inputs, [output], f"{output}_node", domain=domain, **attributes)
-        )
+        self.nodes.append(helper.make_node(op, inputs, [output], f"{output}_node", domain=domain, **attributes))
         return output
 
     def input(self, name: str, shape: Sequence[Dim], kind: str = "float") -> str:
         """Adds a graph input."""
-        code = (
-            FLOATS.get(kind)
-            or {"int64": TensorProto.INT64, "bool": TensorProto.BOOL}.get(kind)
-            or ELEMENTS[kind].code
-        )
+        code = FLOATS.get(kind) or {"int64": TensorProto.INT64, "bool": TensorProto.BOOL}.get(kind) or ELEMENTS[kind].code
         self.inputs.append(helper.make_tensor_value_info(name, code, shape))
         return name
 
@@ -227,18 +219,14 @@ class Draft:
         values = self.rng.integers(low, low + (1 << bits), tuple(shape))
         return self.constant(_tensor(name, kind.code, shape, _raw_quantized(values, kind.bits)))
 
-    def floats(
-        self, name: str, shape: Sequence[int], kind: str = "float", *, low: float = 0.01, high: float = 0.03
-    ) -> str:
+    def floats(self, name: str, shape: Sequence[int], kind: str = "float", *, low: float = 0.01, high: float = 0.03) -> str:
         """Adds a random float constant."""
         values = self.rng.uniform(low, high, tuple(shape))
         return self.constant(_tensor(name, FLOATS[kind], shape, _raw_float(np.asarray(values), kind)))
 
     def ints(self, name: str, values: Sequence[int]) -> str:
         """Adds a 1-D int64 constant: a shape, or axes."""
-        return self.constant(
-            _tensor(name, TensorProto.INT64, [len(values)], np.array(values, "<i8").tobytes())
-        )
+        return self.constant(_tensor(name, TensorProto.INT64, [len(values)], np.array(values, "<i8").tobytes()))
 
     def dequantize(
         self,
@@ -293,9 +281,7 @@ class Draft:
 
     def model(self) -> onnx.ModelProto:
         """What was drawn, as a model that imports no more than it uses."""
-        domains = sorted(
-            {""} | {node.domain for node in _all_nodes(self.nodes)} | {f.domain for f in self.functions}
-        )
+        domains = sorted({""} | {node.domain for node in _all_nodes(self.nodes)} | {f.domain for f in self.functions})
         imports = [helper.make_opsetid(domain, 1 if domain else self.opset) for domain in domains]
         model: onnx.ModelProto = helper.make_model(
             self.graph("pattern"),
@@ -326,7 +312,7 @@ def _scale_shape(shape: Sequence[int], axis: int, block: int) -> list[int]:
     return scales
 
 
-# Issue 2: consumers, one function each. `x` and `y` have their types from the weight's scales.
+# Group 2: consumers, one function each. `x` and `y` have their types from the weight's scales.
 
 
 def _a_shape(columns: int, rank: int) -> list[Dim]:
@@ -366,9 +352,7 @@ def _transpose_matmul_negative_axis(d: Draft, w: Weight, rank: int) -> None:
     d.node("MatMul", ["x", _n_major(d, w, axis=replace(w, n_major=True).axis - 2)], "y")
 
 
-def _gemm(
-    d: Draft, w: Weight, rank: int, *, trans_b: bool = False, bias: bool = False, relu: bool = False
-) -> None:
+def _gemm(d: Draft, w: Weight, rank: int, *, trans_b: bool = False, bias: bool = False, relu: bool = False) -> None:
     _ends(d, w, rank)
     inputs = ["x", d.weight(replace(w, n_major=trans_b))] + ([_bias(d, w)] if bias else [])
     attributes: dict[str, Any] = {"transB": 1} if trans_b else {}
@@ -463,22 +447,13 @@ def _pairs(choice: Mapping[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, A
 def _pairwise(tries: int = 40) -> list[dict[str, Any]]:
     """Choices in which every possible pair of values occurs; the same on every call."""
     dice = random.Random(2)
-    pairs = [
-        ((one, a), (two, b))
-        for one, two in combinations(FACTORS, 2)
-        for a in FACTORS[one]
-        for b in FACTORS[two]
-    ]
+    pairs = [((one, a), (two, b)) for one, two in combinations(FACTORS, 2) for a in FACTORS[one] for b in FACTORS[two]]
     open_pairs = dict.fromkeys(dice.sample(pairs, len(pairs)))
     choices: list[dict[str, Any]] = []
     while open_pairs:
         pair = next(iter(open_pairs))
-        drawn = [
-            {name: dice.choice(values) for name, values in FACTORS.items()} | dict(pair) for _ in range(tries)
-        ]
-        best = max(
-            filter(_possible, drawn), key=lambda choice: len(_pairs(choice) & open_pairs.keys()), default=None
-        )
+        drawn = [{name: dice.choice(values) for name, values in FACTORS.items()} | dict(pair) for _ in range(tries)]
+        best = max(filter(_possible, drawn), key=lambda choice: len(_pairs(choice) & open_pairs.keys()), default=None)
         if best is None:
             del open_pairs[pair]
             continue
@@ -512,16 +487,14 @@ def _consumed(consumer: str, weight: Weight, rank: int = 2, **rest: Any) -> Patt
     return Pattern(name, build, expects, 2, precision=precision, stays=stays, bias=bias, **rest)
 
 
-def _issue_2_cover() -> Iterator[Pattern]:
+def _group_2_cover() -> Iterator[Pattern]:
     """The pairwise cover, then each type with and without zero points on the two main layouts."""
     seen: set[str] = set()
     drawn: Counter[str] = Counter()
     for choice in _pairwise():
         k, n = choice["shape"]
         weight = Weight(choice["element"], k, n, choice["block"], choice["zero"], choice["scale"])
-        pattern = _consumed(
-            choice["consumer"], weight, choice["rank"], quick=drawn[choice["consumer"]] < QUICK_EACH
-        )
+        pattern = _consumed(choice["consumer"], weight, choice["rank"], quick=drawn[choice["consumer"]] < QUICK_EACH)
         drawn[choice["consumer"]] += 1
         seen.add(pattern.name)
         yield pattern
@@ -551,9 +524,7 @@ def _pattern(
     return add
 
 
-def _add(
-    name: str, draw: Callable[[Draft], None], expects: Expectation, since: int, note: str, **rest: Any
-) -> None:
+def _add(name: str, draw: Callable[[Draft], None], expects: Expectation, since: int, note: str, **rest: Any) -> None:
     """Adds a drawing to the catalogue."""
     opset = rest.pop("opset", 21)
 
@@ -572,7 +543,7 @@ _reason_2 = partial(_pattern, "reason", 2)
 _reason_3 = partial(_pattern, "reason", 3)
 
 
-# Issue 2: traps
+# Group 2: traps
 
 
 @_fused_2("a second consumer of the product: the Add must stay", quick=True)
@@ -795,7 +766,7 @@ def _sixteen_bits(d: Draft) -> None:
     _matmul(d, Weight("uint16", zero="none"), 2)
 
 
-# Issue 3.1: shared
+# Group 3: shared
 
 
 @_fused_3("one DQ, two MatMuls", fusions=2, quick=True)
@@ -870,7 +841,7 @@ def _duplicate_weights(d: Draft) -> None:
     d.node("MatMul", ["h", "v_d"], "y")
 
 
-# Issue 3.2: chains
+# Group 3: chains
 
 
 def _cast(d: Draft, value: str, to: str, output: str = "c") -> str:
@@ -905,9 +876,7 @@ for _consumer in ("matmul", "transpose-cast", "cast-transpose", "gemm"):
         quick=_quick,
     )
 for _element in ("int4", "uint8", "int8"):
-    _draw = partial(
-        _cast_chain, weight=Weight(_element, zero="none", scale="float16"), to="float", consumer="matmul"
-    )
+    _draw = partial(_cast_chain, weight=Weight(_element, zero="none", scale="float16"), to="float", consumer="matmul")
     _add(f"cast-f16-to-f32-{_element}", _draw, "fused", 3, "float16 scales, float model", precision="float16")
 _draw = partial(_cast_chain, weight=Weight(), to="float16", consumer="matmul")
 _add("cast-f32-to-f16-matmul", _draw, "fused", 3, "float scales, float16 model", precision="float16")
@@ -933,17 +902,13 @@ def _output_dtype(d: Draft) -> None:
     d.node("MatMul", ["x", d.weight(w, output_dtype=TensorProto.FLOAT)], "y")
 
 
-def _blocked(
-    d: Draft, weight: Weight, *, cast: bool = False, transpose_first: bool = False, gemm: bool = False
-) -> None:
+def _blocked(d: Draft, weight: Weight, *, cast: bool = False, transpose_first: bool = False, gemm: bool = False) -> None:
     """A weight stored as [N, blocks, block], brought to [K, N]."""
     w, blocks = weight, weight.k // weight.block
     kind = "float" if cast else w.scale
     d.input("x", [ROWS, w.k], kind)
     d.output("y", [ROWS, w.n], kind)
-    value = d.dequantize(
-        "w", [w.n, blocks, w.block], axis=2, block=w.block, element=w.element, zero=w.zero, scale=w.scale
-    )
+    value = d.dequantize("w", [w.n, blocks, w.block], axis=2, block=w.block, element=w.element, zero=w.zero, scale=w.scale)
     if gemm:
         d.node("Gemm", ["x", d.node("Reshape", [value, d.ints("to", [w.n, w.k])], "r")], "y", transB=1)
         return
@@ -1040,7 +1005,7 @@ def _transpose_square(d: Draft) -> None:
     d.node("MatMul", ["x", d.node("Transpose", [d.weight(w)], "t", perm=[1, 0])], "y")
 
 
-# Issue 3.3: Gemm
+# Group 3: Gemm
 
 
 def _gemm_with(
@@ -1123,7 +1088,7 @@ def _fusedmatmul_trans_a(d: Draft) -> None:
     d.node("FusedMatMul", ["x", d.weight(Weight())], "y", domain=MS, transA=1)
 
 
-# Issue 3.4: blocks that MatMulNBits lacks
+# Group 3: blocks that MatMulNBits lacks
 
 _ODD_BLOCKS: tuple[tuple[int, int, Expectation], ...] = (
     (8, 128, "either"),
@@ -1146,7 +1111,7 @@ _draw = partial(_matmul, w=Weight("uint2", k=144, block=48), rank=2)
 _add("block-48-uint2", _draw, "either", 3, "scales weigh as much as the weights")
 
 
-# Issue 3.5: embeddings
+# Group 3: embeddings
 
 
 def _gather(d: Draft, *, ids: Sequence[Dim] = (ROWS,), cast: bool = False, **rest: Any) -> None:
@@ -1173,9 +1138,7 @@ _add("gather-block-48", partial(_gather, block=48), "either", 3, "no power of tw
 _add("gather-float16", partial(_gather, scale="float16"), "fused", 3, "", precision="float16")
 _add("gather-float16-cast", partial(_gather, scale="float16", cast=True), "fused", 3, "", precision="float16")
 _add("gather-uint2", partial(_gather, element="uint2"), "either", 3, "")
-_add(
-    "gather-per-row", partial(_gather, axis=0, block=PER_CHANNEL), "either", 3, "a scale per row", quick=True
-)
+_add("gather-per-row", partial(_gather, axis=0, block=PER_CHANNEL), "either", 3, "a scale per row", quick=True)
 _add("gather-per-tensor", partial(_gather, block=PER_TENSOR), "either", 3, "one scale")
 _add("gather-blocks-along-rows", partial(_gather, axis=0), "either", 3, "blocks along the vocabulary")
 
@@ -1211,7 +1174,7 @@ _add(
 _add("tied-two-dqs", partial(_tied, two_dqs=True), "fused", 3, "embedding and head on one weight", fusions=2)
 
 
-# Issue 3.6: on the left, and batched
+# Group 3: on the left, and batched
 
 
 def _left(d: Draft, columns: Dim) -> None:
@@ -1244,7 +1207,7 @@ _add("batched", partial(_batched, transposed=False), "either", 3, "[4, K, N], on
 _add("batched-transpose", partial(_batched, transposed=True), "either", 3, "[4, N, K], one weight a batch")
 
 
-# Issue 3.7: subgraphs
+# Group 3: subgraphs
 
 
 def _branch(d: Draft, prefix: str, weight: Weight | None, dequantized: str, factor: float) -> onnx.GraphProto:
@@ -1364,16 +1327,14 @@ def _scan(d: Draft) -> None:
     d.node("Scan", ["x"], "y", body=body.graph("body"), num_scan_inputs=1)
 
 
-# Issue 3.8: model-local functions
+# Group 3: model-local functions
 
 
 def _function(
     name: str, inputs: Sequence[str], nodes: Sequence[onnx.NodeProto], attributes: Sequence[str] = ()
 ) -> onnx.FunctionProto:
     imports = [helper.make_opsetid("", 21), helper.make_opsetid("local", 1)]
-    function: onnx.FunctionProto = helper.make_function(
-        "local", name, inputs, ["out"], nodes, imports, list(attributes)
-    )
+    function: onnx.FunctionProto = helper.make_function("local", name, inputs, ["out"], nodes, imports, list(attributes))
     return function
 
 
@@ -1434,7 +1395,7 @@ def _function_dq_only(d: Draft) -> None:
     d.node("MatMul", ["x", "w_d"], "y")
 
 
-# Issue 3.9: float16 and bfloat16 models
+# Group 3: float16 and bfloat16 models
 
 
 def _half_layers(d: Draft, kind: str, *, n_major: bool) -> None:
@@ -1467,7 +1428,7 @@ for _b in (False, True):
     _add(f"bfloat16-layers{_suffix}", _draw, "either", 3, _note, precision="bfloat16", fusions=2, quick=True)
 
 
-# Issue 3.10: below opset 21
+# Group 3: below opset 21
 
 
 def _old(d: Draft, weight: Weight, *, domain: str, gemm: bool = False) -> None:
@@ -1522,7 +1483,7 @@ _draw = partial(_old, weight=Weight("uint8", block=PER_TENSOR), domain="")
 _add("opset-10-tensor", _draw, "fused", 2, "the first DequantizeLinear", opset=10)
 
 
-# Issue 3.11: activations quantized too
+# Group 3: activations quantized too
 
 
 def _static(d: Draft, weight: Weight, *, quantized_result: bool, tail: bool = False) -> None:
@@ -1555,9 +1516,7 @@ _add(
     _note,
     quick=True,
 )
-_add(
-    "static-qdq-channel", partial(_static, weight=_channel_weight, quantized_result=True), "reason", 3, _note
-)
+_add("static-qdq-channel", partial(_static, weight=_channel_weight, quantized_result=True), "reason", 3, _note)
 _draw = partial(_static, weight=_tensor_weight, quantized_result=False)
 _add("static-qdq-input-only", _draw, "reason", 3, "MatMulIntegerToFloat takes it")
 _draw = partial(_static, weight=_tensor_weight, quantized_result=True, tail=True)
@@ -1566,7 +1525,7 @@ _draw = partial(_static, weight=Weight(), quantized_result=False)
 _add("static-qdq-4-bit-weight", _draw, "either", 3, "no integer kernel takes 4 bits in blocks")
 
 
-# Issue 3.12: default zero points
+# Group 3: default zero points
 
 for _element in ("uint4", "int4", "uint8", "int8", "uint2"):
     _draw = partial(_matmul, w=Weight(_element, zero="default"), rank=2)
@@ -1582,11 +1541,9 @@ _draw = partial(_transpose_matmul, w=Weight(zero="default"), rank=2)
 _add("default-zero-n-major", _draw, "fused", 3, "zero points that MatMulNBits takes anyway")
 
 
-PATTERNS: tuple[Pattern, ...] = tuple(
-    sorted([*_issue_2_cover(), *_BY_HAND], key=lambda pattern: pattern.since)
-)
+PATTERNS: tuple[Pattern, ...] = tuple(sorted([*_group_2_cover(), *_BY_HAND], key=lambda pattern: pattern.since))
 
 
 def quick_patterns() -> tuple[Pattern, ...]:
-    """A subset for every commit: each consumer, type, block size, shape and rank at least once, and one pattern of each kind."""
+    """A subset for every commit: each consumer, type, block size, shape and rank at least once, one pattern of each kind."""
     return tuple(pattern for pattern in PATTERNS if pattern.quick)

@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
-from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.errors import ModelError, QdqPluginError
+from ort_qdq_plugin.memory.sharing import reading
 from ort_qdq_plugin.model.quantized import WEIGHT_TYPES
 from ort_qdq_plugin.model.skeleton import Skeleton, external_tensors, open_skeleton
 from ort_qdq_plugin.options import Options, config_entry, is_accuracy_level, is_block_size, thread_count
 from ort_qdq_plugin.report import Fusion, Report, Unfused
 
 if TYPE_CHECKING:
+    from onnx import TensorProto
+
     from ort_qdq_plugin.fusion.gather import GatherFusion
     from ort_qdq_plugin.fusion.match import Matches
     from ort_qdq_plugin.fusion.matmul import MatMulFusion
+    from ort_qdq_plugin.fusion.rewrite import FreshNames
     from ort_qdq_plugin.memory.buffer import PackedBuffer
     from ort_qdq_plugin.memory.handover import Places
     from ort_qdq_plugin.model.graph import Scope
@@ -167,17 +171,22 @@ class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxrunti
 
     def _create_inference_session(self, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
         try:
-            prepared = self._prepare(providers, disabled_optimizers)
+            with reading(self._sess_options):
+                prepared = self._prepare(providers, disabled_optimizers)
             if prepared is not None:
                 self._create_prepared(prepared, providers, provider_options, disabled_optimizers)
                 return
         except Exception as error:
             if self._qdq_options.strict:
+                if isinstance(error, (ValueError, RuntimeError)):
+                    # The base class would take these for a provider's and try again with another one.
+                    raise QdqPluginError(f"{type(error).__name__}: {error}") from error
                 raise
             self.qdq_report = Report("stock", passed_through=f"{type(error).__name__}: {error}")
             _log.warning("loading with stock ONNX Runtime, without this package: %s", self.qdq_report.passed_through)
         self._qdq_prepared = None
-        super()._create_inference_session(providers, provider_options, disabled_optimizers)
+        with reading(self._sess_options):
+            super()._create_inference_session(providers, provider_options, disabled_optimizers)
 
     def _prepare(self, providers: Any, disabled_optimizers: Any) -> _Prepared | None:
         """The prepared model; None, with the reason in the report, where there is nothing for us to do."""
@@ -264,11 +273,11 @@ def _has_work(skeleton: Skeleton, request: _Request) -> bool:
 
 
 def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided | Report:
-    from ort_qdq_plugin.fusion.match import Matches, match
-    from ort_qdq_plugin.model.graph import model_scope
-    from ort_qdq_plugin.packing.layout import plan_layout
-
     with clock.stage("match"):
+        from ort_qdq_plugin.fusion.match import Matches, match
+        from ort_qdq_plugin.model.graph import model_scope
+        from ort_qdq_plugin.packing.layout import plan_layout
+
         scope = model_scope(opened.proto)
         matches = match(scope, opened.locate, request.block_size) if request.may_fuse else Matches()
     with clock.stage("plan"):
@@ -284,6 +293,7 @@ def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided |
 
 def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared | Report:
     """Pack, put the result into the model, and say where ONNX Runtime finds every byte."""
+    from ort_qdq_plugin.fusion.rewrite import FreshNames, lift_from_subgraphs
     from ort_qdq_plugin.memory.buffer import make_buffers
     from ort_qdq_plugin.memory.handover import Places, borrow, copy_loses_something, private_options, supplies_initializers
     from ort_qdq_plugin.packing.pack import pack
@@ -293,22 +303,31 @@ def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared
             decided.report, passed_through="initializers were added to its session options", seconds=clock.seconds
         )
     opened, wishes = decided.opened, request.options
-    through_paths = copy_loses_something(request.session_options, opened.proto)
+    through_paths = copy_loses_something(request.session_options, opened.proto, decided.scope)
+    if request.session_options is not None and through_paths and request.session_options.optimized_model_filepath:
+        # It would be saved with references to files that are about to go.
+        return replace(decided.report, passed_through="its optimized model is to be saved", seconds=clock.seconds)
     spill_dir = None if wishes.spill_dir is None else os.fspath(wishes.spill_dir)
     with ExitStack() as undo:
         with clock.stage("pack"):
-            packed = make_buffers(decided.layout.sizes, wishes.buffer, spill_dir, named=through_paths)
+            packed = make_buffers(decided.layout.sizes, wishes.buffer, spill_dir, linkable=through_paths)
             for buffer in packed:
                 undo.callback(buffer.discard)
             if packed:
                 pack(decided.layout, packed, thread_count(wishes, request.session_options), wishes.progress)
             for buffer in packed:
+                if through_paths:
+                    buffer.link()
                 buffer.seal()
         with clock.stage("plan"):
             places = Places(through_paths, packed)
+            names = FreshNames(decided.scope)
+            initializers = _put_fusions_in_place(decided, places, names, request.accuracy_level)
+            lift_from_subgraphs(opened.proto.graph, names)
             for tensor in external_tensors(opened.proto.graph):
                 places.put(tensor, opened.locate(tensor))
-            _put_fusions_in_place(decided, places, request.accuracy_level)
+            opened.proto.graph.initializer.extend(initializers)
+            opened.skeleton.close()
             model = opened.proto.SerializeToString()
             session_options = request.session_options
             if not through_paths:
@@ -319,13 +338,12 @@ def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared
     return _Prepared(model, session_options, through_paths, places, tuple(packed), report)
 
 
-def _put_fusions_in_place(decided: _Decided, places: Places, accuracy_level: int) -> None:
-    """Rewrite the graph; `places` says where the new initializers' bytes are."""
+def _put_fusions_in_place(decided: _Decided, places: Places, names: FreshNames, accuracy_level: int) -> list[TensorProto]:
+    """Rewrite the graph; the initializers that it wants now, with their bytes where `places` says."""
     from onnx import TensorProto
 
-    from ort_qdq_plugin.fusion.rewrite import FreshNames, FusedOperands, Rewriter
+    from ort_qdq_plugin.fusion.rewrite import FusedOperands, Rewriter
 
-    names = FreshNames(decided.scope)
     initializers: list[TensorProto] = []
     made: dict[tuple[object, ...], FusedOperands] = {}
 
@@ -367,7 +385,7 @@ def _put_fusions_in_place(decided: _Decided, places: Places, accuracy_level: int
         table, shape = gather.dequantized, gather.scale_shape
         scales = reshaped_name(table.scales, table.names[1], shape)
         rewriter.gather(gather, scales, reshaped_name(table.zero_points, table.names[2], shape))
-    rewriter.finish(initializers)
+    return [*initializers, *rewriter.finish()]
 
 
 def _report(matches: Matches, layout: Layout) -> Report:

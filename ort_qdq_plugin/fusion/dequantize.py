@@ -108,7 +108,9 @@ def has_constant_weight(scope: Scope, node: NodeProto) -> bool:
 
 def read_dequantize(scope: Scope, node: NodeProto, locate: Locate) -> Dequantized:
     """The operands of `node`; raises NotFusable where no fused operator can take them."""
-    names = [name for name in node.input[:3] if name]
+    names = [name for name in node.input if name]
+    if len(node.input) > 3:
+        raise NotFusable(Reason.INVALID)
     if any(scope.is_overridable(name) for name in names):
         raise NotFusable(Reason.OVERRIDABLE)
     protos = [tensor for tensor in map(scope.constant, names) if tensor is not None]

@@ -5,7 +5,7 @@ Format facts: inputs and attributes of ``com.microsoft.MatMulNBits`` and ``com.m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ort_qdq_plugin.model.quantized import WEIGHT_TYPES
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-__all__ = ["FreshNames", "FusedOperands", "Rewriter"]
+__all__ = ["FreshNames", "FusedOperands", "Rewriter", "lift_from_subgraphs"]
 
 _CONTRIB_DOMAIN, _CONTRIB_VERSION = "com.microsoft", 1
 
@@ -125,16 +125,16 @@ class Rewriter:
             chain.node("Cast", [value], to=fusion.cast_to)
         self._replace(fusion, chain)
 
-    def finish(self, initializers: Iterable[TensorProto]) -> None:
-        """Change the model: put the nodes in, drop what nothing reads any more, add `initializers` to the main graph."""
+    def finish(self) -> list[TensorProto]:
+        """Change the model: put the nodes in and drop what nothing reads any more; the small constants that they need."""
         for scope, name in self._weight_inputs:
             self._drop_unread(scope, name)
         # Innermost first: replacing a graph's nodes copies the subgraphs in them.
         for inner in reversed(list(scopes(self._scope))):
             self._apply(inner)
-        self._model.graph.initializer.extend([*initializers, *self._initializers])
         if self._replaced and all(opset.domain != _CONTRIB_DOMAIN for opset in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid(_CONTRIB_DOMAIN, _CONTRIB_VERSION))
+        return self._initializers
 
     def _replace(self, fusion: MatMulFusion | GatherFusion, chain: _Chain) -> None:
         # The last of the nodes replaced: there everything that they read has been produced.
@@ -187,6 +187,47 @@ class Rewriter:
         for field in (graph.initializer, graph.value_info):
             for at in reversed([at for at, item in enumerate(field) if item.name in gone]):
                 del field[at]
+
+
+def lift_from_subgraphs(graph: GraphProto, names: FreshNames) -> None:
+    """Move external initializers of the subgraphs of `graph`, a main graph, into it.
+
+    ONNX Runtime checks a subgraph's against the file system, even those whose files it is given in memory.
+    """
+    for node in graph.node:
+        for subgraph in _subgraphs(node):
+            _lift(subgraph, graph, names)
+
+
+def _lift(graph: GraphProto, main: GraphProto, names: FreshNames) -> None:
+    for at in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[at]
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        name, outer = tensor.name, names.fresh(f"{tensor.name}.lifted")
+        main.initializer.add().CopyFrom(tensor)
+        main.initializer[-1].name = outer
+        del graph.initializer[at]
+        _rename(graph, name, outer)
+        if any(value.name == name for value in graph.output):
+            graph.node.append(helper.make_node("Identity", [outer], [name], name=names.fresh(f"{name}.Identity")))
+    for node in graph.node:
+        for subgraph in _subgraphs(node):
+            _lift(subgraph, main, names)
+
+
+def _rename(graph: GraphProto, name: str, new: str) -> None:
+    """Let every node of `graph`, and of the graphs inside it, read `new` instead of `name`."""
+    for node in graph.node:
+        for at, read in enumerate(node.input):
+            if read == name:
+                node.input[at] = new
+        for subgraph in _subgraphs(node):
+            _rename(subgraph, name, new)
+
+
+def _subgraphs(node: NodeProto) -> list[GraphProto]:
+    return [graph for attr in node.attribute for graph in ([attr.g] if attr.HasField("g") else attr.graphs)]
 
 
 class _Chain:

@@ -7,18 +7,26 @@ process however it ends. Where no file can be had it is plain anonymous memory.
 
 from __future__ import annotations
 
+import glob
 import logging
 import mmap
 import os
+import secrets
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 import numpy as np
 
-__all__ = ["PackedBuffer", "make_buffers", "spill_directories"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["PackedBuffer", "make_buffers", "spill_directories", "sweep"]
 
 _log = logging.getLogger("ort_qdq_plugin")
+
+_PREFIX, _SUFFIX = "ort-qdq-", ".spill"
 
 # A file is not worth its system calls below this.
 _SMALL_BYTES = 1 << 20
@@ -32,8 +40,11 @@ class PackedBuffer:
     `seal`, and a `path` while the file has a name.
     """
 
-    def __init__(self, mapping: mmap.mmap, descriptor: int | None = None, path: str | None = None) -> None:
+    def __init__(
+        self, mapping: mmap.mmap, descriptor: int | None = None, directory: str = "", path: str | None = None
+    ) -> None:
         self.mapping = mapping
+        self._directory = directory
         self.in_file = descriptor is not None
         self.path = path
         self.array: np.ndarray = np.frombuffer(mapping, np.uint8)
@@ -51,6 +62,22 @@ class PackedBuffer:
         while left:
             count = os.pwrite(self._descriptor, left, offset)
             left, offset = left[count:], offset + count
+
+    def link(self) -> None:
+        """Give the file a name, mode 0600, for ONNX Runtime to open; `sweep` removes it should this process be killed."""
+        if self._descriptor is None:
+            raise OSError("plain memory has no name")
+        # Held for as long as the mapping, which has a descriptor of its own for the same open file.
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        if self.path is None:
+            name = f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                # os.link follows symbolic links, as this one has to be, only when it is given a directory.
+                os.link(f"/proc/self/fd/{self._descriptor}", name, dst_dir_fd=directory, follow_symlinks=True)
+            finally:
+                os.close(directory)
+            self.path = os.path.join(self._directory, name)
 
     def seal(self) -> None:
         """Nothing more will be written."""
@@ -84,23 +111,25 @@ def trim_mapping(mapping: mmap.mmap, offset: int, nbytes: int) -> None:
         mapping.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
 
 
-def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, named: bool = False) -> list[PackedBuffer]:
+def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, linkable: bool = False) -> list[PackedBuffer]:
     """Zeroed buffers of `sizes` > 0 bytes. `kind`: "auto", "file" or "memory".
 
-    `named`: the files keep a path (mode 0600) until `unlink`, for handing them over by path. Where no file can be had,
-    "auto" and "file" warn once and give plain memory instead, unless they must be named: then OSError.
+    `linkable`: they must be files that can get a name. Where no file can be had, "auto" and "file" warn once and give plain
+    memory instead, unless it must be one: then OSError.
     """
     if not sizes:
         return []
-    if not named and (kind == "memory" or (kind == "auto" and sum(sizes) < _SMALL_BYTES)):
+    if not linkable and (kind == "memory" or (kind == "auto" and sum(sizes) < _SMALL_BYTES)):
         return [PackedBuffer(_anonymous(size)) for size in sizes]
     problem: OSError | None = None
     for directory in spill_directories(spill_dir):
         try:
-            return _file_buffers(sizes, directory, named)
+            if linkable:
+                sweep(directory)
+            return _file_buffers(sizes, directory, linkable)
         except OSError as error:
             problem = error
-    if named:
+    if linkable:
         raise problem or OSError("no directory for temporary files")
     _log.warning("no room for spill files of %d bytes (%s): packing into memory instead", sum(sizes), problem)
     return [PackedBuffer(_anonymous(size)) for size in sizes]
@@ -122,22 +151,34 @@ def _anonymous(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
-def _file_buffers(sizes: Sequence[int], directory: str, named: bool) -> list[PackedBuffer]:
+def sweep(directory: str) -> None:
+    """Remove named spill files in `directory` whose processes are gone."""
+    for path in glob.glob(os.path.join(glob.escape(directory), f"{_PREFIX}*{_SUFFIX}")):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(descriptor)
+
+
+def _file_buffers(sizes: Sequence[int], directory: str, linkable: bool) -> list[PackedBuffer]:
     with ExitStack() as undo:
         buffers = []
         for size in sizes:
-            buffers.append(_file_buffer(size, directory, named))
+            buffers.append(_file_buffer(size, directory, linkable))
             undo.callback(buffers[-1].discard)
         undo.pop_all()
     return buffers
 
 
-def _file_buffer(size: int, directory: str, named: bool) -> PackedBuffer:
-    descriptor, path = _open_spill(directory, named)
+def _file_buffer(size: int, directory: str, linkable: bool) -> PackedBuffer:
+    descriptor, path = _open_spill(directory, linkable)
     try:
         # Without the reservation, touching the mapping on a full disk would end the process with SIGBUS.
         os.posix_fallocate(descriptor, 0, size)
-        return PackedBuffer(mmap.mmap(descriptor, size), descriptor, path)
+        return PackedBuffer(mmap.mmap(descriptor, size), descriptor, directory, path)
     except BaseException:
         os.close(descriptor)
         if path is not None:
@@ -145,16 +186,16 @@ def _file_buffer(size: int, directory: str, named: bool) -> PackedBuffer:
         raise
 
 
-def _open_spill(directory: str, named: bool) -> tuple[int, str | None]:
-    """(descriptor, path) of a new file of mode 0600 in `directory`; it has no path unless `named`."""
+def _open_spill(directory: str, linkable: bool) -> tuple[int, str | None]:
+    """(descriptor, path) of a new file of mode 0600; it has a path only where it could not get one later."""
     if not hasattr(os, "posix_fallocate"):
         raise OSError(f"{directory}: this system cannot reserve space for a file")
-    if not named and hasattr(os, "O_TMPFILE"):
+    if hasattr(os, "O_TMPFILE"):
         # Some file systems do not know O_TMPFILE.
         with suppress(OSError):
             return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), None
-    descriptor, path = tempfile.mkstemp(prefix="ort-qdq-", suffix=".spill", dir=directory)
-    if named:
+    descriptor, path = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=directory)
+    if linkable:
         return descriptor, path
     os.unlink(path)
     return descriptor, None

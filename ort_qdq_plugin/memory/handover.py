@@ -24,6 +24,8 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import _pybind_state as _native
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer, trim_mapping
+from ort_qdq_plugin.memory.sharing import changing
+from ort_qdq_plugin.model.graph import Scope, scopes
 from ort_qdq_plugin.model.skeleton import refer
 from ort_qdq_plugin.model.tensors import ByteSource, MemorySource, StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
@@ -81,7 +83,7 @@ class Places:
     def put(self, tensor: TensorProto, stored: StoredTensor) -> None:
         """Make `tensor` refer to `stored` where it is, or hold its bytes where nothing can refer to them."""
         in_memory = isinstance(stored.source, MemorySource)
-        if in_memory and (self._through_paths or stored.nbytes < LARGE_TENSOR_BYTES):
+        if (in_memory and (self._through_paths or stored.nbytes < LARGE_TENSOR_BYTES)) or not stored.nbytes:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
             tensor.raw_data = stored.read().tobytes()
@@ -118,7 +120,7 @@ def added_providers(session_options: Any) -> tuple[str, ...]:
     None are known where asking would leave files behind: the session that is asked would write what the caller wants of his.
     """
     if session_options.enable_profiling or session_options.optimized_model_filepath:
-        return ("unknown",)
+        return ("an added provider that cannot be told",)
     session = _native.InferenceSession(session_options, _empty_model(), False, False)
     session.initialize_session([], [], set())
     return tuple(session.get_providers())
@@ -141,12 +143,13 @@ def private_options(session_options: Any | None) -> Any:
     return copy
 
 
-def copy_loses_something(session_options: Any | None, model: ModelProto) -> bool:
+def copy_loses_something(session_options: Any | None, model: ModelProto, scope: Scope) -> bool:
     """Whether private_options would lose what this model needs: added providers, or a custom-op library."""
     if session_options is None:
         return False
+    bodies = [inner.nodes for inner in scopes(scope)] + [list(function.node) for function in model.functions]
     of_functions = {function.domain for function in model.functions}
-    custom = {opset.domain for opset in model.opset_import} - _SHIPPED_DOMAINS - of_functions
+    custom = {node.domain for nodes in bodies for node in nodes} - _SHIPPED_DOMAINS - of_functions
     return bool(custom) or bool(session_options.has_providers())
 
 
@@ -193,14 +196,10 @@ def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
         trim()
 
 
-# Sessions that go by path set and put back entries of options that threads may share.
-_by_path_lock = threading.Lock()
-
-
 @contextmanager
 def by_path(session_options: Any) -> Iterator[None]:
     """While the block runs, sessions created with the caller's options find external data where `Places` says it is."""
-    with _by_path_lock:
+    with changing(session_options):
         before = {key: config_entry(session_options, key) for key in (_FOLDER_KEY, _PARALLEL_KEY)}
         session_options.add_session_config_entry(_FOLDER_KEY, os.sep)
         if before[_PARALLEL_KEY] is None:

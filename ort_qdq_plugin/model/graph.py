@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from onnx import AttributeProto, TensorProto, helper
 
+from ort_qdq_plugin.errors import ModelError
+
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
@@ -35,6 +37,9 @@ class Scope:
         self._ir_version = ir_version
         self._ranks: dict[str, int] | None = None
         self._inputs = {value.name for value in graph.input}
+        outputs = [name for node in self.nodes for name in node.output if name]
+        if len(outputs) != len(set(outputs)):
+            raise ModelError("two nodes have an output of the same name")
         self._producers: dict[str, int] = {
             name: index for index, node in enumerate(self.nodes) for name in node.output if name
         }

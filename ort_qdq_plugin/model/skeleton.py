@@ -35,6 +35,11 @@ class Skeleton:
         """Whether a node of this type may be in the model; False is certain. Costs no parsing."""
         return op_type.encode() in self.data
 
+    def close(self) -> None:
+        """Close the model's files: nothing more will be read."""
+        self.source.close()
+        self.files.close()
+
     def parse(self) -> OpenedModel:
         """The model as messages; raises google.protobuf's DecodeError where the bytes are no model."""
         from onnx import ModelProto

@@ -64,6 +64,9 @@ class ByteSource(Protocol):
     def buffer(self) -> mmap.mmap | bytes:
         """All bytes as one read-only buffer that ONNX Runtime can borrow."""
 
+    def close(self) -> None:
+        """Give up what is open for reading; buffers that were handed out stay valid."""
+
 
 # Sources in memory below this are one if their bytes are equal: the same small tensor is located anew each time.
 _COMPARED_BYTES = 1 << 20
@@ -90,6 +93,9 @@ class MemorySource:
     def buffer(self) -> bytes:
         return self._data
 
+    def close(self) -> None:
+        return None
+
 
 class FileSource:
     """A regular file, held open so that all reads see one file even when its path is replaced.
@@ -101,7 +107,10 @@ class FileSource:
 
     def __init__(self, path: str) -> None:
         self.name = path
-        # O_NONBLOCK: opening a FIFO must not wait for a writer; it is refused just below.
+        # Opening a FIFO would wait for its writer, and closing it again would end him.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ModelError(f"{path}: not a regular file")
+        # It may be another file by now: O_NONBLOCK does not wait.
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         self._fd = os.open(path, flags)
         status = os.fstat(self._fd)
@@ -177,6 +186,11 @@ class ExternalFiles:
         """No file at all: a model given as bytes without a folder."""
         return cls(None, None)
 
+    def close(self) -> None:
+        """Close them all."""
+        for source in self._sources.values():
+            source.close()
+
     def open(self, location: str) -> FileSource:
         """The source for a tensor's ``location``; raises ModelError for one that ONNX Runtime would refuse."""
         source = self._sources.get(location)
@@ -192,8 +206,6 @@ class ExternalFiles:
         path = os.path.realpath(os.path.join(self._base, location))
         if os.path.commonpath([path, self._directory]) != self._directory:
             raise ModelError(f"external data location {location!r} leaves the model's folder")
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ModelError(f"external data {path}: not a regular file")
         return path
 
 

@@ -52,9 +52,7 @@ def write_float_checkpoint(folder: Path) -> None:
     words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     fast_tokenizer: Any = PreTrainedTokenizerFast
-    tokenizer = fast_tokenizer(
-        tokenizer_object=words, bos_token="w1", eos_token="w2", unk_token="w0", pad_token="w2"
-    )
+    tokenizer = fast_tokenizer(tokenizer_object=words, bos_token="w1", eos_token="w2", unk_token="w0", pad_token="w2")
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=VOCABULARY,

@@ -33,7 +33,8 @@ PHRASES = (
 def recognizer_path() -> Path:
     """Where the installed package keeps the recognition model."""
     found = importlib.util.find_spec("rapidocr_onnxruntime")
-    assert found is not None and found.origin is not None
+    assert found is not None
+    assert found.origin is not None
     return Path(found.origin).parent / "models" / "ch_PP-OCRv4_rec_infer.onnx"
 
 
@@ -46,7 +47,7 @@ def prepared(opset: int = 21) -> onnx.ModelProto:
     original = onnx.load(recognizer_path())
     model = onnx_ir.from_proto(version_converter.convert_version(original, opset))
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    lifted = onnx_ir.to_proto(model)
+    lifted: onnx.ModelProto = onnx_ir.to_proto(model)
     lifted.ir_version = 10 if opset >= 21 else 8
     return lifted
 

@@ -160,9 +160,7 @@ def constants_as_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model with its initializers as Constant nodes, as some exporters write them."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    nodes = [
-        helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in changed.graph.initializer
-    ]
+    nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in changed.graph.initializer]
     nodes.extend(changed.graph.node)
     del changed.graph.initializer[:]
     del changed.graph.node[:]
@@ -201,9 +199,7 @@ def _unsigned(tensor: onnx.TensorProto) -> Array:
     return (values + (1 << (BITS[name] - 1)) if name in SIGNED else values).astype(np.uint8)
 
 
-def _matmul_nbits(
-    found: WeightDequantize, accuracy_level: int
-) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+def _matmul_nbits(found: WeightDequantize, accuracy_level: int) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
     bits = BITS[found.type_name]
     weight, scales = _unsigned(found.weight), numpy_helper.to_array(found.scales)
     zeros = _unsigned(found.zero_points) if found.zero_points is not None else None
@@ -308,9 +304,7 @@ def assert_all_fused(report: Any, model: onnx.ModelProto) -> None:
     facts = Counter((fusion.k, fusion.n, fusion.bits) for fusion in report.fused)
     shapes = Counter((*_k_and_n(found), BITS[found.type_name]) for found in expected)
     assert facts == shapes
-    assert {fusion.dequantize for fusion in report.fused} >= {
-        found.node.name for found in expected if found.node.name
-    }
+    assert {fusion.dequantize for fusion in report.fused} >= {found.node.name for found in expected if found.node.name}
 
 
 def _k_and_n(found: WeightDequantize) -> tuple[int, int]:
@@ -371,9 +365,7 @@ class Decoded:
     milliseconds: float  # median time of a one-token step
 
 
-def decode_greedily(
-    session: ort.InferenceSession, prompt: Sequence[int], head_size: int, count: int = 64
-) -> Decoded:
+def decode_greedily(session: ort.InferenceSession, prompt: Sequence[int], head_size: int, count: int = 64) -> Decoded:
     """Decode `count` tokens, feeding the present key/values back as the past ones."""
     past = {
         value.name: np.zeros([1, value.shape[1], 0, head_size], np.float32)
@@ -398,9 +390,7 @@ def decode_greedily(
         logits = outputs["logits"][0, -1]
         chosen_from.append(logits)
         tokens.append(int(logits.argmax()))
-        past = {
-            name.replace("present.", "past_key_values."): outputs[name] for name in names if name != "logits"
-        }
+        past = {name.replace("present.", "past_key_values."): outputs[name] for name in names if name != "logits"}
         step = tokens[-1:]
         seen += 1
     all_logits = np.stack(chosen_from)

@@ -62,9 +62,7 @@ def decode(session: ort.InferenceSession) -> Decoded:
 
 def same_tokens(ours: Decoded, theirs: Decoded) -> bool:
     """The same choices, each by a lead that no rounding explains."""
-    return ours.tokens == theirs.tokens and theirs.margin > 4 * float(
-        np.abs(ours.logits - theirs.logits).max()
-    )
+    return ours.tokens == theirs.tokens and theirs.margin > 4 * float(np.abs(ours.logits - theirs.logits).max())
 
 
 @pytest.mark.parametrize("variant", K_MAJOR + N_MAJOR)
@@ -73,9 +71,7 @@ def test_builder_writes_what_we_expect(variant: str, folder: Path) -> None:
     found = dequantized_weights(model)
     assert len(found) == LINEAR_LAYERS
     assert any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
-    assert {weight.type_name for weight in found} == {
-        "UINT4" if variant in ("asymmetric", "gptq") else "INT4"
-    }
+    assert {weight.type_name for weight in found} == {"UINT4" if variant in ("asymmetric", "gptq") else "INT4"}
     assert {weight.axis for weight in found} == {0 if variant in K_MAJOR else -1}
     assert all(bool(weight.passed) == (variant in N_MAJOR) for weight in found)
     assert all(weight.weight.data_location == onnx.TensorProto.EXTERNAL for weight in found)

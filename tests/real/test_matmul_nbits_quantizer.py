@@ -103,6 +103,4 @@ def test_channel_wise(symmetric: bool, tmp_path: Path) -> None:
 def test_a_session_of_bytes_is_the_same() -> None:
     model = quantized(small_network(21), symmetric=False)
     ours = create_session(model.SerializeToString()).run(None, {"x": X})[0]
-    assert np.array_equal(
-        ours, stock_session(qoperator_twin(model).SerializeToString()).run(None, {"x": X})[0]
-    )
+    assert np.array_equal(ours, stock_session(qoperator_twin(model).SerializeToString()).run(None, {"x": X})[0])

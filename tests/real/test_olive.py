@@ -55,9 +55,7 @@ def test_fused_and_equal(variant: str, folder: Path) -> None:
     session = create_session(path)
     assert_all_fused(report_of(session), model)
     ours = session.run(None, {"x": X})[0]
-    assert np.array_equal(
-        ours, stock_session(qoperator_twin(model).SerializeToString()).run(None, {"x": X})[0]
-    )
+    assert np.array_equal(ours, stock_session(qoperator_twin(model).SerializeToString()).run(None, {"x": X})[0])
     if fused_by_stock(path, folder)["MatMulNBits"] == 3:
         assert np.array_equal(ours, stock_session(path).run(None, {"x": X})[0])
     else:

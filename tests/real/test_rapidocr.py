@@ -59,9 +59,7 @@ def nbits(model: onnx.ModelProto, block_size: int, symmetric: bool) -> onnx.Mode
     copy.CopyFrom(model)
     logging.disable(logging.WARNING)
     try:
-        quantizer = MatMulNBitsQuantizer(
-            copy, block_size=block_size, is_symmetric=symmetric, quant_format=QuantFormat.QDQ
-        )
+        quantizer = MatMulNBitsQuantizer(copy, block_size=block_size, is_symmetric=symmetric, quant_format=QuantFormat.QDQ)
         quantizer.process()
     finally:
         logging.disable(logging.NOTSET)
@@ -81,9 +79,7 @@ def test_the_float_model_reads_what_was_drawn() -> None:
 @pytest.mark.parametrize("constants", ["initializers", "nodes"])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128])
-def test_4_bits(
-    lifted: onnx.ModelProto, block_size: int, symmetric: bool, constants: str, tmp_path: Path
-) -> None:
+def test_4_bits(lifted: onnx.ModelProto, block_size: int, symmetric: bool, constants: str, tmp_path: Path) -> None:
     """Stock ONNX Runtime fuses all of these: the same text, and not one bit of difference."""
     model = nbits(lifted, block_size, symmetric)
     if constants == "nodes":
