@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["ModelError", "QdqPluginError", "SourceChangedError"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["ModelError", "QdqPluginError", "SourceChangedError", "readable"]
 
 
 class QdqPluginError(Exception):
@@ -15,3 +18,14 @@ class ModelError(QdqPluginError):
 
 class SourceChangedError(QdqPluginError):
     """A file of the model changed between being opened and being packed."""
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Make a ModelError of what protobuf, and what is built on it, raises for messages that are none."""
+    try:
+        yield
+    except (QdqPluginError, OSError):
+        raise
+    except Exception as error:
+        raise ModelError(f"no readable model: {type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
-from ort_qdq_plugin.errors import ModelError, QdqPluginError
+from ort_qdq_plugin.errors import ModelError, QdqPluginError, readable
 from ort_qdq_plugin.memory.sharing import reading
 from ort_qdq_plugin.model.quantized import WEIGHT_TYPES
 from ort_qdq_plugin.model.skeleton import Skeleton, external_tensors, open_skeleton
@@ -259,13 +259,7 @@ def _open(request: _Request, clock: _Clock) -> OpenedModel | str:
             return "this is no ONNX model in protobuf form"
         if not _has_work(skeleton, request):
             return "nothing in it is quantized"
-        try:
-            return skeleton.parse()
-        except (ModelError, OSError):
-            raise
-        except Exception as error:
-            # protobuf, and what is built on it, has errors of many types for messages that are none.
-            raise ModelError(f"no readable model: {type(error).__name__}: {error}") from error
+        return skeleton.parse()
 
 
 def _has_work(skeleton: Skeleton, request: _Request) -> bool:
@@ -278,8 +272,9 @@ def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided |
         from ort_qdq_plugin.model.graph import model_scope
         from ort_qdq_plugin.packing.layout import plan_layout
 
-        scope = model_scope(opened.proto)
-        matches = match(scope, opened.locate, request.block_size) if request.may_fuse else Matches()
+        with readable():
+            scope = model_scope(opened.proto)
+            matches = match(scope, opened.locate, request.block_size) if request.may_fuse else Matches()
     with clock.stage("plan"):
         wanted = [fusion.weight for fusion in matches.products]
         layout = plan_layout(wanted, thread_count(request.options, request.session_options))

@@ -121,16 +121,17 @@ def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, linkabl
         return []
     if not linkable and (kind == "memory" or (kind == "auto" and sum(sizes) < _SMALL_BYTES)):
         return [PackedBuffer(_anonymous(size)) for size in sizes]
-    problem: OSError | None = None
+    problem = "no directory for temporary files"
     for directory in spill_directories(spill_dir):
         try:
             if linkable:
                 sweep(directory)
             return _file_buffers(sizes, directory, linkable)
         except OSError as error:
-            problem = error
+            # Not the exception itself: it would hold the buffers that were made before it.
+            problem = str(error)
     if linkable:
-        raise problem or OSError("no directory for temporary files")
+        raise OSError(problem)
     _log.warning("no room for spill files of %d bytes (%s): packing into memory instead", sum(sizes), problem)
     return [PackedBuffer(_anonymous(size)) for size in sizes]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ort_qdq_plugin.errors import readable
 from ort_qdq_plugin.model.tensors import ByteSource, ExternalFiles, FileSource, MemorySource, StoredTensor, stored_tensor
 from ort_qdq_plugin.model.wire import without_large_tensors
 
@@ -41,19 +42,20 @@ class Skeleton:
         self.files.close()
 
     def parse(self) -> OpenedModel:
-        """The model as messages; raises google.protobuf's DecodeError where the bytes are no model."""
+        """The model as messages; raises ModelError where the bytes are no model."""
         from onnx import ModelProto
 
-        model = ModelProto()
-        model.ParseFromString(self.data)
-        if _dequantizes_in_functions(model):
-            # ONNX Runtime inlines functions as well, before it fuses anything.
-            from onnx.inliner import inline_local_functions
+        with readable():
+            model = ModelProto()
+            model.ParseFromString(self.data)
+            if _dequantizes_in_functions(model):
+                # ONNX Runtime inlines functions as well, before it fuses anything.
+                from onnx.inliner import inline_local_functions
 
-            model = inline_local_functions(model)
-        opened = OpenedModel(model, self)
-        opened.settle_attributes(model.graph)
-        return opened
+                model = inline_local_functions(model)
+            opened = OpenedModel(model, self)
+            opened.settle_attributes(model.graph)
+            return opened
 
 
 def open_skeleton(model: str | bytes, data_folder: str | None) -> Skeleton | None:

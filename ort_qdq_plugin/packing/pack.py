@@ -74,11 +74,17 @@ def _run_parallel(job: _Job, workers: int) -> None:
     with ThreadPoolExecutor(workers, thread_name_prefix="ort-qdq-pack") as executor:
         futures = [executor.submit(job.work, worker) for worker in range(workers)]
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             job.cancelled = True
-    for future in done:
-        future.result()
+    failures = [failure for failure in (future.exception() for future in futures) if failure is not None]
+    # An exception must not hold, by way of this frame, itself and so the buffers.
+    del futures, job
+    try:
+        if failures:
+            raise failures[0]
+    finally:
+        del failures
 
 
 def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:

@@ -1,0 +1,273 @@
+"""Packed buffers: where they are, what is left of them, and what happens when there is no room."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import mmap
+import os
+import stat
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers, spill_directories, sweep
+from tests.support import descriptors, mapped, python
+
+SIZE = 3 << 20
+
+
+def make_buffer(size: int, kind: str, spill_dir: str | None, linkable: bool = False) -> PackedBuffer:
+    (buffer,) = make_buffers([size], kind, spill_dir, linkable)
+    return buffer
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB; needs root."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("cannot mount a small file system here")
+    yield folder
+    gc.collect()
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def filled(buffer: PackedBuffer) -> None:
+    """Write by both ways and read it back."""
+    assert buffer.array.size == len(buffer.mapping)
+    assert not buffer.array.any()
+    data = np.arange(5000, dtype=np.uint16).view(np.uint8)
+    buffer.write(0, data)
+    buffer.write(buffer.array.size - data.size, data.reshape(100, -1))
+    buffer.array[20_000:20_010] = 7
+    buffer.trim(0, buffer.array.size)
+    buffer.seal()
+    np.testing.assert_array_equal(buffer.array[: data.size], data)
+    np.testing.assert_array_equal(buffer.array[-data.size :], data)
+    assert (buffer.array[20_000:20_010] == 7).all()
+    assert not buffer.array[20_010 : buffer.array.size - data.size].any()
+
+
+@pytest.mark.parametrize("linkable", [False, True])
+@pytest.mark.parametrize("kind", ["auto", "file", "memory"])
+def test_holds_what_is_written(tmp_path: Path, kind: str, linkable: bool) -> None:
+    buffer = make_buffer(SIZE, kind, str(tmp_path), linkable)
+    assert buffer.in_file == (linkable or kind != "memory")
+    assert buffer.path is None
+    if linkable:
+        buffer.link()
+        assert buffer.path is not None
+    filled(buffer)
+    assert bool(mapped(tmp_path)) == buffer.in_file
+    if buffer.path is not None:
+        assert Path(buffer.path).read_bytes() == buffer.array.tobytes()
+    buffer.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_small_ones_are_not_worth_a_file(tmp_path: Path) -> None:
+    assert not make_buffer(1000, "auto", str(tmp_path)).in_file
+    assert make_buffer(1000, "file", str(tmp_path)).in_file
+
+
+def test_no_name_at_any_time(tmp_path: Path) -> None:
+    buffer = make_buffer(SIZE, "file", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert mapped(tmp_path)
+    del buffer
+    assert not mapped(tmp_path)
+
+
+def test_without_o_tmpfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system does not know O_TMPFILE the name goes at once."""
+    monkeypatch.delattr(os, "O_TMPFILE")
+    buffer = make_buffer(SIZE, "file", str(tmp_path))
+    assert buffer.in_file
+    assert not list(tmp_path.iterdir())
+    filled(buffer)
+
+
+@pytest.mark.parametrize("o_tmpfile", [True, False])
+def test_a_linked_one_is_private_and_goes_with_unlink(
+    tmp_path: Path, o_tmpfile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not o_tmpfile:
+        monkeypatch.delattr(os, "O_TMPFILE")
+    buffer = make_buffer(SIZE, "memory", str(tmp_path), linkable=True)
+    assert bool(list(tmp_path.iterdir())) == (not o_tmpfile)
+    buffer.link()
+    (path,) = tmp_path.iterdir()
+    assert str(path) == buffer.path
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.stat().st_blocks * 512 >= SIZE, "reserved, not sparse"
+    buffer.unlink()
+    buffer.unlink()
+    assert not path.exists()
+
+
+def test_memory_cannot_be_linked(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="memory"):
+        make_buffer(SIZE, "memory", str(tmp_path)).link()
+
+
+ORPHAN = """
+import os, sys
+from ort_qdq_plugin.memory.buffer import make_buffers
+(buffer,) = make_buffers([1 << 20], "file", sys.argv[1], True)
+buffer.link()
+print(buffer.path, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_sweeping_takes_what_nobody_holds(tmp_path: Path) -> None:
+    alive = make_buffer(SIZE, "file", str(tmp_path), linkable=True)
+    alive.link()
+    alive.seal()
+    orphan = Path(python(ORPHAN, tmp_path).stdout.strip())
+    assert orphan.parent == tmp_path
+    assert orphan.exists()
+    (tmp_path / "other.spill").write_bytes(b"somebody else's")
+    (tmp_path / "target").write_bytes(b"somebody else's")
+    (tmp_path / "ort-qdq-link.spill").symlink_to(tmp_path / "target")
+    sweep(str(tmp_path))
+    assert not orphan.exists()
+    assert alive.path is not None
+    assert Path(alive.path).exists()
+    assert (tmp_path / "other.spill").exists()
+    assert (tmp_path / "target").exists()
+
+
+def test_sweeping_does_not_wait_for_a_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ort-qdq-fifo.spill")
+    done = python("import sys; from ort_qdq_plugin.memory.buffer import sweep; sweep(sys.argv[1])", tmp_path, timeout=20)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unnamed_space_is_reserved(tmp_path: Path) -> None:
+    buffer = make_buffer(SIZE, "file", str(tmp_path))
+    descriptor = buffer._descriptor
+    assert descriptor is not None
+    assert os.fstat(descriptor).st_blocks * 512 >= SIZE
+    assert stat.S_IMODE(os.fstat(descriptor).st_mode) == 0o600
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_no_room_means_memory_and_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    before = descriptors()
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        buffer = make_buffer(SIZE, "file", str(tmp_path))
+    assert not buffer.in_file
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left" in caplog.text
+    assert not list(tmp_path.iterdir())
+    assert descriptors() == before
+    filled(buffer)
+
+
+def test_no_room_for_a_linkable_one_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    before = descriptors()
+    with pytest.raises(OSError, match="No space left"):
+        make_buffer(SIZE, "file", str(tmp_path), linkable=True)
+    assert not list(tmp_path.iterdir())
+    assert descriptors() == before
+
+
+def test_all_or_none_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """When the disk fills up at the second of three, one warning is enough, and the first file goes too."""
+    reserve, calls = os.posix_fallocate, []
+
+    def full_at_second(descriptor: int, offset: int, size: int) -> None:
+        calls.append(size)
+        if len(calls) == 2:
+            no_room()
+        reserve(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", full_at_second)
+    before = descriptors()
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        buffers = make_buffers([SIZE] * 3, "file", str(tmp_path))
+    assert [buffer.in_file for buffer in buffers] == [False] * 3
+    assert len(caplog.records) == 1
+    assert not mapped(tmp_path)
+    assert descriptors() == before
+
+
+def test_none_for_none(tmp_path: Path) -> None:
+    assert make_buffers([], "file", str(tmp_path)) == []
+
+
+def test_a_disk_that_is_really_full(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        buffer = make_buffer(SIZE, "file", str(small_disk))
+    assert not buffer.in_file
+    filled(buffer)
+    assert os.statvfs(small_disk).f_bfree == os.statvfs(small_disk).f_blocks, "nothing of it is left there"
+    small = make_buffer(1 << 19, "file", str(small_disk))
+    assert small.in_file
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("problem", ["missing", "file", "read-only"])
+def test_unusable_directories(tmp_path: Path, problem: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "there"
+    if problem == "file":
+        folder.write_bytes(b"")
+    elif problem == "read-only":
+        if os.geteuid() == 0:
+            pytest.skip("root may write anywhere")
+        folder.mkdir(mode=0o500)
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        assert not make_buffer(SIZE, "file", str(folder)).in_file
+    assert len(caplog.records) == 1
+
+
+def test_an_exception_while_mapping_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> mmap.mmap:
+        raise KeyboardInterrupt
+
+    before = descriptors()
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    for linkable in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            make_buffer(SIZE, "file", str(tmp_path), linkable)
+    assert not list(tmp_path.iterdir())
+    assert descriptors() == before
+
+
+def test_the_mapping_goes_with_its_last_reference(tmp_path: Path) -> None:
+    buffer = make_buffer(SIZE, "file", str(tmp_path))
+    buffer.seal()
+    view, gone = buffer.array[10:20], weakref.ref(buffer.mapping)
+    del buffer
+    assert gone() is not None
+    assert mapped(tmp_path)
+    del view
+    assert gone() is None
+    assert not mapped(tmp_path)
+
+
+def test_where_spill_files_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert spill_directories(str(tmp_path)) == [str(tmp_path)]
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert spill_directories(None)[0] == "/var/tmp"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert spill_directories(None) == [str(tmp_path)]

@@ -1,0 +1,279 @@
+"""Where tensors are: bounds, types, and which files a model may name."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from ort_qdq_plugin.errors import ModelError, SourceChangedError
+from ort_qdq_plugin.model.tensors import (
+    ELEMENT_BITS,
+    ExternalFiles,
+    FileSource,
+    MemorySource,
+    StoredTensor,
+    stored_tensor,
+    tensor_bytes,
+)
+from tests.support import descriptors
+
+
+def external(dims: list[int], **entries: object) -> TensorProto:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a model's place, and a data file of 1000 bytes in it."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "w.data").write_bytes(bytes(range(250)) * 4)
+    (tmp_path / "outside.data").write_bytes(bytes(1000))
+    return inside
+
+
+def locate(tensor: TensorProto, folder: Path) -> StoredTensor:
+    return stored_tensor(tensor, ExternalFiles.beside(str(folder / "m.onnx")), MemorySource(b""), "inline")
+
+
+def test_element_bits_are_those_of_numpy() -> None:
+    for data_type, bits in ELEMENT_BITS.items():
+        if bits >= 8 and data_type != TensorProto.FLOAT8E8M0:
+            assert helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8 == bits, data_type
+    assert set(ELEMENT_BITS) == set(range(1, 27)) - {TensorProto.STRING}
+
+
+@given(dims=st.lists(st.integers(0, 2**63 - 1), max_size=5))
+def test_sizes_do_not_overflow(dims: list[int]) -> None:
+    count = 1
+    for dim in dims:
+        count *= dim
+    assert tensor_bytes(TensorProto.FLOAT, dims) == 4 * count
+    assert tensor_bytes(TensorProto.UINT4, dims) == -(-count // 2)
+
+
+@pytest.mark.parametrize("dims", [[-1], [3, -(2**63)], [-1, -1]])
+def test_negative_dimensions(dims: list[int]) -> None:
+    with pytest.raises(ModelError, match="negative"):
+        tensor_bytes(TensorProto.FLOAT, dims)
+
+
+@pytest.mark.parametrize("data_type", [TensorProto.STRING, TensorProto.UNDEFINED, 99, -1])
+def test_types_without_a_size(data_type: int) -> None:
+    with pytest.raises(ModelError, match="data type"):
+        tensor_bytes(data_type, [1])
+
+
+@pytest.mark.parametrize(
+    ("entries", "nbytes"),
+    [
+        ({}, 1000),
+        ({"offset": 0}, 1000),
+        ({"offset": 4, "length": 996}, 996),
+        ({"offset": 996, "length": 4}, 4),
+        ({"length": 0}, 1000),
+    ],
+)
+def test_external_data(folder: Path, entries: dict[str, int], nbytes: int) -> None:
+    stored = locate(external([nbytes // 4], location="w.data", **entries), folder)
+    start = entries.get("offset", 0)
+    assert stored.read().tobytes() == (bytes(range(250)) * 4)[start : start + nbytes]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"offset": 4},
+        {"offset": 1000},
+        {"offset": 2**64},
+        {"offset": -4},
+        {"offset": "0x4"},
+        {"offset": " 4"},
+        {"offset": "4.0"},
+        {"offset": "٤"},
+        {"offset": ""},
+        {"offset": "9" * 5000},
+        {"length": 999},
+        {"length": 1004},
+        {"length": -1000},
+        {"length": 10**30},
+    ],
+)
+def test_external_data_outside_the_file(folder: Path, entries: dict[str, object]) -> None:
+    with pytest.raises(ModelError):
+        locate(external([250], location="w.data", **entries), folder)
+
+
+def test_more_elements_than_the_file_has(folder: Path) -> None:
+    for dims in ([251], [2**62, 2**62], [250, 0, 2**63 - 1]):
+        tensor = external(dims, location="w.data")
+        if 0 in dims:
+            assert locate(tensor, folder).nbytes == 0
+            continue
+        with pytest.raises(ModelError):
+            locate(tensor, folder)
+
+
+@pytest.mark.parametrize(
+    "location", ["", "{outside}", "../outside.data", "sub/../../outside.data", "out", "..", ".", "a\0b"]
+)
+def test_locations_that_onnx_runtime_refuses(folder: Path, location: str) -> None:
+    (folder / "out").symlink_to(folder.parent / "outside.data")
+    (folder / "sub").mkdir()
+    location = location.format(outside=folder.parent / "outside.data")
+    with pytest.raises(ModelError):
+        locate(external([250], location=location), folder)
+
+
+def test_special_files_are_refused_without_waiting(folder: Path) -> None:
+    os.mkfifo(folder / "fifo")
+    (folder / "dir").mkdir()
+    for location in ("fifo", "dir"):
+        with pytest.raises(ModelError, match="regular"):
+            locate(external([250], location=location), folder)
+
+
+def test_a_missing_file_says_so(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"):
+        locate(external([250], location="gone.data"), folder)
+
+
+@pytest.mark.parametrize("location", ["w.data", "./w.data", "sub/../w.data", "sub/link"])
+def test_locations_within_the_folder(folder: Path, location: str) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "link").symlink_to("../w.data")
+    assert locate(external([250], location=location), folder).nbytes == 1000
+
+
+def test_a_model_that_is_a_link_may_use_what_lies_beside_its_target(folder: Path, tmp_path: Path) -> None:
+    """As in Hugging Face's cache: snapshots of links into a folder of blobs."""
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (folder / "m.onnx").write_bytes(b"")
+    (snapshot / "m.onnx").symlink_to(folder / "m.onnx")
+    (snapshot / "w.data").symlink_to(folder / "w.data")
+    files = ExternalFiles.beside(str(snapshot / "m.onnx"))
+    assert stored_tensor(external([250], location="w.data"), files, MemorySource(b""), "inline").nbytes == 1000
+
+
+def test_a_model_without_a_folder_has_no_files() -> None:
+    with pytest.raises(ModelError, match="without a folder"):
+        ExternalFiles.none().open("w.data")
+
+
+def test_one_source_for_each_location(folder: Path) -> None:
+    files = ExternalFiles.beside(str(folder / "m.onnx"))
+    assert files.open("w.data") is files.open("w.data")
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])
+def test_a_source_that_cannot_be_opened_leaves_other_descriptors_alone(tmp_path: Path, kind: str) -> None:
+    """Neither noise from a destructor nor a second close of a number that is somebody else's by then."""
+    path = tmp_path / "thing"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    before = descriptors()
+    with pytest.raises((ModelError, OSError)) as caught:
+        FileSource(str(path))
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
+    del caught
+    gc.collect()
+    for descriptor in others:
+        os.close(descriptor)
+    assert descriptors() == before
+
+
+def test_closing_twice_is_once(folder: Path) -> None:
+    source = FileSource(str(folder / "w.data"))
+    source.close()
+    other = os.open(os.devnull, os.O_RDONLY)
+    source.close()
+    del source
+    os.close(other)
+
+
+def test_a_file_that_shrinks_raises_instead_of_ending_the_process(folder: Path) -> None:
+    stored = locate(external([250], location="w.data"), folder)
+    os.truncate(folder / "w.data", 100)
+    with pytest.raises(SourceChangedError, match=r"w\.data"):
+        stored.read()
+
+
+def test_a_changed_file_is_noticed(folder: Path) -> None:
+    source = FileSource(str(folder / "w.data"))
+    source.check_unchanged()
+    os.utime(folder / "w.data", ns=(1, 1))
+    with pytest.raises(SourceChangedError):
+        source.check_unchanged()
+
+
+def test_a_mapping_outlives_the_source(folder: Path) -> None:
+    source = FileSource(str(folder / "w.data"))
+    mapping = source.buffer()
+    assert source.buffer() is mapping
+    source.close()
+    assert mapping[:3] == b"\0\1\2"
+    with pytest.raises(TypeError):
+        mapping[0] = 1
+
+
+def test_reading_beyond_a_tensor_is_refused(folder: Path) -> None:
+    stored = locate(external([10], location="w.data", offset=100), folder)
+    for start, nbytes in ((-1, 4), (38, 4), (0, 41)):
+        with pytest.raises(ModelError):
+            stored.read_range(start, np.empty(nbytes, np.uint8))
+
+
+RAW: list[tuple[int, str, Any]] = [
+    (TensorProto.FLOAT, "float_data", [1.5, -2.25, 3e30]),
+    (TensorProto.FLOAT16, "int32_data", [0x3C00, 0xBC00, 0x7BFF]),
+    (TensorProto.INT8, "int32_data", [-128, 127, -1]),
+    (TensorProto.UINT8, "int32_data", [0, 255, 128]),
+]
+
+
+@pytest.mark.parametrize(("data_type", "where", "values"), RAW)
+def test_typed_data_is_what_raw_data_would_be(data_type: int, where: str, values: list[Any], folder: Path) -> None:
+    tensor = TensorProto(name="w", data_type=data_type, dims=[3])
+    getattr(tensor, where).extend(values)
+    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    wanted = np.array(values, np.uint16).tobytes() if data_type == TensorProto.FLOAT16 else np.array(values, dtype).tobytes()
+    assert locate(tensor, folder).read().tobytes() == wanted
+
+
+@pytest.mark.parametrize("data_type", [TensorProto.UINT4, TensorProto.INT4, TensorProto.UINT2, TensorProto.INT2])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+def test_typed_data_below_a_byte(data_type: int, count: int, folder: Path) -> None:
+    values = np.random.default_rng(count).integers(0, 2, count).tolist()
+    typed = helper.make_tensor("w", data_type, [count], values)
+    assert typed.int32_data
+    bits = ELEMENT_BITS[data_type]
+    whole = sum(value << bits * at for at, value in enumerate(values))
+    assert locate(typed, folder).read().tobytes() == whole.to_bytes(-(-count * bits // 8), "little")
+
+
+@settings(max_examples=50)
+@given(count=st.integers(0, 20), dim=st.integers(0, 20))
+def test_stored_bytes_must_fit_the_shape(count: int, dim: int) -> None:
+    for tensor in (
+        TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[dim], raw_data=bytes(4 * count)),
+        TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[dim], float_data=[0.0] * count),
+    ):
+        if count == dim:
+            assert locate(tensor, Path("/")).nbytes == 4 * dim
+        else:
+            with pytest.raises(ModelError):
+                locate(tensor, Path("/"))

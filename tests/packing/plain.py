@@ -1,0 +1,41 @@
+"""Packing the obvious way: one integer per element, whole arrays, no tricks. The package must agree with it bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+__all__ = ["elements_of", "packed_rows", "raw_bytes", "unsigned"]
+
+
+def raw_bytes(elements: Array, bits: int, dirty: bool = False) -> bytes:
+    """TensorProto's raw_data: low bits first, no padding but in the last byte, which is all ones there if `dirty`."""
+    flat = elements.reshape(-1).astype(np.int64)
+    as_bits = ((flat[:, None] >> np.arange(bits)) & 1).astype(np.uint8).reshape(-1)
+    padding = np.full(-as_bits.size % 8, int(dirty), np.uint8)
+    return bytes(np.packbits(np.concatenate([as_bits, padding]), bitorder="little").tobytes())
+
+
+def elements_of(raw: bytes, bits: int, count: int) -> Array:
+    """The first `count` elements of packed bytes."""
+    as_bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")[: count * bits].reshape(count, bits)
+    elements: Array = (as_bits.astype(np.int64) << np.arange(bits)).sum(axis=1)
+    return elements
+
+
+def unsigned(elements: Array, bits: int, signed: bool) -> Array:
+    """As MatMulNBits stores them: two's complement moved up by half its range."""
+    return elements + (1 << bits - 1) if signed else elements
+
+
+def packed_rows(rows: Array, bits: int, row_bytes: int) -> Array:
+    """Rows of unsigned elements, each packed from the low bits up into `row_bytes` bytes, zeros behind."""
+    lines, length = rows.shape
+    as_bits = (rows[:, :, None] >> np.arange(bits)) & 1
+    padded = np.zeros((lines, row_bytes * 8), np.uint8)
+    padded[:, : length * bits] = as_bits.reshape(lines, -1)
+    return np.packbits(padded, axis=1, bitorder="little")

@@ -1,0 +1,176 @@
+"""Small models, the sessions they are compared with, and looking at a process from outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from conformance.patterns import Draft, Weight
+from ort_qdq_plugin import Report, report_of
+
+__all__ = [
+    "CPU",
+    "Array",
+    "Form",
+    "added_provider",
+    "descriptors",
+    "external_tensor",
+    "linear",
+    "made_report",
+    "mapped",
+    "python",
+    "quiet",
+    "result",
+    "save",
+    "stack",
+    "stock",
+    "x_of",
+]
+
+Array = NDArray[Any]
+Form = Literal["bytes", "file", "external"]
+CPU = ["CPUExecutionProvider"]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def linear(weight: Weight, seed: str = "linear") -> onnx.ModelProto:
+    """y = x @ W, in the usual form for the weight's layout."""
+    draft = Draft(seed)
+    dequantized = draft.weight(weight)
+    if weight.n_major:
+        dequantized = draft.node("Transpose", [dequantized], "t", perm=[1, 0])
+    draft.input("x", ["m", weight.k], weight.scale)
+    draft.output("y", ["m", weight.n], weight.scale)
+    draft.node("MatMul", ["x", dequantized], "y")
+    return draft.model()
+
+
+def stack(layers: int, width: int, seed: str = "stack", **weight: Any) -> onnx.ModelProto:
+    """A chain of square products, each scaled down by Tanh."""
+    draft = Draft(seed)
+    value = draft.input("x", ["m", width])
+    for layer in range(layers):
+        drawn = Weight(k=width, n=width, **weight)
+        dequantized = draft.weight(drawn, f"w{layer}")
+        if drawn.n_major:
+            dequantized = draft.node("Transpose", [dequantized], f"t{layer}", perm=[1, 0])
+        product = draft.node("MatMul", [value, dequantized], f"p{layer}")
+        value = draft.node("Tanh", [product], "y" if layer == layers - 1 else f"h{layer}")
+    draft.output("y", ["m", width])
+    return draft.model()
+
+
+def save(model: onnx.ModelProto, folder: Path, form: Form, stem: str = "model") -> str | bytes:
+    """The model as bytes, or the path of a file with its weights inside or in `<stem>.data`."""
+    if form == "bytes":
+        return bytes(model.SerializeToString())
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    path = folder / f"{stem}.onnx"
+    if form == "external":
+        onnx.save_model(copy, path, save_as_external_data=True, location=f"{stem}.data", size_threshold=0)
+    else:
+        onnx.save_model(copy, path)
+    return str(path)
+
+
+def external_tensor(model: onnx.ModelProto, name: str, **entries: str) -> onnx.TensorProto:
+    """The initializer of that name, with these external data entries in place of its own."""
+    tensor: onnx.TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    kept = {entry.key: entry.value for entry in tensor.external_data} | entries
+    del tensor.external_data[:]
+    tensor.ClearField("raw_data")
+    tensor.data_location = tensor.EXTERNAL
+    for key, value in kept.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def quiet() -> ort.SessionOptions:
+    """Options that keep ONNX Runtime's complaints off the terminal."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def added_provider() -> ort.SessionOptions:
+    """Options that a copy would lose something of: their models go by path."""
+    options = quiet()
+    options.add_provider("CPUExecutionProvider", {})
+    return options
+
+
+def stock(model: str | bytes, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    """ONNX Runtime's own session."""
+    return ort.InferenceSession(model, options or quiet(), providers=CPU)
+
+
+def made_report(session: ort.InferenceSession) -> Report:
+    """The report of a session that this package made."""
+    report = report_of(session)
+    assert report is not None
+    return report
+
+
+def x_of(session: ort.InferenceSession, rows: int = 5) -> dict[str, Array]:
+    """Random inputs; a symbolic dimension is `rows`."""
+    rng = np.random.default_rng(rows)
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    return {
+        value.name: rng.standard_normal([dim if isinstance(dim, int) else rows for dim in value.shape]).astype(
+            kinds[value.type]
+        )
+        for value in session.get_inputs()
+    }
+
+
+def result(session: ort.InferenceSession, rows: int = 5) -> Array:
+    """The first output for `x_of`."""
+    output: Array = session.run(None, x_of(session, rows))[0]
+    return output
+
+
+def python(code: str, *arguments: object, cwd: Path | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that sees this repository; arguments are in sys.argv."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def mapped(folder: Path) -> list[str]:
+    """This process's mappings of files in `folder`, deleted ones included."""
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if f" {folder}/" in line]
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def raised(call: Callable[[], object]) -> tuple[type[BaseException], str] | None:
+    """Class and text of what a call raises."""
+    try:
+        call()
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+def files_below(folders: Sequence[Path]) -> set[Path]:
+    """Every file in these folders."""
+    return {path for folder in folders for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,361 @@
+"""How long borrowed memory lives: as long as anything of the session can read it, and no longer."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin.memory import handover
+from tests.support import (
+    CPU,
+    Array,
+    added_provider,
+    descriptors,
+    made_report,
+    mapped,
+    python,
+    quiet,
+    result,
+    save,
+    stack,
+    x_of,
+)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> str:
+    """Two weights, of which everything is packed, and one external file."""
+    return str(save(stack(2, 128, element="int4"), tmp_path, "external"))
+
+
+@pytest.fixture
+def in_place(tmp_path: Path) -> str:
+    """Two weights, all of whose bytes are used where they are."""
+    return str(save(stack(2, 256, n_major=True), tmp_path, "external"))
+
+
+def borrowed(stored: str | bytes, folder: Path) -> tuple[ort.InferenceSession, weakref.ref[Any]]:
+    """A session with a spill file in `folder`, and a reference to the mapping of its first buffer."""
+    options = Options(buffer="file", spill_dir=folder)
+    session: Any = create_session(stored, quiet(), CPU, options=options)
+    assert made_report(session).route == "borrowed"
+    buffers = list(session._qdq_prepared.places.buffers.values())
+    assert mapped(folder)
+    return session, weakref.ref(buffers[0])
+
+
+def test_dropping_the_session_releases_everything(stored: str, tmp_path: Path) -> None:
+    gc.collect()
+    before, kept = descriptors(), len(handover._kept)
+    session, buffer = borrowed(stored, tmp_path)
+    result(session)
+    del session
+    assert buffer() is None, "without waiting for the garbage collector"
+    assert not mapped(tmp_path)
+    assert (descriptors(), len(handover._kept)) == (before, kept)
+
+
+def test_weights_in_place_are_released_too(in_place: str, tmp_path: Path) -> None:
+    session, buffer = borrowed(in_place, tmp_path)
+    result(session)
+    del session
+    assert buffer() is None
+    assert not mapped(tmp_path)
+
+
+def test_the_callers_bytes_are_released(tmp_path: Path) -> None:
+    before = len(handover._kept)
+    data = save(stack(2, 256, n_major=True), tmp_path, "bytes")
+    session = create_session(data, quiet(), CPU)
+    assert any(buffer is data for kept in handover._kept.values() for buffer in kept)
+    del data
+    gc.collect()
+    assert np.isfinite(result(session)).all()
+    del session
+    assert len(handover._kept) == before
+
+
+def binding_of(session: ort.InferenceSession) -> Callable[[], Array]:
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", x_of(session)["x"])
+    binding.bind_output("y")
+    native = binding._session  # what IOBinding itself holds
+    return lambda: (native.run_with_iobinding(binding._iobinding, None), binding.copy_outputs_to_cpu()[0])[1]
+
+
+def native_of(session: ort.InferenceSession) -> Callable[[], Array]:
+    native, fed = session._sess, x_of(session)
+    return lambda: native.run(["y"], fed, None)[0]
+
+
+def method_of(session: ort.InferenceSession) -> Callable[[], Array]:
+    run, fed = session.run, x_of(session)
+    return lambda: run(None, fed)[0]
+
+
+@pytest.mark.parametrize("part", [binding_of, native_of, method_of])
+@pytest.mark.parametrize("model", ["stored", "in_place"])
+def test_what_can_still_run_keeps_its_memory(
+    model: str, part: Callable[[ort.InferenceSession], Callable[[], Array]], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    session, buffer = borrowed(request.getfixturevalue(model), tmp_path)
+    wanted = result(session)
+    run = part(session)
+    del session
+    gc.collect()
+    assert buffer() is not None
+    np.testing.assert_array_equal(run(), wanted)
+    del run
+    gc.collect()
+    assert buffer() is None
+    assert not mapped(tmp_path)
+
+
+def test_metadata_outlives_the_session(stored: str, tmp_path: Path) -> None:
+    session, buffer = borrowed(stored, tmp_path)
+    inputs, meta = session.get_inputs(), session.get_modelmeta()
+    del session
+    gc.collect()
+    assert inputs[0].name == "x"
+    assert inputs[0].shape == ["m", 128]
+    assert meta.graph_name == "pattern"
+    del inputs, meta
+    gc.collect()
+    assert buffer() is None
+
+
+def test_results_outlive_the_session(stored: str, tmp_path: Path) -> None:
+    session, buffer = borrowed(stored, tmp_path)
+    value = session.run_with_ort_values(None, {"x": ort.OrtValue.ortvalue_from_numpy(x_of(session)["x"])})[0]
+    wanted = value.numpy().copy()
+    del session
+    gc.collect()
+    np.testing.assert_array_equal(value.numpy(), wanted)
+    del value
+    gc.collect()
+    assert buffer() is None
+
+
+def test_cycles_are_collected(stored: str, tmp_path: Path) -> None:
+    session, buffer = borrowed(stored, tmp_path)
+    session.myself = [session, session.io_binding(), session._sess]
+    del session
+    gc.collect()
+    assert buffer() is None
+    assert not mapped(tmp_path)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_any_order_of_deletion(stored: str, tmp_path: Path, order: tuple[int, ...]) -> None:
+    session, buffer = borrowed(stored, tmp_path)
+    things: list[Any] = [session, session.io_binding(), session.get_inputs()]
+    del session
+    for at in order:
+        assert buffer() is not None
+        things[at] = None
+        gc.collect()
+    assert buffer() is None
+
+
+def test_set_providers_and_then_drop(stored: str, tmp_path: Path) -> None:
+    kept = len(handover._kept)
+    session, buffer = borrowed(stored, tmp_path)
+    wanted = result(session)
+    for _ in range(3):
+        session.set_providers(CPU)
+        gc.collect()
+        np.testing.assert_array_equal(result(session), wanted)
+        assert len(handover._kept) == kept + 1
+    del session
+    gc.collect()
+    assert buffer() is None
+    assert len(handover._kept) == kept
+
+
+def test_a_failed_load_keeps_nothing(stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime may refuse what we made of the model."""
+    kept, before = len(handover._kept), descriptors()
+    original = handover.borrow
+
+    def spoil(options: Any, buffers: Any) -> None:
+        original(options, buffers)
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "nonsense")
+        options.add_external_initializers(["no such name"], [ort.OrtValue.ortvalue_from_numpy(np.zeros(3, np.float32))])
+
+    monkeypatch.setattr(handover, "borrow", spoil)
+    session = create_session(stored, quiet(), CPU, options=Options(buffer="file", spill_dir=tmp_path))
+    assert made_report(session).route == "stock"
+    assert np.isfinite(result(session)).all()
+    gc.collect()
+    assert not mapped(tmp_path)
+    del session
+    assert (len(handover._kept), descriptors()) == (kept, before)
+
+
+def test_sessions_by_path_hold_no_file(stored: str, tmp_path: Path) -> None:
+    before = descriptors()
+    session = create_session(stored, added_provider(), options=Options(spill_dir=tmp_path))
+    assert made_report(session).route == "by path"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.data", "model.onnx"]
+    wanted = result(session)
+    gc.collect()
+    np.testing.assert_array_equal(result(session), wanted)
+    del session
+    assert descriptors() == before
+
+
+def test_threads_that_make_run_and_drop(tmp_path: Path) -> None:
+    models = [save(stack(2, 128, seed=str(seed), n_major=bool(seed % 2)), tmp_path, "bytes") for seed in range(4)]
+    wanted = [result(create_session(model, quiet(), CPU)) for model in models]
+    gc.collect()
+    kept, before, running = len(handover._kept), descriptors(), threading.active_count()
+    options = quiet()
+    options.intra_op_num_threads = 1
+
+    def work(number: int) -> None:
+        dice = random.Random(number)
+        alive: list[tuple[int, ort.InferenceSession]] = []
+        for _ in range(50):
+            which = dice.randrange(len(models))
+            ours = Options(buffer=dice.choice(["file", "memory"]), spill_dir=tmp_path, threads=dice.randint(1, 2))
+            alive.append((which, create_session(models[which], options, CPU, options=ours)))
+            if len(alive) > 3:
+                del alive[dice.randrange(len(alive))]
+            for index, session in alive:
+                np.testing.assert_array_equal(result(session), wanted[index])
+
+    with ThreadPoolExecutor(8) as executor:
+        for future in [executor.submit(work, number) for number in range(8)]:
+            future.result()
+    del future
+    gc.collect()
+    assert (len(handover._kept), descriptors(), threading.active_count()) == (kept, before, running)
+    assert not mapped(tmp_path)
+
+
+def test_one_session_run_by_many_threads_while_others_come_and_go(stored: str, tmp_path: Path) -> None:
+    session, _ = borrowed(stored, tmp_path)
+    wanted = result(session)
+    stop = threading.Event()
+
+    def run() -> int:
+        count = 0
+        while not stop.is_set():
+            np.testing.assert_array_equal(result(session), wanted)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(3) as executor:
+        running = [executor.submit(run) for _ in range(3)]
+        for _ in range(20):
+            other, _ = borrowed(stored, tmp_path)
+            np.testing.assert_array_equal(result(other), wanted)
+            del other
+        stop.set()
+        assert all(future.result() for future in running)
+
+
+EXIT = """
+import sys, threading
+import numpy as np
+from ort_qdq_plugin import Options, create_session, report_of
+session = create_session(sys.argv[1], options=Options(buffer="file"))
+assert report_of(session).route == "borrowed"
+x = {"x": np.ones((1024, session.get_inputs()[0].shape[1]), np.float32)}
+started = threading.Event()
+run = session.run
+if sys.argv[3] == "native":
+    native = session._sess
+    run = lambda _, fed: native.run(["a40"], fed, None)
+    del session
+def forever():
+    while True:
+        run(None, x)
+        started.set()
+for _ in range(int(sys.argv[2])):
+    threading.Thread(target=forever, daemon=True).start()
+    started.wait()
+if sys.argv[3] == "module":
+    sys.keep = session
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["main", "module"])
+@pytest.mark.parametrize("model", ["stored", "in_place"])
+def test_the_interpreter_ends_quietly(model: str, where: str, request: pytest.FixtureRequest) -> None:
+    done = python(EXIT, request.getfixturevalue(model), 0, where)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+@pytest.fixture
+def reading_in_place(tmp_path: Path) -> str:
+    """A model that reads borrowed memory in every run, and for most of it: a large addend is not pre-packed."""
+    model = stack(1, 512)
+    addend = numpy_helper.from_array(np.ones((1024, 512), np.float32), "addend")
+    model.graph.initializer.append(addend)
+    for number in range(40):
+        model.graph.node.append(helper.make_node("Add", [f"a{number}" if number else "y", "addend"], [f"a{number + 1}"]))
+    model.graph.output[0].name = "a40"
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1024
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1024
+    return str(save(model, tmp_path, "external"))
+
+
+@pytest.mark.parametrize("daemons", [1, 3])
+@pytest.mark.parametrize("where", ["main", "module", "native"])
+def test_no_memory_goes_while_daemon_threads_still_run(reading_in_place: str, daemons: int, where: str) -> None:
+    """A thread that comes back from a run after the interpreter's end is ended by it, which std::terminate takes for an
+    error: that is so with stock, too (Python up to 3.13, pybind11). A fault of memory it must never be."""
+    for _ in range(4):
+        done = python(EXIT, reading_in_place, daemons, where)
+        assert done.returncode in (0, -signal.SIGABRT)
+        assert done.stdout == "end\n"
+        assert all(line.startswith("terminate called") for line in done.stderr.splitlines())
+
+
+FORK = """
+import os, sys
+import numpy as np
+from ort_qdq_plugin import Options, create_session, report_of
+def make(threads):
+    return create_session(sys.argv[1], options=Options(buffer="file", threads=threads))
+parent = make(2)
+x = {"x": np.ones((3, parent.get_inputs()[0].shape[1]), np.float32)}
+wanted = parent.run(None, x)[0]
+child = os.fork()
+if child == 0:
+    status = 1
+    try:
+        session = make(1)
+        assert report_of(session).route == "borrowed"
+        assert np.array_equal(session.run(None, x)[0], wanted)
+        session = make(3)
+        assert np.array_equal(session.run(None, x)[0], wanted)
+        del session
+        status = 0
+    finally:
+        os._exit(status)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert np.array_equal(parent.run(None, x)[0], wanted)
+assert np.array_equal(make(2).run(None, x)[0], wanted)
+"""
+
+
+def test_a_forked_child_makes_sessions_of_its_own(stored: str) -> None:
+    done = python(FORK, stored)
+    assert done.returncode == 0, done.stderr
