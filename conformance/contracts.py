@@ -325,7 +325,7 @@ def _last_sentence(text: str) -> str:
 
 @_contract
 def _borrowed_buffers_survive_set_providers(_folder: Path) -> str:
-    """set_providers makes a new native session from the same options, on the same buffers (session.py, `_Session`)."""
+    """set_providers makes a new native session from the same options, on the same buffers (session.py, `load`)."""
     mapping = _mapping_of(_values())
     options = _in_memory(_options(**{DIRECT_KEY: "1"}), w=mapping)
     session = _session(_sum_model(_external("w", "w", 0, 4 * WIDTH)), options)
@@ -675,7 +675,7 @@ def _bindings_keep_the_native_session(_folder: Path) -> str:
 @_contract
 def _sessions_are_created_where_we_override(_folder: Path) -> str:
     """InferenceSession creates its native session in `_create_inference_session`, also in set_providers, from _model_path or
-    _model_bytes and _sess_options, and leaves it in _sess (session.py, `_Session`)."""
+    _model_bytes and _sess_options, and leaves it in _sess (session.py, `load`)."""
     parameters = list(inspect.signature(ort.InferenceSession._create_inference_session).parameters)
     expected = ["self", "providers", "provider_options", "disabled_optimizers"]
     _expect(parameters == expected, f"its parameters are {parameters}")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from ort_qdq_plugin.errors import ModelError, QdqPluginError, SourceChangedError
-from ort_qdq_plugin.fusion.reason import Reason
-from ort_qdq_plugin.options import Options
-from ort_qdq_plugin.report import Fusion, Report, Unfused
-from ort_qdq_plugin.session import create_session, inspect, report_of
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.activation import activate, deactivate
+    from ort_qdq_plugin.errors import ModelError, QdqPluginError, SourceChangedError
+    from ort_qdq_plugin.fusion.reason import Reason
+    from ort_qdq_plugin.options import Options
+    from ort_qdq_plugin.report import Fusion, Report, Unfused
+    from ort_qdq_plugin.session import create_session, inspect, report_of
 
 __all__ = [
     "Fusion",
@@ -17,9 +22,34 @@ __all__ = [
     "Report",
     "SourceChangedError",
     "Unfused",
+    "activate",
     "create_session",
+    "deactivate",
     "inspect",
     "report_of",
 ]
 
 __version__ = "0.1.0"
+
+# Imported when they are first asked for: processes that only wait for onnxruntime (startup.py) should not pay for it.
+_MODULES = {
+    "activation": ("activate", "deactivate"),
+    "errors": ("ModelError", "QdqPluginError", "SourceChangedError"),
+    "fusion.reason": ("Reason",),
+    "options": ("Options",),
+    "report": ("Fusion", "Report", "Unfused"),
+    "session": ("create_session", "inspect", "report_of"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Options", "config_entry", "thread_count"]
+__all__ = [
+    "BUFFERS", "MAX_ACCURACY_LEVEL", "Options", "config_entry", "is_accuracy_level", "is_block_size", "thread_count",
+]  # fmt: skip
 
-_BUFFERS = ("auto", "file", "memory")
-_MAX_ACCURACY_LEVEL = 4
+BUFFERS = ("auto", "file", "memory")
+MAX_ACCURACY_LEVEL = 4
 _LEAST_PADDING, _DEFAULT = -1, 0
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
 
@@ -39,10 +41,10 @@ class Options:
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.buffer not in _BUFFERS:
-            raise ValueError(f"buffer is {self.buffer!r}, must be one of {', '.join(_BUFFERS)}")
+        if self.buffer not in BUFFERS:
+            raise ValueError(f"buffer is {self.buffer!r}, must be one of {', '.join(BUFFERS)}")
         if self.accuracy_level is not None and not is_accuracy_level(self.accuracy_level):
-            raise ValueError(f"accuracy_level is {self.accuracy_level}, must be 0 to {_MAX_ACCURACY_LEVEL}")
+            raise ValueError(f"accuracy_level is {self.accuracy_level}, must be 0 to {MAX_ACCURACY_LEVEL}")
         if self.block_size is not None and not is_block_size(self.block_size):
             raise ValueError(f"block_size is {self.block_size}, must be a power of two from 16 to 256, 0 or -1")
         if self.threads is not None and self.threads < 1:
@@ -51,7 +53,7 @@ class Options:
 
 def is_accuracy_level(value: int) -> bool:
     """Whether MatMulNBits takes this accuracy_level."""
-    return 0 <= value <= _MAX_ACCURACY_LEVEL
+    return 0 <= value <= MAX_ACCURACY_LEVEL
 
 
 def is_block_size(value: int) -> bool:

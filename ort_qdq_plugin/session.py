@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
 from ort_qdq_plugin.errors import ModelError, QdqPluginError, readable
+from ort_qdq_plugin.extensions import EXTENSIONS_DOMAIN, register_extensions
 from ort_qdq_plugin.memory.sharing import reading
 from ort_qdq_plugin.model.quantized import WEIGHT_TYPES
 from ort_qdq_plugin.model.skeleton import Skeleton, external_tensors, open_skeleton
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from ort_qdq_plugin.model.tensors import StoredTensor
     from ort_qdq_plugin.packing.layout import Layout, Operand
 
-__all__ = ["create_session", "inspect", "report_of"]
+__all__ = ["Loading", "create_session", "inspect", "load", "report_of"]
 
 _log = logging.getLogger("ort_qdq_plugin")
 
@@ -71,7 +72,8 @@ def create_session(
 
 def report_of(session: onnxruntime.InferenceSession) -> Report | None:
     """What was done for this session; None for one that this package did not create."""
-    return session.qdq_report if isinstance(session, _Session) else None
+    loading = getattr(session, "_ort_qdq_loading", None)
+    return loading.report if isinstance(loading, Loading) else None
 
 
 def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options | None = None) -> Report:
@@ -155,78 +157,94 @@ class _Prepared:
     report: Report
 
 
+@dataclass
+class Loading:
+    """What this package knows of one session: how it was asked to load it, what it prepared, and what came of it.
+
+    `prepared` is kept for `set_providers`, which makes the native session anew.
+    """
+
+    options: Options
+    prepared: _Prepared | None = None
+    report: Report = field(default_factory=lambda: Report("stock"))
+
+
 class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxruntime is untyped
     """An InferenceSession that makes the journey each time it creates its native session (also in set_providers)."""
 
-    # The base class's own; set_providers goes by them again.
-    _model_path: str | None
-    _model_bytes: bytes | None
-    _sess_options: Any
-
     def __init__(self, path_or_bytes: Any, *args: Any, options: Options | None = None, **kwargs: Any) -> None:
-        self._qdq_options = options or Options()
-        self._qdq_prepared: _Prepared | None = None
-        self.qdq_report = Report("stock")
+        self._ort_qdq_loading = Loading(options or Options())
         super().__init__(path_or_bytes, *args, **kwargs)
 
     def _create_inference_session(self, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
-        try:
-            with reading(self._sess_options):
-                prepared = self._prepare(providers, disabled_optimizers)
-            if prepared is not None:
-                self._create_prepared(prepared, providers, provider_options, disabled_optimizers)
-                return
-        except Exception as error:
-            if self._qdq_options.strict:
-                if isinstance(error, (ValueError, RuntimeError)):
-                    # The base class would take these for a provider's and try again with another one.
-                    raise QdqPluginError(f"{type(error).__name__}: {error}") from error
-                raise
-            self.qdq_report = Report("stock", passed_through=f"{type(error).__name__}: {error}")
-            _log.warning("loading with stock ONNX Runtime, without this package: %s", self.qdq_report.passed_through)
-        self._qdq_prepared = None
-        with reading(self._sess_options):
-            super()._create_inference_session(providers, provider_options, disabled_optimizers)
+        load(self, self._ort_qdq_loading, providers, provider_options, disabled_optimizers)
 
-    def _prepare(self, providers: Any, disabled_optimizers: Any) -> _Prepared | None:
-        """The prepared model; None, with the reason in the report, where there is nothing for us to do."""
-        model = self._model_path if self._model_path is not None else self._model_bytes or b""
-        names = _provider_names(providers, self._sess_options)
-        disabled = frozenset(disabled_optimizers or ())
-        request = _Request(model, self._sess_options, self._qdq_options, names, disabled)
-        if self._qdq_prepared is not None and _unsupported_provider(request) is None:
-            return self._qdq_prepared
-        outcome = _prepare(request)
-        if isinstance(outcome, Report):
-            self.qdq_report = outcome
-            return None
-        return outcome
 
-    def _create_prepared(self, prepared: _Prepared, providers: Any, provider_options: Any, disabled_optimizers: Any) -> None:
-        from ort_qdq_plugin.memory.handover import by_path, keep_until_destroyed, trimming
+# Bound at import: activation may later replace the method.
+_stock_create = onnxruntime.InferenceSession._create_inference_session
 
-        clock = _Clock(prepared.report.seconds)
-        original = self._model_path, self._model_bytes, self._sess_options
-        self._model_path, self._model_bytes, self._sess_options = None, prepared.model, prepared.options
-        try:
-            with clock.stage("hand over"):
-                if prepared.by_path:
-                    with by_path(prepared.options):
-                        super()._create_inference_session(providers, provider_options, disabled_optimizers)
-                else:
-                    with trimming(prepared.places.mappings):
-                        super()._create_inference_session(providers, provider_options, disabled_optimizers)
-        except BaseException:
-            self._sess_options = original[2]
+
+def load(session: Any, loading: Loading, providers: Any, provider_options: Any, disabled_optimizers: Any) -> None:
+    """Create the native session of an InferenceSession: in place of its own method, which takes the same arguments."""
+    try:
+        with reading(session._sess_options):
+            prepared = _prepared_for(session, loading, providers, disabled_optimizers)
+        if prepared is not None:
+            _create_prepared(session, loading, prepared, providers, provider_options, disabled_optimizers)
+            _log.info("%s: %s", session._model_path or "<bytes>", loading.report.summary())
+            return
+    except Exception as error:
+        if loading.options.strict:
+            if isinstance(error, (ValueError, RuntimeError)):
+                # The base class would take these for a provider's and try again with another one.
+                raise QdqPluginError(f"{type(error).__name__}: {error}") from error
             raise
-        finally:
-            self._model_path, self._model_bytes = original[:2]
-            for buffer in prepared.packed:
-                buffer.unlink()
-        if not prepared.by_path:
-            keep_until_destroyed(self._sess, tuple(prepared.places.buffers.values()))
-            self._qdq_prepared = prepared
-        self.qdq_report = replace(prepared.report, seconds=clock.seconds)
+        loading.report = Report("stock", passed_through=f"{type(error).__name__}: {error}")
+        _log.warning("loading with stock ONNX Runtime, without this package: %s", loading.report.passed_through)
+    loading.prepared = None
+    with reading(session._sess_options):
+        _stock_create(session, providers, provider_options, disabled_optimizers)
+
+
+def _prepared_for(session: Any, loading: Loading, providers: Any, disabled_optimizers: Any) -> _Prepared | None:
+    """The prepared model; None, with the reason in the report, where there is nothing for us to do."""
+    model = session._model_path if session._model_path is not None else session._model_bytes
+    names = _provider_names(providers, session._sess_options)
+    disabled = frozenset(disabled_optimizers or ())
+    request = _Request(model, session._sess_options, loading.options, names, disabled)
+    if loading.prepared is not None and _unsupported_provider(request) is None:
+        return loading.prepared
+    outcome = _prepare(request)
+    if isinstance(outcome, Report):
+        loading.report = outcome
+        return None
+    return outcome
+
+
+def _create_prepared(
+    session: Any, loading: Loading, prepared: _Prepared, providers: Any, provider_options: Any, disabled_optimizers: Any
+) -> None:
+    from ort_qdq_plugin.memory.handover import by_path, keep_until_destroyed, trimming
+
+    clock = _Clock(prepared.report.seconds)
+    original = session._model_path, session._model_bytes, session._sess_options
+    # The base class's own attributes, which it hands to the native session; afterwards they say again what the caller said.
+    session._model_path, session._model_bytes, session._sess_options = None, prepared.model, prepared.options
+    try:
+        handing_over = by_path(prepared.options) if prepared.by_path else trimming(prepared.places.mappings)
+        with clock.stage("hand over"), handing_over:
+            _stock_create(session, providers, provider_options, disabled_optimizers)
+    except BaseException:
+        session._sess_options = original[2]
+        raise
+    finally:
+        session._model_path, session._model_bytes = original[:2]
+        for buffer in prepared.packed:
+            buffer.unlink()
+    if not prepared.by_path:
+        keep_until_destroyed(session._sess, tuple(prepared.places.buffers.values()))
+        loading.prepared = prepared
+    loading.report = replace(prepared.report, seconds=clock.seconds)
 
 
 def _prepare(request: _Request) -> _Prepared | Report:
@@ -263,13 +281,14 @@ def _open(request: _Request, clock: _Clock) -> OpenedModel | str:
 
 
 def _has_work(skeleton: Skeleton, request: _Request) -> bool:
-    return skeleton.mentions("MatMulNBits") or (request.may_fuse and skeleton.mentions("DequantizeLinear"))
+    fuses = request.may_fuse and skeleton.mentions("DequantizeLinear")
+    return fuses or skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN)
 
 
 def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided | Report:
     with clock.stage("match"):
         from ort_qdq_plugin.fusion.match import Matches, match
-        from ort_qdq_plugin.model.graph import model_scope
+        from ort_qdq_plugin.model.graph import domains, model_scope
         from ort_qdq_plugin.packing.layout import plan_layout
 
         with readable():
@@ -279,9 +298,9 @@ def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided |
         wanted = [fusion.weight for fusion in matches.products]
         layout = plan_layout(wanted, thread_count(request.options, request.session_options))
     report = _report(matches, layout)
-    # A model with fused nodes of its own gains by the hand-over alone.
+    # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs them.
     borrows = opened.skeleton.mentions("MatMulNBits") and any(external_tensors(opened.proto.graph))
-    if not matches.fusions and not borrows:
+    if not matches.fusions and not borrows and EXTENSIONS_DOMAIN not in domains(scope):
         return replace(report, passed_through="nothing in it can be fused", seconds=clock.seconds)
     return _Decided(opened, scope, matches, layout, report)
 
@@ -291,6 +310,7 @@ def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared
     from ort_qdq_plugin.fusion.rewrite import FreshNames, lift_from_subgraphs
     from ort_qdq_plugin.memory.buffer import make_buffers
     from ort_qdq_plugin.memory.handover import Places, borrow, copy_loses_something, private_options, supplies_initializers
+    from ort_qdq_plugin.model.graph import domains
     from ort_qdq_plugin.packing.pack import pack
 
     if supplies_initializers(request.session_options):
@@ -327,6 +347,8 @@ def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared
             session_options = request.session_options
             if not through_paths:
                 session_options = private_options(request.session_options)
+                if EXTENSIONS_DOMAIN in domains(decided.scope):
+                    register_extensions(session_options)
                 borrow(session_options, places.buffers)
         undo.pop_all()
     report = replace(decided.report, route="by path" if through_paths else "borrowed", seconds=clock.seconds)
@@ -387,16 +409,14 @@ def _report(matches: Matches, layout: Layout) -> Report:
     """What was decided, before anything has been done about it."""
     products = [_product_entry(fusion, layout) for fusion in matches.products]
     gathers = [_gather_entry(fusion) for fusion in matches.gathers]
-    tables = {
-        fusion.dequantized.weight.storage: entry.borrowed_bytes
-        for fusion, entry in zip(matches.gathers, gathers, strict=True)
-    }
+    in_place = [tensor for weight in layout.weights.values() for tensor in weight.in_place]
+    in_place += [tensor for fusion in matches.gathers for tensor in fusion.operands]
     return Report(
         "stock",
         fused=(*products, *gathers),
         unfused=tuple(Unfused(left.dequantize, left.weight, left.reason, left.bytes_per_run) for left in matches.left_alone),
         packed_bytes=sum(weight.packed_bytes for weight in layout.weights.values()),
-        borrowed_bytes=sum(weight.borrowed_bytes for weight in layout.weights.values()) + sum(tables.values()),
+        borrowed_bytes=sum({tensor.storage: tensor.nbytes for tensor in in_place}.values()),
     )
 
 
@@ -419,7 +439,6 @@ def _product_entry(fusion: MatMulFusion, layout: Layout) -> Fusion:
 
 def _gather_entry(fusion: GatherFusion) -> Fusion:
     table = fusion.dequantized
-    operands = [table.weight, table.scales, *([] if table.zero_points is None else [table.zero_points])]
     return Fusion(
         node=fusion.name,
         dequantize=fusion.dequantize,
@@ -430,7 +449,7 @@ def _gather_entry(fusion: GatherFusion) -> Fusion:
         block_size=fusion.block_size,
         layout="N-major",
         packed_bytes=0,
-        borrowed_bytes=sum(operand.nbytes for operand in operands),
+        borrowed_bytes=sum(operand.nbytes for operand in fusion.operands),
         has_bias=False,
     )
 

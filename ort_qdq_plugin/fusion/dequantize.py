@@ -37,8 +37,8 @@ class Dequantized:
     """The operands of one DequantizeLinear.
 
     `axis` is where scales are shared or vary, None when there is a single scale. `block` elements along it share one; 0: one
-    scale per index. `zero_points` is None too when all of them are the ones that MatMulNBits takes by itself (`centred`).
-    `names`: of weight, scales and zero points in the graph, "" for none.
+    scale per index. `centred`: the zero points, given or not, are the ones that MatMulNBits takes by itself. `names`: of
+    weight, scales and zero points in the graph, "" for none.
     """
 
     weight: StoredTensor
@@ -70,7 +70,7 @@ class Dequantized:
         return QuantizedMatrix(
             weight=self.weight,
             scales=self.scales,
-            zero_points=self.zero_points,
+            zero_points=None if self.centred else self.zero_points,
             centred=self.centred,
             k=view.size(k_axes),
             n=view.size(n_axes),
@@ -137,7 +137,7 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate) -> Dequantize
     return Dequantized(
         weight=located[0],
         scales=located[1],
-        zero_points=None if centred else zero_points,
+        zero_points=zero_points,
         centred=centred,
         axis=scale_axis,
         block=block,

@@ -13,6 +13,7 @@ from ort_qdq_plugin.fusion.reason import NotFusable, Reason
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import Location, attribute
 from ort_qdq_plugin.model.quantized import FLOAT, FLOAT16
+from ort_qdq_plugin.model.tensors import StoredTensor
 
 __all__ = ["GatherFusion", "fuse_gather"]
 
@@ -33,13 +34,18 @@ class GatherFusion:
     kind: str
     name: str
     replaced: tuple[Location, ...]
-    weight_input: str
     dequantized: Dequantized
     block_size: int
     scale_shape: tuple[int, ...] | None
     indices: str
     output: str
     cast_to: int | None
+
+    @property
+    def operands(self) -> tuple[StoredTensor, ...]:
+        """The tensors that it reads where they are stored."""
+        table = self.dequantized
+        return (table.weight, table.scales, *([] if table.zero_points is None else [table.zero_points]))
 
 
 def fuse_gather(dequantize: str, dequantized: Dequantized, view: View, use: Location, name: str) -> GatherFusion:
@@ -63,7 +69,6 @@ def fuse_gather(dequantize: str, dequantized: Dequantized, view: View, use: Loca
         kind=node.op_type,
         name=node.name or node.output[0],
         replaced=(use,),
-        weight_input=name,
         dequantized=dequantized,
         block_size=block_size,
         scale_shape=scale_shape,

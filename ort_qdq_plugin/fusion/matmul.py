@@ -60,7 +60,6 @@ class MatMulFusion:
     kind: str
     name: str
     replaced: tuple[Location, ...]
-    weight_input: str
     weight: FusedWeight
     activation: str
     output: str
@@ -121,7 +120,6 @@ def fuse_product(
         kind=node.op_type,
         name=node.name or node.output[0],
         replaced=tuple(replaced),
-        weight_input=name,
         weight=weight,
         activation=product.activation,
         output=output,

@@ -75,7 +75,7 @@ class Rewriter:
         self._replaced: dict[Location, list[NodeProto]] = {}
         self._removed: set[Location] = set()
         self._dropped: dict[Scope, set[str]] = {}
-        self._weight_inputs: list[tuple[Scope, str]] = []
+        self._read_before: list[tuple[Scope, str]] = []
         self._read_anew: set[tuple[Scope, str]] = set()
 
     def product(self, fusion: MatMulFusion, operands: FusedOperands, accuracy_level: int) -> None:
@@ -127,7 +127,7 @@ class Rewriter:
 
     def finish(self) -> list[TensorProto]:
         """Change the model: put the nodes in and drop what nothing reads any more; the small constants that they need."""
-        for scope, name in self._weight_inputs:
+        for scope, name in self._read_before:
             self._drop_unread(scope, name)
         # Innermost first: replacing a graph's nodes copies the subgraphs in them.
         for inner in reversed(list(scopes(self._scope))):
@@ -142,7 +142,7 @@ class Rewriter:
         self._replaced[fusion.replaced[-1]] = nodes
         self._removed.update(fusion.replaced[:-1])
         self._read_anew.update((scope.definer(name), name) for node in nodes for name in node.input)
-        self._weight_inputs.append((scope, fusion.weight_input))
+        self._read_before += [(scope, name) for scope, index in fusion.replaced for name in scope.nodes[index].input]
 
     def _constant(self, tensor: TensorProto, name: str) -> str:
         tensor.name = self._names.fresh(name)

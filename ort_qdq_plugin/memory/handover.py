@@ -23,9 +23,10 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.capi import _pybind_state as _native
 
+from ort_qdq_plugin.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.memory.buffer import PackedBuffer, trim_mapping
 from ort_qdq_plugin.memory.sharing import changing
-from ort_qdq_plugin.model.graph import Scope, scopes
+from ort_qdq_plugin.model.graph import Scope, domains
 from ort_qdq_plugin.model.skeleton import refer
 from ort_qdq_plugin.model.tensors import ByteSource, MemorySource, StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
@@ -51,7 +52,7 @@ _DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
 _PARALLEL_KEY = "session.prepack.enable_parallel"
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
-_TRIM_INTERVAL = 0.02  # seconds; ONNX Runtime pre-packs some 10 MB meanwhile
+_TRIM_INTERVAL = 0.01  # seconds; ONNX Runtime pre-packs some 10 MB meanwhile
 
 # Operator domains that ONNX Runtime's own builds register.
 _SHIPPED_DOMAINS = {
@@ -147,10 +148,10 @@ def copy_loses_something(session_options: Any | None, model: ModelProto, scope: 
     """Whether private_options would lose what this model needs: added providers, or a custom-op library."""
     if session_options is None:
         return False
-    bodies = [inner.nodes for inner in scopes(scope)] + [list(function.node) for function in model.functions]
     of_functions = {function.domain for function in model.functions}
-    custom = {node.domain for nodes in bodies for node in nodes} - _SHIPPED_DOMAINS - of_functions
-    return bool(custom) or bool(session_options.has_providers())
+    used = domains(scope) | {node.domain for function in model.functions for node in function.node}
+    # What the extensions' library has can be registered anew.
+    return bool(used - _SHIPPED_DOMAINS - of_functions - {EXTENSIONS_DOMAIN}) or bool(session_options.has_providers())
 
 
 def borrow(options: Any, buffers: Borrowed) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from onnx import AttributeProto, TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper, shape_inference
 
 from ort_qdq_plugin.errors import ModelError
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = ["Location", "Scope", "attribute", "attributes", "is_standard", "model_scope", "scopes"]
+__all__ = ["Location", "Scope", "attribute", "attributes", "domains", "is_standard", "model_scope", "scopes"]
 
 # Initializers that are also graph inputs can be overridden at run time from this IR version on (onnx.proto, IR_VERSION 4).
 _FIRST_IR_WITH_OVERRIDES = 4
@@ -36,6 +37,8 @@ class Scope:
         self.children: list[Scope] = []
         self._ir_version = ir_version
         self._ranks: dict[str, int] | None = None
+        self._inferred: dict[Scope, dict[str, int]] | None = None
+        self._model: ModelProto | None = None
         self._inputs = {value.name for value in graph.input}
         outputs = [name for node in self.nodes for name in node.output if name]
         if len(outputs) != len(set(outputs)):
@@ -104,17 +107,24 @@ class Scope:
         return self.definer(name).consumers.get(name, [])
 
     def rank(self, name: str) -> int | None:
-        """The number of dimensions of the value called `name` here, where the model says it."""
+        """The number of dimensions of the value called `name` here, where the model says it or it can be inferred."""
         scope = self.definer(name)
         if scope._ranks is None:
-            graph = scope.graph
-            typed = [*graph.input, *graph.output, *graph.value_info]
-            scope._ranks = {
-                value.name: len(value.type.tensor_type.shape.dim)
-                for value in typed
-                if value.type.tensor_type.HasField("shape")
-            }
+            scope._ranks = _ranks(scope.graph)
+        if name not in scope._ranks:
+            scope._ranks |= self.root._inferred_ranks().get(scope, {})
         return scope._ranks.get(name)
+
+    def _inferred_ranks(self) -> dict[Scope, dict[str, int]]:
+        """What shape inference says, for this main graph and its subgraphs; asked for once, and only if need be."""
+        if self._inferred is None:
+            self._inferred = {}
+            if self._model is not None:
+                with suppress(Exception):  # of many types, for models that it does not understand
+                    inferred = shape_inference.infer_shapes(self._model)
+                    graphs = list(_graphs(inferred.graph))
+                    self._inferred = {scope: _ranks(graph) for scope, graph in zip(scopes(self), graphs, strict=True)}
+        return self._inferred
 
     def is_input(self, name: str) -> bool:
         """Whether `name` here is an input of a graph, be it with an initializer."""
@@ -131,7 +141,9 @@ Location = tuple[Scope, int]
 
 def model_scope(model: ModelProto) -> Scope:
     """The scope of the model's main graph."""
-    return Scope(model.graph, None, model.ir_version)
+    scope = Scope(model.graph, None, model.ir_version)
+    scope._model = model
+    return scope
 
 
 def scopes(scope: Scope) -> Iterator[Scope]:
@@ -141,9 +153,32 @@ def scopes(scope: Scope) -> Iterator[Scope]:
         yield from scopes(child)
 
 
+def domains(scope: Scope) -> set[str]:
+    """The domains of all operators in `scope` and its subgraphs."""
+    return {node.domain for inner in scopes(scope) for node in inner.nodes}
+
+
 def is_standard(node: NodeProto) -> bool:
     """Whether the operator is one of the ONNX specification's own domain."""
     return node.domain in ("", "ai.onnx")
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """`graph` and all graphs inside it, in the order of `scopes`."""
+    yield graph
+    for node in graph.node:
+        for attr in node.attribute:
+            if attr.type == AttributeProto.GRAPH:
+                yield from _graphs(attr.g)
+            elif attr.type == AttributeProto.GRAPHS:
+                for subgraph in attr.graphs:
+                    yield from _graphs(subgraph)
+
+
+def _ranks(graph: GraphProto) -> dict[str, int]:
+    """Name -> number of dimensions, for the values whose types `graph` states."""
+    typed = [*graph.input, *graph.output, *graph.value_info]
+    return {value.name: len(value.type.tensor_type.shape.dim) for value in typed if value.type.tensor_type.HasField("shape")}
 
 
 def attribute(node: NodeProto, name: str) -> AttributeProto | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
+from onnxruntime.capi import _pybind_state as _native
 
 __all__ = ["Transposer", "flip_mask", "pack_elements", "unpack_elements"]
 
@@ -59,6 +60,7 @@ class Transposer:
 
     def __init__(self) -> None:
         self._bindings: dict[int, tuple[Any, Any]] = {}
+        self._device = _native.OrtDevice(_native.OrtDevice.cpu(), _native.OrtDevice.default_memory(), 0)
         self._panel = np.empty(0, np.uint8)
         self._moved = np.empty(0, np.uint8)
         self._lines = np.empty(0, np.uint8)
@@ -108,14 +110,14 @@ class Transposer:
         session, binding = self._binding(element)
         kind = _ELEMENT_TYPES[element][1]
         rows, columns = panel.shape[0], panel.shape[1] // element
-        binding.bind_input("matrix", "cpu", 0, kind, (rows, columns), panel.ctypes.data)
-        binding.bind_output("transposed", "cpu", 0, kind, (columns, rows), lines.ctypes.data)
-        session.run_with_iobinding(binding)
+        binding.bind_input("matrix", self._device, kind, (rows, columns), panel.ctypes.data)
+        binding.bind_output("transposed", self._device, kind, (columns, rows), lines.ctypes.data)
+        session.run_with_iobinding(binding, None)
 
     def _binding(self, element: int) -> tuple[Any, Any]:
         if element not in self._bindings:
             session = _transpose_session(_ELEMENT_TYPES[element][0])
-            self._bindings[element] = (session, session.io_binding())
+            self._bindings[element] = (session, _native.SessionIOBinding(session))
         return self._bindings[element]
 
     def _scratch(self, name: str, nbytes: int) -> np.ndarray:
@@ -176,8 +178,7 @@ def _transpose_session(element_type: int) -> Any:
     # The caller's threads are the parallelism; a pool of the session's own would only compete with them.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return _STOCK_SESSION(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-# Bound at import: activation may later replace onnxruntime.InferenceSession.
-_STOCK_SESSION = onnxruntime.InferenceSession
+    # The native class: where the package is activated, an InferenceSession would come back to it.
+    session = _native.InferenceSession(options, model.SerializeToString(), False, False)
+    session.initialize_session(["CPUExecutionProvider"], [{}], set())
+    return session

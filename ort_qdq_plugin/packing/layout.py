@@ -96,6 +96,11 @@ class PackedWeight:
         return (self.b, self.scales) if self.zero_points is None else (self.b, self.scales, self.zero_points)
 
     @property
+    def in_place(self) -> tuple[StoredTensor, ...]:
+        """The operands that are not moved, as they are stored."""
+        return tuple(operand.in_place for operand in self.operands if operand.in_place is not None)
+
+    @property
     def packed_bytes(self) -> int:
         """Bytes in packed buffers."""
         return sum(operand.nbytes for operand in self.operands if operand.in_place is None)
@@ -103,7 +108,7 @@ class PackedWeight:
     @property
     def borrowed_bytes(self) -> int:
         """Bytes used where the model stores them."""
-        return sum(operand.nbytes for operand in self.operands if operand.in_place is not None)
+        return sum(tensor.nbytes for tensor in self.in_place)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""Switching this package on for programs that create InferenceSessions themselves.
+
+Not the class is replaced but the one method by which it creates its native session: every reference to the class, its
+subclasses, ``isinstance``, its signature and pickling by reference stay what they are, whoever imported what, and when.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnxruntime
+
+from ort_qdq_plugin.options import BUFFERS, MAX_ACCURACY_LEVEL, Options, is_accuracy_level
+from ort_qdq_plugin.session import Loading, load
+
+__all__ = ["PREFIX", "activate", "activate_from_environment", "deactivate", "options_from_environment"]
+
+_log = logging.getLogger("ort_qdq_plugin")
+
+PREFIX = "ORT_QDQ_PLUGIN"
+
+_METHOD = "_create_inference_session"
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+_lock = threading.Lock()
+_options = Options()
+_stock: Any = None
+
+
+def activate(options: Options | None = None) -> None:
+    """Load the model of every ``onnxruntime.InferenceSession`` created from now on in this process as create_session does.
+
+    `options` are for all of them; a second call changes them. `report_of` tells of each session.
+    """
+    global _options, _stock
+    with _lock:
+        _options = options or Options()
+        if _stock is None:
+            _stock = getattr(onnxruntime.InferenceSession, _METHOD)
+            setattr(onnxruntime.InferenceSession, _METHOD, _creating_method(_stock))
+
+
+def deactivate() -> None:
+    """Undo `activate`. Sessions that were loaded meanwhile stay as they are."""
+    global _stock
+    with _lock:
+        if _stock is not None:
+            setattr(onnxruntime.InferenceSession, _METHOD, _stock)
+            _stock = None
+
+
+def activate_from_environment() -> None:
+    """`activate` with the options that the environment gives, and the log that it asks for."""
+    _log_to_stderr(os.environ.get(f"{PREFIX}_LOG", ""))
+    activate(options_from_environment(os.environ))
+
+
+def options_from_environment(environment: Mapping[str, str]) -> Options:
+    """The Options that the ``ORT_QDQ_PLUGIN_*`` variables give; each that makes no sense is left out, with a warning."""
+    chosen: dict[str, Any] = {}
+
+    def choose(option: str, parse: Callable[[str], Any], allowed: str) -> None:
+        variable = f"{PREFIX}_{option.upper()}"
+        text = environment.get(variable, "").strip()
+        if not text:
+            return
+        try:
+            chosen[option] = parse(text)
+        except ValueError:
+            _log.warning("%s is %r, must be %s: ignored", variable, text, allowed)
+
+    choose("accuracy_level", _accuracy_level, f"a whole number from 0 to {MAX_ACCURACY_LEVEL}")
+    choose("buffer", _buffer, f"one of {', '.join(BUFFERS)}")
+    choose("spill_dir", _directory, "an existing directory")
+    choose("threads", _threads, "a whole number of at least 1")
+    choose("strict", _flag, "0 or 1")
+    return Options(**chosen)
+
+
+def _creating_method(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def create(self: Any, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
+        loading = self.__dict__.get("_ort_qdq_loading")
+        if loading is None:
+            loading = self._ort_qdq_loading = Loading(_options)
+        load(self, loading, providers, provider_options, disabled_optimizers)
+
+    return create
+
+
+def _accuracy_level(text: str) -> int:
+    level = int(text)
+    if not is_accuracy_level(level):
+        raise ValueError(text)
+    return level
+
+
+def _buffer(text: str) -> str:
+    if text not in BUFFERS:
+        raise ValueError(text)
+    return text
+
+
+def _directory(text: str) -> str:
+    if not os.path.isdir(text):
+        raise ValueError(text)
+    return text
+
+
+def _threads(text: str) -> int:
+    threads = int(text)
+    if threads < 1:
+        raise ValueError(text)
+    return threads
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in _YES + _NO:
+        raise ValueError(text)
+    return text.lower() in _YES
+
+
+def _log_to_stderr(level: str) -> None:
+    """One line per session, and more below that level, for programs that have no logging of their own."""
+    name = level.strip().lower()
+    if not name:
+        return
+    if name not in _LEVELS:
+        _log.warning("%s_LOG is %r, must be one of %s: ignored", PREFIX, level, ", ".join(_LEVELS))
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("ort-qdq-plugin: %(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(name.upper())
+    _log.propagate = False
