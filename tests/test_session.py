@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -545,6 +546,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path: Path, make: Any, thre
     def interrupt(*_: int) -> None:
         raise KeyboardInterrupt
 
+    gc.collect()  # what other tests left is not to vanish meanwhile
     before, running = descriptors(), threading.active_count()
     options = Options(progress=interrupt, buffer="file", spill_dir=spill, threads=threads)
     with pytest.raises(KeyboardInterrupt) as caught:
