@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ __all__ = [
     "quiet",
     "result",
     "save",
+    "settled_descriptors",
     "stack",
     "stock",
     "x_of",
@@ -155,6 +157,12 @@ def python(code: str, *arguments: object, cwd: Path | None = None, timeout: floa
 def mapped(folder: Path) -> list[str]:
     """This process's mappings of files in `folder`, deleted ones included."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if f" {folder}/" in line]
+
+
+def settled_descriptors() -> int:
+    """Descriptors that this process has open, those left to the garbage collector by other tests closed before."""
+    gc.collect()
+    return descriptors()
 
 
 def descriptors() -> int:

@@ -33,6 +33,7 @@ from tests.support import (
     quiet,
     result,
     save,
+    settled_descriptors,
     stock,
     x_of,
 )
@@ -305,7 +306,7 @@ def test_stock_is_right(tmp_path: Path, case: str, n_major: bool, route: str) ->
     options, providers = (quiet(), CPU) if route == "borrowed" else (added_provider(), None)
     mine = Options(spill_dir=spill, buffer="file")
     theirs, truth = outcome(lambda: stock(path)), outcome(unoptimized(path))
-    before = descriptors()
+    before = settled_descriptors()
     ours = outcome(lambda: create_session(path, options, providers, options=mine))
     assert_like(ours, theirs, truth)
     assert not list(spill.iterdir())

@@ -31,6 +31,7 @@ from tests.support import (
     quiet,
     result,
     save,
+    settled_descriptors,
     stack,
     x_of,
 )
@@ -60,7 +61,7 @@ def borrowed(stored: str | bytes, folder: Path) -> tuple[ort.InferenceSession, w
 
 def test_dropping_the_session_releases_everything(stored: str, tmp_path: Path) -> None:
     gc.collect()
-    before, kept = descriptors(), len(handover._kept)
+    before, kept = settled_descriptors(), len(handover._kept)
     session, buffer = borrowed(stored, tmp_path)
     result(session)
     del session
@@ -188,7 +189,7 @@ def test_set_providers_and_then_drop(stored: str, tmp_path: Path) -> None:
 
 def test_a_failed_load_keeps_nothing(stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime may refuse what we made of the model."""
-    kept, before = len(handover._kept), descriptors()
+    kept, before = len(handover._kept), settled_descriptors()
     original = handover.borrow
 
     def spoil(options: Any, buffers: Any) -> None:
@@ -207,7 +208,7 @@ def test_a_failed_load_keeps_nothing(stored: str, tmp_path: Path, monkeypatch: p
 
 
 def test_sessions_by_path_hold_no_file(stored: str, tmp_path: Path) -> None:
-    before = descriptors()
+    before = settled_descriptors()
     session = create_session(stored, added_provider(), options=Options(spill_dir=tmp_path))
     assert made_report(session).route == "by path"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.data", "model.onnx"]
@@ -222,7 +223,7 @@ def test_threads_that_make_run_and_drop(tmp_path: Path) -> None:
     models = [save(stack(2, 128, seed=str(seed), n_major=bool(seed % 2)), tmp_path, "bytes") for seed in range(4)]
     wanted = [result(create_session(model, quiet(), CPU)) for model in models]
     gc.collect()
-    kept, before, running = len(handover._kept), descriptors(), threading.active_count()
+    kept, before, running = len(handover._kept), settled_descriptors(), threading.active_count()
     options = quiet()
     options.intra_op_num_threads = 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import threading
@@ -34,6 +33,7 @@ from tests.support import (
     quiet,
     result,
     save,
+    settled_descriptors,
     stack,
     stock,
     x_of,
@@ -476,7 +476,7 @@ def test_the_fallback_warns_once_and_works(
     spill = tmp_path / "spill"
     spill.mkdir()
     monkeypatch.setattr(pack_module, "pack", breaking)
-    before = descriptors()
+    before = settled_descriptors()
     with caplog.at_level(logging.DEBUG, "ort_qdq_plugin"):
         session = create_session(stored, make(), options=Options(buffer="file", spill_dir=spill))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -546,8 +546,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path: Path, make: Any, thre
     def interrupt(*_: int) -> None:
         raise KeyboardInterrupt
 
-    gc.collect()  # what other tests left is not to vanish meanwhile
-    before, running = descriptors(), threading.active_count()
+    before, running = settled_descriptors(), threading.active_count()
     options = Options(progress=interrupt, buffer="file", spill_dir=spill, threads=threads)
     with pytest.raises(KeyboardInterrupt) as caught:
         create_session(stored, make(), options=options)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers, spill_directories, sweep
-from tests.support import descriptors, mapped, python
+from tests.support import descriptors, mapped, python, settled_descriptors
 
 SIZE = 3 << 20
 
@@ -169,7 +169,7 @@ def test_no_room_means_memory_and_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", no_room)
-    before = descriptors()
+    before = settled_descriptors()
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         buffer = make_buffer(SIZE, "file", str(tmp_path))
     assert not buffer.in_file
@@ -182,7 +182,7 @@ def test_no_room_means_memory_and_a_warning(
 
 def test_no_room_for_a_linkable_one_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_fallocate", no_room)
-    before = descriptors()
+    before = settled_descriptors()
     with pytest.raises(OSError, match="No space left"):
         make_buffer(SIZE, "file", str(tmp_path), linkable=True)
     assert not list(tmp_path.iterdir())
@@ -200,7 +200,7 @@ def test_all_or_none_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         reserve(descriptor, offset, size)
 
     monkeypatch.setattr(os, "posix_fallocate", full_at_second)
-    before = descriptors()
+    before = settled_descriptors()
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         buffers = make_buffers([SIZE] * 3, "file", str(tmp_path))
     assert [buffer.in_file for buffer in buffers] == [False] * 3
@@ -242,7 +242,7 @@ def test_an_exception_while_mapping_leaves_nothing(tmp_path: Path, monkeypatch: 
     def refuse(*_: object, **__: object) -> mmap.mmap:
         raise KeyboardInterrupt
 
-    before = descriptors()
+    before = settled_descriptors()
     monkeypatch.setattr(mmap, "mmap", refuse)
     for linkable in (False, True):
         with pytest.raises(KeyboardInterrupt):

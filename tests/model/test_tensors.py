@@ -23,7 +23,7 @@ from ort_qdq_plugin.model.tensors import (
     stored_tensor,
     tensor_bytes,
 )
-from tests.support import descriptors
+from tests.support import descriptors, settled_descriptors
 
 
 def external(dims: list[int], **entries: object) -> TensorProto:
@@ -185,7 +185,7 @@ def test_a_source_that_cannot_be_opened_leaves_other_descriptors_alone(tmp_path:
         path.mkdir()
     elif kind == "fifo":
         os.mkfifo(path)
-    before = descriptors()
+    before = settled_descriptors()
     with pytest.raises((ModelError, OSError)) as caught:
         FileSource(str(path))
     others = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]

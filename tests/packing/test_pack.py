@@ -22,7 +22,7 @@ from ort_qdq_plugin.packing import pack as pack_module
 from ort_qdq_plugin.packing.layout import Layout, Operand, plan_layout
 from ort_qdq_plugin.packing.pack import pack
 from tests.packing.plain import Array, elements_of, packed_rows, raw_bytes, unsigned
-from tests.support import descriptors
+from tests.support import descriptors, settled_descriptors
 
 # (bits, signed) -> TensorProto.DataType
 WEIGHT_TYPES = {(8, False): 2, (8, True): 3, (4, False): 21, (4, True): 22, (2, False): 25, (2, True): 26}
@@ -333,7 +333,7 @@ def test_a_path_that_is_replaced_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
-    before = descriptors()
+    before = settled_descriptors()
     layout, buffers = some_layout(tmp_path)
     pack(layout, buffers, 3)
     for buffer in buffers:
