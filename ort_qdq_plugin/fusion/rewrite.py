@@ -15,6 +15,7 @@ from ort_qdq_plugin.fusion.gather import GatherFusion
 from ort_qdq_plugin.fusion.matmul import MatMulFusion
 from ort_qdq_plugin.model.graph import Location, Scope, scopes
 from ort_qdq_plugin.model.quantized import WEIGHT_TYPES
+from ort_qdq_plugin.model.skeleton import subgraphs
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -195,7 +196,7 @@ def lift_from_subgraphs(graph: GraphProto, names: FreshNames) -> None:
     ONNX Runtime checks a subgraph's against the file system, even those whose files it is given in memory.
     """
     for node in graph.node:
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             _lift(subgraph, graph, names)
 
 
@@ -212,7 +213,7 @@ def _lift(graph: GraphProto, main: GraphProto, names: FreshNames) -> None:
         if any(value.name == name for value in graph.output):
             graph.node.append(helper.make_node("Identity", [outer], [name], name=names.fresh(f"{name}.Identity")))
     for node in graph.node:
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             _lift(subgraph, main, names)
 
 
@@ -222,12 +223,8 @@ def _rename(graph: GraphProto, name: str, new: str) -> None:
         for at, read in enumerate(node.input):
             if read == name:
                 node.input[at] = new
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             _rename(subgraph, name, new)
-
-
-def _subgraphs(node: NodeProto) -> list[GraphProto]:
-    return [graph for attr in node.attribute for graph in ([attr.g] if attr.HasField("g") else attr.graphs)]
 
 
 class _Chain:

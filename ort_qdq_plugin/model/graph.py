@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from onnx import AttributeProto, TensorProto, helper, shape_inference
 
 from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.skeleton import subgraphs
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -50,11 +51,7 @@ class Scope:
             for name in node.input:
                 if name:
                     self.definer(name).consumers.setdefault(name, []).append((self, index))
-            for attr in node.attribute:
-                if attr.type == AttributeProto.GRAPH:
-                    self.children.append(Scope(attr.g, self, ir_version))
-                elif attr.type == AttributeProto.GRAPHS:
-                    self.children += [Scope(subgraph, self, ir_version) for subgraph in attr.graphs]
+            self.children += [Scope(subgraph, self, ir_version) for subgraph in subgraphs(node)]
         for value in graph.output:
             # A subgraph may return an outer value as it is.
             definer = self.definer(value.name)
@@ -167,12 +164,8 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """`graph` and all graphs inside it, in the order of `scopes`."""
     yield graph
     for node in graph.node:
-        for attr in node.attribute:
-            if attr.type == AttributeProto.GRAPH:
-                yield from _graphs(attr.g)
-            elif attr.type == AttributeProto.GRAPHS:
-                for subgraph in attr.graphs:
-                    yield from _graphs(subgraph)
+        for subgraph in subgraphs(node):
+            yield from _graphs(subgraph)
 
 
 def _ranks(graph: GraphProto) -> dict[str, int]:

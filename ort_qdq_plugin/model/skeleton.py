@@ -12,9 +12,9 @@ from ort_qdq_plugin.model.tensors import ByteSource, ExternalFiles, FileSource, 
 from ort_qdq_plugin.model.wire import without_large_tensors
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["OpenedModel", "Skeleton", "external_tensors", "open_skeleton", "refer"]
+__all__ = ["OpenedModel", "Skeleton", "external_tensors", "open_skeleton", "refer", "subgraphs"]
 
 # ORT format models are flatbuffers with this file identifier behind the root offset.
 _ORT_FORMAT_IDENTIFIER = b"ORTM"
@@ -97,9 +97,9 @@ class OpenedModel:
         """
         constants = []
         for node in graph.node:
+            for subgraph in subgraphs(node):
+                self.settle_attributes(subgraph)
             for attr in node.attribute:
-                for subgraph in (attr.g, *attr.graphs) if attr.HasField("g") or attr.graphs else ():
-                    self.settle_attributes(subgraph)
                 if not (attr.HasField("t") and self._is_inline(attr.t)):
                     continue
                 if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and attr.name == "value":
@@ -140,9 +140,13 @@ def external_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Every initializer of `graph` and its subgraphs whose bytes are elsewhere."""
     yield from (tensor for tensor in graph.initializer if tensor.data_location == tensor.EXTERNAL)
     for node in graph.node:
-        for attr in node.attribute:
-            for subgraph in (attr.g, *attr.graphs) if attr.HasField("g") or attr.graphs else ():
-                yield from external_tensors(subgraph)
+        for subgraph in subgraphs(node):
+            yield from external_tensors(subgraph)
+
+
+def subgraphs(node: NodeProto) -> list[GraphProto]:
+    """The graphs among the attributes of `node`, in their order."""
+    return [graph for attr in node.attribute for graph in ([attr.g] if attr.HasField("g") else attr.graphs)]
 
 
 def refer(tensor: TensorProto, location: str, offset: int, nbytes: int) -> None:
