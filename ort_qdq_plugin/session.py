@@ -46,6 +46,10 @@ _ACCURACY_KEY, _DEFAULT_ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level
 _BLOCK_SIZE_KEY, _DEFAULT_BLOCK_SIZE = "session.qdq_matmulnbits_block_size", 0
 _NO_QDQ_KEY, _QDQ_OPTIMIZER = "session.disable_quant_qdq", "QDQSelectorActionTransformer"
 _FORMAT_KEY = "session.load_model_format"
+
+# Packed weights take about what is stored of them, some dozen times that where blocks are mostly padding. Only tensors that
+# overlap each other by the hundreds, as no exporter writes them, go beyond both of these.
+_GROWTH, _GROWTH_BYTES = 16, 64 << 20
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 
@@ -140,6 +144,7 @@ class _Decided:
 
     opened: OpenedModel
     scope: Scope
+    domains: set[str]
     matches: Matches
     layout: Layout
     report: Report
@@ -300,9 +305,14 @@ def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided |
     report = _report(matches, layout)
     # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs them.
     borrows = opened.skeleton.mentions("MatMulNBits") and any(external_tensors(opened.proto.graph))
-    if not matches.fusions and not borrows and EXTENSIONS_DOMAIN not in domains(scope):
+    used = domains(scope)
+    if not matches.fusions and not borrows and EXTENSIONS_DOMAIN not in used:
         return replace(report, passed_through="nothing in it can be fused", seconds=clock.seconds)
-    return _Decided(opened, scope, matches, layout, report)
+    stored_bytes, packed_bytes = opened.skeleton.stored_bytes, sum(layout.sizes)
+    if packed_bytes > max(_GROWTH_BYTES, _GROWTH * stored_bytes):
+        too_much = f"its {stored_bytes} bytes would be {packed_bytes} when packed"
+        return replace(report, passed_through=too_much, seconds=clock.seconds)
+    return _Decided(opened, scope, used, matches, layout, report)
 
 
 def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared | Report:
@@ -310,7 +320,6 @@ def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared
     from ort_qdq_plugin.fusion.rewrite import FreshNames, lift_from_subgraphs
     from ort_qdq_plugin.memory.buffer import make_buffers
     from ort_qdq_plugin.memory.handover import Places, borrow, copy_loses_something, private_options, supplies_initializers
-    from ort_qdq_plugin.model.graph import domains
     from ort_qdq_plugin.packing.pack import pack
 
     if supplies_initializers(request.session_options):
@@ -318,7 +327,7 @@ def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared
             decided.report, passed_through="initializers were added to its session options", seconds=clock.seconds
         )
     opened, wishes = decided.opened, request.options
-    through_paths = copy_loses_something(request.session_options, opened.proto, decided.scope)
+    through_paths = copy_loses_something(request.session_options, opened.proto, decided.domains)
     if request.session_options is not None and through_paths and request.session_options.optimized_model_filepath:
         # It would be saved with references to files that are about to go.
         return replace(decided.report, passed_through="its optimized model is to be saved", seconds=clock.seconds)
@@ -342,12 +351,14 @@ def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared
             for tensor in external_tensors(opened.proto.graph):
                 places.put(tensor, opened.locate(tensor))
             opened.proto.graph.initializer.extend(initializers)
+            # Last, when everything has been read or mapped: what was packed and what is used in place belong together.
+            opened.skeleton.check_unchanged()
             opened.skeleton.close()
             model = opened.proto.SerializeToString()
             session_options = request.session_options
             if not through_paths:
                 session_options = private_options(request.session_options)
-                if EXTENSIONS_DOMAIN in domains(decided.scope):
+                if EXTENSIONS_DOMAIN in decided.domains:
                     register_extensions(session_options)
                 borrow(session_options, places.buffers)
         undo.pop_all()

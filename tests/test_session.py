@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from tests.support import (
     Form,
     added_provider,
     descriptors,
+    external_tensor,
     linear,
     made_report,
     mapped,
@@ -518,22 +521,93 @@ def test_strict_raises_once_and_without_stocks_retry(
     assert "EP Error" not in capsys.readouterr().out
 
 
+def touch(path: Path) -> None:
+    os.utime(path, ns=(5, 5))
+
+
+def extend(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def shrink(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+@pytest.fixture
+def change_while_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None], Path], None]:
+    """Has `how(path)` happen when everything has been packed, and nothing is mapped yet."""
+
+    def arrange(how: Callable[[Path], None], path: Path) -> None:
+        real = pack_module.pack
+
+        def packing(*args: Any) -> None:
+            real(*args)
+            how(path)
+
+        monkeypatch.setattr(pack_module, "pack", packing)
+
+    return arrange
+
+
 @pytest.mark.parametrize("make", [quiet, added_provider])
-def test_a_file_that_changes_while_it_is_packed(tmp_path: Path, make: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("how", [touch, extend, shrink, empty])
+@pytest.mark.parametrize("name", ["model.onnx", "model.data"])
+def test_a_file_that_changes_while_it_is_packed(
+    tmp_path: Path,
+    name: str,
+    how: Callable[[Path], None],
+    make: Callable[[], ort.SessionOptions],
+    change_while_packing: Callable[[Callable[[Path], None], Path], None],
+) -> None:
+    """Its N-major weight is used in place, its K-major one is packed: neither may be of another file than the other."""
+    draft = Draft("two layouts")
+    value = draft.node("MatMul", [draft.input("x", ["m", 64]), draft.weight(Weight(k=64, n=64), "k_major")], "h")
+    transposed = draft.node("Transpose", [draft.weight(Weight(k=64, n=64, n_major=True), "n_major")], "t", perm=[1, 0])
+    draft.node("MatMul", [value, transposed], "y")
+    draft.output("y", ["m", 64])
+    stored = save(draft.model(), tmp_path, "external")
+    assert {entry.packed_bytes > 0 for entry in inspect(stored).fused} == {True, False}
+    change_while_packing(how, tmp_path / name)
+    with pytest.raises(SourceChangedError, match=re.escape(name)):
+        create_session(stored, make(), options=Options(strict=True))
+
+
+def test_a_changed_file_is_loaded_by_stock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stored = save(stack(2, 128), tmp_path, "external")
-    data = tmp_path / "model.data"
-
-    def touch(*_: int) -> None:
-        os.utime(data, ns=(5, 5))
-
+    options = Options(progress=lambda done, total: touch(tmp_path / "model.data"))
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
-        session = create_session(stored, make(), options=Options(progress=touch))
+        session = create_session(stored, quiet(), options=options)
     assert len(caplog.records) == 1
     assert "SourceChangedError" in caplog.text
     assert made_report(session).route == "stock"
-    os.utime(data)
-    with pytest.raises(SourceChangedError, match=r"model\.data"):
-        create_session(stored, make(), options=Options(progress=touch, strict=True))
+
+
+def test_tensors_that_overlap_do_not_multiply(tmp_path: Path) -> None:
+    """Many weights in the same few bytes would become many times these bytes when packed."""
+    draft, weights = Draft("overlap"), 90
+    value = draft.input("x", ["m", 512])
+    for number in range(weights):
+        dequantized = draft.weight(Weight(k=512, n=4096, block=PER_CHANNEL), f"w{number}")
+        draft.node("MatMul", [value, dequantized], f"y{number}")
+        draft.output(f"y{number}", ["m", 4096])
+    model = draft.model()
+    stored = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) == 512 * 4096 // 2]
+    assert len(stored) == weights
+    (tmp_path / "model.data").write_bytes(stored[0].raw_data + bytes(weights))
+    for offset, tensor in enumerate(stored):
+        external_tensor(model, tensor.name, location="model.data", offset=str(offset), length=str(len(tensor.raw_data)))
+        tensor.ClearField("raw_data")
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model, path)
+    report = inspect(path)
+    assert report.packed_bytes > 16 * sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert report.passed_through is not None
+    assert "when packed" in report.passed_through
 
 
 @pytest.mark.parametrize("make", [quiet, added_provider])

@@ -26,7 +26,6 @@ from onnxruntime.capi import _pybind_state as _native
 from ort_qdq_plugin.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.memory.buffer import PackedBuffer, trim_mapping
 from ort_qdq_plugin.memory.sharing import changing
-from ort_qdq_plugin.model.graph import Scope, domains
 from ort_qdq_plugin.model.skeleton import refer
 from ort_qdq_plugin.model.tensors import ByteSource, MemorySource, StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
@@ -144,12 +143,15 @@ def private_options(session_options: Any | None) -> Any:
     return copy
 
 
-def copy_loses_something(session_options: Any | None, model: ModelProto, scope: Scope) -> bool:
-    """Whether private_options would lose what this model needs: added providers, or a custom-op library."""
+def copy_loses_something(session_options: Any | None, model: ModelProto, domains: set[str]) -> bool:
+    """Whether private_options would lose what this model needs: added providers, or a custom-op library.
+
+    `domains`: those of all operators in the model's graphs.
+    """
     if session_options is None:
         return False
     of_functions = {function.domain for function in model.functions}
-    used = domains(scope) | {node.domain for function in model.functions for node in function.node}
+    used = domains | {node.domain for function in model.functions for node in function.node}
     # What the extensions' library has can be registered anew.
     return bool(used - _SHIPPED_DOMAINS - of_functions - {EXTENSIONS_DOMAIN}) or bool(session_options.has_providers())
 

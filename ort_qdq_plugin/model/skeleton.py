@@ -36,10 +36,24 @@ class Skeleton:
         """Whether a node of this type may be in the model; False is certain. Costs no parsing."""
         return op_type.encode() in self.data
 
+    @property
+    def stored_bytes(self) -> int:
+        """Length of the model and of its external data files, as far as tensors were located in them."""
+        return sum(source.size for source in self._sources)
+
+    def check_unchanged(self) -> None:
+        """Raise SourceChangedError where one of the model's files is no longer what was opened."""
+        for source in self._sources:
+            source.check_unchanged()
+
     def close(self) -> None:
         """Close the model's files: nothing more will be read."""
-        self.source.close()
-        self.files.close()
+        for source in self._sources:
+            source.close()
+
+    @property
+    def _sources(self) -> tuple[ByteSource, ...]:
+        return (self.source, *self.files.opened)
 
     def parse(self) -> OpenedModel:
         """The model as messages; raises ModelError where the bytes are no model."""

@@ -146,7 +146,10 @@ class FileSource:
         """A read-only shared mapping of the whole file, made once; it outlives the descriptor."""
         with self._lock:
             if self._mapping is None:
-                self._mapping = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+                try:
+                    self._mapping = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+                except ValueError:
+                    raise SourceChangedError(f"{self.name}: has less than {self.size} bytes by now") from None
             return self._mapping
 
     def close(self) -> None:
@@ -186,10 +189,10 @@ class ExternalFiles:
         """No file at all: a model given as bytes without a folder."""
         return cls(None, None)
 
-    def close(self) -> None:
-        """Close them all."""
-        for source in self._sources.values():
-            source.close()
+    @property
+    def opened(self) -> tuple[FileSource, ...]:
+        """Those that something was found in so far."""
+        return tuple(self._sources.values())
 
     def open(self, location: str) -> FileSource:
         """The source for a tensor's ``location``; raises ModelError for one that ONNX Runtime would refuse."""

@@ -56,7 +56,8 @@ def pack(layout: Layout, buffers: Sequence[PackedBuffer], threads: int, progress
     """Fill `buffers`, zeroed, one for each of `layout.sizes`, on `threads` threads.
 
     Scratch stays below 256 MB whatever the model's size. Raises what reading and writing raise (SourceChangedError, OSError)
-    and what `progress` raises; the buffers' content is then undefined.
+    and what `progress` raises; the buffers' content is then undefined. Whether the sources are still what was opened is the
+    caller's to check afterwards.
     """
     share = min(_SCRATCH_BYTES // threads, _MAX_THREAD_SCRATCH_BYTES)
     bands = [band for move in layout.moves for band in _bands(move, share)]
@@ -66,8 +67,6 @@ def pack(layout: Layout, buffers: Sequence[PackedBuffer], threads: int, progress
         _run_parallel(job, workers)
     else:
         job.work(0)
-    for source in {id(move.source.source): move.source.source for move in layout.moves}.values():
-        source.check_unchanged()
 
 
 def _run_parallel(job: _Job, workers: int) -> None:

@@ -28,7 +28,7 @@ from ort_qdq_plugin.memory.handover import (
     private_options,
     trimming,
 )
-from ort_qdq_plugin.model.graph import model_scope
+from ort_qdq_plugin.model.graph import domains, model_scope
 from ort_qdq_plugin.model.skeleton import refer
 from ort_qdq_plugin.model.tensors import FileSource, MemorySource, StoredTensor
 from ort_qdq_plugin.options import config_entry
@@ -86,7 +86,7 @@ def test_a_private_copy_leaves_no_profile(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_a_copy_loses() -> None:
     def loses(options: ort.SessionOptions | None) -> bool:
-        return copy_loses_something(options, model, model_scope(model))
+        return copy_loses_something(options, model, domains(model_scope(model)))
 
     model = helper.make_model(helper.make_graph([], "g", [], []), opset_imports=[helper.make_opsetid("", 21)])
     assert not loses(None)
