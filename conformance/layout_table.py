@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,13 +32,29 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from conformance.load_table import MB, Memory, Section, Target, _machine, _memory, _row, _say, _warm
+from conformance.measuring import (
+    MB,
+    Results,
+    Run,
+    Section,
+    Target,
+    facts,
+    finish,
+    interleave,
+    memory,
+    own_seconds,
+    row,
+    say,
+    stages,
+)
 from conformance.models import ModelSpec, Product, Quantized, Tensor, _numbers, _repeat, _write, pack, write_fanout_model
 
 __all__ = ["LAYOUTS", "Layout", "main"]
 
 Array = NDArray[Any]
 Dim = int | str
+
+_MODULE = "conformance.layout_table"
 
 MS = "com.microsoft"
 LEAST_SPEEDUP = 15.0
@@ -52,8 +67,6 @@ _WARM_UP = 3
 _LEAST_RUNS, _MOST_RUNS = 15, 2000
 # A fast contender runs for so long; one that dequantizes all its weights stops after so long, and few runs.
 _FAST_SECONDS, _SLOW_SECONDS, _LEAST_SLOW_RUNS = 1.0, 3.0, 5
-# No memory was looked at.
-_NO_MEMORY = Memory(0, 0, 0)
 # An id whose row lies inside the table, not at its start.
 _ONE_ID = 777
 
@@ -444,27 +457,6 @@ class Job:
     threads: int = 0
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a child measured. `report` has this package's own figures."""
-
-    init_seconds: float = 0.0
-    token_seconds: float = 0.0
-    timed_runs: int = 0
-    before: Memory = _NO_MEMORY
-    after: Memory = _NO_MEMORY  # once the session exists
-    end: Memory = _NO_MEMORY
-    report: dict[str, Any] = field(default_factory=dict)
-
-    @staticmethod
-    def from_json(text: str) -> Run:
-        """The reverse of `json.dumps(asdict(run))`."""
-        raw = json.loads(text)
-        for key in ("before", "after", "end"):
-            raw[key] = Memory(**raw[key])
-        return Run(**raw)
-
-
 def _child(job: Job) -> Run:
     """Do a job in this process."""
     import onnxruntime
@@ -472,9 +464,9 @@ def _child(job: Job) -> Run:
     import ort_qdq_plugin
 
     model: Any = Path(job.model).read_bytes() if job.as_bytes else job.model
-    before = _memory()
+    before = memory()
     if job.contender == "inspect":
-        return Run(report=_facts(ort_qdq_plugin.inspect(model)))
+        return Run(report=facts(ort_qdq_plugin.inspect(model)))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = job.threads
@@ -486,7 +478,7 @@ def _child(job: Job) -> Run:
     else:
         session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
     init = time.perf_counter() - start
-    after = _memory()
+    after = memory()
     report = ort_qdq_plugin.report_of(session)
     feeds = {entry.name: _feed(entry, job.ids) for entry in session.get_inputs()}
 
@@ -500,11 +492,10 @@ def _child(job: Job) -> Run:
     return Run(
         init_seconds=init,
         token_seconds=median(times) if times else 0.0,
-        timed_runs=len(times),
         before=before,
         after=after,
-        end=_memory(),
-        report=_facts(report) if report else {},
+        end=memory(),
+        report=facts(report),
     )
 
 
@@ -534,75 +525,6 @@ def _times(run: Callable[[], object]) -> list[float]:
         times.append(time.perf_counter() - start)
         total += times[-1]
     return times
-
-
-def _facts(report: Any) -> dict[str, Any]:
-    """A report's sums."""
-    return {
-        "fused": len(report.fused),
-        "unfused": [f"{left.dequantize}: {left.reason}" for left in report.unfused],
-        "route": report.route,
-        "passed_through": report.passed_through,
-        "packed_bytes": report.packed_bytes,
-        "borrowed_bytes": report.borrowed_bytes,
-        "seconds": dict(report.seconds),
-    }
-
-
-# ---- running children -------------------------------------------------------------------------------
-
-
-def _measure(job: Job, timeout: float = 600) -> Run:
-    """Run a job in a fresh process; RuntimeError with the end of its messages if it fails."""
-    _warm(Path(job.model))
-    command = [sys.executable, "-m", "conformance.layout_table", "--child", json.dumps(asdict(job))]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"took longer than {timeout:.0f} s") from None
-    if done.returncode:
-        tail = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise RuntimeError(f"exit code {done.returncode}: {tail[0][:200]}")
-    return Run.from_json(done.stdout.strip().splitlines()[-1])
-
-
-@dataclass
-class Runs:
-    """All runs of one contender, and why there are no more of them."""
-
-    runs: list[Run] = field(default_factory=list)
-    failure: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.runs) and not self.failure
-
-    def median(self, value: Callable[[Run], float]) -> float:
-        """The median of one figure over the runs."""
-        return float(median(value(run) for run in self.runs))
-
-    @property
-    def token(self) -> float:
-        """Median milliseconds of one token."""
-        return self.median(lambda run: run.token_seconds) * 1e3
-
-    @property
-    def last_report(self) -> dict[str, Any]:
-        """The report of the last run, {} for stock."""
-        return self.runs[-1].report if self.runs else {}
-
-
-def _interleave(jobs: Mapping[str, Job], count: int) -> dict[str, Runs]:
-    """Run every job `count` times, in turns."""
-    results = {name: Runs() for name in jobs}
-    for _ in range(count):
-        for name, job in jobs.items():
-            if results[name].failure:
-                continue
-            try:
-                results[name].runs.append(_measure(job))
-            except RuntimeError as error:
-                results[name].failure = str(error)
-    return results
 
 
 # ---- 1: one token -----------------------------------------------------------------------------------
@@ -645,12 +567,12 @@ def _layout_row(args: argparse.Namespace, layout: Layout, folder: Path) -> Row:
         )
         for name, output in outputs.items()
     }
-    results = _interleave(jobs, args.runs)
+    results = interleave(_MODULE, jobs, args.runs, Run)
     difference = _difference(outputs["ours"], outputs["twin"])
     for file in folder.iterdir():
         file.unlink()
     row = _judge(layout, shape.fusions, results, difference, args.quick)
-    _say(row.line)
+    say(row.line)
     return row
 
 
@@ -664,10 +586,10 @@ def _difference(ours: Path, twin: Path) -> float | None:
     return float(np.abs(one - other).max() / np.abs(other).max())
 
 
-def _judge(layout: Layout, fusions: int, results: Mapping[str, Runs], difference: float | None, quick: bool) -> Row:
+def _judge(layout: Layout, fusions: int, results: Mapping[str, Results[Run]], difference: float | None, quick: bool) -> Row:
     stock, ours, twin = results["stock"], results["ours"], results["twin"]
     errors = [f"{layout.name}: {name}: {results[name].failure}" for name in ("ours", "twin") if results[name].failure]
-    facts = ours.last_report
+    facts = ours.report
     if facts and (facts["fused"] != fusions or facts["unfused"]):
         errors.append(f"{layout.name}: {facts['fused']} of {fusions} fused; {'; '.join(facts['unfused'])}")
     targets = []
@@ -684,13 +606,13 @@ def _judge(layout: Layout, fusions: int, results: Mapping[str, Runs], difference
         "" if difference is None else "identical" if difference == 0 else f"{difference:.1e}",
         "FAIL" if missed or errors else "PASS",
     ]
-    return Row(_row(cells), missed, errors)
+    return Row(row(cells), missed, errors)
 
 
-def _spread(runs: Runs) -> str:
+def _spread(runs: Results[Run]) -> str:
     """The median token, and the fastest and slowest process's."""
     tokens = [run.token_seconds * 1e3 for run in runs.runs]
-    return f"{runs.token:.3g} ({min(tokens):.3g}-{max(tokens):.3g})"
+    return f"{runs.token * 1e3:.3g} ({min(tokens):.3g}-{max(tokens):.3g})"
 
 
 def latency_section(args: argparse.Namespace) -> Section:
@@ -707,8 +629,8 @@ def latency_section(args: argparse.Namespace) -> Section:
         f"Targets: stock / ours >= {LEAST_SPEEDUP:.0f}, ours / twin <= {MOST_OF_TWIN}. Output: largest difference relative "
         "to the largest output.",
         "",
-        _row(_COLUMNS),
-        _row(["---"] * len(_COLUMNS)),
+        row(_COLUMNS),
+        row(["---"] * len(_COLUMNS)),
         *(row.line for row in rows),
     ]
     if args.quick:
@@ -756,7 +678,7 @@ _ALL_IDS = 2048
 def tied_section(args: argparse.Namespace) -> Section:
     """What a weight that is both embedding and head takes, against two weights, and against stock."""
     rows, columns = (1024, 192) if args.quick else _TABLE
-    lines = [_row(_TIED_COLUMNS), _row(["---"] * len(_TIED_COLUMNS))]
+    lines = [row(_TIED_COLUMNS), row(["---"] * len(_TIED_COLUMNS))]
     peaks: dict[str, float] = {}
     borrowed: dict[str, float] = {}
     packed: dict[str, float] = {}
@@ -774,17 +696,17 @@ def tied_section(args: argparse.Namespace) -> Section:
                 for who in ("ours", "stock")
                 for name, path in paths.items()
             }
-            results = _interleave(jobs, args.runs)
+            results = interleave(_MODULE, jobs, args.runs, Run)
         for name, runs in results.items():
             if not runs:
                 errors.append(f"{name}: {runs.failure}")
                 continue
             peaks[name] = runs.median(lambda run: run.end.high)
-            facts = runs.last_report
+            facts = runs.report
             if facts:
                 borrowed[name], packed[name] = facts["borrowed_bytes"], facts["packed_bytes"]
             lines.append(_tied_line(name, runs, size * (1 if name.startswith("tied") else 2)))
-            _say(lines[-1])
+            say(lines[-1])
     text = [
         f"Embedding and head on one [{rows}, {columns}] weight: {size / MB:.1f} MB with scales and zero points. The "
         f"prompt's {_ALL_IDS} ids are spread over the table, so that all of its pages are read. Peak: VmHWM of the whole "
@@ -799,11 +721,11 @@ def tied_section(args: argparse.Namespace) -> Section:
     return Section("Tied embedding and head", text, _tied_targets(args, size, peaks, borrowed, packed), errors)
 
 
-def _tied_line(name: str, runs: Runs, stored: int) -> str:
+def _tied_line(name: str, runs: Results[Run], stored: int) -> str:
     model, who, form = name.split("-")
-    facts = runs.last_report
+    facts = runs.report
     megabytes = [f"{facts[key] / MB:.1f}" if facts else "" for key in ("packed_bytes", "borrowed_bytes")]
-    return _row(
+    return row(
         [
             "one weight" if model == "tied" else "two weights",
             "this package" if who == "ours" else "stock",
@@ -872,8 +794,8 @@ def matching_section(args: argparse.Namespace) -> Section:
             else:
                 write_fanout_model(path, nodes, products, 64)
             title = f"{nodes:,} nodes, {products:,} products, {what}"
-            inspected = _interleave({"inspect": Job("inspect", str(path))}, args.runs)["inspect"]
-            seconds = _seconds(inspected, products, title, errors)
+            inspected = interleave(_MODULE, {"inspect": Job("inspect", str(path))}, args.runs, Run)["inspect"]
+            seconds = _stages(inspected, products, title, errors)
             if seconds:
                 stages = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
                 lines.append(f"- inspect, {title}: {stages}")
@@ -881,12 +803,12 @@ def matching_section(args: argparse.Namespace) -> Section:
         fewer, fused = nodes // 4, products // 4
         write_fanout_model(path, fewer, fused, 64)
         jobs = {who: Job(who, str(path), timed=False) for who in ("ours", "stock")}
-        results = _interleave(jobs, args.runs)
+        results = interleave(_MODULE, jobs, args.runs, Run)
         ours = results["ours"]
         title = f"{fewer:,} nodes, {fused} fusions"
-        seconds = _seconds(ours, fused, title, errors)
+        seconds = _stages(ours, fused, title, errors)
         if seconds:
-            own = ours.median(_own_seconds)
+            own = ours.median(own_seconds)
             inits = [runs.median(lambda run: run.init_seconds) if runs else float("nan") for runs in results.values()]
             stages = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
             lines.append(f"- create_session, {title}: {inits[0]:.2f} s, stock {inits[1]:.2f} s; {stages}")
@@ -894,20 +816,14 @@ def matching_section(args: argparse.Namespace) -> Section:
     return Section("Matching", lines, targets, errors)
 
 
-def _seconds(runs: Runs, fusions: int, title: str, errors: list[str]) -> dict[str, float]:
+def _stages(runs: Results[Run], fusions: int, title: str, errors: list[str]) -> dict[str, float]:
     """Median seconds of each stage; {} and an error where not all was fused."""
     if not runs:
         errors.append(f"{title}: {runs.failure}")
         return {}
-    if runs.last_report["fused"] != fusions:
-        errors.append(f"{title}: {runs.last_report['fused']} of {fusions} fused")
-    stages = [run.report["seconds"] for run in runs.runs]
-    return {name: float(median(stage[name] for stage in stages)) for name in stages[0]}
-
-
-def _own_seconds(run: Run) -> float:
-    seconds = run.report["seconds"]
-    return run.init_seconds - float(seconds.get("pack", 0.0)) - float(seconds.get("hand over", 0.0))
+    if runs.report["fused"] != fusions:
+        errors.append(f"{title}: {runs.report['fused']} of {fusions} fused")
+    return stages(runs)
 
 
 # ---- the command ------------------------------------------------------------------------------------
@@ -938,13 +854,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(asdict(_child(Job(**json.loads(args.child))))), flush=True)
         return 0
     sections = [_SECTIONS[name](args) for name in args.sections]
-    text = "\n".join(["# Layout table\n", _machine() + "\n", *map(str, sections)])
-    print(text)
-    if args.markdown:
-        args.markdown.write_text(text)
-    missed = [target for section in sections for target in section.targets if not target.passed]
-    errors = [error for section in sections for error in section.errors]
-    return int(bool(errors or (args.check and missed)))
+    return finish("Layout table", sections, args)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,11 @@ import argparse
 import importlib
 import importlib.util
 import json
-import mmap
-import os
-import platform
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -34,16 +29,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conformance.measuring import (
+    MB,
+    Results,
+    Run,
+    Section,
+    Target,
+    available_memory,
+    facts,
+    finish,
+    interleave,
+    memory,
+    row,
+    say,
+    stages,
+)
+
 if TYPE_CHECKING:
     from conformance.models import ModelPair, ModelSpec
 
-__all__ = ["CONTENDERS", "Job", "Measurement", "main", "measure"]
+__all__ = ["CONTENDERS", "Job", "Measurement", "main"]
 
-MB = 1e6
-_SAMPLE_SECONDS = 0.005
-_READ_BYTES = 8 << 20
-# More than any contender needs: the packed weights and ONNX Runtime's copies of them.
-_TOUCHED_PER_BYTE = 3
+_MODULE = "conformance.load_table"
 # A repeated run is cut short once its repetitions took this long.
 _STEADY_SECONDS = 8.0
 # What a dense model takes beyond its float weights while it is folded and packed.
@@ -70,39 +77,20 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of one process, from /proc. File: all that is mapped from files or shared."""
+class Measurement(Run):
+    """What a child measured."""
 
-    anon: int
-    file: int
-    high: int  # VmHWM, the most that was ever resident
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a child measured, and what its parent saw meanwhile."""
-
-    import_seconds: float
-    init_seconds: float
+    import_seconds: float = 0.0
     again_seconds: float = 0.0  # the same load once more, in a process that has done it before
     first_seconds: float = 0.0  # from the start of the load to the first result
-    token_seconds: float = 0.0
     checksum: float = 0.0
-    before: Memory = Memory(0, 0, 0)
-    after: Memory = Memory(0, 0, 0)  # once the session exists
-    end: Memory = Memory(0, 0, 0)
     packing_anon: int = 0  # most anonymous memory during packing, above `before`
-    report: dict[str, Any] = field(default_factory=dict)
-    peak_anon: int = 0
-    peak_file: int = 0
 
-    @staticmethod
-    def from_json(text: str) -> Measurement:
-        """The reverse of `json.dumps(asdict(measurement))`."""
-        raw = json.loads(text)
-        for key in ("before", "after", "end"):
-            raw[key] = Memory(**raw[key])
-        return Measurement(**raw)
+    def __str__(self) -> str:
+        return f"import {self.import_seconds:.2f} s, {super().__str__()}, checksum {self.checksum:.9g}"
+
+
+_Results = Results[Measurement]
 
 
 @dataclass(frozen=True)
@@ -159,23 +147,12 @@ CONTENDERS = {
 }
 
 
-def _memory(pid: int | str = "self") -> Memory:
-    """Read /proc/PID/status."""
-    with open(f"/proc/{pid}/status") as status:
-        fields = dict(line.split(":", 1) for line in status)
-
-    def size(key: str) -> int:
-        return int(fields[key].split()[0]) * 1024
-
-    return Memory(size("RssAnon"), size("RssFile") + size("RssShmem"), size("VmHWM"))
-
-
 _packing_anon: list[int] = [0]
 
 
 def _watcher(_done: int, _total: int) -> None:
     """Progress callback: remember the most anonymous memory."""
-    _packing_anon[0] = max(_packing_anon[0], _memory().anon)
+    _packing_anon[0] = max(_packing_anon[0], memory().anon)
 
 
 def _runner(job: Job, loaded: Any) -> Callable[[], NDArray[np.generic]]:
@@ -209,23 +186,23 @@ def _child(job: Job) -> Measurement:
     module = importlib.import_module(contender.module)
     getattr(module, "create_session", None)  # this package imports what it needs when it is first asked for it
     imported = time.perf_counter() - start
-    before = _memory()
+    before = memory()
     start = time.perf_counter()
     loaded = contender.load(module, job)
     init = time.perf_counter() - start
-    after = _memory()
+    after = memory()
     report = module.report_of(loaded) if contender.module == "ort_qdq_plugin" else None
     measured = Measurement(
         import_seconds=imported,
         init_seconds=init,
         before=before,
         after=after,
-        report=_facts(report) if report else {},
+        report=facts(report),
         packing_anon=max(0, _packing_anon[0] - before.anon),
     )
     if job.load_only:
         again = _load_again(contender, module, job) if job.load_again else 0.0
-        return replace(measured, again_seconds=again, end=_memory())
+        return replace(measured, again_seconds=again, end=memory())
     run = _runner(job, loaded)
     result = run()
     first = time.perf_counter() - start
@@ -237,7 +214,7 @@ def _child(job: Job) -> Measurement:
         first_seconds=first,
         token_seconds=token,
         checksum=float(np.abs(result.astype(np.float64)).mean()),
-        end=_memory(),
+        end=memory(),
     )
 
 
@@ -247,177 +224,17 @@ def _load_again(contender: Contender, module: Any, job: Job) -> float:
     return time.perf_counter() - start
 
 
-def _facts(report: Any) -> dict[str, Any]:
-    """The report's sums."""
-    return {
-        "fused": len(report.fused),
-        "unfused": len(report.unfused),
-        "route": report.route,
-        "packed_bytes": report.packed_bytes,
-        "borrowed_bytes": report.borrowed_bytes,
-        "seconds": dict(report.seconds),
-    }
-
-
-# ---- running children ------------------------------------------------------------------------------
-
-
-def _warm(model: Path) -> None:
-    """Read a model's files, so that they are in the page cache."""
-    for path in (model, model.with_name(model.name + ".data")):
-        if path.exists():
-            with open(path, "rb", buffering=0) as file:
-                while file.read(_READ_BYTES):
-                    pass
-
-
-def _settle_free_memory(nbytes: int) -> None:
-    """Touch so much memory once and give it back.
-
-    A virtual machine's host takes free memory away after a while; who touches it first then pays for that, several times the
-    cost of clearing it. Done before every start, so that no contender finds more of it paid for by the one before him.
-    """
-    with open("/proc/meminfo") as table:
-        available = next(int(line.split()[1]) << 10 for line in table if line.startswith("MemAvailable"))
-    with mmap.mmap(
-        -1, max(mmap.PAGESIZE, min(nbytes, available // 2)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    ) as memory:
-        for offset in range(0, len(memory), mmap.PAGESIZE):
-            memory[offset] = 1
-
-
-def _watch(process: subprocess.Popen[str], peaks: list[int]) -> None:
-    """Sample a child's memory until it ends."""
-    while process.poll() is None:
-        try:
-            now = _memory(process.pid)
-        except (OSError, KeyError):
-            # It is gone, or a zombie, which has no memory left to tell of.
-            return
-        peaks[0] = max(peaks[0], now.anon)
-        peaks[1] = max(peaks[1], now.file)
-        time.sleep(_SAMPLE_SECONDS)
-
-
-def measure(job: Job, timeout: float = 1800) -> Measurement:
-    """Run a job in a fresh process; RuntimeError with the end of its messages if it fails."""
-    _warm(Path(job.model))
-    _settle_free_memory(
-        _TOUCHED_PER_BYTE * sum(path.stat().st_size for path in Path(job.model).parent.glob(f"{Path(job.model).stem}.*"))
-    )
-    command = [sys.executable, "-m", "conformance.load_table", "--child", json.dumps(asdict(job))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    peaks = [0, 0]
-    watcher = threading.Thread(target=_watch, args=(process, peaks), daemon=True)
-    watcher.start()
-    try:
-        out, messages = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise RuntimeError(f"took longer than {timeout:.0f} s") from None
-    finally:
-        watcher.join()
-    if process.returncode:
-        tail = messages.strip().splitlines()[-1:] or ["no message"]
-        raise RuntimeError(f"exit code {process.returncode}: {tail[0][:300]}")
-    measured = Measurement.from_json(out.strip().splitlines()[-1])
-    return replace(measured, peak_anon=peaks[0], peak_file=peaks[1])
-
-
-@dataclass
-class Results:
-    """All runs of one contender, and why there are no more of them."""
-
-    runs: list[Measurement] = field(default_factory=list)
-    failure: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.runs) and not self.failure
-
-    def median(self, value: Callable[[Measurement], float]) -> float:
-        """The median of one figure over the runs."""
-        return float(median(value(run) for run in self.runs))
-
-    @property
-    def init(self) -> float:
-        """Median seconds of the load."""
-        return self.median(lambda run: run.init_seconds)
-
-    @property
-    def token(self) -> float:
-        """Median seconds of one token."""
-        return self.median(lambda run: run.token_seconds)
-
-    @property
-    def peak(self) -> float:
-        """Median VmHWM of the whole process, runs included."""
-        return self.median(lambda run: run.end.high)
-
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes packed in the last run."""
-        return int(self.runs[-1].report.get("packed_bytes", 0))
-
-
-def _interleave(jobs: dict[str, Job], runs: int, limits: dict[str, int] | None = None) -> dict[str, Results]:
-    """Run every job `runs` times (or its limit), in turns."""
-    results = {name: Results() for name in jobs}
-    for turn in range(runs):
-        for name, job in jobs.items():
-            result = results[name]
-            if result.failure or turn >= (limits or {}).get(name, runs):
-                continue
-            try:
-                run = measure(job)
-            except RuntimeError as error:
-                result.failure = str(error)
-                _say(f"  {name}: failed: {error}")
-                continue
-            result.runs.append(run)
-            _say(
-                f"  {turn + 1}/{runs} {name:18} import {run.import_seconds:.2f} s, init {run.init_seconds:.3f} s, "
-                f"token {run.token_seconds * 1e3:.1f} ms, peak {run.end.high / MB:.0f} MB, "
-                f"checksum {run.checksum:.9g}"
-            )
-    return results
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 # ---- targets ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Target:
-    """One thing to reach, and what was measured."""
-
-    what: str
-    measured: float
-    limit: float
-    unit: str = "x"
-    at_least: bool = False
-
-    @property
-    def passed(self) -> bool:
-        """Whether it is reached."""
-        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
-
-    def __str__(self) -> str:
-        verdict, sign = "PASS" if self.passed else "FAIL", ">=" if self.at_least else "<="
-        return f"- {verdict}: {self.what}: {self.measured:.3g} {self.unit} ({sign} {self.limit:.3g})"
-
-
-def _ratio(what: str, ours: Results, other: Results, figure: Callable[[Results], float], limit: float) -> list[Target]:
+def _ratio(what: str, ours: _Results, other: _Results, figure: Callable[[_Results], float], limit: float) -> list[Target]:
     """A target for ours / other; nothing where either did not run."""
     return [Target(what, figure(ours) / figure(other), limit)] if ours and other else []
 
 
-def _load_targets(spec: ModelSpec, results: dict[str, Results]) -> list[Target]:
+def _load_targets(spec: ModelSpec, results: dict[str, _Results]) -> list[Target]:
     """What a variant's table is judged by."""
-    ours, ours_qop, qdq, qop = (results.get(name, Results()) for name in ("ours-qdq", "ours-qop", "stock-qdq", "stock-qop"))
+    ours, ours_qop, qdq, qop = (results.get(name, _Results()) for name in ("ours-qdq", "ours-qop", "stock-qdq", "stock-qop"))
     targets = [
         *_ratio("QOperator through this package, init / stock", ours_qop, qop, lambda r: r.init, 0.75),
         *_ratio("QOperator through this package, peak / stock", ours_qop, qop, lambda r: r.peak, 0.90),
@@ -436,26 +253,12 @@ def _load_targets(spec: ModelSpec, results: dict[str, Results]) -> list[Target]:
     return targets
 
 
-def _borrowing_targets(spec: ModelSpec, results: dict[str, Results]) -> list[Target]:
+def _borrowing_targets(spec: ModelSpec, results: dict[str, _Results]) -> list[Target]:
     """Weights that are stored as MatMulNBits takes them stay where they are."""
-    ours = results.get("ours-qdq", Results())
+    ours = results.get("ours-qdq", _Results())
     if not ours or not spec.n_major or spec.signed:
         return []
-    return [Target("bytes packed", ours.packed_bytes, 0, "B")]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the result: text, and what it is judged by."""
-
-    title: str
-    lines: list[str]
-    targets: list[Target] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        verdicts = [str(target) for target in self.targets] + [f"- ERROR: {error}" for error in self.errors]
-        return "\n".join([f"## {self.title}", "", *self.lines, "", *verdicts]).rstrip() + "\n"
+    return [Target("bytes packed", ours.report["packed_bytes"], 0, "B")]
 
 
 # ---- do all give the same answer? ------------------------------------------------------------------
@@ -474,7 +277,7 @@ def _differences(outputs: dict[str, Path], reference: str) -> dict[str, float]:
     }
 
 
-def _disagreements(spec: ModelSpec, differences: dict[str, float], results: dict[str, Results]) -> list[str]:
+def _disagreements(spec: ModelSpec, differences: dict[str, float], results: dict[str, _Results]) -> list[str]:
     """Contenders that run the same kernel on the same weights must agree to the last bit.
 
     Stock ORT fuses no N-major weights, and puts float16 casts elsewhere in a QDQ model.
@@ -504,7 +307,7 @@ def _pair(args: argparse.Namespace, variant: str, inline: bool = False, layers: 
     layers = layers or args.layers
     spec = spec_of(variant, layers=layers, inline=inline, accuracy_level=args.accuracy_level, **shape)
     name = f"{variant}-{layers}{'-inline' if inline else ''}{'-quick' if args.quick else ''}"
-    _say(f"{name}: {spec.weight_bytes / MB:.0f} MB of weights")
+    say(f"{name}: {spec.weight_bytes / MB:.0f} MB of weights")
     return ensure_pair(spec, args.dir / name)
 
 
@@ -528,17 +331,12 @@ def _chosen(args: argparse.Namespace, spec: ModelSpec) -> tuple[list[str], list[
         names.remove("openvino")
         notes.append("OpenVINO: not installed.")
     if args.dense and "stock-dense" not in names:
-        needed, free = spec.elements * 4 * _DENSE_OVERHEAD, _available_memory()
+        needed, free = spec.elements * 4 * _DENSE_OVERHEAD, available_memory()
         if needed < free:
             names.append("stock-dense")
         else:
             notes.append(f"Dense: needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are available; left out.")
     return names, notes
-
-
-def _available_memory() -> int:
-    with open("/proc/meminfo") as meminfo:
-        return next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
 
 
 def load_section(args: argparse.Namespace, variant: str, inline: bool = False, layers: int = 0) -> Section:
@@ -547,7 +345,7 @@ def load_section(args: argparse.Namespace, variant: str, inline: bool = False, l
     names, notes = _chosen(args, pair.spec)
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
         jobs = _jobs(args, pair, names, Path(scratch))
-        results = _interleave(jobs, args.runs, {"stock-dense": args.dense_runs})
+        results = interleave(_MODULE, jobs, args.runs, Measurement, {"stock-dense": args.dense_runs})
         outputs = {name: Path(job.output) for name, job in jobs.items()}
         differences = _differences(outputs, "stock-qop")
     spec = pair.spec
@@ -592,24 +390,20 @@ _COLUMNS = (
 )
 
 
-def _table(results: dict[str, Results], differences: dict[str, float]) -> list[str]:
+def _table(results: dict[str, _Results], differences: dict[str, float]) -> list[str]:
     """The medians as Markdown."""
-    lines = [_row(_COLUMNS), _row(["---"] * len(_COLUMNS))]
-    qdq, qop = (results.get(name, Results()) for name in ("stock-qdq", "stock-qop"))
+    lines = [row(_COLUMNS), row(["---"] * len(_COLUMNS))]
+    qdq, qop = (results.get(name, _Results()) for name in ("stock-qdq", "stock-qop"))
     for name, result in results.items():
         title = CONTENDERS[name].title
         if result.failure or not result.runs:
-            lines.append(_row([title, f"failed: {result.failure or 'not run'}", *[""] * (len(_COLUMNS) - 2)]))
+            lines.append(row([title, f"failed: {result.failure or 'not run'}", *[""] * (len(_COLUMNS) - 2)]))
             continue
-        lines.append(_row([title, *_figures(result), *_ratios(result, qdq, qop), _agreement(name, differences)]))
+        lines.append(row([title, *_figures(result), *_ratios(result, qdq, qop), _agreement(name, differences)]))
     return lines
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _figures(result: Results) -> list[str]:
+def _figures(result: _Results) -> list[str]:
     inits = [run.init_seconds for run in result.runs]
 
     def megabytes(value: Callable[[Measurement], float]) -> str:
@@ -628,8 +422,8 @@ def _figures(result: Results) -> list[str]:
     ]
 
 
-def _ratios(result: Results, qdq: Results, qop: Results) -> list[str]:
-    figures: tuple[Callable[[Results], float], ...] = (lambda r: r.init, lambda r: r.peak)
+def _ratios(result: _Results, qdq: _Results, qop: _Results) -> list[str]:
+    figures: tuple[Callable[[_Results], float], ...] = (lambda r: r.init, lambda r: r.peak)
     return [f"{figure(result) / figure(other):.2f}" if other else "" for figure in figures for other in (qdq, qop)]
 
 
@@ -639,8 +433,8 @@ def _agreement(name: str, differences: dict[str, float]) -> str:
     return "equal" if differences[name] == 0 else f"{differences[name]:.1e} off"
 
 
-def _inline_targets(results: dict[str, Results]) -> list[Target]:
-    ours, qop = (results.get(name, Results()) for name in ("ours-qdq", "stock-qop"))
+def _inline_targets(results: dict[str, _Results]) -> list[Target]:
+    ours, qop = (results.get(name, _Results()) for name in ("ours-qdq", "stock-qop"))
     return _ratio("inline, peak / stock QOperator", ours, qop, lambda r: r.peak, 1.0)
 
 
@@ -653,28 +447,22 @@ def packing_section(args: argparse.Namespace, variant: str) -> Section:
     """How fast weights are packed, and with how much memory."""
     pair = _pair(args, variant)
     job = Job("ours-qdq", str(pair.qdq), args.threads, args.accuracy_level, load_only=True, watch_packing=True)
-    result = _interleave({"ours-qdq": job}, args.runs)["ours-qdq"]
+    result = interleave(_MODULE, {"ours-qdq": job}, args.runs, Measurement)["ours-qdq"]
     if not result:
         return Section(f"Packing, {variant}", [], errors=[result.failure])
-    seconds = _stages(result)["pack"]
+    seconds, packed_bytes = stages(result), result.report["packed_bytes"]
     scratch = result.median(lambda run: run.packing_anon) / MB
-    stages = ", ".join(f"{name} {value:.2f} s" for name, value in _stages(result).items())
-    packed = f"{result.packed_bytes / MB:.0f} MB with scales and zero points"
-    lines = [f"{pair.spec.weight_bytes / MB:.0f} MB of weights in {seconds:.2f} s, {packed}; stages: {stages}."]
-    if args.quick or not result.packed_bytes:
+    spent = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+    weights = f"{pair.spec.weight_bytes / MB:.0f} MB of weights, {packed_bytes / MB:.0f} MB with scales and zero points"
+    lines = [f"{weights}: {spent}."]
+    if args.quick or not packed_bytes:
         return Section(f"Packing, {variant}", lines)
-    rate = pair.spec.weight_bytes / seconds / 1e9
+    rate = pair.spec.weight_bytes / seconds["pack"] / 1e9
     targets = [
         Target("weights packed", rate, 0.8, "GB/s", at_least=True),
         Target("anonymous memory taken while packing", scratch, 256, "MB"),
     ]
     return Section(f"Packing, {variant}", lines, targets)
-
-
-def _stages(result: Results) -> dict[str, float]:
-    """Median seconds of each of the report's stages."""
-    runs = [run.report["seconds"] for run in result.runs]
-    return {name: float(median(run[name] for run in runs)) for name in runs[0]}
 
 
 def overhead_section(args: argparse.Namespace) -> Section:
@@ -688,7 +476,7 @@ def overhead_section(args: argparse.Namespace) -> Section:
         "difference ms",
         "second load: stock / this ms",
     )
-    lines = [_row(columns), _row(["---"] * len(columns))]
+    lines = [row(columns), row(["---"] * len(columns))]
     targets, errors = [], []
     models = {
         "tiny, inline": (16, 1, True),
@@ -700,7 +488,7 @@ def overhead_section(args: argparse.Namespace) -> Section:
         if not path.exists():
             write_float_model(path, width, layers, inline)
         # A difference of milliseconds needs more runs than one of seconds.
-        results = _interleave(_load_jobs(args, path), 3 * args.runs)
+        results = interleave(_MODULE, _load_jobs(args, path), 3 * args.runs, Measurement)
         stock, ours = results["stock-qdq"], results["ours-qdq"]
         errors += [f"{title}: {result.failure}" for result in results.values() if result.failure]
         if not (stock and ours):
@@ -708,7 +496,7 @@ def overhead_section(args: argparse.Namespace) -> Section:
         again = [result.median(lambda run: run.again_seconds) * 1e3 for result in (stock, ours)]
         extra = (ours.init - stock.init) * 1e3
         lines.append(
-            _row(
+            row(
                 [
                     title,
                     f"{stock.init * 1e3:.1f}",
@@ -729,32 +517,6 @@ def _load_jobs(args: argparse.Namespace, path: Path) -> dict[str, Job]:
     }
 
 
-def fanout_section(args: argparse.Namespace) -> Section:
-    """A graph of many nodes: what deciding and rewriting cost."""
-    from conformance.models import write_fanout_model
-
-    title = "5,000 nodes, 500 fusions"
-    path = args.dir / "fanout" / "model.onnx"
-    write_fanout_model(path)
-    results = _interleave(_load_jobs(args, path), args.runs)
-    stock, ours = results["stock-qdq"], results["ours-qdq"]
-    errors = [result.failure for result in results.values() if result.failure]
-    if not (stock and ours):
-        return Section(title, [], errors=errors)
-    own = ours.median(_own_seconds)
-    fused = ours.runs[-1].report["fused"]
-    if fused != 500:
-        errors.append(f"{fused} fusions, not 500")
-    line = f"Load: stock {stock.init:.2f} s, this package {ours.init:.2f} s, {fused} fusions."
-    target = Target("create_session without packing and hand-over", own, 1.5, "s")
-    return Section(title, [line], [target], errors)
-
-
-def _own_seconds(run: Measurement) -> float:
-    seconds = run.report["seconds"]
-    return run.init_seconds - float(seconds.get("pack", 0.0)) - float(seconds.get("hand over", 0.0))
-
-
 # ---- the command -----------------------------------------------------------------------------------
 
 
@@ -767,21 +529,8 @@ def _sections(args: argparse.Namespace) -> list[Section]:
     if args.inline:
         sections.append(inline_section(args))
     if args.overhead:
-        sections += [overhead_section(args), fanout_section(args)]
+        sections.append(overhead_section(args))
     return sections
-
-
-def _machine() -> str:
-    """Where this was measured."""
-    version = importlib.import_module("onnxruntime").__version__
-    with open("/proc/cpuinfo") as cpuinfo:
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
-    return (
-        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, onnxruntime "
-        f"{version}, Python {platform.python_version()}, load average "
-        f"{os.getloadavg()[0]:.1f} at the end. Medians of fresh, interleaved processes; "
-        "MB are 10^6 bytes; peak is VmHWM of the whole process; the output is compared with stock QOperator's."
-    )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -800,7 +549,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="the load table: what is done if nothing is asked")
     parser.add_argument("--packing", action="store_true", help="packing's speed and scratch")
     parser.add_argument("--inline", action="store_true", help="weights inside the .onnx")
-    parser.add_argument("--overhead", action="store_true", help="models without QDQ; a graph of many nodes")
+    parser.add_argument("--overhead", action="store_true", help="models without QDQ")
     parser.add_argument("--markdown", type=Path, help="write the result there too")
     parser.add_argument("--check", action="store_true", help="a missed target is an error")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -820,13 +569,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.dir = (args.dir or Path(temporary)).resolve()
         args.dir.mkdir(parents=True, exist_ok=True)
         sections = _sections(args)
-    text = "\n".join(["# Load table\n", _machine() + "\n", *map(str, sections)])
-    print(text)
-    if args.markdown:
-        args.markdown.write_text(text)
-    missed = [target for section in sections for target in section.targets if not target.passed]
-    errors = [error for section in sections for error in section.errors]
-    return int(bool(errors or (args.check and missed)))
+    return finish("Load table", sections, args)
 
 
 if __name__ == "__main__":
