@@ -582,6 +582,26 @@ for _shape in ([], [1], [1, 64]):
     _add(f"matmul-add-bias-{_label}", _draw, "fused", 2, "a bias of another shape, folded or left as an Add")
 
 
+def _add_gelu(d: Draft, lead: Sequence[Dim], product: str) -> None:
+    d.input("x", [*lead, 128])
+    d.output("y", [*lead, 64])
+    d.node(product, ["x", d.weight(Weight())], "h", domain=MS if product == "FusedMatMul" else "")
+    d.node("Gelu", [d.node("Add", ["h", _bias(d, Weight())], "a")], "y")
+
+
+_gelus: tuple[tuple[str, Sequence[Dim], str], ...] = (
+    ("gelu-1d", [], "MatMul"),
+    ("gelu-2d", [ROWS], "MatMul"),
+    ("gelu-3d", [2, ROWS], "MatMul"),
+    ("gelu-3d-fixed", [2, 5], "MatMul"),
+    ("gemm-gelu", [ROWS], "Gemm"),
+    ("fused-matmul-gelu", [2, ROWS], "FusedMatMul"),
+)
+for _name, _lead, _product in _gelus:
+    _draw = partial(_add_gelu, lead=_lead, product=_product)
+    _add(f"matmul-add-{_name}", _draw, "fused", 2, "ONNX Runtime puts the bias into one or the other", quick=True)
+
+
 @_fused_2("the second summand is no constant")
 def _matmul_add_residual(d: Draft) -> None:
     _ends(d, Weight(), 2)

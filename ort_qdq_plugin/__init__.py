@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing takes longer to import than all that a process runs which only waits for onnxruntime
 if TYPE_CHECKING:
+    from typing import Any
+
     from ort_qdq_plugin.activation import activate, deactivate
-    from ort_qdq_plugin.errors import ModelError, QdqPluginError, SourceChangedError
+    from ort_qdq_plugin.errors import ModelError, QdqPluginError, SourceChangedError, SourceUnreadableError
     from ort_qdq_plugin.fusion.reason import Reason
     from ort_qdq_plugin.options import Options
     from ort_qdq_plugin.report import Fusion, Report, Unfused
@@ -21,6 +21,7 @@ __all__ = [
     "Reason",
     "Report",
     "SourceChangedError",
+    "SourceUnreadableError",
     "Unfused",
     "activate",
     "create_session",
@@ -34,7 +35,7 @@ __version__ = "0.1.0"
 # Imported when they are first asked for: processes that only wait for onnxruntime (startup.py) should not pay for it.
 _MODULES = {
     "activation": ("activate", "deactivate"),
-    "errors": ("ModelError", "QdqPluginError", "SourceChangedError"),
+    "errors": ("ModelError", "QdqPluginError", "SourceChangedError", "SourceUnreadableError"),
     "fusion.reason": ("Reason",),
     "options": ("Options",),
     "report": ("Fusion", "Report", "Unfused"),
@@ -45,6 +46,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     for module, names in _MODULES.items():
         if name in names:
+            import importlib
+
             value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
             globals()[name] = value
             return value

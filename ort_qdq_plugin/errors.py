@@ -1,11 +1,11 @@
-"""What can go wrong before a session exists. None of it reaches a user who did not ask for strict mode."""
+"""What can go wrong before a session exists. Nearly none of it reaches a user who did not ask for strict mode."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["ModelError", "QdqPluginError", "SourceChangedError", "readable"]
+__all__ = ["ModelError", "QdqPluginError", "SourceChangedError", "SourceUnreadableError", "readable"]
 
 
 class QdqPluginError(Exception):
@@ -18,6 +18,10 @@ class ModelError(QdqPluginError):
 
 class SourceChangedError(QdqPluginError):
     """A file of the model changed between being opened and being packed."""
+
+
+class SourceUnreadableError(QdqPluginError, OSError):
+    """The disk cannot give the model's weights. ONNX Runtime, which maps them into memory, would be killed by SIGBUS."""
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from ort_qdq_plugin.fusion.reason import NotFusable, Reason
 from ort_qdq_plugin.fusion.view import View, view_of
 from ort_qdq_plugin.model.graph import Scope, attributes
 from ort_qdq_plugin.model.quantized import SCALE_TYPES, WEIGHT_TYPES, QuantizedMatrix, default_zero_point
-from ort_qdq_plugin.model.tensors import StoredTensor
+from ort_qdq_plugin.model.tensors import StoredTensor, shape_of
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
-__all__ = ["Dequantized", "Locate", "has_constant_weight", "is_dequantize", "read_dequantize"]
+__all__ = ["Centred", "Dequantized", "Locate", "has_constant_weight", "is_dequantize", "read_dequantize"]
 
 Locate = Callable[["TensorProto"], StoredTensor]
 """Finds the bytes of a tensor; raises ModelError when they are not all there."""
@@ -26,7 +26,9 @@ Locate = Callable[["TensorProto"], StoredTensor]
 # DequantizeLinear's default axis, in the ONNX specification since version 13 and in ONNX Runtime's contrib operators.
 _DEFAULT_AXIS = 1
 
-_HEAD_BYTES = 4096
+# Zero points are read to see whether they are needed: so many bytes at once, and in all no more than so many.
+_HEAD_BYTES, _CHUNK_BYTES = 4096, 1 << 20
+_MAX_READ_BYTES = 1 << 30
 
 # The standard operator, and the contrib one that ONNX Runtime's quantizers write into models below opset 21.
 _DOMAINS = {"", "ai.onnx", "com.microsoft"}
@@ -106,7 +108,7 @@ def has_constant_weight(scope: Scope, node: NodeProto) -> bool:
     return len(node.input) >= 2 and (scope.constant(node.input[0]) is not None or scope.is_overridable(node.input[0]))
 
 
-def read_dequantize(scope: Scope, node: NodeProto, locate: Locate) -> Dequantized:
+def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: Centred) -> Dequantized:
     """The operands of `node`; raises NotFusable where no fused operator can take them."""
     names = [name for name in node.input if name]
     if len(node.input) > 3:
@@ -123,15 +125,19 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate) -> Dequantize
     if scales.data_type not in SCALE_TYPES:
         raise NotFusable(Reason.SCALE_TYPE)
     output_type = given["output_dtype"].i if "output_dtype" in given else 0
-    if len(protos) == 3 and (protos[2].data_type != weight.data_type or list(protos[2].dims) != list(scales.dims)):
+    try:
+        shapes = [shape_of(proto) for proto in protos]
+    except ModelError as error:
+        raise NotFusable(Reason.INVALID) from error
+    if len(protos) == 3 and (protos[2].data_type != weight.data_type or shapes[2] != shapes[1]):
         raise NotFusable(Reason.INVALID)
     axis = given["axis"].i if "axis" in given else _DEFAULT_AXIS
     block = given["block_size"].i if "block_size" in given else 0
-    scale_axis, block = _granularity(tuple(weight.dims), tuple(scales.dims), axis, block)
+    scale_axis, block = _granularity(shapes[0], shapes[1], axis, block)
     try:
         located = [locate(proto) for proto in protos]
         zero_points = located[2] if len(located) == 3 else None
-        centred = _is_centred(weight.data_type, zero_points)
+        centred = is_centred(weight.data_type, zero_points)
     except (ModelError, OSError) as error:
         raise NotFusable(Reason.INVALID) from error
     return Dequantized(
@@ -146,19 +152,43 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate) -> Dequantize
     )
 
 
-def _is_centred(data_type: int, zero_points: StoredTensor | None) -> bool:
-    bits, signed = WEIGHT_TYPES[data_type]
-    if zero_points is None:
-        return signed
-    repeated = np.uint8(0 if signed else default_zero_point(bits) * (0xFF // ((1 << bits) - 1)))
-    # Most that differ do so at once; the last byte may be padded.
-    head = np.empty(min(zero_points.nbytes - 1, _HEAD_BYTES), np.uint8)
-    zero_points.read_range(0, head)
-    if (head != repeated).any():
-        return False
-    values = zero_points.read()
-    unused = zero_points.nbytes * 8 - zero_points.elements * bits
-    return bool((values[:-1] == repeated).all()) and int(values[-1]) & (0xFF >> unused) == int(repeated) & (0xFF >> unused)
+class Centred:
+    """Whether zero points are those that MatMulNBits takes by itself.
+
+    For one model: what was read is remembered, and where that was very much, the rest counts as not centred.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], bool] = {}
+        self._left = _MAX_READ_BYTES
+
+    def __call__(self, data_type: int, zero_points: StoredTensor | None) -> bool:
+        bits, signed = WEIGHT_TYPES[data_type]
+        if zero_points is None:
+            return signed
+        key = (*zero_points.storage, zero_points.elements, data_type)
+        if key not in self._known:
+            repeated = 0 if signed else default_zero_point(bits) * (0xFF // ((1 << bits) - 1))
+            self._known[key] = self._repeats(zero_points, bits, repeated)
+        return self._known[key]
+
+    def _repeats(self, zero_points: StoredTensor, bits: int, byte: int) -> bool:
+        """Whether every byte, up to the last element, is `byte`."""
+        # Most that differ do so at once; the last byte may be padded.
+        step, start, end = _HEAD_BYTES, 0, zero_points.nbytes - 1
+        while start < end:
+            chunk = np.empty(min(step, end - start), np.uint8)
+            self._left -= chunk.size
+            if self._left < 0:
+                return False
+            zero_points.read_range(start, chunk)
+            if (chunk != byte).any():
+                return False
+            step, start = _CHUNK_BYTES, start + chunk.size
+        last = np.empty(1, np.uint8)
+        zero_points.read_range(end, last)
+        used = 0xFF >> (zero_points.nbytes * 8 - zero_points.elements * bits)
+        return int(last[0]) & used == byte & used
 
 
 def _granularity(weight: tuple[int, ...], scales: tuple[int, ...], axis: int, block: int) -> tuple[int | None, int]:

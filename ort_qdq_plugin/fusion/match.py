@@ -7,18 +7,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ort_qdq_plugin.fusion.dequantize import Dequantized, Locate, has_constant_weight, is_dequantize, read_dequantize
+from ort_qdq_plugin.fusion.dequantize import (
+    Centred,
+    Dequantized,
+    Locate,
+    has_constant_weight,
+    is_dequantize,
+    read_dequantize,
+)
 from ort_qdq_plugin.fusion.gather import GatherFusion, fuse_gather
 from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse_product, is_product
 from ort_qdq_plugin.fusion.reason import NotFusable, Reason
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.graph import Location, Scope, is_standard, scopes
 from ort_qdq_plugin.model.quantized import FLOAT
+from ort_qdq_plugin.model.tensors import MAX_RANK
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
 __all__ = ["LeftAlone", "Matches", "match"]
+
+
+_MAX_BYTES = 2**63 - 1  # what a size is reported as that no tensor can have
 
 
 @dataclass(frozen=True)
@@ -50,11 +61,12 @@ def match(scope: Scope, locate: Locate, block_size: int) -> Matches:
     products: list[MatMulFusion] = []
     gathers: list[GatherFusion] = []
     left_alone: list[LeftAlone] = []
+    context = _Context(locate, block_size, Centred())
     for inner in scopes(scope):
         for node in inner.nodes:
             if not is_dequantize(node) or not has_constant_weight(inner, node):
                 continue
-            decision = _Decision(inner, node, locate, block_size)
+            decision = _Decision(inner, node, context)
             products += decision.products
             gathers += decision.gathers
             if decision.reason is not None:
@@ -62,19 +74,27 @@ def match(scope: Scope, locate: Locate, block_size: int) -> Matches:
     return Matches(tuple(products), tuple(gathers), tuple(left_alone))
 
 
+@dataclass(frozen=True)
+class _Context:
+    """What all decisions about one model share."""
+
+    locate: Locate
+    block_size: int
+    is_centred: Centred
+
+
 class _Decision:
     """What becomes of one DequantizeLinear: fusions, and the reason when a reader of it needs it to stay."""
 
-    def __init__(self, scope: Scope, node: NodeProto, locate: Locate, block_size: int) -> None:
+    def __init__(self, scope: Scope, node: NodeProto, context: _Context) -> None:
         self.products: list[MatMulFusion] = []
         self.gathers: list[GatherFusion] = []
         self.reason: Reason | None = None
-        self._locate = locate
-        self._block_size = block_size
+        self._context = context
         output = node.output[0] if node.output else ""
         self._name = node.name or output
         try:
-            dequantized = read_dequantize(scope, node, locate)
+            dequantized = read_dequantize(scope, node, context.locate, context.is_centred)
             uses = list(self._uses(dequantized.view, scope, output))
         except NotFusable as refusal:
             self.reason = refusal.reason
@@ -94,7 +114,8 @@ class _Decision:
             raise view
         node = use[0].nodes[use[1]]
         if is_product(node):
-            fusion = fuse_product(self._name, dequantized, view, use, name, self._block_size, self._locate)
+            context = self._context
+            fusion = fuse_product(self._name, dequantized, view, use, name, context.block_size, context.locate)
             self.products.append(fusion)
         elif node.op_type == "Gather" and is_standard(node):
             self.gathers.append(fuse_gather(self._name, dequantized, view, use, name))
@@ -103,10 +124,16 @@ class _Decision:
 
     def _uses(self, view: View, scope: Scope, name: str) -> Iterator[tuple[View | NotFusable, Location, str]]:
         """(view of the weight or why there is none, node, name it reads) for all readers behind mere views."""
-        for use in dict.fromkeys(scope.uses(name)):
+        waiting = [_readers(view, scope, name)]
+        while waiting:
+            found = next(waiting[-1], None)
+            if found is None:
+                waiting.pop()
+                continue
+            view, use, name = found
             node = use[0].nodes[use[1]]
             try:
-                seen = follow(view, use[0], node, self._locate) if node.input and node.input[0] == name else None
+                seen = follow(view, use[0], node, self._context.locate) if node.input and node.input[0] == name else None
             except NotFusable as refusal:
                 yield refusal, use, name
                 continue
@@ -115,11 +142,16 @@ class _Decision:
             else:
                 if use[0].is_output(node.output[0]):
                     yield NotFusable(Reason.GRAPH_OUTPUT), use, name
-                yield from self._uses(seen, use[0], node.output[0])
+                waiting.append(_readers(seen, use[0], node.output[0]))
+
+
+def _readers(view: View, scope: Scope, name: str) -> Iterator[tuple[View, Location, str]]:
+    return ((view, use, name) for use in dict.fromkeys(scope.uses(name)))
 
 
 def _left_alone(scope: Scope, node: NodeProto, reason: Reason) -> LeftAlone:
     tensor, scales = scope.constant(node.input[0]), scope.constant(node.input[1])
-    elements = math.prod(max(size, 0) for size in tensor.dims) if tensor is not None else 0
+    dims = tensor.dims if tensor is not None and len(tensor.dims) <= MAX_RANK else (0,)
     element_bytes = 4 if scales is None or scales.data_type == FLOAT else 2
-    return LeftAlone(node.name or node.output[0], node.input[0], reason, elements * element_bytes)
+    bytes_per_run = min(math.prod(max(size, 0) for size in dims) * element_bytes, _MAX_BYTES)
+    return LeftAlone(node.name or node.output[0], node.input[0], reason, bytes_per_run)

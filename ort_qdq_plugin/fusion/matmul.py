@@ -19,6 +19,7 @@ from ort_qdq_plugin.fusion.reason import NotFusable, Reason
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import Location, Scope, attributes, is_standard
 from ort_qdq_plugin.model.quantized import BFLOAT16, FLOAT, FLOAT16, FusedWeight, QuantizedMatrix
+from ort_qdq_plugin.model.tensors import ELEMENT_BITS, MAX_RANK
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -33,6 +34,9 @@ _LEAST_PADDING = -1  # session.qdq_matmulnbits_block_size: choose by padding
 
 # An operand may grow to this multiple of its stored bytes by repeating scales, not further.
 _MAX_GROWTH = 2
+
+# A bias is made anew, scaled or repeated, for each of thousands of products that may share it: larger ones are added.
+_MAX_NEW_BIAS_BYTES = 4096
 
 _UINT8, _INT8 = 2, 3  # TensorProto.DataType
 
@@ -105,13 +109,14 @@ def fuse_product(
     if matrix.bits == 8 and not matrix.block and _is_from_bytes(scope, product.activation):
         raise NotFusable(Reason.INTEGER_KERNEL)
     kernel_type, casts_from = _kernel_type(view.data_type, matrix.scales.data_type)
+    _check_bias(scope, node, matrix.n, locate)
     weight = FusedWeight(matrix, _block_size(matrix, block_size), kernel_type, product.alpha)
     transposes, new_axes = _around(scope, product, len(view.axes))
     plain = casts_from is None and transposes[1] is None and not new_axes
     bias, addend = _bias(scope, product.bias, matrix, view.data_type, locate) if plain else (None, product.bias)
     output, replaced = node.output[0], [use]
     if plain and product.bias is None:
-        bias, add = _following_bias(scope, output, matrix, view.data_type)
+        bias, add = _following_bias(scope, node, product.activation, matrix, view.data_type)
         if add is not None:
             replaced.append(add)
             output = add[0].nodes[add[1]].output[0]
@@ -135,6 +140,8 @@ def _read_product(node: NodeProto, name: str) -> _Product:
     if len(node.input) < 2 or not node.output or list(node.input).count(name) != 1 or name in node.input[2:]:
         raise NotFusable(Reason.INVALID if len(node.input) < 2 or not node.output else Reason.CONSUMER)
     given = attributes(node)
+    if any(given[key].i not in (0, 1) for key in ("transA", "transB") if key in given):
+        raise NotFusable(Reason.INVALID)
     flags = {key: key in given and given[key].i != 0 for key in ("transA", "transB", "transBatchA", "transBatchB")}
     if flags["transBatchA"] or flags["transBatchB"]:
         raise NotFusable(Reason.TRANSPOSED_ACTIVATION)
@@ -166,10 +173,11 @@ def _around(
     swaps_result = product.weight_on_left
     if not swaps and not swaps_result and weight_rank == 2:
         return (None, None), 0
-    rank = scope.rank(product.activation)
-    if rank is None:
+    shape = scope.shape(product.activation)
+    if shape is None:
         unknown = Reason.TRANSPOSED_ACTIVATION if swaps and not swaps_result else Reason.ACTIVATION_RANK
         raise NotFusable(Reason.LEFT_OPERAND if swaps_result else unknown)
+    rank = len(shape)
     if rank < 1:
         raise NotFusable(Reason.INVALID)
     # A vector is a row on the left and a column on the right: x and W x have the same axes whichever side x is on.
@@ -242,11 +250,14 @@ def _bias(
     tensor = scope.constant(bias.name)
     if tensor is None:
         return (bias.name, None) if bias.beta == 1.0 and _is_dequantized_row(scope, bias.name, matrix.n) else (None, bias)
-    elements = math.prod(tensor.dims)
-    if tensor.data_type != data_type or elements not in (1, matrix.n) or any(size != 1 for size in tensor.dims[:-1]):
+    shape = tuple(tensor.dims) if len(tensor.dims) <= MAX_RANK else (0,)
+    elements = math.prod(shape)
+    if tensor.data_type != data_type or elements not in (1, matrix.n) or any(size != 1 for size in shape[:-1]):
         return None, bias
-    if bias.beta == 1.0 and list(tensor.dims) == [matrix.n]:
+    if bias.beta == 1.0 and shape == (matrix.n,):
         return bias.name, None
+    if matrix.n * ELEMENT_BITS[data_type] > _MAX_NEW_BIAS_BYTES * 8:
+        return None, bias
     try:
         stored = locate(tensor)
     except (ModelError, OSError):
@@ -256,19 +267,37 @@ def _bias(
     return numpy_helper.from_array(np.ascontiguousarray(scaled)), None
 
 
+def _check_bias(scope: Scope, node: NodeProto, n: int, locate: Locate) -> None:
+    """Raise NotFusable where Gemm's bias is broken or does not fit, which an Add would not mind, nor a beta of 0."""
+    if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
+        return
+    tensor = scope.constant(node.input[2])
+    try:
+        shape = (scope.shape(node.input[2]) or ()) if tensor is None else locate(tensor).shape
+    except (ModelError, OSError):
+        raise NotFusable(Reason.INVALID) from None
+    if len(shape) > 2 or (shape and shape[-1] not in (1, n, None)):
+        raise NotFusable(Reason.INVALID)
+
+
 def _is_dequantized_row(scope: Scope, name: str, n: int) -> bool:
     """Whether the value is a dequantized constant of shape [N] (a bias stored as integers)."""
     found = scope.producer(name)
     if found is None or not is_dequantize(found[2]) or not found[2].input:
         return False
     tensor = found[0].constant(found[2].input[0])
-    return tensor is not None and list(tensor.dims) == [n]
+    return tensor is not None and _is_row(tensor, n)
+
+
+def _is_row(tensor: TensorProto, n: int) -> bool:
+    return len(tensor.dims) == 1 and tensor.dims[0] == n
 
 
 def _following_bias(
-    scope: Scope, output: str, matrix: QuantizedMatrix, data_type: int
+    scope: Scope, product: NodeProto, activation: str, matrix: QuantizedMatrix, data_type: int
 ) -> tuple[str | None, Location | None]:
-    """(bias, Add node) when the product's only reader adds a constant of shape [N] to it."""
+    """(bias, Add node) when the product's only reader adds a constant of shape [N] that ONNX Runtime would put into it."""
+    output = product.output[0]
     uses = scope.uses(output)
     if len(uses) != 1 or scope.is_output(output) or uses[0][0] is not scope:
         return None, None
@@ -277,5 +306,19 @@ def _following_bias(
         return None, None
     bias = add.input[1] if add.input[0] == output else add.input[0]
     tensor = scope.constant(bias)
-    fits = tensor is not None and list(tensor.dims) == [matrix.n] and tensor.data_type == data_type
-    return (bias, uses[0]) if fits else (None, None)
+    fits = tensor is not None and _is_row(tensor, matrix.n) and tensor.data_type == data_type
+    # Last, for it may need shape inference.
+    return (bias, uses[0]) if fits and _takes_bias_first(scope, product, activation, data_type) else (None, None)
+
+
+def _takes_bias_first(scope: Scope, product: NodeProto, activation: str, data_type: int) -> bool:
+    """Whether ONNX Runtime puts a bias that is added to this product into it, whatever comes then.
+
+    Its MatMulAddFusion makes a Gemm of the two where all is of rank 2 or of a fixed shape. Elsewhere it prefers to join the
+    Add with what follows it (BiasGelu, say), and puts it into MatMulNBits only if it is still there. In float16, where the
+    CPU lacks those, it always is.
+    """
+    if data_type == FLOAT16:
+        return True
+    shape = scope.shape(activation) if product.op_type == "MatMul" else None
+    return shape is not None and (len(shape) == 2 or None not in shape)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import NodeProto, TensorProto, helper
 
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.fusion.check import check_removed
 from ort_qdq_plugin.fusion.gather import GatherFusion
 from ort_qdq_plugin.fusion.matmul import MatMulFusion
 from ort_qdq_plugin.model.graph import Location, Scope, scopes
@@ -47,6 +49,7 @@ class FreshNames:
 
     def __init__(self, scope: Scope) -> None:
         self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
         for inner in scopes(scope):
             self._taken.update(inner.initializers)
             self._taken.update(value.name for value in inner.graph.input)
@@ -54,10 +57,11 @@ class FreshNames:
 
     def fresh(self, wanted: str) -> str:
         """`wanted`, numbered where that is taken; taken from now on."""
-        name, number = wanted, 0
+        name, number = wanted, self._numbers.get(wanted, 0)
         while name in self._taken:
             number += 1
             name = f"{wanted}.{number}"
+        self._numbers[wanted] = number
         self._taken.add(name)
         return name
 
@@ -72,11 +76,15 @@ class Rewriter:
         self._model = model
         self._scope = scope
         self._names = names
+        opsets = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+        if len(opsets) > 1:
+            raise ModelError(f"opsets {sorted(opsets)} at once")
+        self._opset = max(opsets, default=0)
         self._initializers: list[TensorProto] = []
         self._replaced: dict[Location, list[NodeProto]] = {}
         self._removed: set[Location] = set()
         self._dropped: dict[Scope, set[str]] = {}
-        self._read_before: list[tuple[Scope, str]] = []
+        self._reads_left: dict[tuple[Scope, str], int] = {}
         self._read_anew: set[tuple[Scope, str]] = set()
 
     def product(self, fusion: MatMulFusion, operands: FusedOperands, accuracy_level: int) -> None:
@@ -127,12 +135,23 @@ class Rewriter:
         self._replace(fusion, chain)
 
     def finish(self) -> list[TensorProto]:
-        """Change the model: put the nodes in and drop what nothing reads any more; the small constants that they need."""
-        for scope, name in self._read_before:
-            self._drop_unread(scope, name)
+        """Change the model: put the nodes in and drop what nothing reads any more; the small constants that they need.
+
+        Raises ModelError where a node that would go is not valid.
+        """
+        for location in list(dict.fromkeys((*self._removed, *self._replaced))):
+            self._release(location)
+        for scope, index in dict.fromkeys((*self._removed, *self._replaced)):
+            check_removed(scope, index, self._opset)
+        removed: dict[Scope, set[int]] = {}
+        for scope, index in self._removed:
+            removed.setdefault(scope, set()).add(index)
+        replaced: dict[Scope, dict[int, list[NodeProto]]] = {}
+        for (scope, index), nodes in self._replaced.items():
+            replaced.setdefault(scope, {})[index] = nodes
         # Innermost first: replacing a graph's nodes copies the subgraphs in them.
         for inner in reversed(list(scopes(self._scope))):
-            self._apply(inner)
+            self._apply(inner, removed.get(inner, set()), replaced.get(inner, {}))
         if self._replaced and all(opset.domain != _CONTRIB_DOMAIN for opset in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid(_CONTRIB_DOMAIN, _CONTRIB_VERSION))
         return self._initializers
@@ -143,7 +162,6 @@ class Rewriter:
         self._replaced[fusion.replaced[-1]] = nodes
         self._removed.update(fusion.replaced[:-1])
         self._read_anew.update((scope.definer(name), name) for node in nodes for name in node.input)
-        self._read_before += [(scope, name) for scope, index in fusion.replaced for name in scope.nodes[index].input]
 
     def _constant(self, tensor: TensorProto, name: str) -> str:
         tensor.name = self._names.fresh(name)
@@ -152,35 +170,31 @@ class Rewriter:
 
     def _unsqueezed(self, chain: _Chain, value: str, count: int) -> str:
         axes = list(range(count))
-        opset = max((entry.version for entry in self._model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-        if opset < _UNSQUEEZE_AXES_INPUT:
+        if self._opset < _UNSQUEEZE_AXES_INPUT:
             return chain.node("Unsqueeze", [value], axes=axes)
         return chain.node(
             "Unsqueeze", [value, self._constant(helper.make_tensor("", TensorProto.INT64, [count], axes), "axes")]
         )
 
-    def _drop_unread(self, scope: Scope, name: str) -> None:
-        """Remove what produces `name`, and so on upwards, if nothing reads it any more."""
-        if not name or scope.is_input(name) or scope.is_output(name):
-            return
-        if (scope.definer(name), name) in self._read_anew:
-            return
-        if any(use not in self._removed and use not in self._replaced for use in scope.uses(name)):
-            return
-        found = scope.producer(name)
-        if found is None:
-            self._dropped.setdefault(scope.definer(name), set()).add(name)
-            return
-        where, index, node = found
-        if node.op_type in _WEIGHT_CHAIN and (where, index) not in self._removed:
-            self._removed.add((where, index))
-            for above in node.input:
-                self._drop_unread(where, above)
+    def _release(self, location: Location) -> None:
+        """A node is gone: remove what produced its inputs, and so on upwards, where nothing reads that any more."""
+        waiting = [location]
+        while waiting:
+            scope, index = waiting.pop()
+            for name in filter(None, scope.nodes[index].input):
+                value = (scope.definer(name), name)
+                self._reads_left[value] = self._reads_left.get(value, len(scope.uses(name))) - 1
+                if self._reads_left[value] or scope.is_input(name) or scope.is_output(name) or value in self._read_anew:
+                    continue
+                found = scope.producer(name)
+                if found is None:
+                    self._dropped.setdefault(value[0], set()).add(name)
+                elif found[2].op_type in _WEIGHT_CHAIN and len(found[2].output) == 1 and found[:2] not in self._removed:
+                    self._removed.add(found[:2])
+                    waiting.append(found[:2])
 
-    def _apply(self, scope: Scope) -> None:
+    def _apply(self, scope: Scope, removed: set[int], replaced: dict[int, list[NodeProto]]) -> None:
         graph = scope.graph
-        removed = {index for where, index in self._removed if where is scope}
-        replaced = {location[1]: nodes for location, nodes in self._replaced.items() if location[0] is scope}
         gone = self._dropped.get(scope, set()) | {name for index in removed for name in scope.nodes[index].output}
         if removed or replaced:
             kept = [replaced.get(index, [node]) for index, node in enumerate(scope.nodes) if index not in removed]

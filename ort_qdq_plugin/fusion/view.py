@@ -12,6 +12,7 @@ import numpy as np
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.reason import NotFusable, Reason
 from ort_qdq_plugin.model.graph import Scope, attribute, is_standard
+from ort_qdq_plugin.model.tensors import MAX_RANK
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -46,12 +47,14 @@ class View:
 
     def transposed(self, perm: Sequence[int]) -> View:
         """The view behind a Transpose; raises NotFusable(INVALID) for no permutation."""
-        if sorted(perm) != list(range(len(self.axes))):
+        if len(perm) != len(self.axes) or sorted(perm) != list(range(len(self.axes))):
             raise NotFusable(Reason.INVALID)
         return replace(self, axes=tuple(self.axes[axis] for axis in perm))
 
     def reshaped(self, shape: Sequence[int]) -> View:
         """The view behind a Reshape to `shape`; raises NotFusable(RESHAPE) where that cuts through a stored axis."""
+        if len(shape) > MAX_RANK:
+            raise NotFusable(Reason.RESHAPE)
         remaining = [axis for axes in self.axes for axis in axes]
         axes = []
         for size in shape:
@@ -87,7 +90,7 @@ def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | 
         return None if to is None else replace(view, data_type=to.i)
     if kind == "Transpose":
         perm = attribute(node, "perm")
-        return view.transposed(list(perm.ints) if perm is not None else list(reversed(range(len(shape)))))
+        return view.transposed(perm.ints if perm is not None else list(reversed(range(len(shape)))))
     if kind == "Reshape":
         return view.reshaped(_reshape_target(shape, scope, node, locate))
     if kind == "Flatten":
@@ -98,6 +101,8 @@ def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | 
         return view.reshaped([math.prod(shape[:axis]), math.prod(shape[axis:])])
     if kind == "Squeeze":
         axes = _axes(scope, node, locate)
+        if axes is not None and not _are_axes(axes, len(shape)):
+            raise NotFusable(Reason.INVALID)
         dropped = (
             {axis % len(shape) for axis in axes} if axes is not None else {at for at, size in enumerate(shape) if size == 1}
         )
@@ -107,15 +112,21 @@ def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | 
         if axes is None:
             raise NotFusable(Reason.INVALID)
         rank = len(shape) + len(axes)
+        if rank > MAX_RANK:
+            raise NotFusable(Reason.RESHAPE)
+        if not _are_axes(axes, rank):
+            raise NotFusable(Reason.INVALID)
         added, sizes = {axis % rank for axis in axes}, iter(shape)
         return view.reshaped([1 if at in added else next(sizes, 1) for at in range(rank)])
     return None
 
 
 def constant_integers(scope: Scope, name: str, locate: Locate) -> list[int] | None:
-    """The elements of a constant int64 tensor; None where `name` is none."""
+    """The elements of a constant int64 tensor, a shape or axes; None where `name` is none."""
     tensor = scope.constant(name)
-    if tensor is None or tensor.data_type != _INT64 or len(tensor.dims) > 1:
+    if tensor is None or tensor.data_type != _INT64 or len(tensor.dims) != 1 or any(size > MAX_RANK for size in tensor.dims):
+        return None
+    if len(tensor.int64_data) > MAX_RANK:
         return None
     if tensor.int64_data:
         return list(tensor.int64_data)
@@ -123,6 +134,11 @@ def constant_integers(scope: Scope, name: str, locate: Locate) -> list[int] | No
         return [int(value) for value in locate(tensor).read().view(np.int64)]
     except (ModelError, OSError):
         return None
+
+
+def _are_axes(axes: Sequence[int], rank: int) -> bool:
+    """Whether these are different axes of a value of that rank."""
+    return all(-rank <= axis < rank for axis in axes) and len({axis % rank for axis in axes}) == len(axes)
 
 
 def _axes(scope: Scope, node: NodeProto, locate: Locate) -> list[int] | None:

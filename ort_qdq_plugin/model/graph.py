@@ -14,10 +14,17 @@ from ort_qdq_plugin.model.skeleton import subgraphs
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = ["Location", "Scope", "attribute", "attributes", "domains", "is_standard", "model_scope", "scopes"]
+__all__ = ["Location", "Scope", "Shape", "attribute", "attributes", "domains", "is_standard", "model_scope", "scopes"]
 
 # Initializers that are also graph inputs can be overridden at run time from this IR version on (onnx.proto, IR_VERSION 4).
 _FIRST_IR_WITH_OVERRIDES = 4
+
+# Of a name, in characters. Fused nodes refer to operands by name where DequantizeLinear's readers did not.
+_MAX_NAME = 1024
+
+
+Shape = tuple["int | None", ...]
+"""Dimensions; None for one that is not fixed."""
 
 
 class Scope:
@@ -27,7 +34,7 @@ class Scope:
     those in subgraphs included. `outputs`: names that are graph outputs.
     """
 
-    def __init__(self, graph: GraphProto, parent: Scope | None, ir_version: int) -> None:
+    def __init__(self, graph: GraphProto, parent: Scope | None, ir_version: int, owner: int = 0) -> None:
         self.graph = graph
         self.parent = parent
         self.root: Scope = self if parent is None else parent.root
@@ -37,13 +44,25 @@ class Scope:
         self.consumers: dict[str, list[tuple[Scope, int]]] = {}
         self.children: list[Scope] = []
         self._ir_version = ir_version
-        self._ranks: dict[str, int] | None = None
-        self._inferred: dict[Scope, dict[str, int]] | None = None
+        self._shapes: dict[str, Shape] | None = None
+        self._inferred: dict[Scope, dict[str, Shape]] | None = None
+        self._types: dict[str, int] | None = None
+        self._constants: dict[str, TensorProto | None] = {}
         self._model: ModelProto | None = None
         self._inputs = {value.name for value in graph.input}
+        self._owner = owner  # index of the parent's node that this graph belongs to
         outputs = [name for node in self.nodes for name in node.output if name]
+        if any(len(name) > _MAX_NAME for name in (*outputs, *self.initializers, *(node.name for node in self.nodes))):
+            raise ModelError(f"names of more than {_MAX_NAME} characters")
         if len(outputs) != len(set(outputs)):
             raise ModelError("two nodes have an output of the same name")
+        node_names = [node.name for node in self.nodes if node.name]
+        if len(node_names) != len(set(node_names)):
+            raise ModelError("two nodes have the same name")
+        if len(self.initializers) < len(graph.initializer):
+            raise ModelError("two initializers have the same name")
+        if parent is not None and any(parent.has_before(name, owner) for name in (*outputs, *self.initializers)):
+            raise ModelError("a value in a subgraph has the same name as one outside it")
         self._producers: dict[str, int] = {
             name: index for index, node in enumerate(self.nodes) for name in node.output if name
         }
@@ -51,7 +70,7 @@ class Scope:
             for name in node.input:
                 if name:
                     self.definer(name).consumers.setdefault(name, []).append((self, index))
-            self.children += [Scope(subgraph, self, ir_version) for subgraph in subgraphs(node)]
+            self.children += [Scope(subgraph, self, ir_version, index) for subgraph in subgraphs(node)]
         for value in graph.output:
             # A subgraph may return an outer value as it is.
             definer = self.definer(value.name)
@@ -60,6 +79,12 @@ class Scope:
 
     def _defines(self, name: str) -> bool:
         return name in self._producers or name in self.initializers or name in self._inputs
+
+    def has_before(self, name: str, index: int) -> bool:
+        """Whether the node at `index` here, or what is inside it, can read a value called `name`."""
+        if self._producers.get(name, index) < index or name in self.initializers or name in self._inputs:
+            return True
+        return self.parent is not None and self.parent.has_before(name, self._owner)
 
     def definer(self, name: str) -> Scope:
         """The scope in which the value called `name` here is defined."""
@@ -76,22 +101,41 @@ class Scope:
 
     def constant(self, name: str) -> TensorProto | None:
         """The constant tensor called `name`: an initializer that nobody can override, or a Constant node's value."""
-        scope = self.definer(name)
-        tensor = scope.initializers.get(name)
+        scope, passed = self.definer(name), []
+        # Through any number of Identity nodes, each of them once: nodes may share them.
+        while name not in scope._constants:
+            passed.append((scope, name))
+            scope._constants[name] = None  # what a cycle ends with
+            source = scope._identity_of(name)
+            if source is None:
+                scope._constants[name] = scope._own_constant(name)
+            else:
+                scope, name = scope.definer(source), source
+        tensor = scope._constants[name]
+        for inner, passed_name in passed:
+            inner._constants[passed_name] = tensor
+        return tensor
+
+    def _identity_of(self, name: str) -> str | None:
+        """What an Identity node reads whose output is called `name`."""
+        index = None if name in self.initializers else self._producers.get(name)
+        if index is None:
+            return None
+        node = self.nodes[index]
+        return node.input[0] if node.op_type == "Identity" and is_standard(node) and node.input else None
+
+    def _own_constant(self, name: str) -> TensorProto | None:
+        tensor = self.initializers.get(name)
         if tensor is not None:
-            overridable = name in scope._inputs and scope._ir_version >= _FIRST_IR_WITH_OVERRIDES
+            overridable = name in self._inputs and self._ir_version >= _FIRST_IR_WITH_OVERRIDES
             return None if overridable else tensor
-        index = scope._producers.get(name)
-        if index is None or not is_standard(scope.nodes[index]):
+        index = self._producers.get(name)
+        if index is None or self.nodes[index].op_type != "Constant" or not is_standard(self.nodes[index]):
             return None
-        if scope.nodes[index].op_type == "Identity" and scope.nodes[index].input:
-            return scope.constant(scope.nodes[index].input[0])
-        if scope.nodes[index].op_type != "Constant":
-            return None
-        value = attribute(scope.nodes[index], "value")
+        value = attribute(self.nodes[index], "value")
         if value is not None and value.HasField("t"):
             return value.t
-        scalar = attribute(scope.nodes[index], "value_float")
+        scalar = attribute(self.nodes[index], "value_float")
         return None if scalar is None else helper.make_tensor(name, TensorProto.FLOAT, [], [scalar.f])
 
     def is_overridable(self, name: str) -> bool:
@@ -103,16 +147,16 @@ class Scope:
         """Every (scope, node index) that reads the value called `name` here, once per input that does."""
         return self.definer(name).consumers.get(name, [])
 
-    def rank(self, name: str) -> int | None:
-        """The number of dimensions of the value called `name` here, where the model says it or it can be inferred."""
+    def shape(self, name: str) -> Shape | None:
+        """The shape of the value called `name` here, where the model says it or it can be inferred."""
         scope = self.definer(name)
-        if scope._ranks is None:
-            scope._ranks = _ranks(scope.graph)
-        if name not in scope._ranks:
-            scope._ranks |= self.root._inferred_ranks().get(scope, {})
-        return scope._ranks.get(name)
+        if scope._shapes is None:
+            scope._shapes = _shapes(scope.graph)
+        if name in scope._shapes:
+            return scope._shapes[name]
+        return self.root._inferred_shapes().get(scope, {}).get(name)
 
-    def _inferred_ranks(self) -> dict[Scope, dict[str, int]]:
+    def _inferred_shapes(self) -> dict[Scope, dict[str, Shape]]:
         """What shape inference says, for this main graph and its subgraphs; asked for once, and only if need be."""
         if self._inferred is None:
             self._inferred = {}
@@ -120,8 +164,20 @@ class Scope:
                 with suppress(Exception):  # of many types, for models that it does not understand
                     inferred = shape_inference.infer_shapes(self._model)
                     graphs = list(_graphs(inferred.graph))
-                    self._inferred = {scope: _ranks(graph) for scope, graph in zip(scopes(self), graphs, strict=True)}
+                    self._inferred = {scope: _shapes(graph) for scope, graph in zip(scopes(self), graphs, strict=True)}
         return self._inferred
+
+    def stated_type(self, name: str) -> int | None:
+        """The element type that the model states for the value called `name` here; None where it states none."""
+        scope = self.definer(name)
+        if scope._types is None:
+            scope._types = {
+                value.name: value.type.tensor_type.elem_type
+                for values in (scope.graph.input, scope.graph.output, scope.graph.value_info)
+                for value in values
+                if value.HasField("type") and value.type.HasField("tensor_type")
+            }
+        return scope._types.get(name)
 
     def is_input(self, name: str) -> bool:
         """Whether `name` here is an input of a graph, be it with an initializer."""
@@ -168,10 +224,15 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
             yield from _graphs(subgraph)
 
 
-def _ranks(graph: GraphProto) -> dict[str, int]:
-    """Name -> number of dimensions, for the values whose types `graph` states."""
-    typed = [*graph.input, *graph.output, *graph.value_info]
-    return {value.name: len(value.type.tensor_type.shape.dim) for value in typed if value.type.tensor_type.HasField("shape")}
+def _shapes(graph: GraphProto) -> dict[str, Shape]:
+    """Name -> shape, for the values whose types `graph` states."""
+    return {
+        value.name: tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim)
+        for values in (graph.input, graph.output, graph.value_info)
+        for value in values
+        # Asking for a message that is not there takes memory for good.
+        if value.HasField("type") and value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
+    }
 
 
 def attribute(node: NodeProto, name: str) -> AttributeProto | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ort_qdq_plugin.errors import readable
+from ort_qdq_plugin.errors import ModelError, readable
+from ort_qdq_plugin.model.functions import check_functions
 from ort_qdq_plugin.model.tensors import ByteSource, ExternalFiles, FileSource, MemorySource, StoredTensor, stored_tensor
 from ort_qdq_plugin.model.wire import without_large_tensors
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 __all__ = ["OpenedModel", "Skeleton", "external_tensors", "open_skeleton", "refer", "subgraphs"]
+
+# Attributes of one node, graphs of one model: beyond these it is no real model, and small files of empty messages would take
+# much memory and time.
+_MAX_ATTRIBUTES = 1000
+_MAX_GRAPHS = 10_000
 
 # ORT format models are flatbuffers with this file identifier behind the root offset.
 _ORT_FORMAT_IDENTIFIER = b"ORTM"
@@ -62,13 +68,17 @@ class Skeleton:
         with readable():
             model = ModelProto()
             model.ParseFromString(self.data)
+            if not model.opset_import:
+                # ONNX Runtime refuses it, unless fused nodes bring an import of their own.
+                raise ModelError("no opset_import")
+            check_functions(model)
             if _dequantizes_in_functions(model):
                 # ONNX Runtime inlines functions as well, before it fuses anything.
                 from onnx.inliner import inline_local_functions
 
                 model = inline_local_functions(model)
             opened = OpenedModel(model, self)
-            opened.settle_attributes(model.graph)
+            opened.settle_attributes()
             return opened
 
 
@@ -99,32 +109,58 @@ class OpenedModel:
 
     proto: ModelProto
     skeleton: Skeleton
+    # By identity, which stays while the message is held here. Thousands of nodes may share a tensor that takes long to read.
+    _located: dict[int, tuple[TensorProto, StoredTensor | str]] = field(default_factory=dict, repr=False, compare=False)
 
     def locate(self, tensor: TensorProto) -> StoredTensor:
-        """Where the bytes of `tensor` are; raises ModelError or OSError when they are not all there."""
-        return stored_tensor(tensor, self.skeleton.files, self.skeleton.source, self.skeleton.inline_location)
+        """Where the bytes of `tensor` are; raises ModelError when they are not all there."""
+        if id(tensor) not in self._located:
+            files, source, location = self.skeleton.files, self.skeleton.source, self.skeleton.inline_location
+            try:
+                found: StoredTensor | str = stored_tensor(tensor, files, source, location)
+            except (ModelError, OSError) as error:
+                found = str(error)
+            self._located[id(tensor)] = (tensor, found)
+        stored = self._located[id(tensor)][1]
+        if isinstance(stored, str):
+            raise ModelError(stored)
+        return stored
 
-    def settle_attributes(self, graph: GraphProto) -> None:
+    def settle_attributes(self) -> None:
         """Take references out of nodes' attributes, where ONNX Runtime does not look for external data.
 
-        A Constant node becomes the initializer that it stands for; other tensors get their bytes back.
+        A Constant node becomes the initializer that it stands for; other tensors get their bytes back. Raises ModelError
+        where there are more graphs or attributes than a model has.
         """
-        constants = []
-        for node in graph.node:
-            for subgraph in subgraphs(node):
-                self.settle_attributes(subgraph)
-            for attr in node.attribute:
-                if not (attr.HasField("t") and self._is_inline(attr.t)):
-                    continue
-                if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and attr.name == "value":
-                    constants.append(node)
-                    tensor = graph.initializer.add()
-                    tensor.CopyFrom(attr.t)
-                    tensor.name = node.output[0]
-                else:
-                    self.make_inline(attr.t)
-        for node in constants:
-            graph.node.remove(node)
+        found, waiting = 1, [self.proto.graph]
+        while waiting:
+            graph = waiting.pop()
+            constants = []
+            for index, node in enumerate(graph.node):
+                if not node.op_type or len(node.attribute) > _MAX_ATTRIBUTES:
+                    raise ModelError(f"node {node.name[:100]!r}: no operator type, or {len(node.attribute)} attributes")
+                found += sum(attr.HasField("g") or len(attr.graphs) for attr in node.attribute)
+                if found > _MAX_GRAPHS:
+                    raise ModelError(f"more than {_MAX_GRAPHS} graphs")
+                waiting += subgraphs(node)
+                if self._is_settled(node, graph):
+                    constants.append(index)
+            for index in reversed(constants):
+                del graph.node[index]
+
+    def _is_settled(self, node: NodeProto, graph: GraphProto) -> bool:
+        """Whether `node` is a Constant that became an initializer of `graph`; its references are gone otherwise."""
+        for attr in node.attribute:
+            if not (attr.HasField("t") and self._is_inline(attr.t)):
+                continue
+            is_constant = node.op_type == "Constant" and node.domain in ("", "ai.onnx") and attr.name == "value"
+            if is_constant and node.output:
+                tensor = graph.initializer.add()
+                tensor.CopyFrom(attr.t)
+                tensor.name = node.output[0]
+                return True
+            self.make_inline(attr.t)
+        return False
 
     def make_inline(self, tensor: TensorProto) -> None:
         """Read the bytes of `tensor` into the message."""

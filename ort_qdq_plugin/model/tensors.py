@@ -6,6 +6,7 @@ Format facts: ``TensorProto`` in onnx.proto (``raw_data``, ``int32_data``, ``ext
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -17,21 +18,33 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ort_qdq_plugin.errors import ModelError, SourceChangedError
+from ort_qdq_plugin.errors import ModelError, SourceChangedError, SourceUnreadableError
 
 if TYPE_CHECKING:
     from onnx import TensorProto
 
 __all__ = [
     "ELEMENT_BITS",
+    "MAX_RANK",
     "ByteSource",
     "ExternalFiles",
     "FileSource",
     "MemorySource",
     "StoredTensor",
+    "shape_of",
     "stored_tensor",
     "tensor_bytes",
 ]
+
+MAX_RANK = 64
+"""Dimensions that a tensor may have, as many as NumPy allows: hundreds of thousands fit into a small model."""
+
+# Of external data, as ONNX Runtime knows them.
+_KEYS, _PREPACKED = ("location", "offset", "length", "checksum"), "prepacked"
+_MAX_ENTRIES = 64
+_MAX_LOCATION = 4096  # Linux's PATH_MAX
+_MAX_DIGITS = 20  # of a 64-bit number
+_MAX_SHOWN = 100  # characters of it, in an error that thousands of nodes may have
 
 # TensorProto.DataType -> bits of an element as raw_data stores it (STRING has no fixed size).
 ELEMENT_BITS = {
@@ -56,7 +69,7 @@ class ByteSource(Protocol):
         """Equal for sources whose bytes are the same ones."""
 
     def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill `target` with the bytes at `offset`; raises SourceChangedError where they are gone."""
+        """Fill `target` with the bytes at `offset`; raises SourceChangedError or SourceUnreadableError."""
 
     def check_unchanged(self) -> None:
         """Raise SourceChangedError when the source is no longer what was opened."""
@@ -133,7 +146,12 @@ class FileSource:
     def read_into(self, offset: int, target: memoryview) -> None:
         done = 0
         while done < len(target):
-            count = os.preadv(self._fd, [target[done:]], offset + done)
+            try:
+                count = os.preadv(self._fd, [target[done:]], offset + done)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                raise SourceUnreadableError(errno.EIO, f"byte {offset + done} cannot be read", self.name) from None
             if count == 0:
                 raise SourceChangedError(f"{self.name}: ends at {offset + done} bytes, {len(target) - done} more expected")
             done += count
@@ -172,7 +190,7 @@ class ExternalFiles:
     def __init__(self, base: str | None, directory: str | None) -> None:
         self._base = base
         self._directory = directory
-        self._sources: dict[str, FileSource] = {}
+        self._sources: dict[str, FileSource] = {}  # by location as given, and by path
 
     @classmethod
     def beside(cls, model_path: str) -> ExternalFiles:
@@ -198,15 +216,17 @@ class ExternalFiles:
         """The source for a tensor's ``location``; raises ModelError for one that ONNX Runtime would refuse."""
         source = self._sources.get(location)
         if source is None:
-            source = self._sources[location] = FileSource(self._resolve(location))
+            path = self._resolve(location)
+            source = self._sources[location] = self._sources[path] = self._sources.get(path) or FileSource(path)
         return source
 
     def _resolve(self, location: str) -> str:
         if self._base is None or self._directory is None:
-            raise ModelError(f"external data {location!r} of a model without a folder")
-        if not location or "\0" in location or os.path.isabs(location):
-            raise ModelError(f"external data location {location!r} is not a relative path")
-        path = os.path.realpath(os.path.join(self._base, location))
+            raise ModelError(f"external data {location[:_MAX_SHOWN]!r} of a model without a folder")
+        if not location or len(location) > _MAX_LOCATION or "\0" in location or os.path.isabs(location):
+            raise ModelError(f"external data location {location[:_MAX_SHOWN]!r} is not a relative path")
+        # Strictly: where something is missing, thousands of components behind it need not be looked for.
+        path = os.path.realpath(os.path.join(self._base, location), strict=True)
         if os.path.commonpath([path, self._directory]) != self._directory:
             raise ModelError(f"external data location {location!r} leaves the model's folder")
         return path
@@ -251,6 +271,8 @@ def tensor_bytes(data_type: int, shape: Sequence[int]) -> int:
     bits = ELEMENT_BITS.get(data_type)
     if bits is None:
         raise ModelError(f"data type {data_type} has no fixed size")
+    if len(shape) > MAX_RANK:
+        raise ModelError(f"{len(shape)} dimensions")
     count = 1
     for dim in shape:
         if dim < 0:
@@ -259,15 +281,30 @@ def tensor_bytes(data_type: int, shape: Sequence[int]) -> int:
     return (count * bits + 7) // 8
 
 
+def shape_of(proto: TensorProto) -> tuple[int, ...]:
+    """The dimensions of `proto`; raises ModelError where they are too many."""
+    if len(proto.dims) > MAX_RANK:
+        raise ModelError(f"{len(proto.dims)} dimensions")
+    return tuple(proto.dims)
+
+
 def stored_tensor(proto: TensorProto, files: ExternalFiles, model: ByteSource, inline_location: str) -> StoredTensor:
     """Where the bytes of `proto` are; raises ModelError when they are not all there.
 
     `inline_location` is the location that the skeleton gives to tensors of the model file itself (`model`).
     """
-    shape = tuple(proto.dims)
+    shape = shape_of(proto)
     nbytes = tensor_bytes(proto.data_type, shape)
-    if proto.data_location == proto.EXTERNAL:
+    is_external = proto.data_location == proto.EXTERNAL
+    if (is_external or proto.HasField("raw_data")) and (proto.int32_data or proto.float_data):
+        raise ModelError(f"{proto.name}: values in two places")
+    if is_external:
+        if len(proto.external_data) > _MAX_ENTRIES:
+            raise ModelError(f"{proto.name}: {len(proto.external_data)} entries of external data")
         entries = {entry.key: entry.value for entry in proto.external_data}
+        unknown = [key for key in entries if key not in _KEYS and not key.startswith(_PREPACKED)]
+        if unknown or len(entries) < len(proto.external_data) or not all(entries.values()):
+            raise ModelError(f"{proto.name}: keys of external data that are unknown, there twice or without a value")
         location = entries.get("location", "")
         source: ByteSource = model if location == inline_location else files.open(location)
         offset = _whole_number(proto.name, "offset", entries.get("offset", "0"))
@@ -277,30 +314,27 @@ def stored_tensor(proto: TensorProto, files: ExternalFiles, model: ByteSource, i
         if offset + nbytes > source.size:
             raise ModelError(f"{proto.name}: bytes {offset}..{offset + nbytes} of {source.name}, which has {source.size}")
         return StoredTensor(proto.name, proto.data_type, shape, source, offset, nbytes)
-    data = proto.raw_data if proto.HasField("raw_data") else _typed_data(proto)
+    data = proto.raw_data if proto.HasField("raw_data") else _typed_data(proto, nbytes)
     if len(data) != nbytes:
         raise ModelError(f"{proto.name}: {len(data)} bytes stored, its shape {list(shape)} takes {nbytes}")
     return StoredTensor(proto.name, proto.data_type, shape, MemorySource(data, proto.name), 0, nbytes)
 
 
-_MAX_DIGITS = 20  # of a 64-bit number
-
-
 def _whole_number(tensor: str, key: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > _MAX_DIGITS:
-        raise ModelError(f"{tensor}: external data {key} {text!r} is not a whole number")
+        raise ModelError(f"{tensor}: external data {key} {text[:_MAX_DIGITS]!r} is not a whole number")
     return int(text)
 
 
-def _typed_data(proto: TensorProto) -> bytes:
-    """The bytes that raw_data would hold, from ``int32_data`` or ``float_data``."""
-    if proto.data_type == proto.FLOAT:
-        return np.asarray(proto.float_data, "<f4").tobytes()
+def _typed_data(proto: TensorProto, nbytes: int) -> bytes:
+    """The `nbytes` that raw_data would hold, from ``int32_data`` or ``float_data``; ModelError for any other number."""
     bits = ELEMENT_BITS[proto.data_type]
-    values = np.asarray(proto.int32_data, np.int64)
-    if bits <= 8:
-        # Sub-byte types put two or four elements into the low byte of each entry (TensorProto.int32_data).
-        return (values & 0xFF).astype(np.uint8).tobytes()
-    if bits == 16:
-        return (values & 0xFFFF).astype("<u2").tobytes()
-    raise ModelError(f"{proto.name}: data type {proto.data_type} is not stored as raw bytes")
+    values = proto.float_data if proto.data_type == proto.FLOAT else proto.int32_data
+    if bits > 16 and proto.data_type != proto.FLOAT:
+        raise ModelError(f"{proto.name}: data type {proto.data_type} is not stored as raw bytes")
+    # Sub-byte types put two or four elements into the low byte of each entry (TensorProto.int32_data).
+    if len(values) * max(bits, 8) != nbytes * 8:
+        raise ModelError(f"{proto.name}: {len(values)} values stored, its type and shape take {nbytes} bytes")
+    if proto.data_type == proto.FLOAT:
+        return np.asarray(values, "<f4").tobytes()
+    return (np.asarray(values, np.int64) & ((1 << max(bits, 8)) - 1)).astype(f"<u{max(bits, 8) // 8}").tobytes()

@@ -31,6 +31,7 @@ _CHILDREN: dict[str, dict[int, str]] = {
     _NODE: {5: _ATTRIBUTE},
     _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 11: _GRAPH},
 }
+_MAX_KEY_BYTES = 5  # of a field's key or length; parsers refuse what is padded to more
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION, _SEGMENT = 9, 13, 14, 3
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 
@@ -68,10 +69,16 @@ class _Walk:
             raise ModelError(f"{self._source.name}: messages nested deeper than {_MAX_DEPTH} at byte {start}")
         children = _CHILDREN[kind]
         pieces: list[_Piece] = []
+        tensors = 0
         copied = position = start
         while position < end:
             field, payload, after = self._field(position, end)
             child = children.get(field)
+            if kind is _ATTRIBUTE and child is _TENSOR:
+                tensors += 1
+                if tensors > 1:
+                    # Parsers merge them into one, of whose fields some would be references and some not.
+                    return [(start, end)]
             if child is not None and after - payload >= LARGE_TENSOR_BYTES:
                 inner = self._tensor(payload, after) if child is _TENSOR else self.message(child, payload, after, depth + 1)
                 if inner != [(payload, after)]:
@@ -104,10 +111,10 @@ class _Walk:
 
     def _field(self, position: int, end: int) -> tuple[int, int, int]:
         """(number, payload start, end) of the field at `position`; its payload is empty unless length-delimited."""
-        key, payload = self._read_varint(position, end)
+        key, payload = self._read_short(position, end)
         wire_type = key & 7
         if wire_type == _LENGTH:
-            length, payload = self._read_varint(payload, end)
+            length, payload = self._read_short(payload, end)
             after = payload + length
         elif wire_type == _VARINT:
             _, after = self._read_varint(payload, end)
@@ -121,6 +128,13 @@ class _Walk:
         if after > end or key < 8:
             raise ModelError(f"{self._source.name}: field at byte {position} ends at {after}, its message at {end}")
         return key >> 3, payload, after
+
+    def _read_short(self, position: int, end: int) -> tuple[int, int]:
+        """(value, end) of a field's key or length."""
+        value, after = self._read_varint(position, end)
+        if after - position > _MAX_KEY_BYTES:
+            raise ModelError(f"{self._source.name}: key or length of {after - position} bytes at byte {position}")
+        return value, after
 
     def _read_varint(self, position: int, end: int) -> tuple[int, int]:
         at = position - self._window_start

@@ -1,0 +1,111 @@
+"""Model-local functions: what inlining them would give, counted before it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.tensors import ELEMENT_BITS
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto, ModelProto, NodeProto
+
+__all__ = ["check_functions"]
+
+# Functions may call each other: 2**30 nodes fit into 2 KB.
+_MAX_INLINED_BYTES = 64 << 20
+_MAX_CALL_DEPTH = 100  # ONNX's own inliner has the same limit
+_NODE_BYTES = 100  # what a node takes in memory beside its names and attributes
+
+
+def check_functions(model: ModelProto) -> None:
+    """Raise ModelError where the model's functions call themselves, or inlining them would make the model huge."""
+    if not model.functions:
+        return
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    if not all(function.domain in versions for function in model.functions):
+        raise ModelError("a function's domain is not imported")
+    for function in model.functions:
+        imported = {entry.domain for entry in function.opset_import}
+        if any(entry.version != versions.get(entry.domain, entry.version) for entry in function.opset_import):
+            raise ModelError(f"function {function.name[:100]!r} is of another opset than the model")
+        if not all(node.domain in imported for node in function.node):
+            raise ModelError(f"function {function.name[:100]!r} does not import the domains of its operators")
+    calls = _Calls(model.functions)
+    packed = {tensor.name for tensor in model.graph.initializer if ELEMENT_BITS.get(tensor.data_type, 8) < 8}
+    if any(calls.pass_on(node, packed) for node in model.graph.node):
+        raise ModelError("elements of less than a byte go from function to function, which ONNX Runtime does not take")
+    inlined = calls.inlined(model.graph.node, 0)
+    # Inside a function, names and references to attributes stand for what the caller gives.
+    nbytes = inlined.nbytes + inlined.names * calls.longest_name + inlined.references * calls.largest_call
+    if nbytes > _MAX_INLINED_BYTES:
+        raise ModelError(f"functions that take up to {nbytes} bytes once they are inlined")
+
+
+class _Size(NamedTuple):
+    """What calls are replaced by: bytes, names read and written, references to attributes; and through how many levels."""
+
+    nbytes: int = 0
+    names: int = 0
+    references: int = 0
+    levels: int = 0
+
+    def plus(self, other: _Size, levels: int) -> _Size:
+        """Both one after another, `other` so many levels further in."""
+        sums = (self.nbytes + other.nbytes, self.names + other.names, self.references + other.references)
+        return _Size(*sums, max(self.levels, other.levels + levels))
+
+
+class _Calls:
+    """Functions by name, each counted once. `longest_name`, `largest_call`: of the nodes seen, in characters and bytes."""
+
+    def __init__(self, functions: Iterable[FunctionProto]) -> None:
+        self._functions: dict[tuple[str, str, str], FunctionProto] = {}
+        for function in functions:
+            if self._functions.setdefault((function.domain, function.name, function.overload), function) is not function:
+                raise ModelError(f"two functions are called {function.name[:100]!r}")
+        self._known: dict[tuple[str, str, str], _Size] = {}
+        self.longest_name = 0
+        self.largest_call = 0
+
+    def pass_on(self, node: NodeProto, names: set[str]) -> bool:
+        """Whether `node` calls a function that hands one of the values called `names` to another function."""
+        function = self._functions.get((node.domain, node.op_type, node.overload))
+        if function is None:
+            return False
+        given = {own for own, name in zip(function.input, node.input, strict=False) if name in names}
+        return any(
+            (inner.domain, inner.op_type, inner.overload) in self._functions and not given.isdisjoint(inner.input)
+            for inner in function.node
+        )
+
+    def inlined(self, nodes: Iterable[NodeProto], depth: int) -> _Size:
+        """What the calls among `nodes`, and in graphs inside them, are replaced by."""
+        size = _Size()
+        for node in nodes:
+            self.longest_name = max(self.longest_name, *map(len, node.input), *map(len, node.output), 0)
+            key = (node.domain, node.op_type, node.overload)
+            if key in self._functions:
+                if any(attr.HasField("g") for attr in node.attribute):
+                    raise ModelError(f"function {node.op_type[:100]!r} is given a graph")
+                self.largest_call = max(self.largest_call, node.ByteSize())
+                size = size.plus(self._of(key, depth + 1), 1)
+            for attr in node.attribute:
+                if attr.ref_attr_name:
+                    size = size.plus(_Size(references=1), 0)
+                for graph in [attr.g] if attr.HasField("g") else attr.graphs:
+                    size = size.plus(self.inlined(graph.node, depth + 1), 1)
+        return size
+
+    def _of(self, key: tuple[str, str, str], depth: int) -> _Size:
+        """The same for one call of a function."""
+        known = self._known.get(key)
+        if depth + (0 if known is None else known.levels) > _MAX_CALL_DEPTH:
+            raise ModelError(f"function {key[1][:100]!r} calls itself, or through more than {_MAX_CALL_DEPTH} others")
+        if known is None:
+            function = self._functions[key]
+            names = sum(len(node.input) + len(node.output) for node in function.node)
+            body = _Size(function.ByteSize() + _NODE_BYTES * len(function.node), names)
+            known = self._known[key] = body.plus(self.inlined(function.node, depth), 0)
+        return known
