@@ -8,9 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
-    "BUFFERS", "MAX_ACCURACY_LEVEL", "Options", "config_entry", "is_accuracy_level", "is_block_size", "thread_count",
-]  # fmt: skip
+    "BUFFERS",
+    "FOLDER_KEY",
+    "MAX_ACCURACY_LEVEL",
+    "Options",
+    "config_entry",
+    "is_accuracy_level",
+    "is_block_size",
+    "memory_is_limited",
+    "options_are_in_models",
+    "thread_count",
+]
 
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 BUFFERS = ("auto", "file", "memory")
 MAX_ACCURACY_LEVEL = 4
 _LEAST_PADDING, _DEFAULT = -1, 0
@@ -26,7 +36,8 @@ class Options:
     one that pads K least; None takes ``session.qdq_matmulnbits_block_size``, else 0.
     `buffer`: where packed weights go: "file" (an unlinked spill file), "memory", or "auto" (a file unless they are small).
     `spill_dir`: directory of that file; None takes TMPDIR or the system's own. `threads` pack; None takes the session's
-    intra-op threads, else all processors. `strict`: raise where the default is to warn and leave it to stock ONNX Runtime.
+    intra-op threads, else all processors, or one where the process may not map much memory (``ulimit -v``). `strict`: raise
+    where the default is to warn and leave it to stock ONNX Runtime.
     `progress`: called with (bytes moved, bytes to move) while packing, from the packing threads.
 
     Raises ValueError for values outside these.
@@ -73,10 +84,27 @@ def config_entry(session_options: Any | None, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def options_are_in_models() -> bool:
+    """Whether ONNX Runtime has been told, in the environment, to take session options from a model's metadata."""
+    return os.environ.get("ORT_LOAD_CONFIG_FROM_MODEL") == "1"
+
+
+def memory_is_limited() -> bool:
+    """Whether this process may map only so much: each thread takes some of that for its stack and its heap, for good."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return False
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
+
+
 def thread_count(options: Options, session_options: Any | None) -> int:
     """Threads to pack with."""
     if options.threads is not None:
         return options.threads
+    if memory_is_limited():
+        return 1
     intra_op = 0 if session_options is None else int(session_options.intra_op_num_threads)
     if intra_op > 0:
         return intra_op

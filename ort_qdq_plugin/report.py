@@ -77,12 +77,13 @@ class Report:
 
     def summary(self) -> str:
         """One line: how it was loaded, what was fused, bytes and seconds."""
+        left = f", {len(self.unfused)} left" if self.unfused else ""
         if self.passed_through is not None:
-            return f"stock ONNX Runtime: {self.passed_through}; {len(self.unfused)} not fused"
+            return f"stock ONNX Runtime: {self.passed_through}{left}"
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         return (
-            f"{len(self.fused)} fused, {len(self.unfused)} not ({self.route}): {self.packed_bytes / _MB:.1f} MB packed, "
-            f"{self.borrowed_bytes / _MB:.1f} MB borrowed" + (f"; {stages}" if stages else "")
+            f"{self.route}: {len(self.fused)} fused{left}, {self.packed_bytes / _MB:.1f} MB packed, "
+            f"{self.borrowed_bytes / _MB:.1f} MB in place" + (f"; {stages}" if stages else "")
         )
 
     def _fused_lines(self) -> list[str]:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  # registers locks for forks: before `_preparing`, which is waited for
+import functools
+import importlib
 import logging
 import os
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
-from ort_qdq_plugin.errors import ModelError, QdqPluginError, readable
+from ort_qdq_plugin.errors import ModelError, QdqPluginError, SourceUnreadableError, readable
 from ort_qdq_plugin.extensions import EXTENSIONS_DOMAIN, register_extensions
 from ort_qdq_plugin.memory.sharing import reading
 from ort_qdq_plugin.model.quantized import WEIGHT_TYPES
 from ort_qdq_plugin.model.skeleton import Skeleton, external_tensors, open_skeleton
-from ort_qdq_plugin.options import Options, config_entry, is_accuracy_level, is_block_size, thread_count
+from ort_qdq_plugin.options import (
+    FOLDER_KEY,
+    Options,
+    config_entry,
+    is_accuracy_level,
+    is_block_size,
+    options_are_in_models,
+    thread_count,
+)
 from ort_qdq_plugin.report import Fusion, Report, Unfused
 
 if TYPE_CHECKING:
@@ -45,12 +58,13 @@ _PROVIDERS = {f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Dml", "Web
 _ACCURACY_KEY, _DEFAULT_ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level", 4
 _BLOCK_SIZE_KEY, _DEFAULT_BLOCK_SIZE = "session.qdq_matmulnbits_block_size", 0
 _NO_QDQ_KEY, _QDQ_OPTIMIZER = "session.disable_quant_qdq", "QDQSelectorActionTransformer"
+_MAX_STEM = 200  # of a name, which every fused node repeats
+_OPTIONS_IN_MODEL = "ort_config"  # key of ModelProto.metadata_props
 _FORMAT_KEY = "session.load_model_format"
 
 # Packed weights take about what is stored of them, some dozen times that where blocks are mostly padding. Only tensors that
 # overlap each other by the hundreds, as no exporter writes them, go beyond both of these.
 _GROWTH, _GROWTH_BYTES = 16, 64 << 20
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 
 def create_session(
@@ -71,7 +85,10 @@ def create_session(
     >>> session = create_session("model.onnx")  # doctest: +SKIP
     >>> print(report_of(session))  # doctest: +SKIP
     """
-    return _Session(path_or_bytes, sess_options, providers, provider_options, options=options, **kwargs)
+    session = _Session.__new__(_Session)
+    session._ort_qdq_loading = Loading(options or Options())
+    onnxruntime.InferenceSession.__init__(session, path_or_bytes, sess_options, providers, provider_options, **kwargs)
+    return session
 
 
 def report_of(session: onnxruntime.InferenceSession) -> Report | None:
@@ -90,7 +107,8 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
     opened = _open(request, clock)
     if isinstance(opened, str):
         return Report("inspect", passed_through=opened, seconds=clock.seconds)
-    decided = _decide(opened, request, clock)
+    with closing(opened.skeleton):
+        decided = _decide(opened, request, clock)
     report = decided if isinstance(decided, Report) else decided.report
     return replace(report, route="inspect", seconds=clock.seconds)
 
@@ -177,28 +195,54 @@ class Loading:
 class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxruntime is untyped
     """An InferenceSession that makes the journey each time it creates its native session (also in set_providers)."""
 
-    def __init__(self, path_or_bytes: Any, *args: Any, options: Options | None = None, **kwargs: Any) -> None:
-        self._ort_qdq_loading = Loading(options or Options())
-        super().__init__(path_or_bytes, *args, **kwargs)
-
     def _create_inference_session(self, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
         load(self, self._ort_qdq_loading, providers, provider_options, disabled_optimizers)
 
 
-# Bound at import: activation may later replace the method.
-_stock_create = onnxruntime.InferenceSession._create_inference_session
+for _attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
+    setattr(_Session, _attribute, getattr(onnxruntime.InferenceSession, _attribute))
+
+
+def _original(method: Any) -> Any:
+    return getattr(method, "_ort_qdq_stock", method)
+
+
+# Bound at import: activation may later replace the method, or have done so already.
+_stock_create = _original(onnxruntime.InferenceSession._create_inference_session)
 
 
 def load(session: Any, loading: Loading, providers: Any, provider_options: Any, disabled_optimizers: Any) -> None:
     """Create the native session of an InferenceSession: in place of its own method, which takes the same arguments."""
+    arguments = (providers, provider_options, disabled_optimizers)
+    session_options = session._sess_options
+    if session_options is not None and not isinstance(session_options, onnxruntime.SessionOptions):
+        # For its own complaint.
+        _stock_create(session, *arguments)
+        return
+    if not _load_prepared(session, session_options, loading, arguments):
+        loading.prepared = None
+        with reading(session_options):
+            _stock_create(session, *arguments)
+    _log.info("%s: %s", session._model_path or "<bytes>", loading.report.summary())
+
+
+_Arguments = tuple[Any, Any, Any]
+"""providers, provider_options, disabled_optimizers: what the class gives the method that creates its native session."""
+
+
+def _load_prepared(session: Any, session_options: Any | None, loading: Loading, arguments: _Arguments) -> bool:
+    """Create the native session from a prepared model; False, with the reason in the report, where stock has to."""
     try:
-        with reading(session._sess_options):
-            prepared = _prepared_for(session, loading, providers, disabled_optimizers)
+        with reading(session_options):
+            prepared = _prepared_for(session, session_options, loading, arguments)
         if prepared is not None:
-            _create_prepared(session, loading, prepared, providers, provider_options, disabled_optimizers)
-            _log.info("%s: %s", session._model_path or "<bytes>", loading.report.summary())
-            return
+            _create_prepared(session, session_options, loading, prepared, arguments)
+            return True
+    except SourceUnreadableError:
+        # Stock ONNX Runtime has no error for this.
+        raise
     except Exception as error:
+        session._sess_options = session_options
         if loading.options.strict:
             if isinstance(error, (ValueError, RuntimeError)):
                 # The base class would take these for a provider's and try again with another one.
@@ -206,17 +250,14 @@ def load(session: Any, loading: Loading, providers: Any, provider_options: Any, 
             raise
         loading.report = Report("stock", passed_through=f"{type(error).__name__}: {error}")
         _log.warning("loading with stock ONNX Runtime, without this package: %s", loading.report.passed_through)
-    loading.prepared = None
-    with reading(session._sess_options):
-        _stock_create(session, providers, provider_options, disabled_optimizers)
+    return False
 
 
-def _prepared_for(session: Any, loading: Loading, providers: Any, disabled_optimizers: Any) -> _Prepared | None:
+def _prepared_for(session: Any, session_options: Any | None, loading: Loading, arguments: _Arguments) -> _Prepared | None:
     """The prepared model; None, with the reason in the report, where there is nothing for us to do."""
     model = session._model_path if session._model_path is not None else session._model_bytes
-    names = _provider_names(providers, session._sess_options)
-    disabled = frozenset(disabled_optimizers or ())
-    request = _Request(model, session._sess_options, loading.options, names, disabled)
+    names = _provider_names(arguments[0], session_options)
+    request = _Request(model, session_options, loading.options, names, frozenset(arguments[2] or ()))
     if loading.prepared is not None and _unsupported_provider(request) is None:
         return loading.prepared
     outcome = _prepare(request)
@@ -227,28 +268,33 @@ def _prepared_for(session: Any, loading: Loading, providers: Any, disabled_optim
 
 
 def _create_prepared(
-    session: Any, loading: Loading, prepared: _Prepared, providers: Any, provider_options: Any, disabled_optimizers: Any
+    session: Any, session_options: Any | None, loading: Loading, prepared: _Prepared, arguments: _Arguments
 ) -> None:
-    from ort_qdq_plugin.memory.handover import by_path, keep_until_destroyed, trimming
+    from ort_qdq_plugin.memory.handover import by_path, keep_until_destroyed, private_options, trimming
 
     clock = _Clock(prepared.report.seconds)
-    original = session._model_path, session._model_bytes, session._sess_options
+    original = session._model_path, session._model_bytes
     # The base class's own attributes, which it hands to the native session; afterwards they say again what the caller said.
     session._model_path, session._model_bytes, session._sess_options = None, prepared.model, prepared.options
     try:
         handing_over = by_path(prepared.options) if prepared.by_path else trimming(prepared.places.mappings)
         with clock.stage("hand over"), handing_over:
-            _stock_create(session, providers, provider_options, disabled_optimizers)
+            _stock_create(session, *arguments)
     except BaseException:
-        session._sess_options = original[2]
+        session._sess_options = session_options
         raise
     finally:
-        session._model_path, session._model_bytes = original[:2]
+        session._model_path, session._model_bytes = original
         for buffer in prepared.packed:
             buffer.unlink()
     if not prepared.by_path:
         keep_until_destroyed(session._sess, tuple(prepared.places.buffers.values()))
         loading.prepared = prepared
+    for buffer in prepared.packed:
+        # Only now is it certain that ONNX Runtime has read what was packed.
+        buffer.seal()
+    # What get_session_options() gives, which says what the caller said: he may load other models with it.
+    session._sess_options = private_options(session_options)
     loading.report = replace(prepared.report, seconds=clock.seconds)
 
 
@@ -262,10 +308,9 @@ def _prepare(request: _Request) -> _Prepared | Report:
         opened = str(error)
     if isinstance(opened, str):
         return Report("stock", passed_through=opened, seconds=clock.seconds)
-    decided = _decide(opened, request, clock)
-    if isinstance(decided, Report):
-        return decided
-    return _hand_over(decided, request, clock)
+    with closing(opened.skeleton):
+        decided = _decide(opened, request, clock)
+        return decided if isinstance(decided, Report) else _hand_over(decided, request, clock)
 
 
 def _open(request: _Request, clock: _Clock) -> OpenedModel | str:
@@ -277,12 +322,49 @@ def _open(request: _Request, clock: _Clock) -> OpenedModel | str:
     if isinstance(request.model, str) and request.model.endswith(".ort"):
         return "the model is in ORT format"
     with clock.stage("open"):
-        skeleton = open_skeleton(request.model, config_entry(request.session_options, _FOLDER_KEY))
+        skeleton = open_skeleton(request.model, config_entry(request.session_options, FOLDER_KEY))
         if skeleton is None:
             return "this is no ONNX model in protobuf form"
-        if not _has_work(skeleton, request):
-            return "nothing in it is quantized"
-        return skeleton.parse()
+        with ExitStack() as undo:
+            undo.callback(skeleton.close)
+            if not _has_work(skeleton, request):
+                return "nothing in it is quantized"
+            if options_are_in_models() and skeleton.mentions(_OPTIONS_IN_MODEL):
+                return "its session options are in the model"
+            _prepare_process()
+            opened = skeleton.parse()
+            undo.pop_all()
+        return opened
+
+
+# What one thread is importing while another forks the process can never be imported in the child: that waits for a thread
+# which does not exist there. So a fork waits until everything is there.
+_preparing = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_preparing.acquire, after_in_parent=_preparing.release, after_in_child=_preparing.release)
+
+_IMPORTED_LATE = (
+    "onnx.inliner",
+    "ort_qdq_plugin.fusion.match",
+    "ort_qdq_plugin.fusion.rewrite",
+    "ort_qdq_plugin.memory.handover",
+    "ort_qdq_plugin.packing.pack",
+)
+
+
+@functools.cache
+def _prepare_process() -> None:
+    """Import what only models that there is something to do for need, and have all made that is made once in a process."""
+    with _preparing:
+        for module in _IMPORTED_LATE:
+            importlib.import_module(module)
+        from ort_qdq_plugin.memory.handover import supplies_initializers
+
+        # ONNX Runtime makes its tables of kernels with the first session, tempfile looks for its directory when first asked:
+        # both under locks.
+        supplies_initializers(onnxruntime.SessionOptions())
+        with suppress(OSError):
+            tempfile.gettempdir()
 
 
 def _has_work(skeleton: Skeleton, request: _Request) -> bool:
@@ -339,10 +421,9 @@ def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared
                 undo.callback(buffer.discard)
             if packed:
                 pack(decided.layout, packed, thread_count(wishes, request.session_options), wishes.progress)
-            for buffer in packed:
-                if through_paths:
+            if through_paths:
+                for buffer in packed:
                     buffer.link()
-                buffer.seal()
         with clock.stage("plan"):
             places = Places(through_paths, packed)
             names = FreshNames(decided.scope)
@@ -353,7 +434,6 @@ def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared
             opened.proto.graph.initializer.extend(initializers)
             # Last, when everything has been read or mapped: what was packed and what is used in place belong together.
             opened.skeleton.check_unchanged()
-            opened.skeleton.close()
             model = opened.proto.SerializeToString()
             session_options = request.session_options
             if not through_paths:
@@ -402,7 +482,7 @@ def _put_fusions_in_place(decided: _Decided, places: Places, names: FreshNames, 
         weight = product.weight
         if weight.key not in made:
             packed = decided.layout.of(weight)
-            stem = f"{weight.matrix.weight.name or product.dequantize}.MatMulNBits"
+            stem = f"{(weight.matrix.weight.name or product.dequantize)[:_MAX_STEM]}.MatMulNBits"
             made[weight.key] = FusedOperands(
                 operand_name(packed.b, f"{stem}.B"),
                 operand_name(packed.scales, f"{stem}.scales"),
@@ -474,6 +554,7 @@ def _provider_names(providers: Any, session_options: Any | None) -> tuple[str, .
     if providers:
         return tuple(provider if isinstance(provider, str) else provider[0] for provider in providers)
     if session_options is not None and session_options.has_providers():
+        _prepare_process()
         from ort_qdq_plugin.memory.handover import added_providers
 
         return added_providers(session_options)

@@ -29,7 +29,7 @@ from ort_qdq_plugin.memory.sharing import changing
 from ort_qdq_plugin.model.skeleton import refer
 from ort_qdq_plugin.model.tensors import ByteSource, MemorySource, StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
-from ort_qdq_plugin.options import config_entry
+from ort_qdq_plugin.options import FOLDER_KEY, config_entry, memory_is_limited, options_are_in_models
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -49,7 +49,6 @@ __all__ = [
 
 _DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
 _PARALLEL_KEY = "session.prepack.enable_parallel"
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 _TRIM_INTERVAL = 0.01  # seconds; ONNX Runtime pre-packs some 10 MB meanwhile
 
@@ -121,7 +120,7 @@ def added_providers(session_options: Any) -> tuple[str, ...]:
     """
     if session_options.enable_profiling or session_options.optimized_model_filepath:
         return ("an added provider that cannot be told",)
-    session = _native.InferenceSession(session_options, _empty_model(), False, False)
+    session = _throw_away_session(session_options, _empty_model())
     session.initialize_session([], [], set())
     return tuple(session.get_providers())
 
@@ -134,7 +133,7 @@ def private_options(session_options: Any | None) -> Any:
     """
     if session_options is None:
         return onnxruntime.SessionOptions()
-    session = _native.InferenceSession(session_options, _empty_model(), False, False)
+    session = _throw_away_session(session_options, _empty_model())
     copy = session.session_options
     if session_options.enable_profiling:
         # The throw-away session has begun a profile of its own.
@@ -162,8 +161,7 @@ def borrow(options: Any, buffers: Borrowed) -> None:
     ONNX Runtime keeps bare pointers: every buffer must stay until the last such session is destroyed
     (`keep_until_destroyed`).
     """
-    if config_entry(options, _PARALLEL_KEY) is None:
-        options.add_session_config_entry(_PARALLEL_KEY, "1")
+    _prepack_in_parallel(options)
     if buffers:
         options.add_session_config_entry(_DIRECT_KEY, "1")
         lengths = [len(buffer) for buffer in buffers.values()]
@@ -174,7 +172,8 @@ def borrow(options: Any, buffers: Borrowed) -> None:
 def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
     """While the block runs, and once after it, drop the pages of these shared file mappings from this process.
 
-    ONNX Runtime reads each weight once, to pre-pack it; without this everything read would count until the end.
+    ONNX Runtime reads each weight once, to pre-pack it; without this everything read would count until the end. Where no
+    thread can be had, or would cost too much, it does.
     """
     finished = threading.Event()
 
@@ -190,29 +189,35 @@ def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
         yield
         return
     thread = threading.Thread(target=keep_trimming, name="ort-qdq-trim", daemon=True)
-    thread.start()
+    if not memory_is_limited():
+        with suppress(RuntimeError):
+            thread.start()
     try:
         yield
     finally:
         finished.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         trim()
 
 
 @contextmanager
 def by_path(session_options: Any) -> Iterator[None]:
     """While the block runs, sessions created with the caller's options find external data where `Places` says it is."""
-    with changing(session_options):
-        before = {key: config_entry(session_options, key) for key in (_FOLDER_KEY, _PARALLEL_KEY)}
-        session_options.add_session_config_entry(_FOLDER_KEY, os.sep)
-        if before[_PARALLEL_KEY] is None:
-            session_options.add_session_config_entry(_PARALLEL_KEY, "1")
-        try:
-            yield
-        finally:
-            for key, value in before.items():
-                # An entry cannot be removed; ONNX Runtime takes an empty one for none.
-                session_options.add_session_config_entry(key, value or "")
+    with changing(session_options) as changes:
+        for key in (FOLDER_KEY, _PARALLEL_KEY):
+            # An entry cannot be removed; ONNX Runtime takes an empty one for none.
+            before = config_entry(session_options, key) or ""
+            changes.callback(session_options.add_session_config_entry, key, before)
+        session_options.add_session_config_entry(FOLDER_KEY, os.sep)
+        _prepack_in_parallel(session_options)
+        yield
+
+
+def _prepack_in_parallel(session_options: Any) -> None:
+    """Unless the caller has said whether to."""
+    if config_entry(session_options, _PARALLEL_KEY) is None:
+        session_options.add_session_config_entry(_PARALLEL_KEY, "1")
 
 
 # Buffers of sessions that are still alive.
@@ -249,13 +254,19 @@ def supplies_initializers(session_options: Any | None) -> bool:
         return False
     options = private_options(session_options)
     options.enable_profiling, options.optimized_model_filepath = False, ""
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
-    session = _native.InferenceSession(options, _probe_model(), False, False)
+    session = _throw_away_session(options, _probe_model())
     try:
         session.initialize_session(["CPUExecutionProvider"], [{}], set())
     except Exception as error:
         return _NO_SUCH_FILE not in str(error)
     return True
+
+
+def _throw_away_session(session_options: Any, model: bytes) -> Any:
+    # ONNX Runtime refuses to read the variable in one session of a process and not in another.
+    return _native.InferenceSession(session_options, model, False, options_are_in_models())
 
 
 _FATAL = 4  # OrtLoggingLevel

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 __all__ = ["changing", "reading"]
 
 
 class _Use:
-    """Who is busy with one SessionOptions: any number of readers, or one who changes it for a while."""
+    """Which threads are busy with one SessionOptions: any number that read, or one that changes it for a while."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._readers = 0
-        self._changing = False
+        self._readers: list[int] = []
+        self._changer: int | None = None
+        self._changes = ExitStack()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         with self._condition:
-            self._condition.wait_for(lambda: not self._changing)
-            self._readers += 1
+            self._condition.wait_for(lambda: self._changer is None)
+            self._readers.append(threading.get_ident())
         try:
             yield
         finally:
             with self._condition:
-                self._readers -= 1
+                self._readers.remove(threading.get_ident())
                 self._condition.notify_all()
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
+    def changing(self) -> Iterator[ExitStack]:
         with self._condition:
-            self._condition.wait_for(lambda: not self._changing and not self._readers)
-            self._changing = True
+            self._condition.wait_for(lambda: self._changer is None and not self._readers)
+            self._changer = threading.get_ident()
         try:
-            yield
+            with self._changes:
+                yield self._changes
         finally:
             with self._condition:
-                self._changing = False
+                self._changer = None
                 self._condition.notify_all()
+
+    def begin_anew_in_child(self) -> None:
+        """Of the threads that were busy when the process was forked only this one exists here: undo what others changed."""
+        self._condition = threading.Condition()
+        self._readers = [reader for reader in self._readers if reader == threading.get_ident()]
+        if self._changer != threading.get_ident():
+            self._changer = None
+            self._changes.close()
 
 
 _uses: weakref.WeakKeyDictionary[Any, _Use] = weakref.WeakKeyDictionary()
@@ -53,6 +64,17 @@ def _use_of(session_options: Any) -> _Use:
         return _uses.setdefault(session_options, _Use())
 
 
+def _begin_anew_in_child() -> None:
+    global _uses_lock
+    _uses_lock = threading.Lock()
+    for use in list(_uses.values()):
+        use.begin_anew_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_in_child)
+
+
 @contextmanager
 def reading(session_options: Any | None) -> Iterator[None]:
     """While the block runs, nobody is `changing` these options."""
@@ -61,7 +83,11 @@ def reading(session_options: Any | None) -> Iterator[None]:
 
 
 @contextmanager
-def changing(session_options: Any) -> Iterator[None]:
-    """While the block runs, nobody else is `reading` or changing these options."""
-    with _use_of(session_options).changing():
-        yield
+def changing(session_options: Any) -> Iterator[ExitStack]:
+    """While the block runs, nobody else is `reading` or changing these options.
+
+    The stack takes what undoes the changes. It is called at the end of the block, and at once in a child that another thread
+    forks meanwhile.
+    """
+    with _use_of(session_options).changing() as changes:
+        yield changes

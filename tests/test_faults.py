@@ -1,0 +1,76 @@
+"""Real faults, each in a fresh process: the rows of the fault table that are a matter of seconds, and some kills."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from conformance.fault_table import FAULTS, Fault, Outcome, Scene, judge, run_fault, strike
+
+QUICK = [fault for fault in FAULTS if fault.quick]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """Small models, in a folder that other users may enter."""
+    folder = tmp_path_factory.mktemp("faults").resolve()
+    yield Scene(folder, quick=True)
+    assert {path.name for path in (folder / "spill").iterdir()} == set()
+
+
+@pytest.mark.parametrize("fault", QUICK, ids=[fault.name.replace(" ", "-") for fault in QUICK])
+def test_a_fault_ends_as_with_stock_or_in_a_session(scene: Scene, fault: Fault) -> None:
+    row = run_fault(fault, scene)
+    if row.skipped:
+        pytest.skip(row.skipped)
+    assert row.verdicts
+    assert not row.problems
+
+
+@pytest.mark.parametrize("loader", ["ours", "by path"])
+def test_kills_at_any_moment_leave_nothing(scene: Scene, loader: str) -> None:
+    if loader not in scene.loaders:
+        pytest.skip("no directory is safe here")
+    verdicts = strike(scene, scene.job(loader=loader), signal.SIGKILL, 5)
+    assert [verdict.problem for verdict in verdicts] == [""] * 5
+
+
+SESSION = Outcome(result="right", route="borrowed")
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock", "problem"),
+    [
+        (SESSION, SESSION, ""),
+        (SESSION, Outcome(error="Fail"), ""),
+        (Outcome(result="other", route="borrowed"), SESSION, "wrong result"),
+        (Outcome(error="Fail"), Outcome(error="Fail"), ""),
+        (Outcome(error="OSError"), Outcome(error="Fail"), "OSError"),
+        (Outcome(error="Fail"), SESSION, "Fail"),
+        (Outcome(died="killed by SIGBUS"), SESSION, "SIGBUS"),
+        (Outcome(died="killed by SIGBUS"), Outcome(died="killed by SIGBUS"), ""),
+        (Outcome(died="hangs"), Outcome(error="Fail"), "hangs"),
+        (Outcome(result="right", warnings=("one",)), SESSION, ""),
+        (Outcome(result="right", warnings=("one", "two")), SESSION, "2 warnings"),
+        (Outcome(result="right", messages="Traceback (most recent call last):"), SESSION, "traceback"),
+        (Outcome(result="right", left=("file",)), SESSION, "left behind"),
+        (Outcome(result="right", missed=True), SESSION, "never came"),
+    ],
+)
+def test_what_is_judged_a_problem(ours: Outcome, stock: Outcome, problem: str) -> None:
+    found = judge(ours, stock, {"right"}, set()).problem
+    assert problem in found
+    assert bool(found) == bool(problem)
+
+
+def test_what_is_left_behind_is_a_problem() -> None:
+    verdict = judge(SESSION, SESSION, {"right"}, {"/somewhere/ort-qdq-1.spill"})
+    assert "ort-qdq-1.spill" in verdict.problem
+    assert verdict.left == 1
+
+
+def test_every_fault_has_a_name_of_its_own() -> None:
+    names = [fault.name for fault in FAULTS]
+    assert len(names) == len(set(names))
