@@ -13,10 +13,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import onnxruntime
-
+# Neither onnxruntime nor what imports it: this module is imported while onnxruntime is being imported (startup.py), also by
+# the very modules of this package that import it.
 from ort_qdq_plugin.options import BUFFERS, MAX_ACCURACY_LEVEL, Options, is_accuracy_level
-from ort_qdq_plugin.session import Loading, load
 
 __all__ = ["PREFIX", "activate", "activate_from_environment", "deactivate", "options_from_environment"]
 
@@ -33,12 +32,25 @@ _options = Options()
 _stock: Any = None
 
 
+def _begin_anew_in_child() -> None:
+    """The thread that held the lock when the process was forked does not exist here."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_in_child)
+
+
 def activate(options: Options | None = None) -> None:
     """Load the model of every ``onnxruntime.InferenceSession`` created from now on in this process as create_session does.
 
     `options` are for all of them; a second call changes them. `report_of` tells of each session.
     """
     global _options, _stock
+    # Before the lock: another thread may be importing it, and about to come here (startup.py).
+    import onnxruntime
+
     with _lock:
         _options = options or Options()
         if _stock is None:
@@ -49,6 +61,8 @@ def activate(options: Options | None = None) -> None:
 def deactivate() -> None:
     """Undo `activate`. Sessions that were loaded meanwhile stay as they are."""
     global _stock
+    import onnxruntime
+
     with _lock:
         if _stock is not None:
             setattr(onnxruntime.InferenceSession, _METHOD, _stock)
@@ -86,11 +100,18 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
 def _creating_method(stock: Any) -> Any:
     @functools.wraps(stock)
     def create(self: Any, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
+        try:
+            from ort_qdq_plugin.session import Loading, load
+        except Exception as error:
+            _log.warning("cannot be used: %s: %s", type(error).__name__, error)
+            stock(self, providers, provider_options, disabled_optimizers)
+            return
         loading = self.__dict__.get("_ort_qdq_loading")
         if loading is None:
             loading = self._ort_qdq_loading = Loading(_options)
         load(self, loading, providers, provider_options, disabled_optimizers)
 
+    create._ort_qdq_stock = stock  # type: ignore[attr-defined]  # for session.py, should it be imported only now
     return create
 
 
@@ -135,7 +156,7 @@ def _log_to_stderr(level: str) -> None:
         _log.warning("%s_LOG is %r, must be one of %s: ignored", PREFIX, level, ", ".join(_LEVELS))
         return
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("ort-qdq-plugin: %(message)s"))
+    handler.setFormatter(logging.Formatter("ort-qdq-plugin[%(process)d]: %(message)s"))
     _log.addHandler(handler)
     _log.setLevel(name.upper())
     _log.propagate = False

@@ -1,0 +1,265 @@
+"""Pre-forking servers: what a child may do while the parent has sessions, and threads that are making some."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import python, save, stack
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> str:
+    """Two weights, of which everything is packed, and one external file."""
+    return str(save(stack(2, 128, element="int4"), tmp_path, "external"))
+
+
+@pytest.fixture
+def spill_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "spill"
+    folder.mkdir()
+    return folder
+
+
+HELPERS = """
+import faulthandler, os, sys, threading
+import numpy as np
+import onnxruntime as ort
+from ort_qdq_plugin import Options, create_session, report_of
+
+model, spill_dir = sys.argv[1:3]
+
+def fed(session):
+    return {"x": np.ones((3, session.get_inputs()[0].shape[1]), np.float32)}
+
+def run(session):
+    return session.run(None, fed(session))[0]
+
+def in_child(work):
+    # A child that waits for ever says where, and ends. Running finalizers at its end is more than stock ONNX Runtime can do
+    # there: it waits for a thread that came with importing it.
+    child = os.fork()
+    if child == 0:
+        faulthandler.dump_traceback_later(30, exit=True)
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return child
+
+def ended(child):
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+def forking(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    done = python(HELPERS + code, *arguments, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+SESSIONS_OF_ITS_OWN = """
+def make(threads):
+    session = create_session(model, options=Options(buffer="file", spill_dir=spill_dir, threads=threads))
+    assert report_of(session).route == "borrowed"
+    return session
+
+def work():
+    session = make(1)
+    assert np.array_equal(run(session), wanted)
+    session = make(3)
+    assert np.array_equal(run(session), wanted)
+
+parent = make(2)
+wanted = run(parent)
+for _ in range(2):
+    ended(in_child(work))
+    assert np.array_equal(run(parent), wanted)
+    assert np.array_equal(run(make(2)), wanted)
+"""
+
+
+def test_a_forked_child_makes_sessions_of_its_own(stored: str, spill_dir: Path) -> None:
+    """And leaves the parent's alone."""
+    forking(SESSIONS_OF_ITS_OWN, stored, spill_dir)
+    assert not list(spill_dir.iterdir())
+
+
+PARENTS_SESSION = """
+options = ort.SessionOptions()
+options.intra_op_num_threads = 1
+for session in (create_session(model, options), ort.InferenceSession(model, options)):
+    wanted = run(session)
+    def work():
+        assert np.array_equal(run(session), wanted)
+    for _ in range(2):
+        ended(in_child(work))
+    assert np.array_equal(run(session), wanted)
+"""
+
+
+def test_a_session_of_the_parents_runs_in_the_child_as_stock_ones_do(stored: str, spill_dir: Path) -> None:
+    forking(PARENTS_SESSION, stored, spill_dir)
+
+
+SERVER = """
+import random, time
+route, first = sys.argv[3:5]
+shared = ort.SessionOptions()
+shared.log_severity_level = 4
+ort.set_default_logger_severity(4)
+shared.intra_op_num_threads = 2
+if route == "by path":
+    shared.add_provider("CPUExecutionProvider", {})
+
+def make():
+    options = Options(buffer="file", spill_dir=spill_dir, threads=3, strict=True)
+    session = create_session(model, shared, None if route == "by path" else ["CPUExecutionProvider"], options=options)
+    assert report_of(session).route == route, report_of(session)
+    return session
+
+def work():
+    results = [run(make()) for _ in range(2)]
+    assert wanted is None or np.array_equal(results, [wanted, wanted])
+
+wanted = None if first == "before" else run(make())
+stop = threading.Event()
+def create():
+    while not stop.is_set():
+        run(make())
+threads = [threading.Thread(target=create) for _ in range(3)]
+for thread in threads:
+    thread.start()
+try:
+    children = []
+    for _ in range(8):
+        time.sleep(random.random() * 0.02)
+        children.append(in_child(work))
+        if len(children) == 2:
+            ended(children.pop(0))
+    for child in children:
+        ended(child)
+finally:
+    stop.set()
+    for thread in threads:
+        thread.join()
+"""
+
+
+@pytest.mark.parametrize("first", ["before", "after"])
+@pytest.mark.parametrize("route", ["borrowed", "by path"])
+def test_children_forked_while_threads_create_sessions(stored: str, spill_dir: Path, route: str, first: str) -> None:
+    """Neither waits for a thread that only the parent has, `before` or `after` the first session of all."""
+    forking(SERVER, stored, spill_dir, route, first)
+    assert not list(spill_dir.iterdir())
+
+
+POOL = """
+import multiprocessing
+from ort_qdq_plugin import activate
+activate(Options(buffer="file", spill_dir=spill_dir, strict=True))
+
+def work(_):
+    session = ort.InferenceSession(model)
+    return report_of(session).route, run(session)
+
+if __name__ == "__main__":
+    parent = ort.InferenceSession(model)
+    wanted = run(parent)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        for route, result in pool.map_async(work, range(6)).get(timeout=100):
+            assert route == "borrowed"
+            assert np.array_equal(result, wanted)
+    assert np.array_equal(run(parent), wanted)
+"""
+
+
+def test_a_pool_of_forked_processes(stored: str, spill_dir: Path) -> None:
+    forking(POOL, stored, spill_dir)
+    assert not list(spill_dir.iterdir())
+
+
+SPILL_FILE = """
+from ort_qdq_plugin.memory.buffer import make_buffers, sweep
+(buffer,) = make_buffers([1 << 16], "file", spill_dir, linkable=True)
+buffer.array[:] = 7
+buffer.link()
+buffer.seal()
+
+def work():
+    sweep(spill_dir)
+    del globals()["buffer"]
+    session = create_session(model, by_path, options=Options(spill_dir=spill_dir, strict=True))
+    assert report_of(session).route == "by path"
+
+by_path = ort.SessionOptions()
+by_path.add_provider("CPUExecutionProvider", {})
+for _ in range(2):
+    ended(in_child(work))
+    sweep(spill_dir)
+    assert os.listdir(spill_dir) == [os.path.basename(buffer.path)], "still this process's"
+with open(buffer.path, "rb") as file:
+    assert file.read() == bytes([7]) * (1 << 16)
+buffer.discard()
+"""
+
+
+def test_spill_files_of_the_parent_stay_its_own(stored: str, spill_dir: Path) -> None:
+    """The child has the same open file, and so a share in its lock."""
+    forking(SPILL_FILE, stored, spill_dir)
+    assert not list(spill_dir.iterdir())
+
+
+CHANGING = """
+from ort_qdq_plugin.memory.sharing import changing, reading
+options = {name: ort.SessionOptions() for name in ("changed", "read", "read here")}
+KEY = "session.some"
+inside, go_on = threading.Barrier(3), threading.Event()
+
+def change():
+    with changing(options["changed"]) as changes:
+        changes.callback(options["changed"].add_session_config_entry, KEY, "before")
+        options["changed"].add_session_config_entry(KEY, "meanwhile")
+        inside.wait()
+        go_on.wait()
+
+def read():
+    with reading(options["read"]):
+        inside.wait()
+        go_on.wait()
+
+def work():
+    with reading(options["changed"]):
+        assert options["changed"].get_session_config_entry(KEY) == "before"
+    for name in ("changed", "read"):
+        with changing(options[name]):
+            pass
+
+threads = [threading.Thread(target=change), threading.Thread(target=read)]
+for thread in threads:
+    thread.start()
+inside.wait()
+with reading(options["read here"]):
+    child = in_child(work)
+ended(child)
+assert options["changed"].get_session_config_entry(KEY) == "meanwhile"
+go_on.set()
+for thread in threads:
+    thread.join()
+assert options["changed"].get_session_config_entry(KEY) == "before"
+"""
+
+
+def test_what_the_parents_threads_changed_or_read_is_free_in_the_child(stored: str, spill_dir: Path) -> None:
+    forking(CHANGING, stored, spill_dir)
