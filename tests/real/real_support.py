@@ -6,6 +6,7 @@ Nothing here uses the package under test: the twin is written with plain NumPy s
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ __all__ = [
     "decode_greedily",
     "dequantized_weights",
     "fused_by_stock",
+    "nbits",
     "needs",
     "qoperator_twin",
     "relative_error",
@@ -67,6 +69,29 @@ def run_script(script: str, *arguments: str | Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, f"{script} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def nbits(model: onnx.ModelProto, *, symmetric: bool, block_size: int = 32, channel_wise: bool = False) -> onnx.ModelProto:
+    """A copy of `model` after ONNX Runtime's own weight-only quantizer, QDQ format, 4 bits."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+    from onnxruntime.quantization.quant_utils import QuantFormat
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=block_size,
+        is_symmetric=symmetric,
+        quant_format=QuantFormat.QDQ,
+        channel_wised_quantize=channel_wise,
+    )
+    logging.disable(logging.WARNING)
+    try:
+        quantizer = MatMulNBitsQuantizer(copy, algo_config=config)
+        quantizer.process()
+    finally:
+        logging.disable(logging.NOTSET)
+    quantized: onnx.ModelProto = quantizer.model.model
+    return quantized
 
 
 # ---------------------------------------------------------------------------------------- looking at a graph

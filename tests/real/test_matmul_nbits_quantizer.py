@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from real_support import (
     assert_all_fused,
     dequantized_weights,
     fused_by_stock,
+    nbits,
     needs,
     qoperator_twin,
     relative_error,
@@ -26,38 +26,13 @@ pytestmark = needs("onnx_ir")
 X = np.random.default_rng(3).standard_normal((2, 7, 96)).astype(np.float32)
 
 
-def quantized(
-    network: onnx.ModelProto, *, symmetric: bool, block_size: int = 32, channel_wise: bool = False
-) -> onnx.ModelProto:
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        MatMulNBitsQuantizer,
-    )
-    from onnxruntime.quantization.quant_utils import QuantFormat
-
-    config = DefaultWeightOnlyQuantConfig(
-        block_size=block_size,
-        is_symmetric=symmetric,
-        quant_format=QuantFormat.QDQ,
-        channel_wised_quantize=channel_wise,
-    )
-    logging.disable(logging.WARNING)
-    try:
-        quantizer = MatMulNBitsQuantizer(network, algo_config=config)
-        quantizer.process()
-    finally:
-        logging.disable(logging.NOTSET)
-    model: onnx.ModelProto = quantizer.model.model
-    return model
-
-
 @pytest.mark.parametrize("external", [False, True], ids=["inline", "external"])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("opset", [17, 21])
 def test_block_wise(opset: int, block_size: int, symmetric: bool, external: bool, tmp_path: Path) -> None:
     """The quantizer only raises an older model's opset number; stock ONNX Runtime fuses what it writes."""
-    model = quantized(small_network(opset), symmetric=symmetric, block_size=block_size)
+    model = nbits(small_network(opset), symmetric=symmetric, block_size=block_size)
     assert [(found.axis, found.block_size) for found in dequantized_weights(model)] == [(0, block_size)] * 3
     path = tmp_path / "model.onnx"
     onnx.save(model, path, save_as_external_data=external, size_threshold=0)
@@ -72,7 +47,7 @@ def test_block_wise(opset: int, block_size: int, symmetric: bool, external: bool
 def test_an_activation_behind_makes_no_difference(opset: int, tmp_path: Path) -> None:
     """A Relu right behind a MatMul keeps stock ONNX Runtime from fusing it, but not us."""
     path = tmp_path / "model.onnx"
-    model = quantized(small_network(opset, activation="Relu"), symmetric=False)
+    model = nbits(small_network(opset, activation="Relu"), symmetric=False)
     onnx.save(model, path)
     assert fused_by_stock(path, tmp_path)["MatMulNBits"] == 2
     session = create_session(path)
@@ -88,7 +63,7 @@ def test_channel_wise(symmetric: bool, tmp_path: Path) -> None:
     Symmetric ones are written N-major with a Transpose, asymmetric ones K-major.
     """
     path = tmp_path / "model.onnx"
-    onnx.save(quantized(small_network(21), symmetric=symmetric, channel_wise=True), path)
+    onnx.save(nbits(small_network(21), symmetric=symmetric, channel_wise=True), path)
     model = onnx.load(path)
     found = dequantized_weights(model)
     assert {weight.block_size for weight in found} == {96, 160}
@@ -101,6 +76,6 @@ def test_channel_wise(symmetric: bool, tmp_path: Path) -> None:
 
 
 def test_a_session_of_bytes_is_the_same() -> None:
-    model = quantized(small_network(21), symmetric=False)
+    model = nbits(small_network(21), symmetric=False)
     ours = create_session(model.SerializeToString()).run(None, {"x": X})[0]
     assert np.array_equal(ours, stock_session(qoperator_twin(model).SerializeToString()).run(None, {"x": X})[0])

