@@ -43,6 +43,7 @@ _TIMEOUT = 40.0  # seconds; a load takes less than two
 _UNUSED_UID = 54321
 _PAGE = 4096
 _LOADED = "loaded"
+_UNREADABLE = "SourceUnreadableError"  # has no counterpart: ONNX Runtime maps what it cannot read
 # What this package's code, what it imports and what it has freed again take while stock ONNX Runtime loads.
 _DATA_SLACK = (8 * MB, 16 * MB, 24 * MB, 32 * MB)
 _ADDRESS_SLACK = (16 * MB, 80 * MB, 144 * MB)
@@ -456,6 +457,8 @@ def judge(ours: Outcome, stock: Outcome, results: set[str], left: set[str], alik
         problem = f"{ours.died} {ours.messages[-300:]}; stock: {stock.short}"
     elif ours.died:
         what = f"{ours.died}, as stock is"
+    elif ours.error == _UNREADABLE and stock.died:
+        what = f"{ours.error}; stock: {stock.died}"
     elif ours.error and ours.error != stock.error and not {ours.error, stock.error} <= alike:
         problem = f"{ours.error}: {ours.messages}; stock: {stock.short}"
     elif ours.error:

@@ -55,6 +55,7 @@ MAX_SECONDS = 2
 MAX_BYTES = 256 << 20
 
 _MAX_MODEL_BYTES = 1 << 15  # of the coverage-guided fuzzer's inputs
+_NOT_LOOKED_FOR = "is stored externally and should not"
 _STRUCTURED = 0.7  # share of its mutations that keep a model a model
 
 
@@ -305,6 +306,7 @@ class Verdict(Enum):
     NO_KERNEL = "stock has no kernel for these types"
     LOADED_BOTH = "loaded by both, not run"
     ONLY_OURS = "right, where stock's optimizer fails"
+    LIFTED = "loads, where stock does not look for a subgraph's external data"
     BOTH_RUN_INTO = "both fail while they run, each in its own kernel"
     VARIES = "stock's numbers are others each time"
     STOCK_CRASHED = "stock crashed; ours was not asked"
@@ -374,6 +376,8 @@ def _compared(ours: Outcome, stock: Outcome, truth: Outcome) -> Verdict:
                 (truth.stage, truth.error and truth.error[0]),
             )
             return Verdict.SAME_ERROR if ours.error == stock.error else Verdict.SAME_CLASS if same else Verdict.OTHER_ERROR
+        if _NOT_LOOKED_FOR in stock.error[1]:
+            return Verdict.LIFTED
         if truth.error is not None:
             return Verdict.OTHER_ERROR
         return Verdict.ONLY_OURS if ours.values is None or _close(ours, truth) else Verdict.WRONG

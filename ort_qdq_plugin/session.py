@@ -273,6 +273,9 @@ def _create_prepared(
     from ort_qdq_plugin.memory.handover import by_path, keep_until_destroyed, private_options, trimming
 
     clock = _Clock(prepared.report.seconds)
+    # What get_session_options() will give: the caller may load other models with it. Made before the session, whose profile
+    # has the name that a copy's has within the same second.
+    as_said = private_options(session_options)
     original = session._model_path, session._model_bytes
     # The base class's own attributes, which it hands to the native session; afterwards they say again what the caller said.
     session._model_path, session._model_bytes, session._sess_options = None, prepared.model, prepared.options
@@ -293,8 +296,7 @@ def _create_prepared(
     for buffer in prepared.packed:
         # Only now is it certain that ONNX Runtime has read what was packed.
         buffer.seal()
-    # What get_session_options() gives, which says what the caller said: he may load other models with it.
-    session._sess_options = private_options(session_options)
+    session._sess_options = as_said
     loading.report = replace(prepared.report, seconds=clock.seconds)
 
 

@@ -28,6 +28,7 @@ _MAX_OPSET = 2**31 - 1  # as ONNX Runtime takes it
 _FIELDS = {name for name, _ in _VALUE_FIELDS.values()} | {"g", "graphs", "tensors", "type_protos", "tp", "sparse_tensors"}
 
 # Of ONNX Runtime's contrib operators, which the specification does not have.
+_CONTRIB_INPUTS = {"DequantizeLinear": (2, 3), "FusedMatMul": (2,)}
 _CONTRIB_ATTRIBUTES: dict[str, dict[str, int]] = {
     "DequantizeLinear": {"axis": AttributeProto.INT},
     "FusedMatMul": {
@@ -46,7 +47,8 @@ def check_removed(scope: Scope, index: int, opset: int) -> None:
     node = scope.nodes[index]
     schema = _schema(node.op_type, opset) if is_standard(node) else None
     if schema is None:
-        known, fits = _CONTRIB_ATTRIBUTES.get(node.op_type, {}), not is_standard(node)
+        known = _CONTRIB_ATTRIBUTES.get(node.op_type, {})
+        fits = not is_standard(node) and len(node.input) in _CONTRIB_INPUTS.get(node.op_type, ()) and len(node.output) == 1
     else:
         known = {name: _code(attribute.type) for name, attribute in schema.attributes.items()}
         fits = (

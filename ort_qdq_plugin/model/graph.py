@@ -61,7 +61,7 @@ class Scope:
             raise ModelError("two nodes have the same name")
         if len(self.initializers) < len(graph.initializer):
             raise ModelError("two initializers have the same name")
-        if parent is not None and any(parent.has_before(name, owner) for name in (*outputs, *self.initializers)):
+        if parent is not None and any(parent.definer(name)._defines(name) for name in (*outputs, *self.initializers)):
             raise ModelError("a value in a subgraph has the same name as one outside it")
         self._producers: dict[str, int] = {
             name: index for index, node in enumerate(self.nodes) for name in node.output if name
