@@ -7,7 +7,7 @@ coverage-guided fuzzer one with the seed that it gives its mutators.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper
 
-from conformance.patterns import MS, PATTERNS, PER_CHANNEL, PER_TENSOR, Draft, Weight
+from conformance.patterns import MS, PATTERNS, PER_CHANNEL, PER_TENSOR, Draft, Weight, graphs_of
 
 __all__ = ["LOCATIONS", "mutate", "mutated_models", "seed_models"]
 
@@ -128,17 +128,9 @@ def _with_subgraphs() -> onnx.ModelProto:
 # What is in a model
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attr in node.attribute:
-            if attr.HasField("g"):
-                yield from _graphs(attr.g)
-
-
 def _graph(rng: Random, model: onnx.ModelProto) -> Any:
     """One of the graphs, or a function's body."""
-    return rng.choice([*_graphs(model.graph), *model.functions])
+    return rng.choice([*graphs_of(model.graph), *model.functions])
 
 
 def _node(rng: Random, model: onnx.ModelProto) -> onnx.NodeProto:
@@ -152,7 +144,7 @@ def _node(rng: Random, model: onnx.ModelProto) -> onnx.NodeProto:
 
 
 def _tensor(rng: Random, model: onnx.ModelProto) -> TensorProto:
-    graph = rng.choice([*_graphs(model.graph)])
+    graph = rng.choice([*graphs_of(model.graph)])
     tensors = [*graph.initializer, *(attr.t for node in graph.node for attr in node.attribute if attr.HasField("t"))]
     new = model.graph.initializer.add(name="new", data_type=TensorProto.FLOAT) if not tensors else None
     tensor: TensorProto = new or rng.choice(tensors)
@@ -161,8 +153,8 @@ def _tensor(rng: Random, model: onnx.ModelProto) -> TensorProto:
 
 def _names(model: onnx.ModelProto) -> list[str]:
     """Every name of a value."""
-    names = [value.name for graph in _graphs(model.graph) for value in (*graph.input, *graph.initializer)]
-    names += [name for graph in _graphs(model.graph) for node in graph.node for name in node.output]
+    names = [value.name for graph in graphs_of(model.graph) for value in (*graph.input, *graph.initializer)]
+    names += [name for graph in graphs_of(model.graph) for node in graph.node for name in node.output]
     return names or ["x"]
 
 
@@ -388,7 +380,7 @@ def _version(rng: Random, model: onnx.ModelProto) -> None:
 
 def _interface(rng: Random, model: onnx.ModelProto) -> None:
     """Inputs, outputs and stated shapes."""
-    graph = rng.choice([*_graphs(model.graph)])
+    graph = rng.choice([*graphs_of(model.graph)])
     name = rng.choice(_names(model))
     shape: list[Any] = [rng.choice((*_SIZES, "m", "")) for _ in range(rng.choice((0, 1, 2, 2, 3, 70)))]
     value = helper.make_tensor_value_info(name, rng.choice((TensorProto.FLOAT, *range(27))), shape)
@@ -401,7 +393,7 @@ def _interface(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def _initializer(rng: Random, model: onnx.ModelProto) -> None:
-    graph = rng.choice([*_graphs(model.graph)])
+    graph = rng.choice([*graphs_of(model.graph)])
     if not graph.initializer:
         return
     at, kind = rng.randrange(len(graph.initializer)), rng.randrange(4)

@@ -13,7 +13,7 @@ import argparse
 import fnmatch
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from conformance.patterns import MAX_IDS, MS, PATTERNS, ROWS, Pattern, quick_patterns
+from conformance.patterns import MAX_IDS, MS, PATTERNS, ROWS, Pattern, graphs_of, quick_patterns
 
 __all__ = ["Form", "MakeSession", "Row", "check", "feeds", "main", "markdown"]
 
@@ -140,18 +140,9 @@ def feeds(model: onnx.ModelProto, rows: int) -> dict[str, Array]:
     return fed
 
 
-def _subgraphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
-    """The graph and those within it, outermost first."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _subgraphs(attribute.g)
-
-
 def _census(model: onnx.ModelProto) -> tuple[tuple[str, ...], int]:
     """A model's fused nodes, with biases and scales' types, and how many DequantizeLinear of constants but biases stay."""
-    graphs = list(_subgraphs(model.graph))
+    graphs = list(graphs_of(model.graph))
     nodes = [node for graph in graphs for node in graph.node]
     constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
     constants |= {node.output[0]: node.attribute[0].t for node in nodes if node.op_type == "Constant"}

@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-__all__ = ["PATTERNS", "Expectation", "Pattern", "Precision", "quick_patterns"]
+__all__ = ["PATTERNS", "Expectation", "Pattern", "Precision", "graphs_of", "quick_patterns"]
 
 Expectation = Literal["fused", "reason", "either", "unfused"]
 Precision = Literal["float", "float16", "bfloat16"]
@@ -100,6 +100,15 @@ FLOATS: Mapping[str, int] = {
     "bfloat16": TensorProto.BFLOAT16,
 }
 FLOAT16_TINY = 2.0**-14
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and those within it, outermost first."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from graphs_of(attribute.g)
 
 
 def _raw_quantized(values: Array, bits: int) -> bytes:

@@ -333,7 +333,7 @@ def _open(request: _Request, clock: _Clock) -> OpenedModel | str:
                 return "nothing in it is quantized"
             if options_are_in_models() and skeleton.mentions(_OPTIONS_IN_MODEL):
                 return "its session options are in the model"
-            _prepare_process()
+            _import_the_rest()
             opened = skeleton.parse()
             undo.pop_all()
         return opened
@@ -355,11 +355,18 @@ _IMPORTED_LATE = (
 
 
 @functools.cache
-def _prepare_process() -> None:
-    """Import what only models that there is something to do for need, and have all made that is made once in a process."""
+def _import_the_rest() -> None:
+    """Import what only models that there is something to do for need."""
     with _preparing:
         for module in _IMPORTED_LATE:
             importlib.import_module(module)
+
+
+@functools.cache
+def _prepare_process() -> None:
+    """Have all made that ONNX Runtime and Python make once in a process."""
+    _import_the_rest()
+    with _preparing:
         from ort_qdq_plugin.memory.handover import supplies_initializers
 
         # ONNX Runtime makes its tables of kernels with the first session, tempfile looks for its directory when first asked:
@@ -401,6 +408,7 @@ def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided |
 
 def _hand_over(decided: _Decided, request: _Request, clock: _Clock) -> _Prepared | Report:
     """Pack, put the result into the model, and say where ONNX Runtime finds every byte."""
+    _prepare_process()
     from ort_qdq_plugin.fusion.rewrite import FreshNames, lift_from_subgraphs
     from ort_qdq_plugin.memory.buffer import make_buffers
     from ort_qdq_plugin.memory.handover import Places, borrow, copy_loses_something, private_options, supplies_initializers

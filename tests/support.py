@@ -25,6 +25,7 @@ __all__ = [
     "added_provider",
     "descriptors",
     "external_tensor",
+    "field",
     "linear",
     "made_report",
     "mapped",
@@ -35,6 +36,7 @@ __all__ = [
     "settled_descriptors",
     "stack",
     "stock",
+    "varint",
     "x_of",
 ]
 
@@ -95,6 +97,19 @@ def external_tensor(model: onnx.ModelProto, name: str, **entries: str) -> onnx.T
     for key, value in kept.items():
         tensor.external_data.add(key=key, value=value)
     return tensor
+
+
+def varint(value: int) -> bytes:
+    """A number as protobuf writes it."""
+    out = b""
+    while value > 0x7F:
+        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
+    return out + bytes([value])
+
+
+def field(number: int, payload: bytes) -> bytes:
+    """A length-delimited field of a protobuf message."""
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
 def quiet() -> ort.SessionOptions:

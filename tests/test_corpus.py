@@ -27,20 +27,6 @@ def beside() -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
-
-
-@pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    judge = Judge()
-    yield judge
-    judge.close()
-
-
 def test_the_corpus_is_there_and_small() -> None:
     assert len(CORPUS) > 100
     assert sum(path.stat().st_size for path in CORPUS) < 1_000_000

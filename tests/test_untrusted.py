@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from conformance.patterns import PER_TENSOR, Draft, Weight
 from ort_qdq_plugin import ModelError, create_session, inspect
 from ort_qdq_plugin.model.tensors import MemorySource
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES, without_large_tensors
-from tests.support import CPU, external_tensor, linear, python, quiet, raised, stock
+from tests.support import CPU, external_tensor, field, linear, python, quiet, raised, stock
 
 # Processor time on a busy machine; models that are hung take minutes.
 PATIENCE = 5 * MAX_SECONDS
@@ -31,18 +31,6 @@ SMALL = Weight(k=32, n=16)
 MANY = 8000
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures memory as Linux counts it")
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 0x7F:
-        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
-    return out + bytes([value])
-
-
-def field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field."""
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
 def with_graph(graph: bytes, model: onnx.ModelProto | None = None) -> bytes:
@@ -358,20 +346,6 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 def void(_: object) -> None:
     return None
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
-
-
-@pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    judge = Judge()
-    yield judge
-    judge.close()
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, defs, helper
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.check import check_removed
@@ -79,6 +79,9 @@ class Rewriter:
         opsets = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
         if len(opsets) > 1:
             raise ModelError(f"opsets {sorted(opsets)} at once")
+        if any(entry.domain == "ai.onnx" and entry.version > defs.onnx_opset_version() for entry in model.opset_import):
+            # By this name ONNX Runtime notices an opset that it does not know only when a node is left that wants it.
+            raise ModelError(f"opset {max(opsets)}")
         self._opset = max(opsets, default=0)
         self._initializers: list[TensorProto] = []
         self._replaced: dict[Location, list[NodeProto]] = {}

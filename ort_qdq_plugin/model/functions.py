@@ -34,8 +34,12 @@ def check_functions(model: ModelProto) -> None:
             raise ModelError(f"function {function.name[:100]!r} does not import the domains of its operators")
     calls = _Calls(model.functions)
     packed = {tensor.name for tensor in model.graph.initializer if ELEMENT_BITS.get(tensor.data_type, 8) < 8}
-    if any(calls.pass_on(node, packed) for node in model.graph.node):
-        raise ModelError("elements of less than a byte go from function to function, which ONNX Runtime does not take")
+    if not all(calls.say_what_they_take(node, packed) for node in model.graph.node):
+        raise ModelError("elements of less than a byte go to a function that does not say so, which ONNX Runtime refuses")
+    # Inlining takes these names away.
+    names = [node.name for node in model.graph.node if node.name]
+    if len(names) != len(set(names)):
+        raise ModelError("two nodes have the same name")
     inlined = calls.inlined(model.graph.node, 0)
     # Inside a function, names and references to attributes stand for what the caller gives.
     nbytes = inlined.nbytes + inlined.names * calls.longest_name + inlined.references * calls.largest_call
@@ -66,19 +70,29 @@ class _Calls:
             if self._functions.setdefault((function.domain, function.name, function.overload), function) is not function:
                 raise ModelError(f"two functions are called {function.name[:100]!r}")
         self._known: dict[tuple[str, str, str], _Size] = {}
+        self._read: dict[tuple[str, str, str], set[str]] = {}
         self.longest_name = 0
         self.largest_call = 0
 
-    def pass_on(self, node: NodeProto, names: set[str]) -> bool:
-        """Whether `node` calls a function that hands one of the values called `names` to another function."""
-        function = self._functions.get((node.domain, node.op_type, node.overload))
-        if function is None:
-            return False
-        given = {own for own, name in zip(function.input, node.input, strict=False) if name in names}
-        return any(
-            (inner.domain, inner.op_type, inner.overload) in self._functions and not given.isdisjoint(inner.input)
-            for inner in function.node
-        )
+    def say_what_they_take(self, node: NodeProto, names: set[str]) -> bool:
+        """Whether a function that `node` calls, if any, gives those of its inputs to operators that are called `names` here.
+
+        By them ONNX Runtime knows which types it takes; not by functions, nor by nothing at all.
+        """
+        key = (node.domain, node.op_type, node.overload)
+        if key not in self._functions or names.isdisjoint(node.input):
+            return True
+        own = self._functions[key].input
+        return self._read_by_operators(key) >= {own[at] for at, name in enumerate(node.input[: len(own)]) if name in names}
+
+    def _read_by_operators(self, key: tuple[str, str, str]) -> set[str]:
+        """What the nodes of a function read, but for what others of its nodes hand to functions."""
+        if key not in self._read:
+            readers: dict[bool, set[str]] = {True: set(), False: set()}
+            for node in self._functions[key].node:
+                readers[(node.domain, node.op_type, node.overload) in self._functions].update(node.input)
+            self._read[key] = readers[False] - readers[True]
+        return self._read[key]
 
     def inlined(self, nodes: Iterable[NodeProto], depth: int) -> _Size:
         """What the calls among `nodes`, and in graphs inside them, are replaced by."""

@@ -21,22 +21,10 @@ from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.skeleton import external_tensors, open_skeleton
 from ort_qdq_plugin.model.tensors import ByteSource, FileSource, MemorySource
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES, without_large_tensors
-from tests.support import linear
+from tests.support import field, linear, varint
 
 HERE = "the model itself"
 LARGE = LARGE_TENSOR_BYTES * 2
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 0x7F:
-        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
-    return out + bytes([value])
-
-
-def field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field."""
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
 def large(name: str, seed: int = 0, nbytes: int = LARGE) -> TensorProto:
