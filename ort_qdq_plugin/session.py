@@ -384,7 +384,7 @@ def _has_work(skeleton: Skeleton, request: _Request) -> bool:
 def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided | Report:
     with clock.stage("match"):
         from ort_qdq_plugin.fusion.match import Matches, match
-        from ort_qdq_plugin.model.graph import domains, model_scope
+        from ort_qdq_plugin.model.graph import check_imports, domains, model_scope
         from ort_qdq_plugin.packing.layout import plan_layout
 
         with readable():
@@ -397,6 +397,7 @@ def _decide(opened: OpenedModel, request: _Request, clock: _Clock) -> _Decided |
     # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs them.
     borrows = opened.skeleton.mentions("MatMulNBits") and any(external_tensors(opened.proto.graph))
     used = domains(scope)
+    check_imports(opened.proto, used)
     if not matches.fusions and not borrows and EXTENSIONS_DOMAIN not in used:
         return replace(report, passed_through="nothing in it can be fused", seconds=clock.seconds)
     stored_bytes, packed_bytes = opened.skeleton.stored_bytes, sum(layout.sizes)

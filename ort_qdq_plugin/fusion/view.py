@@ -146,9 +146,10 @@ def _axes(scope: Scope, node: NodeProto, locate: Locate) -> list[int] | None:
     given = attribute(node, "axes")
     if given is not None:
         return list(given.ints)
-    if len(node.input) < 2 or not node.input[1]:
+    if len(node.input) < 2:
         return None
-    axes = constant_integers(scope, node.input[1], locate)
+    # An input that is there but has no name fails in ONNX Runtime, when it runs.
+    axes = constant_integers(scope, node.input[1], locate) if node.input[1] else None
     if axes is None:
         raise NotFusable(Reason.RESHAPE)
     return axes

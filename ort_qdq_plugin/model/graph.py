@@ -14,7 +14,18 @@ from ort_qdq_plugin.model.skeleton import subgraphs
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = ["Location", "Scope", "Shape", "attribute", "attributes", "domains", "is_standard", "model_scope", "scopes"]
+__all__ = [
+    "Location",
+    "Scope",
+    "Shape",
+    "attribute",
+    "attributes",
+    "check_imports",
+    "domains",
+    "is_standard",
+    "model_scope",
+    "scopes",
+]
 
 # Initializers that are also graph inputs can be overridden at run time from this IR version on (onnx.proto, IR_VERSION 4).
 _FIRST_IR_WITH_OVERRIDES = 4
@@ -209,6 +220,15 @@ def scopes(scope: Scope) -> Iterator[Scope]:
 def domains(scope: Scope) -> set[str]:
     """The domains of all operators in `scope` and its subgraphs."""
     return {node.domain for inner in scopes(scope) for node in inner.nodes}
+
+
+def check_imports(model: ModelProto, used: set[str]) -> None:
+    """Raise ModelError where operators have the standard domain's long name, and the model imports it by the other only.
+
+    In subgraphs ONNX Runtime takes them for two. `used`: the domains of all operators.
+    """
+    if "ai.onnx" in used and all(entry.domain != "ai.onnx" for entry in model.opset_import):
+        raise ModelError("domain 'ai.onnx' is not imported")
 
 
 def is_standard(node: NodeProto) -> bool:
