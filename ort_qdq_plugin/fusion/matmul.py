@@ -38,8 +38,9 @@ _MAX_GROWTH = 2
 # A bias is made anew, scaled or repeated, for each of thousands of products that may share it: larger ones are added.
 _MAX_NEW_BIAS_BYTES = 4096
 
-# Scales are multiplied by it: they must not overflow where the product would not, nor lose bits below their range.
-_MAX_ALPHA = 2.0**16
+# Of alpha and beta, with which scales and biases are multiplied: these must not overflow where the product would not, nor
+# lose bits below their range.
+_MAX_FACTOR = 2.0**16
 
 _UINT8, _INT8 = 2, 3  # TensorProto.DataType
 
@@ -155,7 +156,7 @@ def _read_product(node: NodeProto, name: str) -> _Product:
     alpha = given["alpha"].f if "alpha" in given else 1.0
     if not math.isfinite(alpha) or not math.isfinite(beta):
         raise NotFusable(Reason.INVALID)
-    if alpha and not 1 / _MAX_ALPHA <= abs(alpha) <= _MAX_ALPHA:
+    if alpha and not 1 / _MAX_FACTOR <= abs(alpha) <= _MAX_FACTOR:
         raise NotFusable(Reason.ALPHA)
     return _Product(
         activation=node.input[1] if on_left else node.input[0],
@@ -261,7 +262,7 @@ def _bias(
         return None, bias
     if bias.beta == 1.0 and shape == (matrix.n,):
         return bias.name, None
-    if matrix.n * ELEMENT_BITS[data_type] > _MAX_NEW_BIAS_BYTES * 8:
+    if matrix.n * ELEMENT_BITS[data_type] > _MAX_NEW_BIAS_BYTES * 8 or abs(bias.beta) > _MAX_FACTOR:
         return None, bias
     try:
         stored = locate(tensor)
