@@ -16,6 +16,7 @@ from typing import Any
 # Neither onnxruntime nor what imports it: this module is imported while onnxruntime is being imported (startup.py), also by
 # the very modules of this package that import it.
 from ort_qdq_plugin.options import BUFFERS, MAX_ACCURACY_LEVEL, Options, is_accuracy_level
+from ort_qdq_plugin.startup import YES
 
 __all__ = ["PREFIX", "activate", "activate_from_environment", "deactivate", "options_from_environment"]
 
@@ -25,7 +26,7 @@ PREFIX = "ORT_QDQ_PLUGIN"
 
 _METHOD = "_create_inference_session"
 _LEVELS = ("debug", "info", "warning", "error", "critical")
-_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+_NO = ("", "0", "false", "no", "off")
 
 _lock = threading.Lock()
 _options = Options()
@@ -142,9 +143,9 @@ def _threads(text: str) -> int:
 
 
 def _flag(text: str) -> bool:
-    if text.lower() not in _YES + _NO:
+    if text.lower() not in YES + _NO:
         raise ValueError(text)
-    return text.lower() in _YES
+    return text.lower() in YES
 
 
 def _log_to_stderr(level: str) -> None:

@@ -13,15 +13,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["install"]
+__all__ = ["YES", "install"]
 
 _AWAITED = "onnxruntime"
-_YES = ("1", "true", "yes", "on")
+YES = ("1", "true", "yes", "on")
 
 
 def install() -> None:
     """Where the variable says so, activate the package as soon as onnxruntime has been imported, or now if it already is."""
-    if os.environ.get("ORT_QDQ_PLUGIN", "").strip().lower() not in _YES:
+    if os.environ.get("ORT_QDQ_PLUGIN", "").strip().lower() not in YES:
         return
     if _AWAITED in sys.modules:
         _activate()

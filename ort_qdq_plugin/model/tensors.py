@@ -209,8 +209,8 @@ class ExternalFiles:
 
     @property
     def opened(self) -> tuple[FileSource, ...]:
-        """Those that something was found in so far."""
-        return tuple(self._sources.values())
+        """Those that something was found in so far, each once."""
+        return tuple(dict.fromkeys(self._sources.values()))
 
     def open(self, location: str) -> FileSource:
         """The source for a tensor's ``location``; raises ModelError for one that ONNX Runtime would refuse."""

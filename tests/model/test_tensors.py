@@ -277,3 +277,10 @@ def test_stored_bytes_must_fit_the_shape(count: int, dim: int) -> None:
         else:
             with pytest.raises(ModelError):
                 locate(tensor, Path("/"))
+
+
+def test_a_file_of_several_locations_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "w.data").write_bytes(b"12345678")
+    files = ExternalFiles.beside(str(tmp_path / "m.onnx"))
+    assert files.open("w.data") is files.open("./w.data")
+    assert files.opened == (files.open("w.data"),)
