@@ -290,24 +290,17 @@ class Draft:
 
     def model(self) -> onnx.ModelProto:
         """What was drawn, as a model that imports no more than it uses."""
-        domains = sorted({""} | {node.domain for node in _all_nodes(self.nodes)} | {f.domain for f in self.functions})
+        drawn = self.graph("pattern")
+        used = {node.domain for graph in graphs_of(drawn) for node in graph.node}
+        domains = sorted({""} | used | {function.domain for function in self.functions})
         imports = [helper.make_opsetid(domain, 1 if domain else self.opset) for domain in domains]
         model: onnx.ModelProto = helper.make_model(
-            self.graph("pattern"),
+            drawn,
             opset_imports=imports,
             ir_version=13 if self.opset >= 25 else 10 if self.opset >= 21 else 8,
             functions=self.functions,
         )
         return model
-
-
-def _all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _all_nodes(attribute.g.node)
 
 
 def _scale_shape(shape: Sequence[int], axis: int, block: int) -> list[int]:
