@@ -8,8 +8,8 @@ if TYPE_CHECKING:
 
     from ort_qdq_plugin.activation import activate, deactivate
     from ort_qdq_plugin.errors import ModelError, QdqPluginError, SourceChangedError, SourceUnreadableError
-    from ort_qdq_plugin.fusion.reason import Reason
     from ort_qdq_plugin.options import Options
+    from ort_qdq_plugin.reason import Reason
     from ort_qdq_plugin.report import Fusion, Report, Unfused
     from ort_qdq_plugin.session import create_session, inspect, report_of
 
@@ -36,7 +36,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "activation": ("activate", "deactivate"),
     "errors": ("ModelError", "QdqPluginError", "SourceChangedError", "SourceUnreadableError"),
-    "fusion.reason": ("Reason",),
+    "reason": ("Reason",),
     "options": ("Options",),
     "report": ("Fusion", "Report", "Unfused"),
     "session": ("create_session", "inspect", "report_of"),

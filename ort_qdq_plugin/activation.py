@@ -1,30 +1,28 @@
 """Switching this package on for programs that create InferenceSessions themselves.
 
-Not the class is replaced but the one method by which it creates its native session: every reference to the class, its
-subclasses, ``isinstance``, its signature and pickling by reference stay what they are, whoever imported what, and when.
+The class stays. Only the one method by which it creates its native session is replaced. So references to the class, its
+subclasses, ``isinstance``, its signature and pickles stay what they are, whoever imported what, and when.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Neither onnxruntime nor what imports it: this module is imported while onnxruntime is being imported (startup.py), also by
-# the very modules of this package that import it.
+# Nothing that imports onnxruntime: this module is imported while onnxruntime is being imported (startup.py), perhaps by a
+# module of this package.
+from ort_qdq_plugin import log
 from ort_qdq_plugin.options import BUFFERS, MAX_ACCURACY_LEVEL, Options, is_accuracy_level
+from ort_qdq_plugin.ort.keys import CREATE_METHOD
 from ort_qdq_plugin.startup import YES
 
 __all__ = ["PREFIX", "activate", "activate_from_environment", "deactivate", "options_from_environment"]
 
-_log = logging.getLogger("ort_qdq_plugin")
-
 PREFIX = "ORT_QDQ_PLUGIN"
 
-_METHOD = "_create_inference_session"
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _NO = ("", "0", "false", "no", "off")
 
@@ -46,7 +44,10 @@ if hasattr(os, "register_at_fork"):
 def activate(options: Options | None = None) -> None:
     """Load the model of every ``onnxruntime.InferenceSession`` created from now on in this process as create_session does.
 
-    `options` are for all of them; a second call changes them. `report_of` tells of each session.
+    `report_of` tells of each session.
+
+    Args:
+        options: For all of them. A second call changes them.
     """
     global _options, _stock
     # Before the lock: another thread may be importing it, and about to come here (startup.py).
@@ -55,8 +56,8 @@ def activate(options: Options | None = None) -> None:
     with _lock:
         _options = options or Options()
         if _stock is None:
-            _stock = getattr(onnxruntime.InferenceSession, _METHOD)
-            setattr(onnxruntime.InferenceSession, _METHOD, _creating_method(_stock))
+            _stock = getattr(onnxruntime.InferenceSession, CREATE_METHOD)
+            setattr(onnxruntime.InferenceSession, CREATE_METHOD, _creating_method(_stock))
 
 
 def deactivate() -> None:
@@ -66,7 +67,7 @@ def deactivate() -> None:
 
     with _lock:
         if _stock is not None:
-            setattr(onnxruntime.InferenceSession, _METHOD, _stock)
+            setattr(onnxruntime.InferenceSession, CREATE_METHOD, _stock)
             _stock = None
 
 
@@ -77,7 +78,7 @@ def activate_from_environment() -> None:
 
 
 def options_from_environment(environment: Mapping[str, str]) -> Options:
-    """The Options that the ``ORT_QDQ_PLUGIN_*`` variables give; each that makes no sense is left out, with a warning."""
+    """The Options that the ``ORT_QDQ_PLUGIN_*`` variables give. One that makes no sense is ignored, with a warning."""
     chosen: dict[str, Any] = {}
 
     def choose(option: str, parse: Callable[[str], Any], allowed: str) -> None:
@@ -88,7 +89,7 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
         try:
             chosen[option] = parse(text)
         except ValueError:
-            _log.warning("%s is %r, must be %s: ignored", variable, text, allowed)
+            log.warning("%s is %r, must be %s: ignored", variable, text, allowed)
 
     choose("accuracy_level", _accuracy_level, f"a whole number from 0 to {MAX_ACCURACY_LEVEL}")
     choose("buffer", _buffer, f"one of {', '.join(BUFFERS)}")
@@ -102,17 +103,18 @@ def _creating_method(stock: Any) -> Any:
     @functools.wraps(stock)
     def create(self: Any, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
         try:
+            from ort_qdq_plugin.ort.hook import Asked
             from ort_qdq_plugin.session import Loading, load
         except Exception as error:
-            _log.warning("cannot be used: %s: %s", type(error).__name__, error)
+            log.warning("cannot be used: %s: %s", type(error).__name__, error)
             stock(self, providers, provider_options, disabled_optimizers)
             return
         loading = self.__dict__.get("_ort_qdq_loading")
         if loading is None:
             loading = self._ort_qdq_loading = Loading(_options)
-        load(self, loading, providers, provider_options, disabled_optimizers)
+        load(self, loading, Asked(providers, provider_options, disabled_optimizers))
 
-    create._ort_qdq_stock = stock  # type: ignore[attr-defined]  # for session.py, should it be imported only now
+    create._ort_qdq_stock = stock  # type: ignore[attr-defined]  # for ort/hook.py, should it be imported only now
     return create
 
 
@@ -149,15 +151,17 @@ def _flag(text: str) -> bool:
 
 
 def _log_to_stderr(level: str) -> None:
-    """One line per session, and more below that level, for programs that have no logging of their own."""
+    """Log to stderr from this level on: one line per session at "info". For programs that have no logging of their own."""
     name = level.strip().lower()
     if not name:
         return
     if name not in _LEVELS:
-        _log.warning("%s_LOG is %r, must be one of %s: ignored", PREFIX, level, ", ".join(_LEVELS))
+        log.warning("%s_LOG is %r, must be one of %s: ignored", PREFIX, level, ", ".join(_LEVELS))
         return
-    handler = logging.StreamHandler()
+    import logging
+
+    logger, handler = logging.getLogger(log.NAME), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("ort-qdq-plugin[%(process)d]: %(message)s"))
-    _log.addHandler(handler)
-    _log.setLevel(name.upper())
-    _log.propagate = False
+    logger.addHandler(handler)
+    logger.setLevel(name.upper())
+    logger.propagate = False

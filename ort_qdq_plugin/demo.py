@@ -19,15 +19,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ort_qdq_plugin.demo_model import BLOCK_SIZE, PRODUCTS, WEIGHT_BYTES, write_model
 from ort_qdq_plugin.errors import QdqPluginError
 from ort_qdq_plugin.session import create_session, inspect, report_of
-
-if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
 
 __all__ = ["main"]
 
@@ -38,8 +36,6 @@ _TOKEN_RUNS, _TOKEN_SECONDS = 7, 2.0
 _INTERRUPTED = 130  # the exit status that shells give to SIGINT
 _MB = 1e6
 
-# The models: layers as in a decoder's feed-forward part, two products with a gate between, and the layer's input added.
-_WIDTH, _GATED, _BLOCK, _LAYERS = 2048, 6144, 32, 4
 # At accuracy level 4 activations are rounded to 8 bits, where an unfused product stays in float.
 _ROUNDING = 0.05
 
@@ -277,84 +273,18 @@ def _compare_given(model: str, folder: Path, runs: int) -> int:
 
 def _compare_made(folder: Path, runs: int) -> int:
     """Models of our own, in the two orders in which weights are stored."""
-    weights = _LAYERS * 3 * _WIDTH * _GATED // 2 / _MB
-    _say(f"{2 * _LAYERS} products, {weights:.0f} MB of uint4 weights, block {_BLOCK}, zero points; medians of {runs} loads.")
-    _say("Models this small show that it works; fixed costs (imports, some 0.1 s) weigh less on larger ones.\n")
+    weights = f"{WEIGHT_BYTES / _MB:.0f} MB of uint4 weights, block {BLOCK_SIZE}, zero points"
+    _say(f"{PRODUCTS} products, {weights}; medians of {runs} loads.")
+    _say("Models this small show that it works; fixed costs weigh less on larger ones.\n")
     agreed = True
     for k_major, title in (
         (True, "K-major: DequantizeLinear(axis=0) -> MatMul, as most quantizers write it"),
         (False, "N-major: DequantizeLinear(axis=1) -> Transpose -> MatMul, which stock ONNX Runtime leaves unfused"),
     ):
         _say(title)
-        path = _write_model(folder / ("k-major" if k_major else "n-major"), k_major)
+        path = write_model(folder / ("k-major" if k_major else "n-major"), k_major)
         loads, apart = _compare(path, path.parent, runs)
         fused = all(not load.failure and not load.stock for way in loads for load in loads[way])
         agreed &= fused and apart is not None and apart <= (0.0 if k_major else _ROUNDING)
     _say("Both ways agree." if agreed else "The two ways DO NOT AGREE as they should: this is a bug, please report it.")
     return int(not agreed)
-
-
-def _write_model(folder: Path, k_major: bool) -> Path:
-    """A chain of QDQ products with random weights in an external data file; in one order or the other."""
-    from onnx import TensorProto, helper
-
-    folder.mkdir()
-    nodes: list[NodeProto] = []
-    tensors: list[TensorProto] = []
-    value = "x"
-    with open(folder / "model.onnx.data", "wb") as data:
-
-        def store(name: str, kind: int, shape: tuple[int, ...], content: np.ndarray) -> str:
-            tensor = TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
-            entries = {"location": Path(data.name).name, "offset": data.tell(), "length": content.nbytes}
-            for key, entry in entries.items():
-                tensor.external_data.add(key=key, value=str(entry))
-            data.write(content.data)
-            tensors.append(tensor)
-            return name
-
-        def product(name: str, left: str, k: int, n: int) -> str:
-            weight, scales, zero_points = _numbers(k, n, len(tensors))
-            blocks = (k // _BLOCK, n) if k_major else (n, k // _BLOCK)
-            operands = [
-                store(f"{name}.weight", TensorProto.UINT4, (k, n) if k_major else (n, k), weight),
-                store(f"{name}.scale", TensorProto.FLOAT, blocks, scales),
-                store(f"{name}.zero_point", TensorProto.UINT4, blocks, zero_points),
-            ]
-            right = f"{name}.dequantized"
-            attributes: dict[str, Any] = {"axis": 0 if k_major else 1, "block_size": _BLOCK}
-            nodes.append(helper.make_node("DequantizeLinear", operands, [right], f"{name}.dq", **attributes))
-            if not k_major:
-                nodes.append(helper.make_node("Transpose", [right], [f"{name}.transposed"], perm=[1, 0]))
-                right = f"{name}.transposed"
-            nodes.append(helper.make_node("MatMul", [left, right], [f"{name}.out"], name))
-            return f"{name}.out"
-
-        for layer in range(_LAYERS):
-            name = f"layer{layer}"
-            gate_up = product(f"{name}.gate_up", value, _WIDTH, 2 * _GATED)
-            nodes.append(helper.make_node("Split", [gate_up], [f"{name}.gate", f"{name}.up"], axis=-1, num_outputs=2))
-            nodes.append(helper.make_node("Sigmoid", [f"{name}.gate"], [f"{name}.open"]))
-            nodes.append(helper.make_node("Mul", [f"{name}.up", f"{name}.open"], [f"{name}.gated"]))
-            down = product(f"{name}.down", f"{name}.gated", _GATED, _WIDTH)
-            nodes.append(helper.make_node("Add", [value, down], [f"{name}.y"]))
-            value = f"{name}.y"
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", _WIDTH]) for name in ("x", value)]
-    graph = helper.make_graph(nodes, "demo", ends[:1], ends[1:], tensors)
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
-    path = folder / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def _numbers(k: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Packed weight, scales and packed zero points, random in whichever order; results stay about as large as inputs."""
-    rng = np.random.default_rng(seed)
-    blocks = k // _BLOCK * n
-    scales = rng.random(blocks, np.float32)
-    scales += np.float32(0.5)
-    scales *= np.float32(1 / (6 * math.sqrt(k)))
-    # Zero points near the middle, as quantizers give them: 6 to 9.
-    zero_points = rng.integers(0, 256, blocks // 2, np.uint8) & np.uint8(0x33)
-    zero_points += np.uint8(0x66)
-    return rng.integers(0, 256, k * n // 2, np.uint8), scales, zero_points

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["ModelError", "QdqPluginError", "SourceChangedError", "SourceUnreadableError", "readable"]
+__all__ = ["LeaveToStock", "ModelError", "QdqPluginError", "SourceChangedError", "SourceUnreadableError", "readable"]
 
 
 class QdqPluginError(Exception):
@@ -24,9 +24,16 @@ class SourceUnreadableError(QdqPluginError, OSError):
     """The disk cannot give the model's weights. ONNX Runtime, which maps them into memory, would be killed by SIGBUS."""
 
 
+class LeaveToStock(Exception):
+    """The untouched model goes to stock ONNX Runtime, because of what the message says. Never leaves the package.
+
+    There is nothing wrong then: this is raised where there is nothing to do, or where ONNX Runtime knows better.
+    """
+
+
 @contextmanager
 def readable() -> Iterator[None]:
-    """Make a ModelError of what protobuf, and what is built on it, raises for messages that are none."""
+    """Turn what protobuf, and what is built on it, raises for malformed messages into a ModelError."""
     try:
         yield
     except (QdqPluginError, OSError):

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from ort_qdq_plugin.fusion.reason import Reason
+from ort_qdq_plugin.reason import Reason
 
-__all__ = ["Fusion", "Report", "Unfused"]
+__all__ = ["Fusion", "Journal", "Report", "Unfused"]
 
 _MB = 1e6
 _FLOAT_BYTES = 4  # of a dequantized element
 
 
-@dataclass(frozen=True)
-class Fusion:
+class Fusion(NamedTuple):
     """A node that became a fused low-bit operator.
 
-    `node`: the node replaced (its output where it has no name); `dequantize`: the DequantizeLinear that fed it; `kind`: its
-    operator type. `k`, `n`: rows and columns of the weight; `block_size`: elements along K that share a scale. `layout`:
-    "K-major" or "N-major". `packed_bytes` went into the packed buffer, `borrowed_bytes` are used where the model stores them
-    (operands that several fusions share count in each).
+    Attributes:
+        node: The node that was replaced, by its name or its output's.
+        dequantize: The DequantizeLinear that fed it.
+        kind: Its operator type.
+        k: Rows of the weight.
+        n: Columns of the weight.
+        bits: Of an element.
+        block_size: Elements along K that share a scale.
+        layout: "K-major" (stored [K, N]) or "N-major" (stored [N, K]).
+        packed_bytes: Of its operands that went into the packed buffer. What several fusions share counts in each.
+        borrowed_bytes: Of its operands that are used where the model stores them.
+        has_bias: Whether the fused node adds a bias of its own.
     """
 
     node: str
@@ -37,9 +46,15 @@ class Fusion:
     has_bias: bool
 
 
-@dataclass(frozen=True)
-class Unfused:
-    """A DequantizeLinear of a constant weight that stays: it dequantizes `bytes_per_run` bytes on every run."""
+class Unfused(NamedTuple):
+    """A DequantizeLinear of a constant weight that stays.
+
+    Attributes:
+        dequantize: The node, by its name or its output's.
+        weight: What it dequantizes.
+        reason: Why it stays.
+        bytes_per_run: What it dequantizes on every run, in bytes.
+    """
 
     dequantize: str
     weight: str
@@ -47,14 +62,19 @@ class Unfused:
     bytes_per_run: int
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What became of a model.
 
-    `route`: "borrowed" (ONNX Runtime uses our buffers in place), "by path" (it maps the same files itself), "stock" (the
-    untouched model) or "inspect" (no session was made). `passed_through`: why the whole model went to stock ONNX Runtime.
-    `packed_bytes` and `borrowed_bytes` count every operand of fused nodes once. `seconds`: per stage, "open", "match",
-    "plan", "pack" and "hand over" (ONNX Runtime's own initialization included).
+    Attributes:
+        route: "borrowed" (ONNX Runtime uses our buffers in place), "by path" (it maps the same files itself), "stock" (it
+            loads the untouched model) or "inspect" (no session was made).
+        passed_through: Why the whole model went to stock ONNX Runtime; None if it did not.
+        fused: What was fused.
+        unfused: What was not, and why.
+        packed_bytes: Of all fused nodes' operands in the packed buffer, each counted once.
+        borrowed_bytes: Of those that are used where the model stores them, each counted once.
+        seconds: By stage: "open", "match", "plan", "pack", "assemble" and "create session", which is ONNX Runtime's own
+            work.
     """
 
     route: str
@@ -63,14 +83,14 @@ class Report:
     unfused: tuple[Unfused, ...] = ()
     packed_bytes: int = 0
     borrowed_bytes: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = MappingProxyType({})
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON; reasons as their sentences."""
-        plain = asdict(self)
+        plain = self._asdict()
+        plain["fused"] = [entry._asdict() for entry in self.fused]
+        plain["unfused"] = [{**entry._asdict(), "reason": str(entry.reason)} for entry in self.unfused]
         plain["seconds"] = dict(self.seconds)
-        for entry, unfused in zip(plain["unfused"], self.unfused, strict=True):
-            entry["reason"] = str(unfused.reason)
         return plain
 
     def __str__(self) -> str:
@@ -102,3 +122,35 @@ class Report:
             f"  unfused {entry.dequantize}: {entry.reason} ({entry.bytes_per_run / _MB:.1f} MB dequantized per run)"
             for entry in self.unfused
         ]
+
+
+class Journal:
+    """What has been done with a model so far, for its report."""
+
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        self._seconds = dict(seconds or {})
+        self._report = Report("stock")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def planned(
+        self, *, fused: Iterable[Fusion], unfused: Iterable[Unfused], packed_bytes: int, borrowed_bytes: int
+    ) -> None:
+        """Say what is going to be done."""
+        self._report = self._report._replace(
+            fused=tuple(fused),
+            unfused=tuple(unfused),
+            packed_bytes=packed_bytes,
+            borrowed_bytes=borrowed_bytes,
+        )
+
+    def finished(self, route: str, passed_through: str | None = None) -> Report:
+        """The report: how the model was loaded, and why ONNX Runtime got it as it is, if it did."""
+        return self._report._replace(route=route, passed_through=passed_through, seconds=dict(self._seconds))

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion.reason import NotFusable, Reason
+from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.view import View, view_of
-from ort_qdq_plugin.model.graph import Scope, attributes
-from ort_qdq_plugin.model.quantized import SCALE_TYPES, WEIGHT_TYPES, QuantizedMatrix, default_zero_point
+from ort_qdq_plugin.model.elements import ELEMENTS, SCALE_TYPES, WEIGHT_TYPES
+from ort_qdq_plugin.model.graph import Scope
+from ort_qdq_plugin.model.messages import attributes
 from ort_qdq_plugin.model.tensors import StoredTensor, shape_of
+from ort_qdq_plugin.reason import Reason
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
-__all__ = ["Centred", "Dequantized", "Locate", "has_constant_weight", "is_dequantize", "read_dequantize"]
+__all__ = [
+    "Centred",
+    "Dequantized",
+    "Locate",
+    "QuantizedMatrix",
+    "default_zero_point",
+    "has_constant_weight",
+    "is_dequantize",
+    "read_dequantize",
+]
 
 Locate = Callable[["TensorProto"], StoredTensor]
 """Finds the bytes of a tensor; raises ModelError when they are not all there."""
@@ -26,7 +36,7 @@ Locate = Callable[["TensorProto"], StoredTensor]
 # DequantizeLinear's default axis, in the ONNX specification since version 13 and in ONNX Runtime's contrib operators.
 _DEFAULT_AXIS = 1
 
-# Zero points are read to see whether they are needed: so many bytes at once, and in all no more than so many.
+# Zero points are read to see whether they are needed: so many bytes first, then so many at a time, and so many in all.
 _HEAD_BYTES, _CHUNK_BYTES = 4096, 1 << 20
 _MAX_READ_BYTES = 1 << 30
 
@@ -34,13 +44,59 @@ _MAX_READ_BYTES = 1 << 30
 _DOMAINS = {"", "ai.onnx", "com.microsoft"}
 
 
-@dataclass(frozen=True)
-class Dequantized:
+def default_zero_point(bits: int) -> int:
+    """What MatMulNBits takes without zero points: the middle of the unsigned range."""
+    return 1 << (bits - 1)
+
+
+class QuantizedMatrix(NamedTuple):
+    """The constant operands of one dequantized product ``A[.., K] x W[K, N]``.
+
+    Format facts: DequantizeLinear-21, -23 and -25 of the ONNX specification (``axis``, ``block_size``, ranks of the scales).
+
+    Attributes:
+        weight: The quantized elements, stored [K, N] if `k_major`, else [N, K].
+        scales: One for each block and column, [ceil(K/block), N] or [N, ceil(K/block)] like the weight. Without blocks there
+            are N of them, one for each column, or a single one.
+        zero_points: As many as scales, of the weight's type. None: none are needed (`centred`), or all are 0.
+        centred: All zero points are what MatMulNBits takes by itself: 2**(bits-1), once the elements are unsigned.
+        k: Rows, as the product sees the weight.
+        n: Columns.
+        k_major: Whether the weight is stored [K, N].
+        block: Elements along K that share a scale; 0 if all of a column do.
+    """
+
+    weight: StoredTensor
+    scales: StoredTensor
+    zero_points: StoredTensor | None
+    centred: bool
+    k: int
+    n: int
+    k_major: bool
+    block: int
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element: 2, 4 or 8."""
+        return ELEMENTS[self.weight.data_type].bits
+
+    @property
+    def signed(self) -> bool:
+        """Whether elements are two's complement."""
+        return ELEMENTS[self.weight.data_type].weight == "signed"
+
+
+class Dequantized(NamedTuple):
     """The operands of one DequantizeLinear.
 
-    `axis` is where scales are shared or vary, None when there is a single scale. `block` elements along it share one; 0: one
-    scale per index. `centred`: the zero points, given or not, are the ones that MatMulNBits takes by itself. `names`: of
-    weight, scales and zero points in the graph, "" for none.
+    Attributes:
+        weight: The quantized tensor.
+        scales: Its scales.
+        zero_points: Its zero points, of the weight's type and the scales' shape; None if the node has none.
+        centred: Whether the zero points, given or not, are those that MatMulNBits takes by itself.
+        axis: The axis along which scales differ or blocks lie; None if there is a single scale.
+        block: Elements along the axis that share a scale; 0: every index has its own.
+        output_type: The TensorProto.DataType of the result.
     """
 
     weight: StoredTensor
@@ -50,7 +106,6 @@ class Dequantized:
     axis: int | None
     block: int
     output_type: int
-    names: tuple[str, str, str]
 
     @property
     def view(self) -> View:
@@ -58,7 +113,11 @@ class Dequantized:
         return view_of(self.weight.shape, self.output_type)
 
     def matrix(self, view: View, transposed: bool) -> QuantizedMatrix:
-        """The right operand W[K, N] of a product that is given `view`, or its transpose; raises NotFusable if it is none."""
+        """The right operand W[K, N] of a product that reads the weight as `view`, or as the transpose of that.
+
+        Raises:
+            NotFusable: This is no matrix with blocks along K.
+        """
         if len(view.axes) < 2:
             raise NotFusable(Reason.RANK)
         if any(view.axes[:-2]):
@@ -109,7 +168,11 @@ def has_constant_weight(scope: Scope, node: NodeProto) -> bool:
 
 
 def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: Centred) -> Dequantized:
-    """The operands of `node`; raises NotFusable where no fused operator can take them."""
+    """Read the operands of a DequantizeLinear and check them against each other.
+
+    Raises:
+        NotFusable: No fused operator can take them.
+    """
     names = [name for name in node.input if name]
     if len(node.input) > 3:
         raise NotFusable(Reason.INVALID)
@@ -148,14 +211,13 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
         axis=scale_axis,
         block=block,
         output_type=output_type or scales.data_type,
-        names=(node.input[0], node.input[1], node.input[2] if len(node.input) > 2 else ""),
     )
 
 
 class Centred:
-    """Whether zero points are those that MatMulNBits takes by itself.
+    """Tells whether zero points are those that MatMulNBits takes by itself, which it then need not be given.
 
-    For one model: what was read is remembered, and where that was very much, the rest counts as not centred.
+    One object serves one model: it remembers what it has read, and once it has read very much it answers no.
     """
 
     def __init__(self) -> None:
@@ -163,18 +225,19 @@ class Centred:
         self._left = _MAX_READ_BYTES
 
     def __call__(self, data_type: int, zero_points: StoredTensor | None) -> bool:
-        bits, signed = WEIGHT_TYPES[data_type]
+        element = ELEMENTS[data_type]
+        signed = element.weight == "signed"
         if zero_points is None:
             return signed
         key = (*zero_points.storage, zero_points.elements, data_type)
         if key not in self._known:
-            repeated = 0 if signed else default_zero_point(bits) * (0xFF // ((1 << bits) - 1))
-            self._known[key] = self._repeats(zero_points, bits, repeated)
+            repeated = 0 if signed else default_zero_point(element.bits) * (0xFF // ((1 << element.bits) - 1))
+            self._known[key] = self._repeats(zero_points, element.bits, repeated)
         return self._known[key]
 
     def _repeats(self, zero_points: StoredTensor, bits: int, byte: int) -> bool:
         """Whether every byte, up to the last element, is `byte`."""
-        # Most that differ do so at once; the last byte may be padded.
+        # If they differ, they mostly do so at the beginning. The last byte may be padded, so it is compared apart.
         step, start, end = _HEAD_BYTES, 0, zero_points.nbytes - 1
         while start < end:
             chunk = np.empty(min(step, end - start), np.uint8)
@@ -192,7 +255,7 @@ class Centred:
 
 
 def _granularity(weight: tuple[int, ...], scales: tuple[int, ...], axis: int, block: int) -> tuple[int | None, int]:
-    """(axis of the scales or None, block size); raises NotFusable(INVALID) where shapes and attributes do not fit."""
+    """The axis of the scales, or None, and the block size; raises NotFusable if shapes and attributes do not fit."""
     rank = len(weight)
     if not weight or min(weight) <= 0 or block < 0:
         raise NotFusable(Reason.INVALID)

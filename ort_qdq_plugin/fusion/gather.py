@@ -1,85 +1,134 @@
 """DequantizeLinear -> [Cast]* -> Gather (an embedding table), as GatherBlockQuantized on the bytes as they are stored.
 
 Format facts: ``com.microsoft.GatherBlockQuantized``: data of type int4, uint4 or uint8 (8 bits), scales with the data's
-shape but one entry per block along ``quantize_axis``; without zero points 0 is taken for 4-bit data and 128 for uint8.
+shape but one entry per block along ``quantize_axis``. Without zero points it takes 0 for 4-bit data and 128 for uint8.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
+from ort_qdq_plugin.fusion.chain import Chain
+from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized
-from ort_qdq_plugin.fusion.reason import NotFusable, Reason
+from ort_qdq_plugin.fusion.kind import Site
 from ort_qdq_plugin.fusion.view import View
-from ort_qdq_plugin.model.graph import Location, attribute
-from ort_qdq_plugin.model.quantized import FLOAT, FLOAT16
-from ort_qdq_plugin.model.tensors import StoredTensor
+from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, INT4, UINT4, UINT8
+from ort_qdq_plugin.model.messages import attribute, is_standard
+from ort_qdq_plugin.model.operands import Operands, as_stored, borrowed_bytes, packed_bytes
+from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Fusion as ReportEntry
 
-__all__ = ["GatherFusion", "fuse_gather"]
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
-_UINT8, _UINT4, _INT4 = 2, 21, 22  # TensorProto.DataType
+__all__ = ["GatherFusion", "fuse_gather", "is_gather"]
 
 _MIN_BLOCK_SIZE = 16
 
 
-@dataclass(frozen=True)
-class GatherFusion:
-    """One Gather that becomes a GatherBlockQuantized node; its table stays the graph's own initializer.
+class GatherFusion(NamedTuple):
+    """One Gather that becomes a GatherBlockQuantized node.
 
-    `scale_shape`: the shape that scales and zero points need, where it is not the one they have. `cast_to`: the type to cast
-    the result to, where the table's own differs.
+    Attributes:
+        site: Where in the model.
+        table: What is dequantized, [rows, columns].
+        operands: The table, its scales and its zero points, all of them where they are stored if they can be used there.
+        block_size: Elements of a row that share a scale.
+        indices: The name of the indices.
+        cast_to: The type to cast the result to, if the table's own is another one.
     """
 
-    dequantize: str
-    kind: str
-    name: str
-    replaced: tuple[Location, ...]
-    dequantized: Dequantized
+    site: Site
+    table: Dequantized
+    operands: Operands
     block_size: int
-    scale_shape: tuple[int, ...] | None
     indices: str
-    output: str
     cast_to: int | None
 
     @property
-    def operands(self) -> tuple[StoredTensor, ...]:
-        """The tensors that it reads where they are stored."""
-        table = self.dequantized
-        return (table.weight, table.scales, *([] if table.zero_points is None else [table.zero_points]))
+    def operator(self) -> str:
+        """The type of the fused node."""
+        return "GatherBlockQuantized"
+
+    def emit(self, chain: Chain, operands: Mapping[str, str]) -> None:
+        """Gather rows, and cast them where the product wants another type."""
+        inputs = [operands["data"], self.indices, operands["scales"]]
+        inputs += [operands["zero_points"]] if "zero_points" in operands else []
+        value = chain.fused(
+            self.operator, inputs, gather_axis=0, quantize_axis=1, block_size=self.block_size, bits=self._bits
+        )  # fmt: skip
+        if self.cast_to is not None:
+            chain.node("Cast", [value], to=self.cast_to)
+
+    def entry(self) -> ReportEntry:
+        """What the report says of it."""
+        rows, columns = self.table.weight.shape
+        return ReportEntry(
+            node=self.site.name,
+            dequantize=self.site.dequantize,
+            kind=self.site.kind,
+            k=columns,
+            n=rows,
+            bits=self._bits,
+            block_size=self.block_size,
+            layout="N-major",
+            packed_bytes=packed_bytes(self.operands.values()),
+            borrowed_bytes=borrowed_bytes(self.operands.values()),
+            has_bias=False,
+        )
+
+    @property
+    def _bits(self) -> int:
+        return ELEMENTS[self.table.weight.data_type].bits
 
 
-def fuse_gather(dequantize: str, dequantized: Dequantized, view: View, use: Location, name: str) -> GatherFusion:
-    """The fusion of the Gather at `use`, which reads the table, seen as `view`, under `name`; raises NotFusable."""
-    node = use[0].nodes[use[1]]
-    table = dequantized.weight
+def is_gather(node: NodeProto) -> bool:
+    """Whether `node` is a Gather."""
+    return node.op_type == "Gather" and is_standard(node)
+
+
+def fuse_gather(site: Site, dequantized: Dequantized, view: View) -> GatherFusion:
+    """Fuse the Gather at a site.
+
+    Args:
+        site: Where; `site.weight` is the name under which the Gather reads the table.
+        dequantized: What is dequantized.
+        view: How the Gather sees it.
+
+    Raises:
+        NotFusable: GatherBlockQuantized cannot take its place.
+    """
+    scope, index = site.replaced[0]
+    node, table = scope.nodes[index], dequantized.weight
     axis = attribute(node, "axis")
-    if len(node.input) != 2 or not node.output or node.input[0] != name or name == node.input[1]:
+    if len(node.input) != 2 or not node.output or node.input[0] != site.weight or site.weight == node.input[1]:
         raise NotFusable(Reason.CONSUMER)
     unmoved = view.axes == dequantized.view.axes
     if not unmoved or len(table.shape) != 2 or (axis is not None and axis.i not in (0, -2)):
         raise NotFusable(Reason.GATHER)
     # uint8 without zero points means 0 to DequantizeLinear and 128 to the fused operator.
-    if table.data_type not in (_UINT4, _INT4, _UINT8) or (table.data_type == _UINT8 and not dequantized.names[2]):
+    if table.data_type not in (UINT4, INT4, UINT8) or (table.data_type == UINT8 and dequantized.zero_points is None):
         raise NotFusable(Reason.GATHER)
     if dequantized.scales.data_type not in (FLOAT, FLOAT16) or view.data_type not in (FLOAT, FLOAT16):
         raise NotFusable(Reason.PRODUCT_TYPE)
     block_size, scale_shape = _blocks(dequantized)
+    operands = {"data": as_stored(table, table.shape), "scales": as_stored(dequantized.scales, scale_shape)}
+    if dequantized.zero_points is not None:
+        operands["zero_points"] = as_stored(dequantized.zero_points, scale_shape)
     return GatherFusion(
-        dequantize=dequantize,
-        kind=node.op_type,
-        name=node.name or node.output[0],
-        replaced=(use,),
-        dequantized=dequantized,
+        site=site,
+        table=dequantized,
+        operands=operands,
         block_size=block_size,
-        scale_shape=scale_shape,
         indices=node.input[1],
-        output=node.output[0],
         cast_to=None if view.data_type == dequantized.scales.data_type else view.data_type,
     )
 
 
-def _blocks(dequantized: Dequantized) -> tuple[int, tuple[int, ...] | None]:
-    """(block size along a row, shape of the scales where it has to change)."""
+def _blocks(dequantized: Dequantized) -> tuple[int, tuple[int, ...]]:
+    """The block size along a row, and the shape that scales must have; raises NotFusable where there are no such blocks."""
     rows, columns = dequantized.weight.shape
     if dequantized.axis == 0 and not dequantized.block:
         # A scale per row is one block that is at least as long as the row.
@@ -87,4 +136,4 @@ def _blocks(dequantized: Dequantized) -> tuple[int, tuple[int, ...] | None]:
     block = dequantized.block
     if dequantized.axis != 1 or block < _MIN_BLOCK_SIZE or block & (block - 1):
         raise NotFusable(Reason.GATHER)
-    return block, None
+    return block, dequantized.scales.shape

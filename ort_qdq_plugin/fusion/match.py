@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.dequantize import (
     Centred,
     Dequantized,
@@ -15,80 +15,82 @@ from ort_qdq_plugin.fusion.dequantize import (
     is_dequantize,
     read_dequantize,
 )
-from ort_qdq_plugin.fusion.gather import GatherFusion, fuse_gather
-from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse_product, is_product
-from ort_qdq_plugin.fusion.reason import NotFusable, Reason
+from ort_qdq_plugin.fusion.gather import fuse_gather, is_gather
+from ort_qdq_plugin.fusion.kind import Fusion, Site, Wishes
+from ort_qdq_plugin.fusion.matmul import fuse_product, is_product
 from ort_qdq_plugin.fusion.view import View, follow
-from ort_qdq_plugin.model.graph import Location, Scope, is_standard, scopes
-from ort_qdq_plugin.model.quantized import FLOAT
+from ort_qdq_plugin.model.elements import FLOAT
+from ort_qdq_plugin.model.graph import Location, Scope, scopes
 from ort_qdq_plugin.model.tensors import MAX_RANK
+from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Unfused
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["LeftAlone", "Matches", "match"]
+__all__ = ["Matches", "match"]
+
+_MAX_BYTES = 2**63 - 1  # reported of a size that no tensor can have
 
 
-_MAX_BYTES = 2**63 - 1  # what a size is reported as that no tensor can have
-
-
-@dataclass(frozen=True)
-class LeftAlone:
-    """A DequantizeLinear that stays, with what it dequantizes on every run, in bytes."""
-
-    dequantize: str
-    weight: str
-    reason: Reason
-    bytes_per_run: int
-
-
-@dataclass(frozen=True)
-class Matches:
+class Matches(NamedTuple):
     """What was decided for every DequantizeLinear of a constant weight."""
 
-    products: tuple[MatMulFusion, ...] = ()
-    gathers: tuple[GatherFusion, ...] = ()
-    left_alone: tuple[LeftAlone, ...] = ()
-
-    @property
-    def fusions(self) -> tuple[MatMulFusion | GatherFusion, ...]:
-        """All fusions."""
-        return (*self.products, *self.gathers)
+    fusions: tuple[Fusion, ...] = ()
+    unfused: tuple[Unfused, ...] = ()
 
 
-def match(scope: Scope, locate: Locate, block_size: int) -> Matches:
-    """Decide every DequantizeLinear of a constant weight in `scope` and its subgraphs; `block_size` as in `fuse_product`."""
-    products: list[MatMulFusion] = []
-    gathers: list[GatherFusion] = []
-    left_alone: list[LeftAlone] = []
-    context = _Context(locate, block_size, Centred())
+def match(scope: Scope, locate: Locate, wishes: Wishes) -> Matches:
+    """Decide every DequantizeLinear of a constant weight in a model.
+
+    Shapes, types and attributes decide. Of the bytes only zero points are read, to see whether they are needed at all, and
+    the few numbers of constant shapes, axes and small biases.
+
+    Args:
+        scope: Of the model's main graph.
+        locate: Finds the bytes of a constant.
+        wishes: What is asked of fused nodes.
+    """
+    fusions: list[Fusion] = []
+    unfused: list[Unfused] = []
+    context = _Context(locate, wishes, Centred())
     for inner in scopes(scope):
         for node in inner.nodes:
             if not is_dequantize(node) or not has_constant_weight(inner, node):
                 continue
             decision = _Decision(inner, node, context)
-            products += decision.products
-            gathers += decision.gathers
+            fusions += decision.fusions
             if decision.reason is not None:
-                left_alone.append(_left_alone(inner, node, decision.reason))
-    return Matches(tuple(products), tuple(gathers), tuple(left_alone))
+                unfused.append(_unfused(inner, node, decision.reason))
+    return Matches(tuple(fusions), tuple(unfused))
 
 
-@dataclass(frozen=True)
-class _Context:
+class _Context(NamedTuple):
     """What all decisions about one model share."""
 
     locate: Locate
-    block_size: int
+    wishes: Wishes
     is_centred: Centred
 
 
+class _Use(NamedTuple):
+    """A node that reads the weight behind mere views: how it sees it, or why nobody can tell, and under what name."""
+
+    view: View | NotFusable
+    location: Location
+    name: str
+
+    @property
+    def node(self) -> NodeProto:
+        scope, index = self.location
+        return scope.nodes[index]
+
+
 class _Decision:
-    """What becomes of one DequantizeLinear: fusions, and the reason when a reader of it needs it to stay."""
+    """What becomes of one DequantizeLinear: fusions, and the reason if one of its readers needs it to stay."""
 
     def __init__(self, scope: Scope, node: NodeProto, context: _Context) -> None:
-        self.products: list[MatMulFusion] = []
-        self.gathers: list[GatherFusion] = []
+        self.fusions: list[Fusion] = []
         self.reason: Reason | None = None
         self._context = context
         output = node.output[0] if node.output else ""
@@ -103,55 +105,62 @@ class _Decision:
             self.reason = Reason.GRAPH_OUTPUT
         elif not uses:
             self.reason = Reason.UNUSED
-        for view, use, name in uses:
+        for use in uses:
             try:
-                self._fuse(dequantized, view, use, name)
+                self.fusions.append(self._fused(dequantized, use))
             except NotFusable as refusal:
                 self.reason = refusal.reason if self.reason in (None, Reason.GRAPH_OUTPUT) else self.reason
 
-    def _fuse(self, dequantized: Dequantized, view: View | NotFusable, use: Location, name: str) -> None:
-        if isinstance(view, NotFusable):
-            raise view
-        node = use[0].nodes[use[1]]
+    def _fused(self, dequantized: Dequantized, use: _Use) -> Fusion:
+        if isinstance(use.view, NotFusable):
+            raise use.view
+        node, context = use.node, self._context
+        output = node.output[0] if node.output else ""
+        site = Site(
+            dequantize=self._name,
+            weight=use.name,
+            kind=node.op_type,
+            name=node.name or output,
+            output=output,
+            replaced=(use.location,),
+        )
         if is_product(node):
-            context = self._context
-            fusion = fuse_product(self._name, dequantized, view, use, name, context.block_size, context.locate)
-            self.products.append(fusion)
-        elif node.op_type == "Gather" and is_standard(node):
-            self.gathers.append(fuse_gather(self._name, dequantized, view, use, name))
-        else:
-            raise NotFusable(Reason.CONSUMER)
+            return fuse_product(site, dequantized, use.view, wishes=context.wishes, locate=context.locate)
+        if is_gather(node):
+            return fuse_gather(site, dequantized, use.view)
+        raise NotFusable(Reason.CONSUMER)
 
-    def _uses(self, view: View, scope: Scope, name: str) -> Iterator[tuple[View | NotFusable, Location, str]]:
-        """(view of the weight or why there is none, node, name it reads) for all readers behind mere views."""
+    def _uses(self, view: View, scope: Scope, name: str) -> Iterator[_Use]:
+        """All readers of a value, and of mere views of it."""
         waiting = [_readers(view, scope, name)]
         while waiting:
             found = next(waiting[-1], None)
             if found is None:
                 waiting.pop()
                 continue
-            view, use, name = found
-            node = use[0].nodes[use[1]]
+            view, where, name = found
+            scope, index = where
+            node = scope.nodes[index]
             try:
-                seen = follow(view, use[0], node, self._context.locate) if node.input and node.input[0] == name else None
+                seen = follow(view, scope, node, self._context.locate) if node.input and node.input[0] == name else None
             except NotFusable as refusal:
-                yield refusal, use, name
+                yield _Use(refusal, where, name)
                 continue
             if seen is None:
-                yield view, use, name
+                yield _Use(view, where, name)
             else:
-                if use[0].is_output(node.output[0]):
-                    yield NotFusable(Reason.GRAPH_OUTPUT), use, name
-                waiting.append(_readers(seen, use[0], node.output[0]))
+                if scope.is_output(node.output[0]):
+                    yield _Use(NotFusable(Reason.GRAPH_OUTPUT), where, name)
+                waiting.append(_readers(seen, scope, node.output[0]))
 
 
 def _readers(view: View, scope: Scope, name: str) -> Iterator[tuple[View, Location, str]]:
     return ((view, use, name) for use in dict.fromkeys(scope.uses(name)))
 
 
-def _left_alone(scope: Scope, node: NodeProto, reason: Reason) -> LeftAlone:
+def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> Unfused:
     tensor, scales = scope.constant(node.input[0]), scope.constant(node.input[1])
     dims = tensor.dims if tensor is not None and len(tensor.dims) <= MAX_RANK else (0,)
     element_bytes = 4 if scales is None or scales.data_type == FLOAT else 2
     bytes_per_run = min(math.prod(max(size, 0) for size in dims) * element_bytes, _MAX_BYTES)
-    return LeftAlone(node.name or node.output[0], node.input[0], reason, bytes_per_run)
+    return Unfused(node.name or node.output[0], node.input[0], reason, bytes_per_run)

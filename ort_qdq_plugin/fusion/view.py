@@ -1,18 +1,20 @@
-"""How a value derived from a stored tensor lies over it: Transpose, Reshape and their like, followed on axes alone."""
+"""Transpose, Reshape and their like, followed on axes alone: how the stored tensor looks to the product that reads it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion.reason import NotFusable, Reason
-from ort_qdq_plugin.model.graph import Scope, attribute, is_standard
+from ort_qdq_plugin.fusion.decision import NotFusable
+from ort_qdq_plugin.model.elements import INT64
+from ort_qdq_plugin.model.graph import Scope
+from ort_qdq_plugin.model.messages import attribute, is_standard
 from ort_qdq_plugin.model.tensors import MAX_RANK
+from ort_qdq_plugin.reason import Reason
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -21,15 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = ["View", "constant_integers", "follow", "view_of"]
 
-_INT64 = 7  # TensorProto.DataType
 
+class View(NamedTuple):
+    """A value that has every element of a stored tensor exactly once, in another shape or order.
 
-@dataclass(frozen=True)
-class View:
-    """A value that has every element of a tensor stored with `stored_shape` exactly once.
-
-    `axes`: for each axis of the value, the stored axes that it runs over, outermost first; stored axes of size 1 are left
-    out. `data_type`: of the value.
+    Attributes:
+        stored_shape: The tensor's own shape.
+        axes: For each axis of the value, the stored axes that it runs over, outermost first. Stored axes of size 1 are left
+            out.
+        data_type: The TensorProto.DataType of the value.
     """
 
     stored_shape: tuple[int, ...]
@@ -46,13 +48,21 @@ class View:
         return math.prod(self.stored_shape[axis] for axis in stored_axes)
 
     def transposed(self, perm: Sequence[int]) -> View:
-        """The view behind a Transpose; raises NotFusable(INVALID) for no permutation."""
+        """The view behind a Transpose.
+
+        Raises:
+            NotFusable: `perm` is no permutation.
+        """
         if len(perm) != len(self.axes) or sorted(perm) != list(range(len(self.axes))):
             raise NotFusable(Reason.INVALID)
-        return replace(self, axes=tuple(self.axes[axis] for axis in perm))
+        return self._replace(axes=tuple(self.axes[axis] for axis in perm))
 
     def reshaped(self, shape: Sequence[int]) -> View:
-        """The view behind a Reshape to `shape`; raises NotFusable(RESHAPE) where that cuts through a stored axis."""
+        """The view behind a Reshape.
+
+        Raises:
+            NotFusable: The new shape splits a stored axis.
+        """
         if len(shape) > MAX_RANK:
             raise NotFusable(Reason.RESHAPE)
         remaining = [axis for axes in self.axes for axis in axes]
@@ -66,7 +76,7 @@ class View:
             axes.append(tuple(taken))
         if remaining:
             raise NotFusable(Reason.RESHAPE)
-        return replace(self, axes=tuple(axes))
+        return self._replace(axes=tuple(axes))
 
 
 def view_of(shape: Sequence[int], data_type: int) -> View:
@@ -75,10 +85,15 @@ def view_of(shape: Sequence[int], data_type: int) -> View:
 
 
 def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | None:
-    """The view of `node`'s output when its first input has `view`; None for nodes that are no mere view.
+    """Follow a view through a node that reads it as its first input.
 
-    Raises NotFusable where a node of these kinds does something that cannot be followed. Format facts: Transpose, Reshape,
-    Flatten, Squeeze, Unsqueeze, Identity and Cast of the ONNX specification.
+    Format facts: Transpose, Reshape, Flatten, Squeeze, Unsqueeze, Identity and Cast of the ONNX specification.
+
+    Returns:
+        The view of the node's output; None for other operators.
+
+    Raises:
+        NotFusable: The node is one of these, but does something that cannot be followed.
     """
     if not is_standard(node) or len(node.output) != 1:
         return None
@@ -87,7 +102,7 @@ def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | 
         return view
     if kind == "Cast":
         to = attribute(node, "to")
-        return None if to is None else replace(view, data_type=to.i)
+        return None if to is None else view._replace(data_type=to.i)
     if kind == "Transpose":
         perm = attribute(node, "perm")
         return view.transposed(perm.ints if perm is not None else list(reversed(range(len(shape)))))
@@ -124,7 +139,7 @@ def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | 
 def constant_integers(scope: Scope, name: str, locate: Locate) -> list[int] | None:
     """The elements of a constant int64 tensor, a shape or axes; None where `name` is none."""
     tensor = scope.constant(name)
-    if tensor is None or tensor.data_type != _INT64 or len(tensor.dims) != 1 or any(size > MAX_RANK for size in tensor.dims):
+    if tensor is None or tensor.data_type != INT64 or len(tensor.dims) != 1 or any(size > MAX_RANK for size in tensor.dims):
         return None
     if len(tensor.int64_data) > MAX_RANK:
         return None

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.model.tensors import ELEMENT_BITS
+from ort_qdq_plugin.model.elements import ELEMENTS
+from ort_qdq_plugin.model.messages import subgraphs
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, ModelProto, NodeProto
@@ -33,7 +34,8 @@ def check_functions(model: ModelProto) -> None:
         if not all(node.domain in imported for node in function.node):
             raise ModelError(f"function {function.name[:100]!r} does not import the domains of its operators")
     calls = _Calls(model.functions)
-    packed = {tensor.name for tensor in model.graph.initializer if ELEMENT_BITS.get(tensor.data_type, 8) < 8}
+    small = {code for code, element in ELEMENTS.items() if element.bits < 8}
+    packed = {tensor.name for tensor in model.graph.initializer if tensor.data_type in small}
     if not all(calls.say_what_they_take(node, packed) for node in model.graph.node):
         raise ModelError("elements of less than a byte go to a function that does not say so, which ONNX Runtime refuses")
     # Inlining takes these names away.
@@ -108,8 +110,8 @@ class _Calls:
             for attr in node.attribute:
                 if attr.ref_attr_name:
                     size = size.plus(_Size(references=1), 0)
-                for graph in [attr.g] if attr.HasField("g") else attr.graphs:
-                    size = size.plus(self.inlined(graph.node, depth + 1), 1)
+            for graph in subgraphs(node):
+                size = size.plus(self.inlined(graph.node, depth + 1), 1)
         return size
 
     def _of(self, key: tuple[str, str, str], depth: int) -> _Size:

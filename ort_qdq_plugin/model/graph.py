@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from onnx import AttributeProto, TensorProto, helper, shape_inference
-
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.model.skeleton import subgraphs
+from ort_qdq_plugin.model.elements import FLOAT
+from ort_qdq_plugin.model.messages import attribute, is_standard, made_tensor, subgraphs
+from ort_qdq_plugin.model.shapes import Shape, followed_shapes, inferred_graph, stated_shapes
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = [
-    "Location",
-    "Scope",
-    "Shape",
-    "attribute",
-    "attributes",
-    "check_imports",
-    "domains",
-    "is_standard",
-    "model_scope",
-    "scopes",
-]
+__all__ = ["Location", "Scope", "check_imports", "domains", "model_scope", "scopes"]
 
 # Initializers that are also graph inputs can be overridden at run time from this IR version on (onnx.proto, IR_VERSION 4).
 _FIRST_IR_WITH_OVERRIDES = 4
 
-# Of a name, in characters. Fused nodes refer to operands by name where DequantizeLinear's readers did not.
+# Characters of a name. Every fused node repeats the names of its operands, so long names could make a small model huge.
 _MAX_NAME = 1024
-
-
-Shape = tuple["int | None", ...]
-"""Dimensions; None for one that is not fixed."""
 
 
 class Scope:
     """One graph, indexed once.
 
-    `nodes`: its nodes in order. `consumers`: for a name this graph defines, the (scope, node index) pairs that read it,
-    those in subgraphs included. `outputs`: names that are graph outputs.
+    Attributes:
+        graph: The graph.
+        parent: The scope around it, None for a model's main graph.
+        root: The scope of the main graph.
+        nodes: Its nodes, in order.
+        initializers: Its initializers by name.
+        outputs: The names of its values that leave a graph under that name, this one or one inside it.
+        consumers: For each value that this graph defines, the nodes that read it, here or in subgraphs: once per input.
+        children: The scopes of its nodes' subgraphs.
+
+    Raises:
+        ModelError: Names are too long, or two things have the same name.
     """
 
     def __init__(self, graph: GraphProto, parent: Scope | None, ir_version: int, owner: int = 0) -> None:
@@ -56,6 +51,7 @@ class Scope:
         self.children: list[Scope] = []
         self._ir_version = ir_version
         self._shapes: dict[str, Shape] | None = None
+        self._followed: dict[str, Shape] | None = None
         self._inferred: dict[Scope, dict[str, Shape]] | None = None
         self._types: dict[str, int] | None = None
         self._constants: dict[str, TensorProto | None] = {}
@@ -105,7 +101,7 @@ class Scope:
         return scope
 
     def producer(self, name: str) -> tuple[Scope, int, NodeProto] | None:
-        """(scope, node index, node) whose output is called `name` here, or None for inputs and initializers."""
+        """The (scope, node index, node) whose output is called `name` here; None for inputs and initializers."""
         scope = self.definer(name)
         index = scope._producers.get(name)
         return None if index is None else (scope, index, scope.nodes[index])
@@ -113,10 +109,10 @@ class Scope:
     def constant(self, name: str) -> TensorProto | None:
         """The constant tensor called `name`: an initializer that nobody can override, or a Constant node's value."""
         scope, passed = self.definer(name), []
-        # Through any number of Identity nodes, each of them once: nodes may share them.
+        # Through any number of Identity nodes. What each of them stands for is remembered, since many nodes may share them.
         while name not in scope._constants:
             passed.append((scope, name))
-            scope._constants[name] = None  # what a cycle ends with
+            scope._constants[name] = None  # so that a cycle ends here
             source = scope._identity_of(name)
             if source is None:
                 scope._constants[name] = scope._own_constant(name)
@@ -147,7 +143,7 @@ class Scope:
         if value is not None and value.HasField("t"):
             return value.t
         scalar = attribute(self.nodes[index], "value_float")
-        return None if scalar is None else helper.make_tensor(name, TensorProto.FLOAT, [], [scalar.f])
+        return None if scalar is None else made_tensor(FLOAT, (), struct.pack("<f", scalar.f), name)
 
     def is_overridable(self, name: str) -> bool:
         """Whether `name` is an initializer that the caller of run() may replace."""
@@ -162,20 +158,24 @@ class Scope:
         """The shape of the value called `name` here, where the model says it or it can be inferred."""
         scope = self.definer(name)
         if scope._shapes is None:
-            scope._shapes = _shapes(scope.graph)
+            scope._shapes = stated_shapes(scope.graph)
         if name in scope._shapes:
             return scope._shapes[name]
+        if scope.parent is None:
+            if scope._followed is None:
+                scope._followed = followed_shapes(scope.graph, scope.constant)
+            if name in scope._followed:
+                return scope._followed[name]
         return self.root._inferred_shapes().get(scope, {}).get(name)
 
     def _inferred_shapes(self) -> dict[Scope, dict[str, Shape]]:
-        """What shape inference says, for this main graph and its subgraphs; asked for once, and only if need be."""
+        """What ONNX's shape inference says, for this main graph and its subgraphs; made when first asked for."""
         if self._inferred is None:
             self._inferred = {}
-            if self._model is not None:
-                with suppress(Exception):  # of many types, for models that it does not understand
-                    inferred = shape_inference.infer_shapes(self._model)
-                    graphs = list(_graphs(inferred.graph))
-                    self._inferred = {scope: _shapes(graph) for scope, graph in zip(scopes(self), graphs, strict=True)}
+            inferred = None if self._model is None else inferred_graph(self._model)
+            graphs, inner = [] if inferred is None else list(_graphs(inferred)), list(scopes(self))
+            if len(graphs) == len(inner):
+                self._inferred = {scope: stated_shapes(graph) for scope, graph in zip(inner, graphs, strict=True)}
         return self._inferred
 
     def stated_type(self, name: str) -> int | None:
@@ -231,35 +231,9 @@ def check_imports(model: ModelProto, used: set[str]) -> None:
         raise ModelError("domain 'ai.onnx' is not imported")
 
 
-def is_standard(node: NodeProto) -> bool:
-    """Whether the operator is one of the ONNX specification's own domain."""
-    return node.domain in ("", "ai.onnx")
-
-
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """`graph` and all graphs inside it, in the order of `scopes`."""
     yield graph
     for node in graph.node:
         for subgraph in subgraphs(node):
             yield from _graphs(subgraph)
-
-
-def _shapes(graph: GraphProto) -> dict[str, Shape]:
-    """Name -> shape, for the values whose types `graph` states."""
-    return {
-        value.name: tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim)
-        for values in (graph.input, graph.output, graph.value_info)
-        for value in values
-        # Asking for a message that is not there takes memory for good.
-        if value.HasField("type") and value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
-    }
-
-
-def attribute(node: NodeProto, name: str) -> AttributeProto | None:
-    """The attribute called `name`, or None."""
-    return next((attr for attr in node.attribute if attr.name == name), None)
-
-
-def attributes(node: NodeProto) -> dict[str, AttributeProto]:
-    """All attributes of `node` by name."""
-    return {attr.name: attr for attr in node.attribute}

@@ -1,14 +1,14 @@
 """A serialized ONNX model without its large tensors.
 
-The model file is walked in protobuf wire format (https://protobuf.dev/programming-guides/encoding) and copied, except that
-every large ``raw_data`` of an initializer or of a Constant's value becomes an external reference to where it lies. The walk
-skips over weights, so that its cost depends on the number of nodes alone.
+The model file is walked in protobuf's wire format (https://protobuf.dev/programming-guides/encoding) and copied. Only large
+``raw_data``, of initializers and of Constant nodes, is left out: in its place the copy has a reference to external data,
+which says where in the file those bytes are. The walk skips weights, so its cost depends on the number of nodes alone.
 """
 
 from __future__ import annotations
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.model.tensors import ByteSource
+from ort_qdq_plugin.model.sources import ByteSource
 
 __all__ = ["LARGE_TENSOR_BYTES", "without_large_tensors"]
 
@@ -21,6 +21,7 @@ _MAX_DEPTH = 100  # protobuf's own limit for nested messages
 
 # Wire types
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_WIRE_TYPE_BITS = 3  # the low bits of a field's key; the others are the field's number
 
 # Message -> field number -> message, for the fields that can hold a large tensor (onnx.proto). Functions are left as they
 # are: a body's constants cannot refer to external data.
@@ -32,18 +33,26 @@ _CHILDREN: dict[str, dict[int, str]] = {
     _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 11: _GRAPH},
 }
 _MAX_KEY_BYTES = 5  # of a field's key or length; parsers refuse what is padded to more
-_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION, _SEGMENT = 9, 13, 14, 3
-_EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
+_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION, _SEGMENT = 9, 13, 14, 3  # fields of TensorProto
+_DEFAULT, _EXTERNAL = 0, 1  # TensorProto.DataLocation
 
 # A piece of the result: a range of the source, or new bytes.
 _Piece = tuple[int, int] | bytes
 
 
 def without_large_tensors(source: ByteSource, inline_location: str) -> bytes:
-    """The serialized model in `source`, its large tensors replaced by references to where they lie.
+    """Copy a serialized model, with references to its large tensors in place of their bytes.
 
-    Each becomes external data with `inline_location` as its location, and its own offset and length in `source`. Raises
-    ModelError where the bytes are no well-formed message.
+    Args:
+        source: The model.
+        inline_location: The location that the references get. Their offset and length are the bytes' own in `source`.
+
+    Returns:
+        The serialized skeleton.
+
+    Raises:
+        ModelError: The bytes are no well-formed message.
+        SourceChangedError, SourceUnreadableError, OSError: They cannot be read.
     """
     data = bytearray()
     for piece in _Walk(source, inline_location).message(_MODEL, 0, source.size, 0):
@@ -64,7 +73,7 @@ class _Walk:
         self._window_start = 0
 
     def message(self, kind: str, start: int, end: int, depth: int) -> list[_Piece]:
-        """The message at start..end with its large tensors replaced; one range when nothing was."""
+        """The message at start..end with its large tensors replaced; one range if there are none."""
         if depth > _MAX_DEPTH:
             raise ModelError(f"{self._source.name}: messages nested deeper than {_MAX_DEPTH} at byte {start}")
         children = _CHILDREN[kind]
@@ -72,17 +81,22 @@ class _Walk:
         tensors = 0
         copied = position = start
         while position < end:
-            field, payload, after = self._field(position, end)
-            child = children.get(field)
+            field, wire_type, payload, after = self._field(position, end)
+            child = children.get(field) if wire_type == _LENGTH else None
             if kind is _ATTRIBUTE and child is _TENSOR:
                 tensors += 1
                 if tensors > 1:
-                    # Parsers merge them into one, of whose fields some would be references and some not.
+                    # Parsers merge such tensors into one, which would be half a reference and half not.
                     return [(start, end)]
             if child is not None and after - payload >= LARGE_TENSOR_BYTES:
                 inner = self._tensor(payload, after) if child is _TENSOR else self.message(child, payload, after, depth + 1)
                 if inner != [(payload, after)]:
-                    pieces += [(copied, position), _varint(field << 3 | _LENGTH), _varint(_length(inner)), *inner]
+                    pieces += [
+                        (copied, position),
+                        _varint(field << _WIRE_TYPE_BITS | _LENGTH),
+                        _varint(_length(inner)),
+                        *inner,
+                    ]
                     copied = after
             position = after
         if copied < end or not pieces:
@@ -90,44 +104,53 @@ class _Walk:
         return pieces
 
     def _tensor(self, start: int, end: int) -> list[_Piece]:
-        """A TensorProto whose raw_data became external data; as it is where that cannot be said of it."""
-        raw: tuple[int, int, int] | None = None  # field start, payload start, end
+        """The TensorProto at start..end with a reference in place of its raw_data; one range if it has to stay as it is."""
+        raw: tuple[int, int] | None = None  # where the payload starts and ends
+        left_out: list[tuple[int, int]] = []  # whole fields
         position = start
         while position < end:
-            field, payload, after = self._field(position, end)
-            if field == _RAW_DATA:
+            field, wire_type, payload, after = self._field(position, end)
+            if (field, wire_type) == (_RAW_DATA, _LENGTH):
                 if raw is not None:
                     return [(start, end)]
-                raw = (position, payload, after)
-            elif field in (_EXTERNAL_DATA, _DATA_LOCATION, _SEGMENT):
+                raw = (payload, after)
+                left_out.append((position, after))
+            elif (field, wire_type) == (_DATA_LOCATION, _VARINT):
+                # Tools that had read external data write an explicit DEFAULT.
+                if self._read_varint(payload, end)[0] != _DEFAULT:
+                    return [(start, end)]
+                left_out.append((position, after))
+            elif (field, wire_type) == (_EXTERNAL_DATA, _LENGTH):
+                # Left over from before, and without meaning where the location is DEFAULT.
+                left_out.append((position, after))
+            elif field == _SEGMENT:
                 return [(start, end)]
             position = after
-        if raw is None or raw[2] - raw[1] < LARGE_TENSOR_BYTES:
+        if raw is None or raw[1] - raw[0] < LARGE_TENSOR_BYTES:
             return [(start, end)]
-        entries = (("location", self._location), ("offset", str(raw[1])), ("length", str(raw[2] - raw[1])))
+        entries = (("location", self._location), ("offset", str(raw[0])), ("length", str(raw[1] - raw[0])))
         reference = b"".join(_bytes_field(_EXTERNAL_DATA, _entry(*entry)) for entry in entries)
-        reference += _varint(_DATA_LOCATION << 3 | _VARINT) + _varint(_EXTERNAL)
-        return [(start, raw[0]), (raw[2], end), reference]
+        reference += _varint(_DATA_LOCATION << _WIRE_TYPE_BITS | _VARINT) + _varint(_EXTERNAL)
+        return [*_without(left_out, start, end), reference]
 
-    def _field(self, position: int, end: int) -> tuple[int, int, int]:
-        """(number, payload start, end) of the field at `position`; its payload is empty unless length-delimited."""
+    def _field(self, position: int, end: int) -> tuple[int, int, int, int]:
+        """(number, wire type, payload start, end) of the field at `position`."""
         key, payload = self._read_short(position, end)
-        wire_type = key & 7
+        field, wire_type = key >> _WIRE_TYPE_BITS, key & (1 << _WIRE_TYPE_BITS) - 1
         if wire_type == _LENGTH:
             length, payload = self._read_short(payload, end)
             after = payload + length
         elif wire_type == _VARINT:
-            _, after = self._read_varint(payload, end)
-            payload = after
+            after = self._read_varint(payload, end)[1]
         elif wire_type == _FIXED64:
-            payload = after = payload + 8
+            after = payload + 8
         elif wire_type == _FIXED32:
-            payload = after = payload + 4
+            after = payload + 4
         else:
             raise ModelError(f"{self._source.name}: wire type {wire_type} at byte {position}")
-        if after > end or key < 8:
+        if after > end or not field:
             raise ModelError(f"{self._source.name}: field at byte {position} ends at {after}, its message at {end}")
-        return key >> 3, payload, after
+        return field, wire_type, payload, after
 
     def _read_short(self, position: int, end: int) -> tuple[int, int]:
         """(value, end) of a field's key or length."""
@@ -157,6 +180,13 @@ class _Walk:
         self._window, self._window_start = bytes(window), position
 
 
+def _without(left_out: list[tuple[int, int]], start: int, end: int) -> list[_Piece]:
+    """The ranges of start..end that are not in `left_out`, which is in order."""
+    starts = [start, *(after for _, after in left_out)]
+    ends = [*(before for before, _ in left_out), end]
+    return [(first, last) for first, last in zip(starts, ends, strict=True) if first < last]
+
+
 def _length(pieces: list[_Piece]) -> int:
     return sum(len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in pieces)
 
@@ -171,7 +201,7 @@ def _varint(value: int) -> bytes:
 
 
 def _bytes_field(number: int, payload: bytes) -> bytes:
-    return _varint(number << 3 | _LENGTH) + _varint(len(payload)) + payload
+    return _varint(number << _WIRE_TYPE_BITS | _LENGTH) + _varint(len(payload)) + payload
 
 
 def _entry(key: str, value: str) -> bytes:

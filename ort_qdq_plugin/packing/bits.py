@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnx import TensorProto, helper
-from onnxruntime.capi import _pybind_state as _native
+
+from ort_qdq_plugin.ort.transpose import TransposeSession
 
 __all__ = ["Transposer", "flip_mask", "pack_elements", "unpack_elements"]
 
@@ -21,9 +20,7 @@ __all__ = ["Transposer", "flip_mask", "pack_elements", "unpack_elements"]
 _PANEL_BYTES = 768 << 10
 _MIN_PANEL_COLUMNS = 64  # bytes: a cache line of every row
 
-_HELPER_IR_VERSION, _HELPER_OPSET = 10, 21
-
-_ELEMENT_TYPES = {1: (TensorProto.UINT8, np.uint8), 2: (TensorProto.UINT16, np.uint16), 4: (TensorProto.UINT32, np.uint32)}
+_SMALL_BYTES = 32 << 10
 
 
 def flip_mask(bits: int) -> int:
@@ -59,8 +56,7 @@ class Transposer:
     """Transposes on the calling thread, with scratch of its own; one per thread, used in the process that made it."""
 
     def __init__(self) -> None:
-        self._bindings: dict[int, tuple[Any, Any]] = {}
-        self._device = _native.OrtDevice(_native.OrtDevice.cpu(), _native.OrtDevice.default_memory(), 0)
+        self._sessions: dict[int, TransposeSession] = {}
         self._panel = np.empty(0, np.uint8)
         self._moved = np.empty(0, np.uint8)
         self._lines = np.empty(0, np.uint8)
@@ -77,7 +73,12 @@ class Transposer:
         for left, right in _panels(rows, row_bytes, element):
             panel = self._exchanged(matrix, left, right, per, bits, flip)
             lines = self._scratch("_lines", panel.size).reshape(-1, rows * element // per)
-            self._move_elements(panel, lines, element)
+            if panel.size <= _SMALL_BYTES:
+                # Not worth the call, nor a session if there are only such.
+                columns = panel.view(f"u{element}").T
+                np.copyto(lines.reshape(-1).view(f"u{element}").reshape(columns.shape), columns)
+            else:
+                self._session(element).transpose(panel, lines)
             yield left * per // element, lines
 
     def _exchanged(self, matrix: np.ndarray, left: int, right: int, per: int, bits: int, flip: bool) -> np.ndarray:
@@ -105,20 +106,10 @@ class Transposer:
         regrouped: np.ndarray = panel.view(np.uint8).reshape(rows, right - left)
         return regrouped
 
-    def _move_elements(self, panel: np.ndarray, lines: np.ndarray, element: int) -> None:
-        """lines = panel.T for elements of `element` bytes; both uint8 and contiguous."""
-        session, binding = self._binding(element)
-        kind = _ELEMENT_TYPES[element][1]
-        rows, columns = panel.shape[0], panel.shape[1] // element
-        binding.bind_input("matrix", self._device, kind, (rows, columns), panel.ctypes.data)
-        binding.bind_output("transposed", self._device, kind, (columns, rows), lines.ctypes.data)
-        session.run_with_iobinding(binding, None)
-
-    def _binding(self, element: int) -> tuple[Any, Any]:
-        if element not in self._bindings:
-            session = _transpose_session(_ELEMENT_TYPES[element][0])
-            self._bindings[element] = (session, _native.SessionIOBinding(session))
-        return self._bindings[element]
+    def _session(self, element_bytes: int) -> TransposeSession:
+        if element_bytes not in self._sessions:
+            self._sessions[element_bytes] = TransposeSession(element_bytes)
+        return self._sessions[element_bytes]
 
     def _scratch(self, name: str, nbytes: int) -> np.ndarray:
         scratch: np.ndarray = getattr(self, name)
@@ -163,22 +154,3 @@ def _exchange(
     np.bitwise_xor(high, moved, out=out_high)
     np.left_shift(moved, word(shift), out=moved)
     np.bitwise_xor(low, moved, out=out_low)
-
-
-def _transpose_session(element_type: int) -> Any:
-    graph = helper.make_graph(
-        [helper.make_node("Transpose", ["matrix"], ["transposed"], perm=[1, 0])],
-        "transpose",
-        [helper.make_tensor_value_info("matrix", element_type, ["rows", "columns"])],
-        [helper.make_tensor_value_info("transposed", element_type, ["columns", "rows"])],
-    )
-    opsets = [helper.make_opsetid("", _HELPER_OPSET)]
-    model = helper.make_model(graph, ir_version=_HELPER_IR_VERSION, opset_imports=opsets)
-    options = onnxruntime.SessionOptions()
-    # The caller's threads are the parallelism; a pool of the session's own would only compete with them.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # The native class: where the package is activated, an InferenceSession would come back to it.
-    session = _native.InferenceSession(options, model.SerializeToString(), False, False)
-    session.initialize_session(["CPUExecutionProvider"], [{}], set())
-    return session

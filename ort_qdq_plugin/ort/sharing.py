@@ -13,7 +13,7 @@ __all__ = ["changing", "reading"]
 
 
 class _Use:
-    """Which threads are busy with one SessionOptions: any number that read, or one that changes it for a while."""
+    """Which threads are busy with one SessionOptions: any number that read it, or one that changes it for a while."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -47,7 +47,7 @@ class _Use:
                 self._condition.notify_all()
 
     def begin_anew_in_child(self) -> None:
-        """Of the threads that were busy when the process was forked only this one exists here: undo what others changed."""
+        """Only the thread that forked exists in the child: undo what others were changing."""
         self._condition = threading.Condition()
         self._readers = [reader for reader in self._readers if reader == threading.get_ident()]
         if self._changer != threading.get_ident():
@@ -86,8 +86,9 @@ def reading(session_options: Any | None) -> Iterator[None]:
 def changing(session_options: Any) -> Iterator[ExitStack]:
     """While the block runs, nobody else is `reading` or changing these options.
 
-    The stack takes what undoes the changes. It is called at the end of the block, and at once in a child that another thread
-    forks meanwhile.
+    Yields:
+        A stack for what undoes the changes. It is called at the end of the block; and at once in the child, should another
+        thread fork the process meanwhile.
     """
     with _use_of(session_options).changing() as changes:
         yield changes

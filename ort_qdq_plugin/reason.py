@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["NotFusable", "Reason"]
+__all__ = ["Reason"]
 
 
 class Reason(Enum):
-    """One sentence each; `str(reason)` is the sentence."""
+    """One sentence each; ``str(reason)`` is the sentence."""
 
     OVERRIDABLE = "An operand is also a graph input, so the caller of run() may replace it."
     NOT_CONSTANT = "The scales or the zero points are computed at run time."
@@ -34,11 +34,3 @@ class Reason(Enum):
 
     def __str__(self) -> str:
         return self.value
-
-
-class NotFusable(Exception):
-    """Raised inside matching; never leaves it."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(str(reason))
-        self.reason = reason

@@ -1,0 +1,141 @@
+"""The operator that matrix products become: the operands of MatMulNBits, and what its kernel takes.
+
+Format facts: ``com.microsoft.MatMulNBits`` (ONNX Runtime's contrib operators): ``B`` uint8 [N, ceil(K/block), block*bits/8],
+elements from the low bits up; ``scales`` [N * ceil(K/block)]; ``zero_points`` uint8 [N * ceil(ceil(K/block)*bits/8)], every
+row padded to a byte. Elements are unsigned. Without zero points they are centred on 2**(bits-1).
+"""
+
+from __future__ import annotations
+
+import onnxruntime
+
+from ort_qdq_plugin.fusion.decision import NotFusable
+from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
+from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, UINT8, bits_of
+from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
+from ort_qdq_plugin.reason import Reason
+
+__all__ = ["block_size_for", "kernel_takes", "kernel_type", "operands_of"]
+
+# Block sizes that the CPU kernel takes, all powers of two. Since the version given it takes larger ones for 4 and 8 bits.
+_MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
+_LARGE_BLOCKS_SINCE = (1, 32)
+_DEFAULT_BLOCK_SIZE = 32  # what ONNX Runtime takes for weights without blocks
+_LEAST_PADDING = -1  # session.qdq_matmulnbits_block_size: choose by padding
+
+# Smaller blocks repeat scales: an operand may grow to this multiple of its stored bytes, not further.
+_MAX_GROWTH = 2
+
+
+def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int, factor: float) -> Operands:
+    """The operands that take the place of a quantized matrix.
+
+    Args:
+        matrix: The matrix.
+        block_size: Of the fused node; it divides the matrix's own blocks, where it has any.
+        scale_type: TensorProto.DataType of the fused node's scales.
+        factor: What the scales are multiplied by.
+    """
+    blocks = -(-matrix.k // block_size)
+    block_bytes = block_size * matrix.bits // 8
+    order = Order.TRANSPOSED if matrix.k_major else Order.ROWS
+    stored_type = matrix.scales.data_type
+    per_block = order if matrix.block else Order.SPREAD
+    repeat = matrix.block // block_size if matrix.block else 1
+    operands = {
+        "B": Operand(
+            UINT8,
+            (matrix.n, blocks, block_bytes),
+            lines=matrix.n,
+            length=matrix.k,
+            row_bytes=blocks * block_bytes,
+            source=matrix.weight,
+            order=order,
+            bits=matrix.bits,
+            flip=matrix.signed,
+        ),
+        "scales": Operand(
+            scale_type,
+            (matrix.n * blocks,),
+            lines=matrix.n,
+            length=blocks,
+            row_bytes=blocks * bits_of(scale_type) // 8,
+            source=matrix.scales,
+            order=per_block,
+            bits=bits_of(stored_type),
+            repeat=repeat,
+            conversion=None if (stored_type, factor) == (scale_type, 1.0) else Conversion(stored_type, scale_type, factor),
+        ),
+    }
+    row_bytes = (blocks * matrix.bits + 7) // 8
+    if matrix.zero_points is not None:
+        operands["zero_points"] = Operand(
+            UINT8,
+            (matrix.n * row_bytes,),
+            lines=matrix.n,
+            length=blocks,
+            row_bytes=row_bytes,
+            source=matrix.zero_points,
+            order=per_block,
+            bits=matrix.bits,
+            flip=matrix.signed,
+            repeat=repeat,
+        )
+    elif not matrix.centred:
+        operands["zero_points"] = zeros(UINT8, matrix.n * row_bytes)
+    return operands
+
+
+def kernel_type(product_type: int, scale_type: int) -> tuple[int, int | None]:
+    """The type that MatMulNBits computes in, and the type to cast from and back to where it is not the product's own.
+
+    Raises:
+        NotFusable: The product is computed in a type that no kernel takes.
+    """
+    if product_type == FLOAT:
+        return FLOAT, None
+    if product_type == FLOAT16:
+        # Float scales may be too small for float16: better to widen the activations than to narrow the scales.
+        return (FLOAT16, None) if scale_type == FLOAT16 else (FLOAT, FLOAT16)
+    if product_type == BFLOAT16:
+        return FLOAT, BFLOAT16
+    raise NotFusable(Reason.PRODUCT_TYPE)
+
+
+def block_size_for(matrix: QuantizedMatrix, wanted: int) -> int:
+    """The block size of the fused node; `wanted` is for a matrix without blocks (`Wishes.block_size`).
+
+    Raises:
+        NotFusable: No block size fits.
+    """
+    block = matrix.block
+    if not block:
+        return _chosen_block_size(wanted, matrix.k)
+    if kernel_takes(block, matrix.bits):
+        return block
+    divisor = min(block & -block, _MAX_BLOCK_SIZE)
+    # A scale, and perhaps a zero point, for each block of so many elements.
+    per_scale = bits_of(matrix.scales.data_type) + (matrix.bits if matrix.zero_points is not None else 0)
+    if divisor < _MIN_BLOCK_SIZE or matrix.bits + per_scale / divisor > _MAX_GROWTH * (matrix.bits + per_scale / block):
+        raise NotFusable(Reason.BLOCK_SIZE)
+    return divisor
+
+
+def kernel_takes(block: int, bits: int) -> bool:
+    """Whether the kernel takes blocks of this size."""
+    if block & (block - 1) or block < _MIN_BLOCK_SIZE:
+        return False
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    return block <= _MAX_BLOCK_SIZE or (bits > 2 and version >= _LARGE_BLOCKS_SINCE)
+
+
+def _chosen_block_size(wanted: int, k: int) -> int:
+    """The block size for a weight of K = `k` rows without blocks of its own."""
+    if wanted > 0:
+        return wanted
+    if wanted == _LEAST_PADDING:
+        sizes = [_MIN_BLOCK_SIZE]
+        while sizes[-1] * 2 <= min(k, _MAX_BLOCK_SIZE):
+            sizes.append(sizes[-1] * 2)
+        return min(reversed(sizes), key=lambda size: -k % size)
+    return _DEFAULT_BLOCK_SIZE

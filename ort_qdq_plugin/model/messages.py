@@ -1,0 +1,155 @@
+"""ONNX's protobuf message classes, without the rest of the onnx package.
+
+``import onnx`` imports helpers, a checker and a C++ library: some 60 ms, which is more than loading a small model takes. The
+message classes are one generated module in it, which is loaded here by itself. Protobuf keeps one class for each message of
+a process, so that these are the very classes that ``import onnx`` gives, before or afterwards.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ort_qdq_plugin.process import not_forking
+
+if TYPE_CHECKING:
+    from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto
+
+__all__ = [
+    "AttributeProto",
+    "FunctionProto",
+    "GraphProto",
+    "ModelProto",
+    "NodeProto",
+    "OperatorSetIdProto",
+    "TensorProto",
+    "attribute",
+    "attributes",
+    "external_tensors",
+    "is_standard",
+    "made_node",
+    "made_tensor",
+    "onnx_library",
+    "refer",
+    "small_model",
+    "subgraphs",
+]
+
+_GENERATED = "onnx_ml_pb2"
+
+
+def _message_classes() -> ModuleType:
+    if "onnx" not in sys.modules:
+        package = importlib.util.find_spec("onnx")
+        for folder in (package.submodule_search_locations or ()) if package is not None else ():
+            path = os.path.join(folder, f"{_GENERATED}.py")
+            if os.path.exists(path):
+                spec = importlib.util.spec_from_file_location(f"ort_qdq_plugin.{_GENERATED}", path)
+                assert spec is not None
+                assert spec.loader is not None
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                return module
+    # A later version of it may keep them elsewhere.
+    return importlib.import_module("onnx")
+
+
+if not TYPE_CHECKING:
+    _classes = _message_classes()
+    AttributeProto = _classes.AttributeProto
+    FunctionProto = _classes.FunctionProto
+    GraphProto = _classes.GraphProto
+    ModelProto = _classes.ModelProto
+    NodeProto = _classes.NodeProto
+    OperatorSetIdProto = _classes.OperatorSetIdProto
+    TensorProto = _classes.TensorProto
+
+
+def onnx_library(module: str) -> ModuleType:
+    """A module of the onnx package, such as ``onnx.inliner``, for the few models that need more than messages."""
+    with not_forking:
+        return importlib.import_module(module)
+
+
+def is_standard(node: NodeProto) -> bool:
+    """Whether the operator is one of the ONNX specification's own domain."""
+    return node.domain in ("", "ai.onnx")
+
+
+def attribute(node: NodeProto, name: str) -> AttributeProto | None:
+    """The attribute called `name`, or None."""
+    return next((attr for attr in node.attribute if attr.name == name), None)
+
+
+def attributes(node: NodeProto) -> dict[str, AttributeProto]:
+    """All attributes of `node` by name."""
+    return {attr.name: attr for attr in node.attribute}
+
+
+def subgraphs(node: NodeProto) -> list[GraphProto]:
+    """The graphs among the attributes of `node`, in their order."""
+    return [graph for attr in node.attribute for graph in ([attr.g] if attr.HasField("g") else attr.graphs)]
+
+
+def external_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every initializer of `graph` and its subgraphs whose bytes are elsewhere."""
+    yield from (tensor for tensor in graph.initializer if tensor.data_location == tensor.EXTERNAL)
+    for node in graph.node:
+        for subgraph in subgraphs(node):
+            yield from external_tensors(subgraph)
+
+
+def refer(tensor: TensorProto, location: str, offset: int, nbytes: int) -> None:
+    """Make `tensor` external data: `nbytes` bytes at byte `offset` of `location`."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = tensor.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(nbytes))):
+        tensor.external_data.add(key=key, value=value)
+
+
+def made_node(
+    op_type: str, inputs: Iterable[str], outputs: Iterable[str], *, name: str = "", domain: str = "", **numbers: Any
+) -> NodeProto:
+    """A node. Its attributes, `numbers`, are whole numbers or sequences of them."""
+    node = NodeProto(op_type=op_type, input=inputs, output=outputs, name=name, domain=domain)
+    for key, value in numbers.items():
+        if isinstance(value, int):
+            node.attribute.add(name=key, type=AttributeProto.INT, i=value)
+        else:
+            node.attribute.add(name=key, type=AttributeProto.INTS, ints=value)
+    return node
+
+
+def made_tensor(data_type: int, shape: Sequence[int], raw_data: bytes, name: str = "") -> TensorProto:
+    """A tensor that holds its bytes."""
+    return TensorProto(name=name, data_type=data_type, dims=shape, raw_data=raw_data)
+
+
+def small_model(
+    node: NodeProto, *, inputs: Sequence[str], outputs: Sequence[str], data_type: int, dims: Sequence[str | int] = (1,),
+    initializers: Iterable[TensorProto] = (),
+) -> bytes:  # fmt: skip
+    """A serialized model of one node; all its inputs and outputs have this type and these dimensions."""
+    model = ModelProto(ir_version=8)
+    model.opset_import.add(domain="", version=17)
+    graph = model.graph
+    graph.name = "small"
+    graph.node.append(node)
+    graph.initializer.extend(initializers)
+    for values, names in ((graph.input, inputs), (graph.output, outputs)):
+        for name in names:
+            tensor = values.add(name=name).type.tensor_type
+            tensor.elem_type = data_type
+            for dim in dims:
+                added = tensor.shape.dim.add()
+                if isinstance(dim, str):
+                    added.dim_param = dim
+                else:
+                    added.dim_value = dim
+    return bytes(model.SerializeToString())

@@ -1,0 +1,126 @@
+"""Constant inputs of fused nodes: what each is, and how its bytes come from a tensor of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from ort_qdq_plugin.model.elements import bits_of
+from ort_qdq_plugin.model.tensors import StoredTensor
+
+__all__ = ["Conversion", "Operand", "Operands", "Order", "as_stored", "borrowed_bytes", "packed_bytes", "zeros"]
+
+
+class Order(Enum):
+    """How the source of an operand relates to its bytes, which are `lines` lines of `length` elements."""
+
+    TRANSPOSED = "the source is [length, lines]"
+    ROWS = "the source is [lines, length]"
+    SPREAD = "the source has one element for each line, or one in all, which is repeated along the line"
+
+
+class Conversion(NamedTuple):
+    """Floating-point elements become those of another type, multiplied by a factor.
+
+    Attributes:
+        source: The TensorProto.DataType they have.
+        target: The one they get.
+        factor: What they are multiplied by.
+    """
+
+    source: int
+    target: int
+    factor: float
+
+
+class Operand(NamedTuple):
+    """A constant input of a fused node.
+
+    Attributes:
+        data_type: Its TensorProto.DataType.
+        shape: Its dimensions.
+        lines: Its bytes are so many lines.
+        length: Elements of a line. What they do not fill of the line is zero.
+        row_bytes: Bytes of a line.
+        source: The tensor that the elements come from; None for zeros.
+        order: How the source is stored.
+        bits: Of an element of the source.
+        flip: Whether the top bit of every element is flipped, which makes unsigned elements of two's complement.
+        repeat: Every element of the source counts for so many successive ones.
+        conversion: Of floating-point elements; None leaves them as they are.
+    """
+
+    data_type: int
+    shape: tuple[int, ...]
+    lines: int
+    length: int
+    row_bytes: int
+    source: StoredTensor | None
+    order: Order = Order.ROWS
+    bits: int = 8
+    flip: bool = False
+    repeat: int = 1
+    conversion: Conversion | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return self.lines * self.row_bytes
+
+    @property
+    def source_length(self) -> int:
+        """Elements of the source along a line."""
+        return -(-self.length // self.repeat)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the operand's bytes are those of the source."""
+        # A matrix of one column or of one row is its own transpose.
+        stored_as_lines = self.order is Order.ROWS or (self.order is Order.TRANSPOSED and 1 in (self.lines, self.length))
+        fills_its_lines = self.length * self.bits == self.row_bytes * 8 or self.lines == 1
+        changed = self.flip or self.repeat != 1 or self.conversion is not None
+        same_size = self.source is not None and self.source.nbytes == self.nbytes
+        return same_size and not changed and stored_as_lines and fills_its_lines
+
+    @property
+    def in_place(self) -> StoredTensor | None:
+        """The source, if it can be used where it is stored: then nothing is packed."""
+        return self.source if self.is_copy and self.source is not None and self.source.is_aligned else None
+
+    def as_bytes(self) -> Operand:
+        """The same bytes of the same source, seen as a column of single bytes. Only for copies (`is_copy`)."""
+        return self._replace(lines=self.nbytes, length=1, row_bytes=1, order=Order.ROWS, bits=8)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for operands that are the same bytes, made in the same way of the same stored bytes."""
+        return (*self[:5], *self[6:], None if self.source is None else self.source.storage)
+
+
+Operands = Mapping[str, Operand]
+"""The constant inputs of one fused node, by the names that the operator's specification gives them."""
+
+
+def as_stored(tensor: StoredTensor, shape: tuple[int, ...]) -> Operand:
+    """The stored tensor itself as an operand of this shape."""
+    return Operand(
+        tensor.data_type, shape, lines=1, length=math.prod(shape), row_bytes=tensor.nbytes, source=tensor,
+        bits=bits_of(tensor.data_type),
+    )  # fmt: skip
+
+
+def packed_bytes(operands: Iterable[Operand]) -> int:
+    """Bytes of those operands that have to be packed."""
+    return sum(operand.nbytes for operand in operands if operand.in_place is None)
+
+
+def borrowed_bytes(operands: Iterable[Operand]) -> int:
+    """Bytes of those operands that are used where the model stores them."""
+    return sum(operand.nbytes for operand in operands if operand.in_place is not None)
+
+
+def zeros(data_type: int, nbytes: int) -> Operand:
+    """So many bytes of zeros, as a tensor of rank 1."""
+    return Operand(data_type, (nbytes,), lines=1, length=nbytes, row_bytes=nbytes, source=None)

@@ -1,0 +1,219 @@
+"""Where a model's bytes are: a file, or memory of the caller's; and which files a model may name."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import threading
+from typing import Protocol
+
+from ort_qdq_plugin.errors import ModelError, SourceChangedError, SourceUnreadableError
+
+__all__ = ["ByteSource", "ExternalFiles", "FileSource", "MemorySource"]
+
+_MAX_LOCATION = 4096  # characters: Linux's PATH_MAX
+_MAX_SHOWN = 100  # characters of a location, in an error that thousands of nodes may have
+
+
+class ByteSource(Protocol):
+    """A container of bytes that tensors refer into: a model's file, an external data file, or memory."""
+
+    @property
+    def name(self) -> str:
+        """What error messages call this source."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes, as it was when the source was opened."""
+
+    @property
+    def identity(self) -> object:
+        """Equal for sources whose bytes are the same ones."""
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes at `offset`.
+
+        Raises:
+            SourceChangedError: The source ends before.
+            SourceUnreadableError, OSError: The bytes cannot be read.
+        """
+
+    def check_unchanged(self) -> None:
+        """Check that the source is still what was opened.
+
+        Raises:
+            SourceChangedError: It is not.
+        """
+
+    def buffer(self) -> mmap.mmap | bytes:
+        """All bytes as one read-only buffer that ONNX Runtime can borrow.
+
+        Raises:
+            SourceChangedError, OSError: They cannot be mapped.
+        """
+
+    def close(self) -> None:
+        """Close what is open for reading. Buffers that were handed out stay valid."""
+
+
+# A small tensor inside the model becomes a new source each time it is located. Below so many bytes, sources with equal bytes
+# count as the same one.
+_COMPARED_BYTES = 1 << 20
+
+
+class MemorySource:
+    """Bytes that the caller, or a message, owns."""
+
+    def __init__(self, data: bytes, name: str = "<model bytes>") -> None:
+        self._data = data
+        self.name = name
+        self.size = len(data)
+
+    @property
+    def identity(self) -> object:
+        return self._data if self.size < _COMPARED_BYTES else id(self)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        target[:] = memoryview(self._data)[offset : offset + len(target)]
+
+    def check_unchanged(self) -> None:
+        return None
+
+    def buffer(self) -> bytes:
+        return self._data
+
+    def close(self) -> None:
+        return None
+
+
+class FileSource:
+    """A regular file. It is held open, so that all reads see the same file even if another one takes its path.
+
+    Reads are system calls, never accesses to a mapping: if the file shrinks, they give an error instead of SIGBUS.
+
+    Raises:
+        ModelError: The path is no regular file.
+        OSError: The file cannot be opened.
+    """
+
+    _fd = -1
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        # Not even opened if it is a FIFO: opening one waits for its writer, and closing it again can kill the writer.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ModelError(f"{path}: not a regular file")
+        # The path may lead to a FIFO by now: with O_NONBLOCK, opening it does not wait.
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        self._fd = os.open(path, flags)
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise ModelError(f"{path}: not a regular file")
+        self.size = status.st_size
+        self._opened_as = self._file_identity(status)
+        self._mapping: mmap.mmap | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> object:
+        return id(self)
+
+    @staticmethod
+    def _file_identity(status: os.stat_result) -> tuple[int, ...]:
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        done = 0
+        while done < len(target):
+            try:
+                count = os.preadv(self._fd, [target[done:]], offset + done)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                raise SourceUnreadableError(errno.EIO, f"byte {offset + done} cannot be read", self.name) from None
+            if count == 0:
+                raise SourceChangedError(f"{self.name}: ends at {offset + done} bytes, {len(target) - done} more expected")
+            done += count
+
+    def check_unchanged(self) -> None:
+        if self._file_identity(os.fstat(self._fd)) != self._opened_as:
+            raise SourceChangedError(f"{self.name}: changed while it was being loaded")
+
+    def buffer(self) -> mmap.mmap:
+        """A read-only shared mapping of the whole file. It is made once and stays valid when the descriptor is closed."""
+        with self._lock:
+            if self._mapping is None:
+                try:
+                    self._mapping = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+                except ValueError:
+                    raise SourceChangedError(f"{self.name}: has less than {self.size} bytes by now") from None
+            return self._mapping
+
+    def close(self) -> None:
+        """Close the descriptor. A mapping that was handed out stays valid until nothing refers to it any more."""
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class ExternalFiles:
+    """The external data files of one model, opened when first asked for, under ONNX Runtime's own rules.
+
+    A location must be relative. With symbolic links followed it must lead into the folder that holds the real model file: a
+    model that is itself a link, as in Hugging Face's cache, may use what lies beside the file that it links to.
+    """
+
+    def __init__(self, base: str | None, directory: str | None) -> None:
+        self._base = base
+        self._directory = directory
+        self._sources: dict[str, FileSource] = {}  # by location as given, and by path
+
+    @classmethod
+    def beside(cls, model_path: str) -> ExternalFiles:
+        """Files that a model at `model_path` may name."""
+        return cls(os.path.dirname(os.path.abspath(model_path)), os.path.dirname(os.path.realpath(model_path)))
+
+    @classmethod
+    def within(cls, folder: str) -> ExternalFiles:
+        """Files below `folder` (``session.model_external_initializers_file_folder_path``)."""
+        return cls(os.path.abspath(folder), os.path.realpath(folder))
+
+    @classmethod
+    def none(cls) -> ExternalFiles:
+        """No file at all: a model given as bytes without a folder."""
+        return cls(None, None)
+
+    @property
+    def opened(self) -> tuple[FileSource, ...]:
+        """The files that were opened so far, each once."""
+        return tuple(dict.fromkeys(self._sources.values()))
+
+    def open(self, location: str) -> FileSource:
+        """The file that a tensor's ``location`` names.
+
+        Raises:
+            ModelError: ONNX Runtime would refuse the location.
+            OSError: The file cannot be opened.
+        """
+        source = self._sources.get(location)
+        if source is None:
+            path = self._resolve(location)
+            source = self._sources[location] = self._sources[path] = self._sources.get(path) or FileSource(path)
+        return source
+
+    def _resolve(self, location: str) -> str:
+        if self._base is None or self._directory is None:
+            raise ModelError(f"external data {location[:_MAX_SHOWN]!r} of a model without a folder")
+        if not location or len(location) > _MAX_LOCATION or "\0" in location or os.path.isabs(location):
+            raise ModelError(f"external data location {location[:_MAX_SHOWN]!r} is not a relative path")
+        # Strict: resolving stops at the first part of the path that is missing, even if thousands of parts follow.
+        path = os.path.realpath(os.path.join(self._base, location), strict=True)
+        if os.path.commonpath([path, self._directory]) != self._directory:
+            raise ModelError(f"external data location {location!r} leaves the model's folder")
+        return path

@@ -1,0 +1,71 @@
+"""The first stage of a load: open the model, and see whether there is anything to do. It imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ort_qdq_plugin.errors import LeaveToStock, ModelError
+from ort_qdq_plugin.model.glance import is_quantized_throughout
+from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
+from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, OPTIONS_IN_MODEL, config_entry, options_are_in_models
+from ort_qdq_plugin.providers import without_fused_nodes
+from ort_qdq_plugin.request import LoadRequest
+
+__all__ = ["open_model", "what_cannot_be_opened_goes_to_stock"]
+
+
+def open_model(request: LoadRequest, thoroughly: bool = False) -> Skeleton:
+    """Open the model that is asked for. The caller closes it.
+
+    Args:
+        request: What is asked for.
+        thoroughly: Go on with a model that a cheap look shows to have nothing to fuse: its report is to say why.
+
+    Raises:
+        LeaveToStock: There is nothing to do for it.
+        ModelError, OSError: It cannot be opened.
+    """
+    refused = without_fused_nodes(request.providers)
+    if refused is not None:
+        raise LeaveToStock(f"{refused} does not run MatMulNBits, or wants the QDQ form itself")
+    if config_entry(request.session_options, FORMAT_KEY) == "ORT":
+        raise LeaveToStock("the model is to be read in ORT format")
+    if isinstance(request.model, str) and request.model.endswith(".ort"):
+        raise LeaveToStock("the model is in ORT format")
+    skeleton = open_skeleton(request.model, config_entry(request.session_options, FOLDER_KEY))
+    if skeleton is None:
+        raise LeaveToStock("this is no ONNX model in protobuf form")
+    try:
+        if not _has_work(skeleton, request):
+            raise LeaveToStock("nothing in it is quantized")
+        if not thoroughly and not _could_fuse(skeleton):
+            raise LeaveToStock("nothing in it can be fused: activations are quantized wherever weights are")
+        if options_are_in_models() and skeleton.mentions(OPTIONS_IN_MODEL):
+            raise LeaveToStock("its session options are in the model")
+    except BaseException:
+        skeleton.close()
+        raise
+    return skeleton
+
+
+@contextmanager
+def what_cannot_be_opened_goes_to_stock() -> Iterator[None]:
+    """While the block runs, errors of opening a model become LeaveToStock: they are ONNX Runtime's to complain about."""
+    try:
+        yield
+    except (ModelError, OSError) as error:
+        raise LeaveToStock(str(error)) from error
+
+
+def _could_fuse(skeleton: Skeleton) -> bool:
+    """False where a cheap look tells that nothing can be fused, nor anything else be done."""
+    if skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN):
+        return True
+    return not is_quantized_throughout(skeleton.data)
+
+
+def _has_work(skeleton: Skeleton, request: LoadRequest) -> bool:
+    fuses = request.may_fuse and skeleton.mentions("DequantizeLinear")
+    return fuses or skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN)

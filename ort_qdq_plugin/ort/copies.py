@@ -1,0 +1,112 @@
+"""Private copies of the caller's SessionOptions, and what can be found out about these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+from onnxruntime.capi import _pybind_state as _native
+
+from ort_qdq_plugin.model.messages import TensorProto, made_node, refer, small_model
+from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.ort.keys import options_are_in_models
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+__all__ = ["added_providers", "copy_loses_something", "private_options", "supplies_initializers"]
+
+# Operator domains that ONNX Runtime's own builds register.
+_SHIPPED_DOMAINS = {
+    "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training", "com.microsoft",
+    "com.microsoft.nchwc", "com.microsoft.experimental", "com.microsoft.dml", "com.ms.internal.nhwc", "org.pytorch.aten",
+}  # fmt: skip
+
+_FATAL = 4  # OrtLoggingLevel
+_NO_SUCH_FILE = "External data path validation failed"
+
+
+def private_options(session_options: Any | None) -> Any:
+    """A SessionOptions of our own that says what the caller's does.
+
+    Only ONNX Runtime can copy one: it does so for the options of a new session. Custom-op libraries, and providers that were
+    added to the caller's, are lost.
+    """
+    if session_options is None:
+        return onnxruntime.SessionOptions()
+    session = _throw_away_session(session_options, _empty_model())
+    copy = session.session_options
+    if session_options.enable_profiling:
+        # The throw-away session has begun a profile of its own.
+        with suppress(OSError):
+            os.unlink(session.end_profiling())
+    return copy
+
+
+def copy_loses_something(session_options: Any | None, model: ModelProto, domains: Set[str]) -> bool:
+    """Whether private_options would lose what a model needs: added providers, or a custom-op library.
+
+    Args:
+        session_options: The caller's.
+        model: The model.
+        domains: Those of all operators in the model's graphs.
+    """
+    if session_options is None:
+        return False
+    of_functions = {function.domain for function in model.functions}
+    used = domains | {node.domain for function in model.functions for node in function.node}
+    # The library of onnxruntime-extensions can be registered anew.
+    return bool(used - _SHIPPED_DOMAINS - of_functions - {EXTENSIONS_DOMAIN}) or bool(session_options.has_providers())
+
+
+def added_providers(session_options: Any) -> tuple[str, ...]:
+    """Names of the providers that a session with these options, and no others, would have.
+
+    Only a session can be asked. That is not done if it would write a profile or a model, as the caller wants of his own.
+    """
+    if session_options.enable_profiling or session_options.optimized_model_filepath:
+        return ("an added provider that cannot be told",)
+    session = _throw_away_session(session_options, _empty_model())
+    session.initialize_session([], [], set())
+    return tuple(session.get_providers())
+
+
+def supplies_initializers(session_options: Any | None) -> bool:
+    """Whether the caller added initializers, or files of them, to these options: then a model's own are not what counts.
+
+    ONNX Runtime does not tell. But a session whose model wants a file that does not exist fails in one way if there is no
+    such table, and in another if there is one. (Single values added with ``add_initializer`` cannot be seen like this.)
+    """
+    if session_options is None:
+        return False
+    options = private_options(session_options)
+    options.enable_profiling, options.optimized_model_filepath = False, ""
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    session = _throw_away_session(options, _probe_model())
+    try:
+        session.initialize_session(["CPUExecutionProvider"], [{}], set())
+    except Exception as error:
+        return _NO_SUCH_FILE not in str(error)
+    return True
+
+
+def _throw_away_session(session_options: Any, model: bytes) -> Any:
+    # ONNX Runtime refuses to read the variable in one session of a process and not in another.
+    return _native.InferenceSession(session_options, model, False, options_are_in_models())
+
+
+def _empty_model() -> bytes:
+    node = made_node("Identity", ["x"], ["y"])
+    return small_model(node, inputs=["x"], outputs=["y"], data_type=TensorProto.FLOAT)
+
+
+def _probe_model() -> bytes:
+    """A model with an initializer in a file that does not exist."""
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1])
+    refer(weight, "ort-qdq-plugin/no-such-file", 0, 4)
+    node = made_node("Add", ["x", "w"], ["y"])
+    return small_model(node, inputs=["x"], outputs=["y"], data_type=TensorProto.FLOAT, initializers=[weight])

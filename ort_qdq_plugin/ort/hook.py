@@ -1,0 +1,76 @@
+"""The one place in onnxruntime.InferenceSession where this package comes in: the method that makes the native session.
+
+Its class keeps what it was asked for in attributes of its own (``_model_path``, ``_sess_options`` and so on), which are read
+and, while the native session is made, exchanged here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import onnxruntime
+from onnxruntime.capi import _pybind_state as _native
+
+from ort_qdq_plugin.ort.keys import CREATE_METHOD
+
+__all__ = [
+    "Asked",
+    "asked_of",
+    "available_providers",
+    "create_stock",
+    "native_session",
+    "say_options",
+    "standing_in",
+]
+
+
+class Asked(NamedTuple):
+    """What InferenceSession gives the method that creates its native session."""
+
+    providers: Any
+    provider_options: Any
+    disabled_optimizers: Any
+
+
+# Bound at import. The method may have been replaced already by activation, which leaves the original one in an attribute.
+_replaced_or_not = getattr(onnxruntime.InferenceSession, CREATE_METHOD)
+_stock_method = getattr(_replaced_or_not, "_ort_qdq_stock", _replaced_or_not)
+
+
+def create_stock(session: Any, asked: Asked) -> None:
+    """Create the native session as ONNX Runtime does."""
+    _stock_method(session, *asked)
+
+
+def asked_of(session: Any) -> tuple[str | bytes, Any | None]:
+    """The model, as a path or as bytes, and the SessionOptions that an InferenceSession was given."""
+    model = session._model_path if session._model_path is not None else session._model_bytes
+    return model, session._sess_options
+
+
+@contextmanager
+def standing_in(session: Any, model: bytes, session_options: Any) -> Iterator[None]:
+    """While the block runs, the session has another model and other options than it was given."""
+    path, data, options = session._model_path, session._model_bytes, session._sess_options
+    session._model_path, session._model_bytes, session._sess_options = None, model, session_options
+    try:
+        yield
+    finally:
+        session._model_path, session._model_bytes, session._sess_options = path, data, options
+
+
+def say_options(session: Any, session_options: Any) -> None:
+    """Let ``get_session_options`` give these."""
+    session._sess_options = session_options
+
+
+def native_session(session: Any) -> Any:
+    """The C++ session behind an InferenceSession."""
+    return session._sess
+
+
+def available_providers() -> tuple[str, ...]:
+    """The providers of this build of ONNX Runtime, which a session has that was not told of any."""
+    return tuple(_native.get_available_providers())

@@ -1,0 +1,51 @@
+"""Names that ONNX Runtime gives things: config entries of SessionOptions (onnxruntime_session_options_config_keys.h), and
+the method that makes a session. This module does not import it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+__all__ = [
+    "ACCURACY_KEY",
+    "BLOCK_SIZE_KEY",
+    "CREATE_METHOD",
+    "DIRECT_KEY",
+    "FOLDER_KEY",
+    "FORMAT_KEY",
+    "NO_QDQ_KEY",
+    "OPTIONS_IN_MODEL",
+    "PARALLEL_KEY",
+    "config_entry",
+    "options_are_in_models",
+]
+
+ACCURACY_KEY = "session.qdq_matmulnbits_accuracy_level"
+BLOCK_SIZE_KEY = "session.qdq_matmulnbits_block_size"
+DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+FORMAT_KEY = "session.load_model_format"
+NO_QDQ_KEY = "session.disable_quant_qdq"
+PARALLEL_KEY = "session.prepack.enable_parallel"
+
+CREATE_METHOD = "_create_inference_session"
+"""Of InferenceSession: it creates the native session."""
+
+OPTIONS_IN_MODEL = "ort_config"
+"""Key of a model's metadata under which session options may be."""
+
+
+def config_entry(session_options: Any | None, key: str) -> str | None:
+    """The entry of an onnxruntime.SessionOptions; None if it is not set."""
+    if session_options is None:
+        return None
+    try:
+        value = session_options.get_session_config_entry(key)
+    except RuntimeError:  # how it says that there is no such entry
+        return None
+    return value if isinstance(value, str) else None
+
+
+def options_are_in_models() -> bool:
+    """Whether ONNX Runtime has been told, in the environment, to take session options from a model's metadata."""
+    return os.environ.get("ORT_LOAD_CONFIG_FROM_MODEL") == "1"

@@ -1,0 +1,41 @@
+"""ONNX Runtime's Transpose kernel, run on plain memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import _pybind_state as _native
+
+from ort_qdq_plugin.model.messages import TensorProto, made_node, small_model
+
+__all__ = ["TransposeSession"]
+
+# Bytes of an element -> how ONNX and NumPy call an unsigned integer of that size.
+_ELEMENT_TYPES = {1: (TensorProto.UINT8, np.uint8), 2: (TensorProto.UINT16, np.uint16), 4: (TensorProto.UINT32, np.uint32)}
+_WARNINGS_OFF = 3  # OrtLoggingLevel: errors only
+
+
+class TransposeSession:
+    """Transposes matrices of elements of one size, on the calling thread."""
+
+    def __init__(self, element_bytes: int) -> None:
+        self._element_bytes = element_bytes
+        data_type, self._kind = _ELEMENT_TYPES[element_bytes]
+        node = made_node("Transpose", ["matrix"], ["transposed"], perm=[1, 0])
+        model = small_model(node, inputs=["matrix"], outputs=["transposed"], data_type=data_type, dims=("rows", "columns"))
+        options = onnxruntime.SessionOptions()
+        # The caller's threads are the parallelism. A pool of the session's own would only compete with them.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = _WARNINGS_OFF
+        # The native class: where the package is activated, an InferenceSession would come back to it.
+        self._session = _native.InferenceSession(options, model, False, False)
+        self._session.initialize_session(["CPUExecutionProvider"], [{}], set())
+        self._binding = _native.SessionIOBinding(self._session)
+        self._device = _native.OrtDevice(_native.OrtDevice.cpu(), _native.OrtDevice.default_memory(), 0)
+
+    def transpose(self, matrix: np.ndarray, transposed: np.ndarray) -> None:
+        """transposed = matrix.T for elements of several bytes; both arrays are uint8 and contiguous."""
+        rows, columns = matrix.shape[0], matrix.shape[1] // self._element_bytes
+        self._binding.bind_input("matrix", self._device, self._kind, (rows, columns), matrix.ctypes.data)
+        self._binding.bind_output("transposed", self._device, self._kind, (columns, rows), transposed.ctypes.data)
+        self._session.run_with_iobinding(self._binding, None)

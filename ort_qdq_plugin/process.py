@@ -1,0 +1,33 @@
+"""What this process may do, and what a fork of it must not interrupt."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+__all__ = ["available_processors", "memory_is_limited", "not_forking"]
+
+# A module that one thread imports while another one forks the process can never be imported in the child: the child would
+# wait for a thread that it does not have. The same is true of anything else that is made once, under a lock. So whoever
+# imports late, or has something made once, holds this lock, and a fork waits for it.
+not_forking = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=not_forking.acquire, after_in_parent=not_forking.release, after_in_child=not_forking.release)
+
+
+def memory_is_limited() -> bool:
+    """Whether this process may only map so much memory (``ulimit -v``, ``ulimit -d``).
+
+    Each further thread then takes some of it for good, for its stack and its heap.
+    """
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return False
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
+
+
+def available_processors() -> int:
+    """The processors that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
