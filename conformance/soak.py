@@ -32,7 +32,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from conformance.patterns import Draft, Weight
+from conformance.patterns.catalogue import Draft, Weight
 from ort_qdq_plugin import Options, create_session, report_of
 
 __all__ = ["main"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from conformance.fuzz import Judge, Worker
+from conformance.fuzz.__main__ import Judge, Worker
 
 
 @pytest.fixture(scope="module")

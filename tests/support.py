@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from conformance.patterns import Draft, Weight
+from conformance.patterns.catalogue import Draft, Weight
 from ort_qdq_plugin import Report, report_of
 
 __all__ = [

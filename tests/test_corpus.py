@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.fuzz import MAX_BYTES, MAX_SECONDS, Judge, Worker, beside_a_model
+from conformance.fuzz.__main__ import MAX_BYTES, MAX_SECONDS, Judge, Worker, beside_a_model
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.onnx"))
 

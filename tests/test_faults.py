@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from conformance.fault_table import FAULTS, Fault, Outcome, Scene, judge, run_fault, strike
+from conformance.faults.__main__ import FAULTS, Fault, Outcome, Scene, judge, run_fault, strike
 
 QUICK = [fault for fault in FAULTS if fault.quick]
 

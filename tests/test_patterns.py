@@ -7,8 +7,8 @@ from collections.abc import Callable
 import onnxruntime as ort
 import pytest
 
-from conformance.pattern_table import Form, check
-from conformance.patterns import PATTERNS, Pattern, quick_patterns
+from conformance.patterns.__main__ import Form, check
+from conformance.patterns.catalogue import PATTERNS, Pattern, quick_patterns
 from ort_qdq_plugin import Options, create_session, report_of
 from tests.support import CPU
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from conformance.patterns import Draft, Weight
+from conformance.patterns.catalogue import Draft, Weight
 from ort_qdq_plugin import Options, Reason, create_session, inspect, report_of
 from tests.support import linear, made_report, save, stack, stock
 

@@ -17,8 +17,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from conformance.models import ensure_pair, spec_of
-from conformance.patterns import PER_CHANNEL, Draft, Weight
+from conformance.patterns.catalogue import PER_CHANNEL, Draft, Weight
+from conformance.tables.decoder import ensure_pair, spec_of
 from ort_qdq_plugin import Options, QdqPluginError, SourceChangedError, create_session, inspect
 from ort_qdq_plugin import session as session_module
 from ort_qdq_plugin.options import config_entry

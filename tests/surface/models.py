@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import TensorProto, helper
 
-from conformance.patterns import MS, ROWS, Draft, Weight
+from conformance.patterns.catalogue import MS, ROWS, Draft, Weight
 from ort_qdq_plugin import Options
 from tests.support import Form
 

@@ -1,6 +1,6 @@
 """The fault table: real faults, each in a fresh process, and what becomes of a load that meets them.
 
-    python -m conformance.fault_table [--only GLOB] [--kills 100] [--markdown FILE]
+    python -m conformance.faults [--only GLOB] [--kills 100] [--markdown FILE]
 
 A row passes if no process of ours crashes, hangs or prints a traceback, if nothing is left on disk, if at most one warning
 is logged, and if there is either a session that gives ONNX Runtime's own result or the class of error that stock ONNX
@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from conformance.models import ModelPair, spec_of, write_pair
+from conformance.tables.decoder import ModelPair, spec_of, write_pair
 
 __all__ = ["FAULTS", "Fault", "Outcome", "Scene", "judge", "main", "run_fault", "strike"]
 
@@ -388,13 +388,13 @@ _TIMED = {"write back", "fill later", "interrupt packing", "interrupt initializa
 
 def _start(job: Job, temporary: Path, home: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "conformance.fault_table", "--child", json.dumps(asdict(job))],
+        [sys.executable, "-m", "conformance.faults", "--child", json.dumps(asdict(job))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # ONNX Runtime keeps a data base of its own in the home directory.
-        env={**os.environ, "TMPDIR": str(temporary), "HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "TMPDIR": str(temporary), "HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])},
     )
 
 
@@ -1160,7 +1160,7 @@ def _as_root_of_a_namespace() -> None:
     if os.geteuid() == 0 or shutil.which("unshare") is None:
         return
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0:
-        os.execvp("unshare", ["unshare", "-rm", sys.executable, "-m", "conformance.fault_table", *sys.argv[1:]])
+        os.execvp("unshare", ["unshare", "-rm", sys.executable, "-m", "conformance.faults", *sys.argv[1:]])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

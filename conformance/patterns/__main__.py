@@ -1,6 +1,6 @@
 """The pattern table: every pattern through unoptimized ORT, stock ORT and this package.
 
-    python -m conformance.pattern_table [--quick] [--only GLOB] [--group 2|3] [--form bytes|file|external] [--markdown FILE]
+    python -m conformance.patterns [--quick] [--only GLOB] [--group 2|3] [--form bytes|file|external] [--markdown FILE]
 
 A row passes if the package does what the pattern expects, says so truthfully, gives stock ORT's very bits wherever
 stock fuses the same nodes, and stays within the error limits against the unoptimized model. The exit code is 1 if a row
@@ -25,7 +25,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from conformance.patterns import MAX_IDS, MS, PATTERNS, ROWS, Pattern, graphs_of, quick_patterns
+from conformance.patterns.catalogue import MAX_IDS, MS, PATTERNS, ROWS, Pattern, graphs_of, quick_patterns
 
 __all__ = ["Form", "MakeSession", "Row", "check", "feeds", "main", "markdown"]
 
@@ -430,7 +430,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m conformance.pattern_table", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m conformance.patterns", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="only the subset for every commit")
     parser.add_argument("--only", metavar="GLOB", default="*", help="only patterns with such names")
     parser.add_argument("--group", type=int, choices=tuple(_GROUPS), help="only this group's patterns")

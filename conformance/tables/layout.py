@@ -1,7 +1,7 @@
 """The layout table: how fast one token is on each way of writing a weight that stock ONNX Runtime leaves unfused.
 
-    python -m conformance.layout_table [--runs 5] [--markdown FILE] [--check]
-    python -m conformance.layout_table --quick              # tiny models: does it work, not how fast
+    python -m conformance.tables.layout [--runs 5] [--markdown FILE] [--check]
+    python -m conformance.tables.layout --quick              # tiny models: does it work, not how fast
 
 1. One-token latency: each layout as a chain of products of a decoder's size, through stock ONNX Runtime, through this
    package, and as its QOperator twin (the same numbers in MatMulNBits or GatherBlockQuantized, written by hand) through
@@ -32,7 +32,18 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from conformance.measuring import (
+from conformance.tables.decoder import (
+    ModelSpec,
+    Product,
+    Quantized,
+    Tensor,
+    _numbers,
+    _repeat,
+    _write,
+    pack,
+    write_fanout_model,
+)
+from conformance.tables.measuring import (
     MB,
     Results,
     Run,
@@ -47,14 +58,13 @@ from conformance.measuring import (
     say,
     stages,
 )
-from conformance.models import ModelSpec, Product, Quantized, Tensor, _numbers, _repeat, _write, pack, write_fanout_model
 
 __all__ = ["LAYOUTS", "Layout", "main"]
 
 Array = NDArray[Any]
 Dim = int | str
 
-_MODULE = "conformance.layout_table"
+_MODULE = "conformance.tables.layout"
 
 MS = "com.microsoft"
 LEAST_SPEEDUP = 15.0

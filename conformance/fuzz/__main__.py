@@ -42,7 +42,7 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from conformance.mutations import mutate, mutated_models, seed_models
+from conformance.fuzz.mutations import mutate, mutated_models, seed_models
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

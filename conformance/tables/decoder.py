@@ -1,6 +1,6 @@
 """Models to measure with: a decoder's matrix products as QDQ, and the same weights as MatMulNBits.
 
-`python -m conformance.models --out DIR --layers 32 --variant uint4` writes a pair:
+`python -m conformance.tables.decoder --out DIR --layers 32 --variant uint4` writes a pair:
 
 - `qdq.onnx`: DequantizeLinear -> [Transpose ->] MatMul, in standard ONNX;
 - `qop.onnx`: com.microsoft MatMulNBits holding exactly the same numbers.

@@ -1,6 +1,6 @@
 """The start-up table: what this package costs a process that does not use it, and one that does.
 
-    python -m conformance.startup_table [--runs 50]
+    python -m conformance.tables.startup [--runs 50]
 
 Two bare virtual environments are made, one with this package's start-up file and one without. Interpreters are started in
 turns, each pinned to one processor where that is possible, and timed from outside. Exit status 1 where a target is missed.
@@ -26,7 +26,7 @@ from statistics import median
 
 __all__ = ["main"]
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _START_FILE = _ROOT / "ort_qdq_plugin" / "ort_qdq_plugin.pth"
 _VARIABLE = "ORT_QDQ_PLUGIN"
 _HEAVY = ("numpy", "onnx", "onnxruntime")

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper
 
-from conformance.patterns import MS, PATTERNS, PER_CHANNEL, PER_TENSOR, Draft, Weight, graphs_of
+from conformance.patterns.catalogue import MS, PATTERNS, PER_CHANNEL, PER_TENSOR, Draft, Weight, graphs_of
 
 __all__ = ["LOCATIONS", "mutate", "mutated_models", "seed_models"]
 

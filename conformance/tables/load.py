@@ -1,8 +1,8 @@
 """The load table: how a session starts, what it costs and how it runs, by several ways of loading.
 
-    python -m conformance.load_table                      # the table, a Phi-3-mini-shaped decoder
-    python -m conformance.load_table --quick              # the same on tiny models, within seconds
-    python -m conformance.load_table --packing --inline --overhead
+    python -m conformance.tables.load                      # the table, a Phi-3-mini-shaped decoder
+    python -m conformance.tables.load --quick              # the same on tiny models, within seconds
+    python -m conformance.tables.load --packing --inline --overhead
 
 Each run is a fresh process. Contenders take turns (A B C A B C ...), since a machine's speed drifts,
 and right before each start the model's files are read and free memory is touched, so that all find
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conformance.measuring import (
+from conformance.tables.measuring import (
     MB,
     Results,
     Run,
@@ -46,11 +46,11 @@ from conformance.measuring import (
 )
 
 if TYPE_CHECKING:
-    from conformance.models import ModelPair, ModelSpec
+    from conformance.tables.decoder import ModelPair, ModelSpec
 
 __all__ = ["CONTENDERS", "Job", "Measurement", "main"]
 
-_MODULE = "conformance.load_table"
+_MODULE = "conformance.tables.load"
 # A repeated run is cut short once its repetitions took this long.
 _STEADY_SECONDS = 8.0
 # What a dense model takes beyond its float weights while it is folded and packed.
@@ -301,7 +301,7 @@ def _disagreements(spec: ModelSpec, differences: dict[str, float], results: dict
 
 def _pair(args: argparse.Namespace, variant: str, inline: bool = False, layers: int = 0) -> ModelPair:
     """A variant's models, written unless they are there."""
-    from conformance.models import ensure_pair, spec_of
+    from conformance.tables.decoder import ensure_pair, spec_of
 
     shape = _QUICK_SHAPE if args.quick else {}
     layers = layers or args.layers
@@ -467,7 +467,7 @@ def packing_section(args: argparse.Namespace, variant: str) -> Section:
 
 def overhead_section(args: argparse.Namespace) -> Section:
     """What a model costs that this package does nothing for."""
-    from conformance.models import write_float_model
+    from conformance.tables.decoder import write_float_model
 
     columns = (
         "model without QDQ",
