@@ -15,16 +15,13 @@ from typing import Any
 # Nothing that imports onnxruntime: this module is imported while onnxruntime is being imported (startup.py), perhaps by a
 # module of this package.
 from ort_qdq_plugin import log
+from ort_qdq_plugin.environment import NO, PREFIX, YES
 from ort_qdq_plugin.options import BUFFERS, MAX_ACCURACY_LEVEL, Options, is_accuracy_level
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
-from ort_qdq_plugin.startup import YES
 
 __all__ = ["PREFIX", "activate", "activate_from_environment", "deactivate", "options_from_environment"]
 
-PREFIX = "ORT_QDQ_PLUGIN"
-
 _LEVELS = ("debug", "info", "warning", "error", "critical")
-_NO = ("", "0", "false", "no", "off")
 
 _lock = threading.Lock()
 _options = Options()
@@ -145,7 +142,7 @@ def _threads(text: str) -> int:
 
 
 def _flag(text: str) -> bool:
-    if text.lower() not in YES + _NO:
+    if text.lower() not in YES + NO:
         raise ValueError(text)
     return text.lower() in YES
 

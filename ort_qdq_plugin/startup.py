@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import sys
 
+from ort_qdq_plugin.environment import PREFIX, YES
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["YES", "install"]
+__all__ = ["install"]
 
 _AWAITED = "onnxruntime"
-YES = ("1", "true", "yes", "on")
 
 
 def install() -> None:
     """Where the variable says so, activate the package as soon as onnxruntime has been imported, or now if it already is."""
-    if os.environ.get("ORT_QDQ_PLUGIN", "").strip().lower() not in YES:
+    if os.environ.get(PREFIX, "").strip().lower() not in YES:
         return
     if _AWAITED in sys.modules:
         _activate()

@@ -1,0 +1,127 @@
+"""Shapes that are followed here, against ONNX's own inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from conformance.patterns.catalogue import PATTERNS, Pattern
+from ort_qdq_plugin.model.graph import model_scope
+from ort_qdq_plugin.model.shapes import followed_shapes, stated_shapes
+
+Dims = list[int | str | None]
+
+
+def check(model: onnx.ModelProto) -> int:
+    """Compare every shape that is followed; how many values of the model's nodes those are."""
+    scope = model_scope(model)
+    followed = followed_shapes(model.graph, scope.constant)
+    inferred = stated_shapes(shape_inference.infer_shapes(model).graph)
+    produced = {name for node in model.graph.node for name in node.output}
+    for name in produced & followed.keys():
+        assert followed[name] == inferred[name], name
+    return len(produced & followed.keys())
+
+
+def graph(nodes: list[onnx.NodeProto], inputs: dict[str, Dims], constants: dict[str, Any], output: str) -> onnx.ModelProto:
+    proto = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()],
+        [helper.make_empty_tensor_value_info(output)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(proto, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize("pattern", [pytest.param(pattern, id=pattern.name) for pattern in PATTERNS])
+def test_patterns(pattern: Pattern) -> None:
+    check(pattern.build())
+
+
+dims = st.lists(st.sampled_from([1, 2, 3, "a", "b", None]), min_size=1, max_size=4)
+
+
+@given(left=dims, right=dims, op=st.sampled_from(["Add", "Mul", "Where"]))
+@settings(max_examples=300, deadline=None)
+def test_broadcasting(left: Dims, right: Dims, op: str) -> None:
+    inputs = {"x": left, "z": right}
+    names = ["x", "z"]
+    if op == "Where":
+        names = ["c", *names]
+        inputs["c"] = [1]
+    model = graph([helper.make_node(op, names, ["y"])], inputs, {}, "y")
+    model.graph.input[-1].type.tensor_type.elem_type = TensorProto.BOOL if op == "Where" else TensorProto.FLOAT
+    if compatible(left, right):
+        check(model)
+
+
+def compatible(left: Dims, right: Dims) -> bool:
+    """Whether known dimensions fit: ONNX's inference says nothing of others."""
+    pairs = zip(reversed(left), reversed(right), strict=False)
+    return all(not isinstance(a, int) or not isinstance(b, int) or a == b or 1 in (a, b) for a, b in pairs)
+
+
+@given(shape=dims, data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_chains_of_views(shape: Dims, data: st.DataObject) -> None:
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, Any] = {}
+    rank, value = len(shape), "x"
+    for step in range(data.draw(st.integers(1, 4))):
+        kind = data.draw(st.sampled_from(["Transpose", "Unsqueeze", "Reshape", "Relu", "Slice", "Concat", "Softmax"]))
+        output, inputs, attributes = f"v{step}", [value], {}
+        if kind == "Transpose":
+            attributes["perm"] = data.draw(st.permutations(range(rank)))
+        elif kind == "Unsqueeze":
+            constants[f"c{step}"] = np.array([data.draw(st.integers(-rank - 1, rank))], np.int64)
+            inputs.append(f"c{step}")
+            rank += 1
+        elif kind == "Reshape":
+            target = [0] * rank
+            if data.draw(st.booleans()):
+                target[data.draw(st.integers(0, rank - 1))] = -1
+            constants[f"c{step}"] = np.array(target, np.int64)
+            inputs.append(f"c{step}")
+        elif kind == "Slice":
+            nodes.append(helper.make_node("Shape", ["x"], [f"ends{step}"], start=0, end=1))
+            constants[f"c{step}"] = np.array([0], np.int64)
+            inputs += [f"c{step}", f"ends{step}", f"c{step}"]
+        elif kind == "Concat":
+            inputs.append(value)
+            attributes["axis"] = data.draw(st.integers(-rank, rank - 1))
+        elif kind == "Softmax":
+            attributes["axis"] = -1
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        value = output
+    assert check(graph(nodes, {"x": shape}, constants, value)) >= 0
+
+
+@given(
+    batch=st.lists(st.sampled_from([1, 2, "a", None]), max_size=2),
+    m=st.sampled_from([1, 5, "m", None]),
+    k=st.sampled_from([4, 8]),
+    n=st.sampled_from([1, 3, 16]),
+)
+@settings(max_examples=100, deadline=None)
+def test_products_and_gathers(batch: Dims, m: int | str | None, k: int, n: int) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("LayerNormalization", ["product", "scale"], ["normal"]),
+        helper.make_node("Shape", ["normal"], ["rank"]),
+        helper.make_node("Gather", ["w", "indices"], ["rows"], axis=0),
+        helper.make_node("Gather", ["w", "indices"], ["columns"], axis=-1),
+        helper.make_node("Gemm", ["w", "w"], ["gemm"], transA=1),
+    ]
+    constants = {
+        "w": np.zeros((k, n), np.float32),
+        "scale": np.ones(n, np.float32),
+        "indices": np.zeros((2, 1), np.int64),
+    }
+    assert check(graph(nodes, {"x": [*batch, m, k]}, constants, "normal")) == len(nodes)

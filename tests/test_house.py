@@ -1,0 +1,164 @@
+"""What imports what: modules import downwards only, and a model that needs little imports little."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import ort_qdq_plugin
+from conformance.patterns.catalogue import Weight
+from tests.model.test_glance import product
+from tests.support import linear
+
+ROOT = Path(ort_qdq_plugin.__file__).parent
+MAX_LINES = 350
+
+# Layers, from the ground up. A module may import those of lower layers, and those of its own folder as long as there is no
+# cycle; of a layer's modules none imports another one of that layer in another folder.
+LAYERS = [
+    ("demo_model", "environment", "errors", "log", "options", "process", "reason"),
+    ("report",),
+    ("model",),
+    ("memory",),
+    ("ort",),
+    ("fusion",),
+    ("packing",),
+    ("assemble", "providers", "request"),
+    ("opening",),
+    ("pipeline",),
+    ("session",),
+    ("activation", "demo"),
+    ("startup",),
+    ("__main__", "__init__"),
+]
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def layer(part: str) -> int:
+    return next(height for height, parts in enumerate(LAYERS) if part in parts)
+
+
+def part_of(module: str) -> str:
+    """The layer's name of a module: its folder in the package, or itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of this package that a module imports at any time, but for those that only its types need."""
+    for node in running(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("ort_qdq_plugin"):
+            for alias in node.names:
+                inner = ROOT.parent.joinpath(*node.module.split("."), alias.name)
+                is_module = inner.with_suffix(".py").exists() or inner.is_dir()
+                yield f"{node.module}.{alias.name}" if is_module else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("ort_qdq_plugin"))
+
+
+def running(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            yield from (inner for other in node.orelse for inner in running(other))
+            continue
+        yield node
+        yield from running(node)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_import_downwards(path: Path) -> None:
+    module = name_of(path)
+    for imported in imports(path):
+        if part_of(imported) != part_of(module) or module.count(".") == 1:
+            assert layer(part_of(imported)) < layer(part_of(module)) or part_of(module) == "__init__", imported
+
+
+def test_there_are_no_cycles() -> None:
+    graph = {name_of(path): set(imports(path)) for path in MODULES if name_of(path) != "ort_qdq_plugin.__init__"}
+    while graph:
+        free = [module for module, imported in graph.items() if not imported & graph.keys()]
+        assert free, f"these import each other: {sorted(graph)}"
+        for module in free:
+            del graph[module]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_files_stay_short(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_say_what_they_offer(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    assert ast.get_docstring(tree)
+    assigned = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
+    names = {target.id for targets in assigned for target in targets if isinstance(target, ast.Name)}
+    assert "__all__" in names or path.name in ("__init__.py", "__main__.py")
+
+
+HEAVY = ("onnx", "google.protobuf", "ort_qdq_plugin.pipeline", "logging", "subprocess", "tempfile")
+LOADS = """
+import sys
+import onnxruntime
+before = set(sys.modules)
+from ort_qdq_plugin import create_session
+create_session(sys.argv[1])
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def loaded_by(model: Path) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", LOADS, str(model)], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("quantized", ["not at all", "throughout"])
+def test_a_model_without_fusions_imports_little(quantized: str, tmp_path: Path) -> None:
+    model = product() if quantized == "throughout" else plain()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    imported = loaded_by(path)
+    assert "ort_qdq_plugin.session" in imported
+    assert not [name for name in HEAVY if name in imported]
+
+
+def test_a_quantized_model_imports_messages_but_not_onnx(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(linear(Weight()).SerializeToString())
+    imported = loaded_by(path)
+    assert "ort_qdq_plugin.pipeline" in imported
+    assert not [name for name in imported if name.split(".")[0] == "onnx"]
+
+
+def test_message_classes_are_those_of_onnx() -> None:
+    code = """
+import sys
+from ort_qdq_plugin.model import messages
+assert "onnx" not in sys.modules
+import onnx
+for name in ("ModelProto", "GraphProto", "NodeProto", "TensorProto", "AttributeProto", "FunctionProto"):
+    assert getattr(messages, name) is getattr(onnx, name), name
+"""
+    for implementation in ("upb", "python"):
+        environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def plain() -> onnx.ModelProto:
+    """y = relu(x)."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
