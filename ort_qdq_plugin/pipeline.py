@@ -28,7 +28,7 @@ from ort_qdq_plugin.model.operands import Operand, as_stored, borrowed_bytes, pa
 from ort_qdq_plugin.model.skeleton import Skeleton
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 from ort_qdq_plugin.opening import what_cannot_be_opened_goes_to_stock
-from ort_qdq_plugin.ort.copies import copy_loses_something, private_options, supplies_initializers
+from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
 from ort_qdq_plugin.ort.handover import borrow
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     Attributes:
         opened: The model.
         scope: Of its main graph.
-        domains: Of all its operators.
+        domains: Of all its operators, but for those of its own functions.
         matches: What is fused, and what is not.
         layout: Where the operands of fused nodes go.
     """
@@ -151,7 +151,9 @@ def plan_model(opened: OpenedModel, request: LoadRequest, journal: Journal) -> P
     stored, packed = opened.skeleton.stored_bytes, sum(layout.sizes)
     if packed > max(_GROWTH_BYTES, _GROWTH * stored):
         raise LeaveToStock(f"its {stored} bytes would be {packed} when packed")
-    return Plan(opened, scope, frozenset(used), matches, layout)
+    functions = opened.proto.functions
+    used |= {node.domain for function in functions for node in function.node}
+    return Plan(opened, scope, frozenset(used - {function.domain for function in functions}), matches, layout)
 
 
 def _goes_by_path(plan: Plan, request: LoadRequest) -> bool:
@@ -159,7 +161,7 @@ def _goes_by_path(plan: Plan, request: LoadRequest) -> bool:
     session_options = request.session_options
     if supplies_initializers(session_options):
         raise LeaveToStock("initializers were added to its session options")
-    by_path = copy_loses_something(session_options, plan.opened.proto, plan.domains)
+    by_path = copy_loses_something(session_options, foreign_domains(plan.domains))
     if session_options is not None and by_path and session_options.optimized_model_filepath:
         # It would be saved with references to files that are about to go.
         raise LeaveToStock("its optimized model is to be saved")

@@ -18,6 +18,8 @@ __all__ = [
     "SCALE_TYPES",
     "UINT4",
     "UINT8",
+    "UINT16",
+    "UINT32",
     "WEIGHT_TYPES",
     "Element",
     "bits_of",
@@ -74,7 +76,8 @@ ELEMENTS: dict[int, Element] = {
 
 _CODES = {element.name: code for code, element in ELEMENTS.items()}
 FLOAT, FLOAT16, BFLOAT16 = _CODES["float"], _CODES["float16"], _CODES["bfloat16"]
-UINT8, INT8, INT64 = _CODES["uint8"], _CODES["int8"], _CODES["int64"]
+UINT8, UINT16, UINT32 = _CODES["uint8"], _CODES["uint16"], _CODES["uint32"]
+INT8, INT64 = _CODES["int8"], _CODES["int64"]
 UINT4, INT4 = _CODES["uint4"], _CODES["int4"]
 
 WEIGHT_TYPES = frozenset(code for code, element in ELEMENTS.items() if element.weight)

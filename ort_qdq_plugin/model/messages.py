@@ -36,7 +36,6 @@ __all__ = [
     "made_tensor",
     "onnx_library",
     "refer",
-    "small_model",
     "subgraphs",
 ]
 
@@ -129,27 +128,3 @@ def made_node(
 def made_tensor(data_type: int, shape: Sequence[int], raw_data: bytes, name: str = "") -> TensorProto:
     """A tensor that holds its bytes."""
     return TensorProto(name=name, data_type=data_type, dims=shape, raw_data=raw_data)
-
-
-def small_model(
-    node: NodeProto, *, inputs: Sequence[str], outputs: Sequence[str], data_type: int, dims: Sequence[str | int] = (1,),
-    initializers: Iterable[TensorProto] = (),
-) -> bytes:  # fmt: skip
-    """A serialized model of one node; all its inputs and outputs have this type and these dimensions."""
-    model = ModelProto(ir_version=8)
-    model.opset_import.add(domain="", version=17)
-    graph = model.graph
-    graph.name = "small"
-    graph.node.append(node)
-    graph.initializer.extend(initializers)
-    for values, names in ((graph.input, inputs), (graph.output, outputs)):
-        for name in names:
-            tensor = values.add(name=name).type.tensor_type
-            tensor.elem_type = data_type
-            for dim in dims:
-                added = tensor.shape.dim.add()
-                if isinstance(dim, str):
-                    added.dim_param = dim
-                else:
-                    added.dim_value = dim
-    return bytes(model.SerializeToString())

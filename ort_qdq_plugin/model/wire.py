@@ -8,6 +8,7 @@ which says where in the file those bytes are. The walk skips weights, so its cos
 from __future__ import annotations
 
 from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.encoding import external_entries, varint
 from ort_qdq_plugin.model.sources import ByteSource
 
 __all__ = ["LARGE_TENSOR_BYTES", "without_large_tensors"]
@@ -34,7 +35,7 @@ _CHILDREN: dict[str, dict[int, str]] = {
 }
 _MAX_KEY_BYTES = 5  # of a field's key or length; parsers refuse what is padded to more
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION, _SEGMENT = 9, 13, 14, 3  # fields of TensorProto
-_DEFAULT, _EXTERNAL = 0, 1  # TensorProto.DataLocation
+_DEFAULT = 0  # TensorProto.DataLocation
 
 # A piece of the result: a range of the source, or new bytes.
 _Piece = tuple[int, int] | bytes
@@ -93,8 +94,8 @@ class _Walk:
                 if inner != [(payload, after)]:
                     pieces += [
                         (copied, position),
-                        _varint(field << _WIRE_TYPE_BITS | _LENGTH),
-                        _varint(_length(inner)),
+                        varint(field << _WIRE_TYPE_BITS | _LENGTH),
+                        varint(_length(inner)),
                         *inner,
                     ]
                     copied = after
@@ -128,10 +129,7 @@ class _Walk:
             position = after
         if raw is None or raw[1] - raw[0] < LARGE_TENSOR_BYTES:
             return [(start, end)]
-        entries = (("location", self._location), ("offset", str(raw[0])), ("length", str(raw[1] - raw[0])))
-        reference = b"".join(_bytes_field(_EXTERNAL_DATA, _entry(*entry)) for entry in entries)
-        reference += _varint(_DATA_LOCATION << _WIRE_TYPE_BITS | _VARINT) + _varint(_EXTERNAL)
-        return [*_without(left_out, start, end), reference]
+        return [*_without(left_out, start, end), external_entries(self._location, raw[0], raw[1] - raw[0])]
 
     def _field(self, position: int, end: int) -> tuple[int, int, int, int]:
         """(number, wire type, payload start, end) of the field at `position`."""
@@ -189,21 +187,3 @@ def _without(left_out: list[tuple[int, int]], start: int, end: int) -> list[_Pie
 
 def _length(pieces: list[_Piece]) -> int:
     return sum(len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in pieces)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _bytes_field(number: int, payload: bytes) -> bytes:
-    return _varint(number << _WIRE_TYPE_BITS | _LENGTH) + _varint(len(payload)) + payload
-
-
-def _entry(key: str, value: str) -> bytes:
-    """A StringStringEntryProto."""
-    return _bytes_field(1, key.encode()) + _bytes_field(2, value.encode())

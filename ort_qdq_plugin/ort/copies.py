@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Set
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
-from ort_qdq_plugin.model.messages import TensorProto, made_node, refer, small_model
+from ort_qdq_plugin.model.encoding import small_model
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import options_are_in_models
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-__all__ = ["added_providers", "copy_loses_something", "private_options", "supplies_initializers"]
+__all__ = ["added_providers", "copy_loses_something", "foreign_domains", "private_options", "supplies_initializers"]
 
 # Operator domains that ONNX Runtime's own builds register.
 _SHIPPED_DOMAINS = {
@@ -37,7 +34,7 @@ def private_options(session_options: Any | None) -> Any:
     """
     if session_options is None:
         return onnxruntime.SessionOptions()
-    session = _throw_away_session(session_options, _empty_model())
+    session = _throw_away_session(session_options, small_model("Identity"))
     copy = session.session_options
     if session_options.enable_profiling:
         # The throw-away session has begun a profile of its own.
@@ -46,20 +43,22 @@ def private_options(session_options: Any | None) -> Any:
     return copy
 
 
-def copy_loses_something(session_options: Any | None, model: ModelProto, domains: Set[str]) -> bool:
+def foreign_domains(domains: Iterable[str]) -> set[str]:
+    """Those of these domains whose operators only a custom-op library of the caller's can have.
+
+    The library of onnxruntime-extensions can be registered anew.
+    """
+    return set(domains) - _SHIPPED_DOMAINS - {EXTENSIONS_DOMAIN}
+
+
+def copy_loses_something(session_options: Any | None, domains: Iterable[str]) -> bool:
     """Whether private_options would lose what a model needs: added providers, or a custom-op library.
 
     Args:
         session_options: The caller's.
-        model: The model.
-        domains: Those of all operators in the model's graphs.
+        domains: The model's `foreign_domains`.
     """
-    if session_options is None:
-        return False
-    of_functions = {function.domain for function in model.functions}
-    used = domains | {node.domain for function in model.functions for node in function.node}
-    # The library of onnxruntime-extensions can be registered anew.
-    return bool(used - _SHIPPED_DOMAINS - of_functions - {EXTENSIONS_DOMAIN}) or bool(session_options.has_providers())
+    return session_options is not None and (any(domains) or bool(session_options.has_providers()))
 
 
 def added_providers(session_options: Any) -> tuple[str, ...]:
@@ -69,7 +68,7 @@ def added_providers(session_options: Any) -> tuple[str, ...]:
     """
     if session_options.enable_profiling or session_options.optimized_model_filepath:
         return ("an added provider that cannot be told",)
-    session = _throw_away_session(session_options, _empty_model())
+    session = _throw_away_session(session_options, small_model("Identity"))
     session.initialize_session([], [], set())
     return tuple(session.get_providers())
 
@@ -86,7 +85,7 @@ def supplies_initializers(session_options: Any | None) -> bool:
     options.enable_profiling, options.optimized_model_filepath = False, ""
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
-    session = _throw_away_session(options, _probe_model())
+    session = _throw_away_session(options, small_model("Add", file="ort-qdq-plugin/no-such-file"))
     try:
         session.initialize_session(["CPUExecutionProvider"], [{}], set())
     except Exception as error:
@@ -97,16 +96,3 @@ def supplies_initializers(session_options: Any | None) -> bool:
 def _throw_away_session(session_options: Any, model: bytes) -> Any:
     # ONNX Runtime refuses to read the variable in one session of a process and not in another.
     return _native.InferenceSession(session_options, model, False, options_are_in_models())
-
-
-def _empty_model() -> bytes:
-    node = made_node("Identity", ["x"], ["y"])
-    return small_model(node, inputs=["x"], outputs=["y"], data_type=TensorProto.FLOAT)
-
-
-def _probe_model() -> bytes:
-    """A model with an initializer in a file that does not exist."""
-    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1])
-    refer(weight, "ort-qdq-plugin/no-such-file", 0, 4)
-    node = made_node("Add", ["x", "w"], ["y"])
-    return small_model(node, inputs=["x"], outputs=["y"], data_type=TensorProto.FLOAT, initializers=[weight])

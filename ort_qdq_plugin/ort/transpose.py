@@ -6,12 +6,13 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
-from ort_qdq_plugin.model.messages import TensorProto, made_node, small_model
+from ort_qdq_plugin.model.elements import UINT8, UINT16, UINT32
+from ort_qdq_plugin.model.encoding import small_model
 
 __all__ = ["TransposeSession"]
 
 # Bytes of an element -> how ONNX and NumPy call an unsigned integer of that size.
-_ELEMENT_TYPES = {1: (TensorProto.UINT8, np.uint8), 2: (TensorProto.UINT16, np.uint16), 4: (TensorProto.UINT32, np.uint32)}
+_ELEMENT_TYPES = {1: (UINT8, np.uint8), 2: (UINT16, np.uint16), 4: (UINT32, np.uint32)}
 _WARNINGS_OFF = 3  # OrtLoggingLevel: errors only
 
 
@@ -21,8 +22,7 @@ class TransposeSession:
     def __init__(self, element_bytes: int) -> None:
         self._element_bytes = element_bytes
         data_type, self._kind = _ELEMENT_TYPES[element_bytes]
-        node = made_node("Transpose", ["matrix"], ["transposed"], perm=[1, 0])
-        model = small_model(node, inputs=["matrix"], outputs=["transposed"], data_type=data_type, dims=("rows", "columns"))
+        model = small_model("Transpose", data_type=data_type, dims=("rows", "columns"), perm=(1, 0))
         options = onnxruntime.SessionOptions()
         # The caller's threads are the parallelism. A pool of the session's own would only compete with them.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -36,6 +36,6 @@ class TransposeSession:
     def transpose(self, matrix: np.ndarray, transposed: np.ndarray) -> None:
         """transposed = matrix.T for elements of several bytes; both arrays are uint8 and contiguous."""
         rows, columns = matrix.shape[0], matrix.shape[1] // self._element_bytes
-        self._binding.bind_input("matrix", self._device, self._kind, (rows, columns), matrix.ctypes.data)
-        self._binding.bind_output("transposed", self._device, self._kind, (columns, rows), transposed.ctypes.data)
+        self._binding.bind_input("x", self._device, self._kind, (rows, columns), matrix.ctypes.data)
+        self._binding.bind_output("y", self._device, self._kind, (columns, rows), transposed.ctypes.data)
         self._session.run_with_iobinding(self._binding, None)

@@ -1,0 +1,79 @@
+"""Writing protobuf's wire format (https://protobuf.dev/programming-guides/encoding), as far as it is needed here.
+
+Format facts: the messages of onnx.proto, of which `small_model` writes a few fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["FLOAT", "bytes_field", "external_entries", "number_field", "small_model", "varint"]
+
+_VARINT, _LENGTH = 0, 2  # wire types
+_EXTERNAL = 1  # TensorProto.DataLocation
+_INTS = 7  # AttributeProto.AttributeType
+FLOAT = 1
+"""TensorProto.DataType."""
+
+_IR_VERSION, _OPSET = 8, 17
+
+
+def varint(value: int) -> bytes:
+    """A whole number."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def bytes_field(number: int, payload: bytes) -> bytes:
+    """A field that is a message, a string or bytes."""
+    return varint(number << 3 | _LENGTH) + varint(len(payload)) + payload
+
+
+def number_field(number: int, value: int) -> bytes:
+    """A field that is a whole number."""
+    return varint(number << 3 | _VARINT) + varint(value)
+
+
+def external_entries(location: str, offset: int, length: int) -> bytes:
+    """The fields of a TensorProto that make it external data."""
+    entries = (("location", location), ("offset", str(offset)), ("length", str(length)))
+    pairs = (bytes_field(1, key.encode()) + bytes_field(2, value.encode()) for key, value in entries)
+    return b"".join(bytes_field(13, pair) for pair in pairs) + number_field(14, _EXTERNAL)
+
+
+def small_model(
+    op_type: str, *, data_type: int = FLOAT, dims: Sequence[str | int] = (1,), perm: Sequence[int] = (), file: str = ""
+) -> bytes:
+    """A serialized model of one node, y = op(x) or y = op(x, w).
+
+    Args:
+        op_type: The node's operator.
+        data_type: TensorProto.DataType of everything.
+        dims: The dimensions of x and y.
+        perm: The attribute of that name; empty for none.
+        file: The file that has w, a tensor of one element; empty for no w.
+    """
+    node = (
+        bytes_field(1, b"x")
+        + (bytes_field(1, b"w") if file else b"")
+        + bytes_field(2, b"y")
+        + bytes_field(4, op_type.encode())
+    )
+    if perm:
+        ints = b"".join(number_field(8, axis) for axis in perm)
+        node += bytes_field(5, bytes_field(1, b"perm") + ints + number_field(20, _INTS))
+    graph = bytes_field(1, node) + bytes_field(2, b"small")
+    if file:
+        weight = number_field(1, 1) + number_field(2, data_type) + bytes_field(8, b"w") + external_entries(file, 0, 4)
+        graph += bytes_field(5, weight)
+    sizes = b"".join(
+        bytes_field(1, bytes_field(2, dim.encode()) if isinstance(dim, str) else number_field(1, dim)) for dim in dims
+    )
+    tensor_type = number_field(1, data_type) + bytes_field(2, sizes)
+    for number, name in ((11, b"x"), (12, b"y")):
+        graph += bytes_field(number, bytes_field(1, name) + bytes_field(2, bytes_field(1, tensor_type)))
+    return number_field(1, _IR_VERSION) + bytes_field(7, graph) + bytes_field(8, number_field(2, _OPSET))
