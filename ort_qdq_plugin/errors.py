@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["LeaveToStock", "ModelError", "QdqPluginError", "SourceChangedError", "SourceUnreadableError", "readable"]
+__all__ = [
+    "LeaveToStock",
+    "ModelError",
+    "NothingToDo",
+    "QdqPluginError",
+    "SourceChangedError",
+    "SourceUnreadableError",
+    "readable",
+]
 
 
 class QdqPluginError(Exception):
@@ -29,6 +37,10 @@ class LeaveToStock(Exception):
 
     There is nothing wrong then: this is raised where there is nothing to do, or where ONNX Runtime knows better.
     """
+
+
+class NothingToDo(LeaveToStock):
+    """LeaveToStock because of what the model itself is: that will be so next time as well."""
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ort_qdq_plugin.errors import LeaveToStock, ModelError
+from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
 from ort_qdq_plugin.model.glance import is_quantized_throughout
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
@@ -13,15 +13,11 @@ from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, OPTIONS_IN_MODEL, co
 from ort_qdq_plugin.providers import without_fused_nodes
 from ort_qdq_plugin.request import LoadRequest
 
-__all__ = ["open_model", "what_cannot_be_opened_goes_to_stock"]
+__all__ = ["glance_at", "open_model", "what_cannot_be_opened_goes_to_stock"]
 
 
-def open_model(request: LoadRequest, thoroughly: bool = False) -> Skeleton:
+def open_model(request: LoadRequest) -> Skeleton:
     """Open the model that is asked for. The caller closes it.
-
-    Args:
-        request: What is asked for.
-        thoroughly: Go on with a model that a cheap look shows to have nothing to fuse: its report is to say why.
 
     Raises:
         LeaveToStock: There is nothing to do for it.
@@ -40,14 +36,24 @@ def open_model(request: LoadRequest, thoroughly: bool = False) -> Skeleton:
     try:
         if not _has_work(skeleton, request):
             raise LeaveToStock("nothing in it is quantized")
-        if not thoroughly and not _could_fuse(skeleton):
-            raise LeaveToStock("nothing in it can be fused: activations are quantized wherever weights are")
         if options_are_in_models() and skeleton.mentions(OPTIONS_IN_MODEL):
             raise LeaveToStock("its session options are in the model")
     except BaseException:
         skeleton.close()
         raise
     return skeleton
+
+
+def glance_at(skeleton: Skeleton) -> None:
+    """Look cheaply at an opened model, which may spare it all that follows.
+
+    Raises:
+        NothingToDo: Nothing in it can be fused.
+    """
+    if skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN):
+        return
+    if is_quantized_throughout(skeleton.data):
+        raise NothingToDo("nothing in it can be fused: activations are quantized wherever weights are")
 
 
 @contextmanager
@@ -57,13 +63,6 @@ def what_cannot_be_opened_goes_to_stock() -> Iterator[None]:
         yield
     except (ModelError, OSError) as error:
         raise LeaveToStock(str(error)) from error
-
-
-def _could_fuse(skeleton: Skeleton) -> bool:
-    """False where a cheap look tells that nothing can be fused, nor anything else be done."""
-    if skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN):
-        return True
-    return not is_quantized_throughout(skeleton.data)
 
 
 def _has_work(skeleton: Skeleton, request: LoadRequest) -> bool:

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["BUFFERS", "MAX_ACCURACY_LEVEL", "Options", "is_accuracy_level", "is_block_size"]
+__all__ = ["BUFFERS", "MAX_ACCURACY_LEVEL", "VERIFY", "Options", "is_accuracy_level", "is_block_size"]
 
 BUFFERS = ("auto", "file", "memory")
+VERIFY = ("stat", "content")
 MAX_ACCURACY_LEVEL = 4
 _LEAST_PADDING, _DEFAULT = -1, 0
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
@@ -29,6 +30,11 @@ class Options:
         threads: How many threads pack. None takes the session's intra-op threads, else all processors; or one if the process
             may not map much memory (``ulimit -v``).
         strict: Raise an error where the default is to warn and to leave the model to stock ONNX Runtime.
+        cache_dir: A directory in which packed models are kept, so that later loads need not pack. None: there is none.
+        cache_max_bytes: When a model is added, those that were not used for the longest time are removed until all together
+            have at most so many bytes. None: no limit.
+        verify: "stat": a cached model is used if the files that it was made of have the same size, times and inode as then.
+            "content": if, beside that, everything in them and in the cache is still the same, byte for byte.
         progress: Called with (bytes moved, bytes to move) while packing, from the threads that pack.
 
     Raises:
@@ -41,6 +47,9 @@ class Options:
     spill_dir: str | os.PathLike[str] | None = None
     threads: int | None = None
     strict: bool = False
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_max_bytes: int | None = None
+    verify: str = "stat"
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -52,6 +61,10 @@ class Options:
             raise ValueError(f"block_size is {self.block_size}, must be a power of two from 16 to 256, 0 or -1")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}, must be at least 1")
+        if self.cache_max_bytes is not None and self.cache_max_bytes < 0:
+            raise ValueError(f"cache_max_bytes is {self.cache_max_bytes}, must be at least 0")
+        if self.verify not in VERIFY:
+            raise ValueError(f"verify is {self.verify!r}, must be one of {', '.join(VERIFY)}")
 
 
 def is_accuracy_level(value: int) -> bool:

@@ -11,15 +11,15 @@ import os
 import threading
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import onnxruntime
 
 from ort_qdq_plugin.assemble import assemble
-from ort_qdq_plugin.errors import LeaveToStock, ModelError, readable
+from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo, readable
 from ort_qdq_plugin.fusion.kind import Wishes
 from ort_qdq_plugin.fusion.match import Matches, match
-from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
+from ort_qdq_plugin.memory.buffer import make_buffers
 from ort_qdq_plugin.memory.places import Places
 from ort_qdq_plugin.model.graph import Scope, check_imports, domains, model_scope
 from ort_qdq_plugin.model.messages import external_tensors
@@ -33,11 +33,15 @@ from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
 from ort_qdq_plugin.ort.handover import borrow
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.packing.pack import pack
+from ort_qdq_plugin.prepared import PreparedModel
 from ort_qdq_plugin.process import not_forking
-from ort_qdq_plugin.report import Journal, Report
+from ort_qdq_plugin.report import Journal
 from ort_qdq_plugin.request import LoadRequest
 
-__all__ = ["Plan", "PreparedModel", "plan_model", "prepare"]
+if TYPE_CHECKING:
+    from ort_qdq_plugin.cache.writer import EntryWriter
+
+__all__ = ["Plan", "plan_model", "prepare"]
 
 # Packed weights take about as many bytes as the model's files, some dozen times that where blocks are mostly padding. Only
 # hundreds of tensors that overlap each other, as no exporter writes them, go beyond both of these.
@@ -62,28 +66,14 @@ class Plan(NamedTuple):
     layout: Layout
 
 
-class PreparedModel(NamedTuple):
-    """Everything that a session needs.
-
-    Attributes:
-        model: The rewritten model, serialized.
-        session_options: What the session is created with: a private copy, or, by path, the caller's own.
-        by_path: Whether ONNX Runtime opens the files itself.
-        places: Has what the session borrows.
-        packed: The packed buffers. By path, their files have names until the session exists.
-        report: What was done.
-    """
-
-    model: bytes
-    session_options: Any
-    by_path: bool
-    places: Places
-    packed: tuple[PackedBuffer, ...]
-    report: Report
-
-
-def prepare(skeleton: Skeleton, request: LoadRequest, journal: Journal) -> PreparedModel:
+def prepare(skeleton: Skeleton, request: LoadRequest, journal: Journal, writer: EntryWriter | None) -> PreparedModel:
     """Make everything that a session needs.
+
+    Args:
+        skeleton: The model.
+        request: What is asked for.
+        journal: Of this load.
+        writer: Of the entry of the cache that the packed buffers are to be in; None for no cache.
 
     Raises:
         LeaveToStock: There is nothing to do for this model, or ONNX Runtime has to see it as it is.
@@ -96,10 +86,14 @@ def prepare(skeleton: Skeleton, request: LoadRequest, journal: Journal) -> Prepa
         # A fork in another thread must not come while ONNX Runtime makes what it makes once, under locks.
         _create_first_session()
     by_path = _goes_by_path(plan, request)
+    writer = None if by_path else writer
     spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
     with ExitStack() as undo:
         with journal.stage("pack"):
-            packed = make_buffers(plan.layout.sizes, request.options.buffer, spill_dir, linkable=by_path)
+            if writer is not None:
+                packed = writer.make_buffers(plan.layout.sizes)
+            else:
+                packed = make_buffers(plan.layout.sizes, request.options.buffer, spill_dir, linkable=by_path)
             for buffer in packed:
                 undo.callback(buffer.discard)
             if packed:
@@ -116,9 +110,26 @@ def prepare(skeleton: Skeleton, request: LoadRequest, journal: Journal) -> Prepa
                 if EXTENSIONS_DOMAIN in plan.domains:
                     register_extensions(session_options)
                 borrow(session_options, places.buffers)
+        report = journal.finished("by path" if by_path else "borrowed")
+        if writer is not None:
+            writer.commit(
+                model,
+                skeleton.file_sources,
+                places.locations,
+                report=report,
+                extensions=EXTENSIONS_DOMAIN in plan.domains,
+                foreign=sorted(foreign_domains(plan.domains)),
+            )
         undo.pop_all()
-    report = journal.finished("by path" if by_path else "borrowed")
-    return PreparedModel(model, session_options, by_path, places, packed=tuple(packed), report=report)
+    return PreparedModel(
+        model=model,
+        session_options=session_options,
+        by_path=by_path,
+        buffers=places.buffers,
+        mappings=places.mappings,
+        packed=tuple(packed),
+        report=report,
+    )
 
 
 def plan_model(opened: OpenedModel, request: LoadRequest, journal: Journal) -> Plan:
@@ -147,10 +158,10 @@ def plan_model(opened: OpenedModel, request: LoadRequest, journal: Journal) -> P
     # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs it.
     borrows = opened.skeleton.mentions("MatMulNBits") and any(external_tensors(opened.proto.graph))
     if not matches.fusions and not borrows and EXTENSIONS_DOMAIN not in used:
-        raise LeaveToStock("nothing in it can be fused")
+        raise NothingToDo("nothing in it can be fused")
     stored, packed = opened.skeleton.stored_bytes, sum(layout.sizes)
     if packed > max(_GROWTH_BYTES, _GROWTH * stored):
-        raise LeaveToStock(f"its {stored} bytes would be {packed} when packed")
+        raise NothingToDo(f"its {stored} bytes would be {packed} when packed")
     functions = opened.proto.functions
     used |= {node.domain for function in functions for node in function.node}
     return Plan(opened, scope, frozenset(used - {function.domain for function in functions}), matches, layout)

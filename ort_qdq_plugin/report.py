@@ -71,6 +71,7 @@ class Report(NamedTuple):
         passed_through: Why the whole model went to stock ONNX Runtime; None if it did not.
         fused: What was fused.
         unfused: What was not, and why.
+        cache: "made" (the model was packed into an entry of the cache), "used" (it was found there) or "" (no cache).
         packed_bytes: Of all fused nodes' operands in the packed buffer, each counted once.
         borrowed_bytes: Of those that are used where the model stores them, each counted once.
         seconds: By stage: "open", "match", "plan", "pack", "assemble" and "create session", which is ONNX Runtime's own
@@ -83,6 +84,7 @@ class Report(NamedTuple):
     unfused: tuple[Unfused, ...] = ()
     packed_bytes: int = 0
     borrowed_bytes: int = 0
+    cache: str = ""
     seconds: Mapping[str, float] = MappingProxyType({})
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +110,8 @@ class Report(NamedTuple):
             f"{in_float / _MB:.1f} MB in float"
         )
         bytes_held = megabytes if self.fused else "its own files handed over without a copy"
-        return f"{self.route}: {len(self.fused)} fused{left}, {bytes_held}" + (f"; {stages}" if stages else "")
+        route = {"made": f"{self.route}, cached", "used": f"{self.route} from the cache"}.get(self.cache, self.route)
+        return f"{route}: {len(self.fused)} fused{left}, {bytes_held}" + (f"; {stages}" if stages else "")
 
     def _fused_lines(self) -> list[str]:
         return [
@@ -141,7 +144,13 @@ class Journal:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def planned(
-        self, *, fused: Iterable[Fusion], unfused: Iterable[Unfused], packed_bytes: int, borrowed_bytes: int
+        self,
+        *,
+        fused: Iterable[Fusion],
+        unfused: Iterable[Unfused],
+        packed_bytes: int,
+        borrowed_bytes: int,
+        cache: str = "",
     ) -> None:
         """Say what is going to be done."""
         self._report = self._report._replace(
@@ -149,6 +158,7 @@ class Journal:
             unfused=tuple(unfused),
             packed_bytes=packed_bytes,
             borrowed_bytes=borrowed_bytes,
+            cache=cache,
         )
 
     def finished(self, route: str, passed_through: str | None = None) -> Report:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError, SourceUnreadableError
-from ort_qdq_plugin.opening import open_model, what_cannot_be_opened_goes_to_stock
+from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, QdqPluginError, SourceUnreadableError
+from ort_qdq_plugin.opening import glance_at, open_model, what_cannot_be_opened_goes_to_stock
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import Asked
@@ -28,7 +28,8 @@ from ort_qdq_plugin.request import LoadRequest
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from ort_qdq_plugin.pipeline import PreparedModel
+    from ort_qdq_plugin.cache.writer import EntryWriter
+    from ort_qdq_plugin.prepared import PreparedModel
 
 __all__ = ["Loading", "create_session", "inspect", "load", "report_of"]
 
@@ -91,7 +92,7 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
     request, journal = LoadRequest(model, None, options or Options()), Journal()
     try:
         with journal.stage("open"):
-            skeleton = open_model(request, thoroughly=True)
+            skeleton = open_model(request)
         with closing(skeleton):
             pipeline = _pipeline()
             with journal.stage("open"):
@@ -174,10 +175,35 @@ def _prepared_for(session: Any, loading: Loading, asked: Asked, journal: Journal
     request = LoadRequest(model, session_options, loading.options, names, frozenset(asked.disabled_optimizers or ()))
     if loading.prepared is not None and without_fused_nodes(names) is None:
         return loading.prepared
+    if request.options.cache_dir is None or isinstance(request.model, bytes):
+        return _prepare(request, journal, None)
+    cached = _cached()
+    try:
+        prepared: PreparedModel = cached.prepared_through_cache(
+            request, journal, functools.partial(_prepare, request, journal)
+        )
+        return prepared
+    except SourceUnreadableError:
+        raise
+    except cached.NotFromCache:
+        pass
+    except OSError as problem:
+        log.warning("loading without the cache: %s", problem)
+    return _prepare(request, journal, None)
+
+
+def _prepare(request: LoadRequest, journal: Journal, writer: EntryWriter | None) -> PreparedModel:
     with what_cannot_be_opened_goes_to_stock(), journal.stage("open"):
         skeleton = open_model(request)
     with closing(skeleton):
-        prepared: PreparedModel = _pipeline().prepare(skeleton, request, journal)
+        try:
+            with journal.stage("open"):
+                glance_at(skeleton)
+            prepared: PreparedModel = _pipeline().prepare(skeleton, request, journal, writer)
+        except NothingToDo as because:
+            if writer is not None:
+                writer.commit_nothing(skeleton.file_sources, journal.finished("stock", passed_through=str(because)))
+            raise
         return prepared
 
 
@@ -189,7 +215,7 @@ def _create_prepared(session: Any, loading: Loading, prepared: PreparedModel, as
     # What get_session_options() will give: the caller may load other models with it. Made before the session is, because a
     # profile that copying begins has the name of one that is begun within the same second.
     as_said = private_options(hook.asked_of(session)[1])
-    handing_over = by_path(prepared.session_options) if prepared.by_path else trimming(prepared.places.mappings)
+    handing_over = by_path(prepared.session_options) if prepared.by_path else trimming(prepared.mappings)
     try:
         with (
             hook.standing_in(session, prepared.model, prepared.session_options),
@@ -201,7 +227,7 @@ def _create_prepared(session: Any, loading: Loading, prepared: PreparedModel, as
         for buffer in prepared.packed:
             buffer.unlink()
     if not prepared.by_path:
-        keep_until_destroyed(hook.native_session(session), tuple(prepared.places.buffers.values()))
+        keep_until_destroyed(hook.native_session(session), (*prepared.buffers.values(), prepared.holder))
         loading.prepared = prepared
     for buffer in prepared.packed:
         # Only now is it certain that ONNX Runtime has read what was packed.
@@ -217,3 +243,12 @@ def _pipeline() -> ModuleType:
         from ort_qdq_plugin import pipeline
 
         return pipeline
+
+
+@functools.cache
+def _cached() -> ModuleType:
+    """What only loads through the cache need."""
+    with not_forking:
+        from ort_qdq_plugin import cached
+
+        return cached

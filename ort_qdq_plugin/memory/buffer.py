@@ -30,7 +30,7 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from ort_qdq_plugin.memory.named import Name
 
-__all__ = ["PackedBuffer", "make_buffers", "spill_directories", "trim_mapping"]
+__all__ = ["PackedBuffer", "buffer_at", "make_buffers", "spill_directories", "trim_mapping"]
 
 # A file is not worth its system calls below this.
 _SMALL_BYTES = 1 << 20
@@ -199,6 +199,22 @@ def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, linkabl
     return [PackedBuffer(_anonymous(size)) for size in sizes]
 
 
+def buffer_at(path: str, size: int) -> PackedBuffer:
+    """A zeroed buffer in a new file of mode 0400.
+
+    Raises:
+        OSError: There is no room for it.
+    """
+    _check_size_limit(size, path)
+    file = FileIO(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400), "r+")
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return PackedBuffer(mmap.mmap(file.fileno(), size), file)
+    except BaseException:
+        file.close()
+        raise
+
+
 def spill_directories(spill_dir: str | None) -> Iterator[str]:
     """Where to try to put a spill file: the directory asked for, or the system's ones for large temporary files."""
     if spill_dir is not None:
@@ -223,10 +239,7 @@ def _anonymous(size: int) -> mmap.mmap:
 def _file_buffers(sizes: Sequence[int], directory: str, linkable: bool) -> list[PackedBuffer]:
     if not hasattr(os, "posix_fallocate"):
         raise OSError(f"{directory}: this system cannot reserve space for a file")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY and max(sizes) > limit:
-        # Trying is answered by SIGXFSZ.
-        raise OSError(errno.EFBIG, f"files may have {limit} bytes", directory)
+    _check_size_limit(max(sizes), directory)
     with ExitStack() as undo:
         names: list[Name | None] = [None] * len(sizes)
         if linkable:
@@ -239,6 +252,13 @@ def _file_buffers(sizes: Sequence[int], directory: str, linkable: bool) -> list[
             undo.callback(buffers[-1].discard)
         undo.pop_all()
     return buffers
+
+
+def _check_size_limit(size: int, path: str) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and size > limit:
+        # Trying is answered by SIGXFSZ.
+        raise OSError(errno.EFBIG, f"files may have {limit} bytes", path)
 
 
 def _file_buffer(size: int, directory: str, name: Name | None) -> PackedBuffer:

@@ -34,9 +34,15 @@ class Places:
         self._through_paths = through_paths
         self._locations: dict[ByteSource, str] = {}
         self._packed = [
-            _below_root(buffer.path) if buffer.path is not None else self._new_location(buffer.mapping) for buffer in packed
+            _below_root(buffer.path) if buffer.path is not None else self._new_location(f"packed-{at}.bin", buffer.mapping)
+            for at, buffer in enumerate(packed)
         ]
         self.mappings += [buffer.mapping for buffer in packed if buffer.in_file]
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """The name of each source that is used in place -> its location in the model."""
+        return {source.name: location for source, location in self._locations.items()}
 
     def put(self, tensor: TensorProto, stored: StoredTensor) -> None:
         """Make `tensor` refer to `stored` where it is, or hold its bytes where nothing can refer to them."""
@@ -60,10 +66,9 @@ class Places:
         buffer = source.buffer()
         if isinstance(buffer, mmap.mmap):
             self.mappings.append(buffer)
-        return self._new_location(buffer)
+        return self._new_location(f"data-{len(self._locations)}", buffer)
 
-    def _new_location(self, buffer: mmap.mmap | bytes) -> str:
-        location = f"ort-qdq-plugin/{len(self.buffers)}"
+    def _new_location(self, location: str, buffer: mmap.mmap | bytes) -> str:
         self.buffers[location] = buffer
         return location
 

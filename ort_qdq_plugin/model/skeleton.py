@@ -55,6 +55,11 @@ class Skeleton(NamedTuple):
             source.close()
 
     @property
+    def file_sources(self) -> tuple[FileSource, ...]:
+        """The model's files, the model itself first, as far as tensors were located in them."""
+        return tuple(source for source in self._sources if isinstance(source, FileSource))
+
+    @property
     def _sources(self) -> tuple[ByteSource, ...]:
         return (self.source, *self.files.opened)
 

@@ -91,6 +91,11 @@ class MemorySource:
 class FileSource:
     """A regular file. It is held open, so that all reads see the same file even if another one takes its path.
 
+    Attributes:
+        name: Its path.
+        size: Its length in bytes, as it was when it was opened.
+        status: What the system said of it then.
+
     Reads are system calls, never accesses to a mapping: if the file shrinks, they give an error instead of SIGBUS.
 
     Raises:
@@ -113,7 +118,7 @@ class FileSource:
             self.close()
             raise ModelError(f"{path}: not a regular file")
         self.size = status.st_size
-        self._opened_as = self._file_identity(status)
+        self.status = status
         self._mapping: mmap.mmap | None = None
         self._lock = threading.Lock()
 
@@ -122,7 +127,7 @@ class FileSource:
         return id(self)
 
     @staticmethod
-    def _file_identity(status: os.stat_result) -> tuple[int, ...]:
+    def _identity_of(status: os.stat_result) -> tuple[int, ...]:
         return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def read_into(self, offset: int, target: memoryview) -> None:
@@ -139,7 +144,7 @@ class FileSource:
             done += count
 
     def check_unchanged(self) -> None:
-        if self._file_identity(os.fstat(self._fd)) != self._opened_as:
+        if self._identity_of(os.fstat(self._fd)) != self._identity_of(self.status):
             raise SourceChangedError(f"{self.name}: changed while it was being loaded")
 
     def buffer(self) -> mmap.mmap:

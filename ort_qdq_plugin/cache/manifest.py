@@ -1,0 +1,139 @@
+"""What an entry of the cache says of itself: what it was made of, and what it consists of.
+
+The manifest is a line with a digest and a JSON object behind it. It is written last, so that an entry without one is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Fusion, Report, Unfused
+
+__all__ = ["FORMAT", "EntryFile", "Identity", "InvalidEntry", "Manifest", "SourceFile", "digest_of", "parse_manifest"]
+
+FORMAT = 1
+"""Of entries. Whoever changes what they consist of counts it up."""
+
+_DIGEST_BYTES = 16
+_CHUNK_BYTES = 1 << 20
+
+
+class InvalidEntry(Exception):
+    """An entry cannot be used, and has to be made anew. Never leaves the cache."""
+
+
+class Identity(NamedTuple):
+    """A file, so that a file that was changed or replaced differs. Times are in nanoseconds."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        """The identity of the file with this status."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+
+
+class SourceFile(NamedTuple):
+    """A file of the model itself.
+
+    Attributes:
+        path: Its real path.
+        identity: What it was when the entry was made.
+        location: The name under which the entry's model refers to it; "" if it does not.
+        linked: Whether the entry has it under that name.
+        digest: Of its content, in hexadecimal; "" if content is not verified.
+    """
+
+    path: str
+    identity: Identity
+    location: str
+    linked: bool
+    digest: str
+
+
+class EntryFile(NamedTuple):
+    """A file of the entry. `digest` is "" for those whose content is not verified."""
+
+    name: str
+    size: int
+    digest: str
+
+
+class Manifest(NamedTuple):
+    """What an entry says of itself.
+
+    Attributes:
+        sources: The files that it was made of; the first one is the model.
+        files: The files that it consists of, but for the manifest itself and links of sources. None: the model goes to stock
+            ONNX Runtime.
+        report: What was decided for the model.
+        extensions: Whether the model has operators of onnxruntime-extensions.
+        foreign: Domains of operators that only a custom-op library can have.
+        boot: The start of the system during which it was made. Until its files are known to be on disk, a crash of the
+            system can lose what is in them.
+    """
+
+    sources: tuple[SourceFile, ...]
+    files: tuple[EntryFile, ...]
+    report: Report
+    extensions: bool
+    foreign: tuple[str, ...]
+    boot: str
+
+    def to_bytes(self) -> bytes:
+        """The manifest as it is stored."""
+        plain = {**self._asdict(), "format": FORMAT, "report": self.report.to_dict()}
+        # By name: sentences may change from one version to the next.
+        plain["report"]["unfused"] = [{**entry._asdict(), "reason": entry.reason.name} for entry in self.report.unfused]
+        body = json.dumps(plain, separators=(",", ":")).encode()
+        return digest_of(body).encode() + b"\n" + body
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """The manifest that is stored as `data`.
+
+    Raises:
+        InvalidEntry: It is damaged, or of another format.
+    """
+    digest, _, body = data.partition(b"\n")
+    if digest != digest_of(body).encode():
+        raise InvalidEntry("its manifest is damaged")
+    plain = json.loads(body)
+    if plain["format"] != FORMAT:
+        raise InvalidEntry(f"it is of format {plain['format']}")
+    return Manifest(
+        sources=tuple(SourceFile(path, Identity(*identity), *rest) for path, identity, *rest in plain["sources"]),
+        files=tuple(EntryFile(*entry) for entry in plain["files"]),
+        report=_report(plain["report"]),
+        extensions=plain["extensions"],
+        foreign=tuple(plain["foreign"]),
+        boot=plain["boot"],
+    )
+
+
+def digest_of(content: bytes | int) -> str:
+    """The digest of some bytes, or of a whole file that is open as a descriptor; in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    if isinstance(content, bytes):
+        digest.update(content)
+        return digest.hexdigest()
+    offset, chunk = 0, bytearray(_CHUNK_BYTES)
+    while count := os.preadv(content, [chunk], offset):
+        digest.update(memoryview(chunk)[:count])
+        offset += count
+    return digest.hexdigest()
+
+
+def _report(plain: Mapping[str, Any]) -> Report:
+    fused = tuple(Fusion(**entry) for entry in plain["fused"])
+    unfused = tuple(Unfused(**{**entry, "reason": Reason[entry["reason"]]}) for entry in plain["unfused"])
+    return Report(**{**plain, "fused": fused, "unfused": unfused, "seconds": {}})

@@ -1,0 +1,337 @@
+"""A directory of entries: finding them, making room for them, and letting no process see half of one.
+
+An entry is a folder that stock ONNX Runtime can open by path. It is written under a temporary name and gets its own by one
+rename, so that it is there as a whole or not at all. Whoever makes one holds the lock of its key; finding one takes no lock.
+Entries are the user's own: folders of mode 0700, files of mode 0400. None is used that belongs to somebody else, or that
+others can write to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ort_qdq_plugin import log
+from ort_qdq_plugin.cache.lock import exclusive, hold_shared, try_exclusive
+from ort_qdq_plugin.cache.manifest import (
+    EntryFile,
+    Identity,
+    InvalidEntry,
+    Manifest,
+    SourceFile,
+    digest_of,
+    parse_manifest,
+)
+
+__all__ = ["LINK", "MANIFEST", "MODEL", "Entry", "Store", "boot_id", "describe", "digest_at", "write_file"]
+
+MANIFEST, MODEL, _ON_DISK = "manifest.json", "model.onnx", "on-disk"
+LINK = "data-"
+"""What the names of links begin with."""
+
+_LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
+_RANDOM_BYTES = 8
+_MAX_MANIFEST_BYTES = 256 << 20
+
+# Seconds that a load waits for another process that makes the same entry, before it does without the cache.
+_PATIENCE = 600.0
+
+
+class Entry(NamedTuple):
+    """An entry that was checked and is ready for use.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it says of itself.
+        files: A descriptor for each of its files, by name. The caller closes them.
+        holder: A descriptor that keeps the entry from being pruned while it is open.
+    """
+
+    path: str
+    manifest: Manifest
+    files: dict[str, int]
+    holder: int
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for descriptor in (*self.files.values(), self.holder):
+            os.close(descriptor)
+
+
+class Store:
+    """The entries in one directory, which is made if it does not exist.
+
+    Raises:
+        OSError: It cannot be made, or is no directory.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = os.path.realpath(folder)
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+
+    def path_of(self, key: str) -> str:
+        """The folder of the entry with this key."""
+        return os.path.join(self.folder, key)
+
+    @contextlib.contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """While the block runs, nobody else makes the entry with this key. What killed processes left of it is removed.
+
+        Raises:
+            OSError: The lock cannot be had.
+        """
+        with exclusive(self.path_of(key) + _LOCK, _PATIENCE) as held:
+            if held:
+                self._sweep(key)
+            yield
+
+    def find(self, key: str, *, verify: bool) -> Entry | None:
+        """The entry with this key, if there is one that can be used.
+
+        Args:
+            key: Of the entry.
+            verify: Whether to compare the content of all files, also the model's own, with what it was.
+        """
+        opened = contextlib.ExitStack()
+        with opened:
+            try:
+                entry = self._open(key, opened)
+                _check_sources(entry.manifest, verify)
+                _check_files(entry, verify)
+            except FileNotFoundError:
+                return None
+            except (InvalidEntry, OSError, ValueError, KeyError, TypeError) as problem:
+                log.info("cache entry %s is made anew: %s", self.path_of(key), problem)
+                return None
+            opened.pop_all()
+        # When it was used last.
+        with contextlib.suppress(OSError):
+            os.utime(self.path_of(key) + _LOCK)
+        return entry
+
+    def _open(self, key: str, opened: contextlib.ExitStack) -> Entry:
+        path = self.path_of(key)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _check_private(os.fstat(folder), "its folder")
+
+            def open_file(name: str) -> int:
+                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                opened.callback(os.close, descriptor)
+                status = os.fstat(descriptor)
+                _check_private(status, name)
+                if not stat.S_ISREG(status.st_mode):
+                    raise InvalidEntry(f"{name} is no file")
+                return descriptor
+
+            holder = open_file(MANIFEST)
+            hold_shared(holder)
+            size = os.fstat(holder).st_size
+            if size > _MAX_MANIFEST_BYTES:
+                raise InvalidEntry(f"its manifest has {size} bytes")
+            manifest = parse_manifest(os.pread(holder, size, 0))
+            there = set(os.listdir(folder))
+            linked = {source.location for source in manifest.sources if source.linked}
+            if there - {MANIFEST, _ON_DISK} != linked | {entry.name for entry in manifest.files}:
+                raise InvalidEntry("it has not the files that it should have")
+            for source in manifest.sources:
+                if source.linked and not _is_same(folder, source):
+                    raise InvalidEntry(f"{source.location} is not the file that it was")
+            if _ON_DISK not in there and manifest.boot != boot_id():
+                raise InvalidEntry("the system was restarted before it was on disk")
+            return Entry(path, manifest, {entry.name: open_file(entry.name) for entry in manifest.files}, holder)
+        finally:
+            os.close(folder)
+
+    def begin(self, key: str) -> str:
+        """Make a folder in which the entry with this key is written; its path.
+
+        Of an entry that cannot be used any more, links of the model's files stay: making new ones, or renaming them, would
+        change those files' times, by which other entries know them.
+        """
+        path = f"{self.path_of(key)}.{os.urandom(_RANDOM_BYTES).hex()}{_UNFINISHED}"
+        try:
+            os.rename(self.path_of(key), path)
+            _check_private(os.stat(path, follow_symlinks=False), "its folder")
+            for name in os.listdir(path):
+                if not name.startswith(LINK):
+                    os.unlink(os.path.join(path, name))
+        except (OSError, InvalidEntry):
+            if os.path.lexists(path):
+                self.discard(path)
+                path += _UNFINISHED
+            os.mkdir(path, 0o700)
+        return path
+
+    def commit(self, key: str, path: str, manifest: Manifest) -> None:
+        """Write the manifest into an unfinished folder, and make it the entry with this key.
+
+        Its files are written to the disk in the background. Until that is known, the entry does not survive a crash of the
+        system; it never is wrong.
+        """
+        write_file(os.path.join(path, MANIFEST), manifest.to_bytes())
+        final = self.path_of(key)
+        try:
+            os.rename(path, final)
+        except OSError:
+            if not os.path.isdir(final):
+                raise
+            # On file systems without locks two may make the same entry. The other one is as good.
+            shutil.rmtree(path, ignore_errors=True)
+            return
+        names = [*(entry.name for entry in manifest.files), MANIFEST]
+        threading.Thread(target=_write_back, args=(self, final, names), name="ort-qdq-cache", daemon=True).start()
+
+    def hold(self, key: str) -> int:
+        """Keep the entry with this key from being pruned; a descriptor to be closed when it need not be any longer."""
+        descriptor = os.open(os.path.join(self.path_of(key), MANIFEST), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        hold_shared(descriptor)
+        return descriptor
+
+    def discard(self, path: str) -> None:
+        """Remove a folder. It is renamed first, so that nobody finds half of it."""
+        condemned = f"{path}.{os.urandom(_RANDOM_BYTES).hex()}{_DISCARDED}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, condemned)
+        shutil.rmtree(condemned, ignore_errors=True)
+
+    def prune(self, max_bytes: int) -> None:
+        """Remove the entries that were not used for the longest time, until all together have at most so many bytes.
+
+        Entries that are in use stay, whatever their size.
+        """
+        entries = sorted(self._entries(), key=lambda entry: entry.used)
+        total = sum(entry.nbytes for entry in entries)
+        for entry in entries:
+            if total <= max_bytes:
+                return
+            if self._remove_unused(entry.key):
+                total -= entry.nbytes
+
+    def _remove_unused(self, key: str) -> bool:
+        path = self.path_of(key)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            opened.enter_context(exclusive(path + _LOCK, 0.0))
+            descriptor = os.open(os.path.join(path, MANIFEST), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            opened.callback(os.close, descriptor)
+            if try_exclusive(descriptor) is False:
+                return False
+            self.discard(path)
+            os.unlink(path + _LOCK)
+            return True
+        return False
+
+    def _entries(self) -> Iterator[_Found]:
+        with os.scandir(self.folder) as found:
+            for item in found:
+                if "." in item.name or not item.is_dir(follow_symlinks=False):
+                    continue
+                with contextlib.suppress(OSError), os.scandir(item.path) as files:
+                    nbytes = sum(file.stat(follow_symlinks=False).st_blocks * 512 for file in files)
+                    used = 0.0
+                    with contextlib.suppress(OSError):
+                        used = os.stat(item.path + _LOCK).st_mtime
+                    yield _Found(item.name, nbytes, used)
+
+    def _sweep(self, key: str) -> None:
+        """Remove what processes left that were killed while they made this entry. Its lock is held."""
+        with os.scandir(self.folder) as found:
+            names = [item.name for item in found if item.name.startswith(f"{key}.")]
+        for name in names:
+            if name.endswith((_UNFINISHED, _DISCARDED)):
+                shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
+
+
+class _Found(NamedTuple):
+    key: str
+    nbytes: int
+    used: float  # when, in seconds
+
+
+def boot_id() -> str:
+    """The present start of the system; "" if it does not tell."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+    return ""
+
+
+def _check_private(status: os.stat_result, what: str) -> None:
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InvalidEntry(f"{what} belongs to another user, or others can write to it")
+
+
+def _check_sources(manifest: Manifest, verify: bool) -> None:
+    for source in manifest.sources:
+        if Identity.of(os.stat(source.path)) != source.identity:
+            raise InvalidEntry(f"{source.path} has changed")
+        if verify and source.digest != digest_at(source.path):
+            raise InvalidEntry(f"the content of {source.path} has changed, or was not recorded")
+
+
+def _check_files(entry: Entry, verify: bool) -> None:
+    for file in entry.manifest.files:
+        descriptor = entry.files[file.name]
+        if os.fstat(descriptor).st_size != file.size:
+            raise InvalidEntry(f"{file.name} has not {file.size} bytes")
+        # The model itself is small.
+        if (verify or file.name == MODEL) and digest_of(descriptor) != file.digest:
+            raise InvalidEntry(f"{file.name} is damaged, or its content was not recorded")
+
+
+def _is_same(folder: int, source: SourceFile) -> bool:
+    """Whether the entry's link of a source is that very file."""
+    status = os.stat(source.location, dir_fd=folder, follow_symlinks=False)
+    return (status.st_ino, status.st_dev) == (source.identity.inode, source.identity.device)
+
+
+def digest_at(path: str) -> str:
+    """The digest of a file's content."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return digest_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe(path: str, names: list[str], verify: bool) -> tuple[EntryFile, ...]:
+    """The files of an unfinished entry, as its manifest has them."""
+    described = []
+    for name in names:
+        file = os.path.join(path, name)
+        digest = digest_at(file) if verify or name == MODEL else ""
+        described.append(EntryFile(name, os.stat(file).st_size, digest))
+    return tuple(described)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a new file of mode 0400."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
+
+
+def _write_back(store: Store, path: str, names: list[str]) -> None:
+    """Wait until the files are on disk, then say so in the entry. An entry that the disk refuses is removed."""
+    for name in names:
+        try:
+            descriptor = os.open(os.path.join(path, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return  # the entry was removed
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            store.discard(path)
+            return
+        finally:
+            os.close(descriptor)
+    with contextlib.suppress(OSError):
+        write_file(os.path.join(path, _ON_DISK), b"")

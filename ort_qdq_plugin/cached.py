@@ -1,0 +1,158 @@
+"""Loading through the cache: the first load of a model makes an entry, and every later one maps it.
+
+It imports nothing of matching and packing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from contextlib import ExitStack, closing
+from typing import Protocol
+
+import onnxruntime
+
+import ort_qdq_plugin
+from ort_qdq_plugin.cache.manifest import FORMAT, Identity
+from ort_qdq_plugin.cache.store import MODEL, Entry, Store
+from ort_qdq_plugin.cache.writer import EntryWriter
+from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
+from ort_qdq_plugin.model.sources import FileSource
+from ort_qdq_plugin.ort.copies import copy_loses_something, private_options, supplies_initializers
+from ort_qdq_plugin.ort.extensions import register_extensions
+from ort_qdq_plugin.ort.handover import borrow
+from ort_qdq_plugin.ort.keys import FOLDER_KEY, config_entry
+from ort_qdq_plugin.prepared import PreparedModel
+from ort_qdq_plugin.report import Journal
+from ort_qdq_plugin.request import LoadRequest
+
+__all__ = ["NotFromCache", "prepared_through_cache"]
+
+_KEY_BYTES = 16
+
+
+class NotFromCache(Exception):
+    """This session cannot be given what is in the cache."""
+
+
+class Maker(Protocol):
+    """Prepares the model, with its packed buffers in the entry that is being written, if there is one."""
+
+    def __call__(self, writer: EntryWriter | None) -> PreparedModel: ...
+
+
+def prepared_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
+    """The prepared model from its entry in the cache, which is made if there is none.
+
+    Args:
+        request: What is asked for: a model by path, and a directory for the cache.
+        journal: Of this load.
+        make: Prepares the model.
+
+    Raises:
+        LeaveToStock: There is nothing to do for this model.
+        NotFromCache: This session needs something that a cached model cannot have.
+        OSError: The cache cannot be used.
+        Exception: Anything that can go wrong in `make`.
+    """
+    options = request.options
+    verify = options.verify == "content"
+    with journal.stage("cache"):
+        store, key = Store(os.fspath(options.cache_dir or "")), key_of(request)
+        entry = store.find(key, verify=verify)
+    if entry is None:
+        with ExitStack() as waiting:
+            with journal.stage("cache"):
+                waiting.enter_context(store.locked(key))
+                # Another process may have made it meanwhile.
+                entry = store.find(key, verify=verify)
+            if entry is None:
+                return _made(store, key, request, journal, make)
+    with closing(entry), journal.stage("cache"):
+        return _used(entry, request, journal)
+
+
+def key_of(request: LoadRequest) -> str:
+    """The name of the entry for a model and all that matters for what is made of it."""
+    facts = (
+        FORMAT,
+        ort_qdq_plugin.__version__,
+        onnxruntime.__version__,
+        os.path.realpath(os.fsdecode(request.model)),
+        config_entry(request.session_options, FOLDER_KEY) or "",
+        request.accuracy_level,
+        request.block_size,
+        request.may_fuse,
+    )
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=_KEY_BYTES).hexdigest()
+
+
+class _Held:
+    """Keeps an entry from being pruned: a descriptor of its manifest, which holds a shared lock."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
+    """Prepare the model, in an entry of its own."""
+    writer = EntryWriter(store, key, request.options.verify == "content")
+    try:
+        prepared = make(writer)
+    finally:
+        writer.abandon()
+    if not writer.committed:
+        return prepared
+    holder = store.hold(key)
+    if request.options.cache_max_bytes is not None:
+        store.prune(request.options.cache_max_bytes)
+    return prepared._replace(report=prepared.report._replace(cache="made"), holder=_Held(holder))
+
+
+def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
+    """The prepared model that an entry holds."""
+    manifest = entry.manifest
+    report = manifest.report
+    journal.planned(
+        fused=report.fused,
+        unfused=report.unfused,
+        packed_bytes=report.packed_bytes,
+        borrowed_bytes=report.borrowed_bytes,
+        cache="used",
+    )
+    if not manifest.files:
+        raise NothingToDo(report.passed_through or "")
+    if supplies_initializers(request.session_options):
+        raise LeaveToStock("initializers were added to its session options")
+    if copy_loses_something(request.session_options, manifest.foreign):
+        raise NotFromCache
+    buffers: dict[str, mmap.mmap | bytes] = {}
+    for file in manifest.files:
+        if file.name != MODEL:
+            buffers[file.name] = mmap.mmap(entry.files[file.name], file.size, access=mmap.ACCESS_READ)
+    for source in manifest.sources:
+        if source.location:
+            with closing(FileSource(source.path)) as opened:
+                if Identity.of(opened.status) != source.identity:
+                    raise SourceChangedError(f"{source.path}: changed while it was being loaded")
+                buffers[source.location] = opened.buffer()
+    session_options = private_options(request.session_options)
+    if manifest.extensions:
+        register_extensions(session_options)
+    borrow(session_options, buffers)
+    model = os.pread(entry.files[MODEL], next(file.size for file in manifest.files if file.name == MODEL), 0)
+    return PreparedModel(
+        model=model,
+        session_options=session_options,
+        by_path=False,
+        buffers=buffers,
+        mappings=[buffer for buffer in buffers.values() if isinstance(buffer, mmap.mmap)],
+        packed=(),
+        report=journal.finished("borrowed"),
+        holder=_Held(os.dup(entry.holder)),
+    )

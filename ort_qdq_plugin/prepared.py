@@ -1,0 +1,36 @@
+"""A model that is ready to be handed to ONNX Runtime: the end of the journey, however it was made."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ort_qdq_plugin.memory.buffer import PackedBuffer
+from ort_qdq_plugin.report import Report
+
+__all__ = ["PreparedModel"]
+
+
+class PreparedModel(NamedTuple):
+    """Everything that a session needs.
+
+    Attributes:
+        model: The rewritten model, serialized.
+        session_options: What the session is created with: a private copy, or, by path, the caller's own.
+        by_path: Whether ONNX Runtime opens the files itself.
+        buffers: What it borrows otherwise: location in the model -> buffer. They must live as long as the native session.
+        mappings: Those of them that are shared mappings of files, whose pages may be dropped at any moment.
+        packed: Buffers that were packed for this session. By path, their files have names until it exists.
+        report: What was done.
+        holder: What else must live as long as the native session.
+    """
+
+    model: bytes
+    session_options: Any
+    by_path: bool
+    buffers: Mapping[str, mmap.mmap | bytes]
+    mappings: Sequence[mmap.mmap]
+    packed: tuple[PackedBuffer, ...]
+    report: Report
+    holder: object = None
