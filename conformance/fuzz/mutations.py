@@ -16,7 +16,11 @@ from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper
 
-from conformance.patterns.catalogue import MS, PATTERNS, PER_CHANNEL, PER_TENSOR, Draft, Weight, graphs_of
+from conformance.drawing.canvas import graphs_of
+from conformance.drawing.draft import Draft
+from conformance.drawing.elements import MS
+from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
+from conformance.patterns.catalogue import PATTERNS
 
 __all__ = ["LOCATIONS", "mutate", "mutated_models", "seed_models"]
 
@@ -70,7 +74,7 @@ def seed_models() -> tuple[bytes, ...]:
     """Small valid models, one at least of every kind in the pattern table, and some that it has no need of."""
     small = [pattern.build() for pattern in PATTERNS]
     chosen = [model for model in small if model.ByteSize() < 1000 or model.graph.node[0].op_type in ("If", "Loop", "Scan")]
-    chosen += [pattern.build() for pattern in PATTERNS if pattern.since == 3]
+    chosen += [pattern.build() for pattern in PATTERNS if pattern.group == 3]
     chosen += [_fused_already(), _all_kinds_of_views(), _with_subgraphs()]
     stored = dict.fromkeys(bytes(model.SerializeToString()) for model in chosen)
     return tuple(model for model in stored if len(model) < 6000)
