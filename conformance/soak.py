@@ -32,7 +32,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from conformance.patterns.catalogue import Draft, Weight
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session, report_of
 
 __all__ = ["main"]

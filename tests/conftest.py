@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from conformance.fuzz.__main__ import Judge, Worker
+from conformance.fuzz.judge import Judge
+from conformance.fuzz.worker import Worker
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from conformance.patterns.catalogue import Draft, Weight
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Report, report_of
 
 __all__ = [

@@ -19,7 +19,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from conformance.patterns.catalogue import Weight
+from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, activate, create_session, deactivate, report_of
 from ort_qdq_plugin.activation import options_from_environment
 from tests.support import CPU, ROOT, linear, quiet, result

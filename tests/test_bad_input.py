@@ -17,7 +17,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from conformance.patterns.catalogue import PER_CHANNEL, Weight
+from conformance.drawing.weight import PER_CHANNEL, Weight
 from ort_qdq_plugin import Options, Report, create_session, inspect
 from tests.support import (
     CPU,

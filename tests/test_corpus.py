@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from conformance.fuzz.__main__ import MAX_BYTES, MAX_SECONDS, Judge, Worker, beside_a_model
+from conformance.fuzz.judge import Judge
+from conformance.fuzz.limits import MAX_BYTES, MAX_SECONDS
+from conformance.fuzz.surroundings import beside_a_model
+from conformance.fuzz.worker import Worker
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.onnx"))
 

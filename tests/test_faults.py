@@ -7,7 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from conformance.faults.__main__ import FAULTS, Fault, Outcome, Scene, judge, run_fault, strike
+from conformance.faults.catalogue import FAULTS
+from conformance.faults.fault import Fault, run_fault
+from conformance.faults.job import Outcome
+from conformance.faults.judging import judge
+from conformance.faults.scene import Scene
+from conformance.faults.signals import strike
 
 QUICK = [fault for fault in FAULTS if fault.quick]
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import onnxruntime as ort
 import pytest
 
-from conformance.patterns.__main__ import Form, check
-from conformance.patterns.catalogue import PATTERNS, Pattern, quick_patterns
+from conformance.patterns.catalogue import PATTERNS, quick_patterns
+from conformance.patterns.judging import check
+from conformance.patterns.pattern import Pattern
+from conformance.patterns.running import Form
 from ort_qdq_plugin import Options, create_session, report_of
 from tests.support import CPU
 

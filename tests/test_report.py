@@ -8,7 +8,8 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from conformance.patterns.catalogue import Draft, Weight
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, Reason, create_session, inspect, report_of
 from tests.support import linear, made_report, save, stack, stock
 

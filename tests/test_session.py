@@ -17,7 +17,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from conformance.patterns.catalogue import PER_CHANNEL, Draft, Weight
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import PER_CHANNEL, Weight
 from conformance.tables.decoder import ensure_pair, spec_of
 from ort_qdq_plugin import Options, QdqPluginError, SourceChangedError, create_session, inspect
 from ort_qdq_plugin import session as session_module

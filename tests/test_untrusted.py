@@ -16,9 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from conformance.fuzz.__main__ import MAX_BYTES, MAX_SECONDS, Judge, Outcome, Worker, beside_a_model
-from conformance.fuzz.mutations import mutated_models, seed_models
-from conformance.patterns.catalogue import PER_TENSOR, Draft, Weight
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import PER_TENSOR, Weight
+from conformance.fuzz.judge import Judge
+from conformance.fuzz.limits import MAX_BYTES, MAX_SECONDS
+from conformance.fuzz.mutate import mutated_models
+from conformance.fuzz.outcome import Outcome
+from conformance.fuzz.seeds import seed_models
+from conformance.fuzz.surroundings import beside_a_model
+from conformance.fuzz.worker import Worker
 from ort_qdq_plugin import ModelError, create_session, inspect
 from ort_qdq_plugin.model.tensors import MemorySource
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES, without_large_tensors

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from conformance.patterns.catalogue import Weight
+from conformance.drawing.weight import Weight
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.skeleton import external_tensors, open_skeleton
 from ort_qdq_plugin.model.tensors import ByteSource, FileSource, MemorySource

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import TensorProto, helper
 
-from conformance.patterns.catalogue import MS, ROWS, Draft, Weight
+from conformance.drawing.draft import ROWS, Draft
+from conformance.drawing.elements import MS
+from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options
 from tests.support import Form
 

@@ -1,24 +1,28 @@
-"""Structured mutations: valid models with something in them that a malicious or a careless writer could have put there.
-
-Every choice is asked of a `random.Random`. Hypothesis supplies one whose choices it can replay and shrink, the
-coverage-guided fuzzer one with the seed that it gives its mutators.
-"""
+"""Mutations of a parsed model: what a malicious or a careless writer could have put there."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
-from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper
 
-from conformance.patterns.catalogue import MS, PATTERNS, PER_CHANNEL, PER_TENSOR, Draft, Weight, graphs_of
+from conformance.drawing.canvas import graphs_of
+from conformance.drawing.elements import MS
 
-__all__ = ["LOCATIONS", "mutate", "mutated_models", "seed_models"]
+__all__ = [
+    "LOCATIONS",
+    "MESSAGE_MUTATIONS",
+    "SIZES",
+    "Mutation",
+    "Random",
+    "names_of",
+    "some_graph",
+    "some_node",
+    "some_tensor",
+]
 
 LOCATIONS = (
     "model.data", "./model.data", "sub/../model.data", "link.data", "leaving.data", "sub", "fifo", "zero", "missing",
@@ -26,13 +30,12 @@ LOCATIONS = (
 )  # fmt: skip
 """External data locations. What stands beside a mutated model is the caller's to provide: a file `model.data`, a folder
 `sub`, the links `link.data` (to it), `leaving.data` (to ../outside.data) and `zero` (to /dev/zero), and a FIFO `fifo`."""
-
-_SIZES = (
+SIZES = (
     -(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 100, 127, 128, 129, 256,
     512, 1024, 4096, 2**16, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**40, 2**62, 2**63 - 1,
 )  # fmt: skip
 _NUMBERS = (
-    *map(str, _SIZES),
+    *map(str, SIZES),
     str(2**63),
     str(2**64 - 1),
     str(2**64),
@@ -56,85 +59,17 @@ _DOMAINS = ("", "ai.onnx", MS, "local", "ai.onnx.ml")
 _ATTRIBUTES = ("axis", "axes", "block_size", "output_dtype", "perm", "to", "transA", "transB", "alpha", "beta", "allowzero",
                "bits", "K", "N", "value", "then_branch", "body")  # fmt: skip
 _LONG = 5000
-_NOT_UTF8 = b"\xff\xfe"
-
 Random = random.Random
 Mutation = Callable[[Random, onnx.ModelProto], None]
 
 
-# Models to start from
-
-
-@cache
-def seed_models() -> tuple[bytes, ...]:
-    """Small valid models, one at least of every kind in the pattern table, and some that it has no need of."""
-    small = [pattern.build() for pattern in PATTERNS]
-    chosen = [model for model in small if model.ByteSize() < 1000 or model.graph.node[0].op_type in ("If", "Loop", "Scan")]
-    chosen += [pattern.build() for pattern in PATTERNS if pattern.since == 3]
-    chosen += [_fused_already(), _all_kinds_of_views(), _with_subgraphs()]
-    stored = dict.fromkeys(bytes(model.SerializeToString()) for model in chosen)
-    return tuple(model for model in stored if len(model) < 6000)
-
-
-def _fused_already() -> onnx.ModelProto:
-    """ONNX Runtime's own operator, and a weight beside it that is not fused."""
-    draft = Draft("fused already")
-    draft.input("x", ["m", 32])
-    draft.quantized("b", "uint8", [16, 1, 16])
-    draft.floats("s", [16])
-    draft.node("MatMulNBits", ["x", "b", "s"], "h", domain=MS, K=32, N=16, bits=4, block_size=32)
-    draft.output(draft.node("MatMul", ["h", draft.weight(Weight(k=16, n=8, block=16))], "y"), ["m", 8])
-    return draft.model()
-
-
-def _all_kinds_of_views() -> onnx.ModelProto:
-    """A weight behind one view after another."""
-    draft = Draft("views")
-    draft.input("x", ["m", 32])
-    value = draft.weight(Weight(k=32, n=16, n_major=True))
-    value = draft.node("Unsqueeze", [value, draft.ints("axes", [0])], "v0")
-    value = draft.node("Transpose", [value], "v1", perm=[0, 2, 1])
-    value = draft.node("Squeeze", [value, "axes"], "v2")
-    value = draft.node("Reshape", [value, draft.ints("shape", [0, -1])], "v3")
-    value = draft.node("Flatten", [value], "v4")
-    value = draft.node("Cast", [draft.node("Identity", [value], "v5")], "v6", to=TensorProto.FLOAT)
-    draft.output(draft.node("Gemm", ["x", value, draft.floats("bias", [16])], "y", alpha=0.5, beta=2.0), ["m", 16])
-    return draft.model()
-
-
-def _with_subgraphs() -> onnx.ModelProto:
-    """A weight outside that two branches read, one of which has another inside."""
-    draft = Draft("subgraphs")
-    draft.input("x", ["m", 32])
-    draft.inputs.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
-    outer = draft.weight(Weight(k=32, n=16), "outer")
-    branches = []
-    for name in ("then", "else"):
-        branch = Draft(name, parent=draft)
-        value = branch.node("MatMul", ["x", outer], f"{name}_h")
-        if name == "else":
-            inner = branch.weight(Weight(k=16, n=16, block=PER_CHANNEL, element="int8", zero="none"), "inner")
-            value = branch.node("MatMul", [value, inner], "else_p")
-        branch.output(branch.node("Identity", [value], f"{name}_y"), ["m", 16])
-        branches.append(branch.graph(name))
-    draft.node("If", ["c"], "y", then_branch=branches[0], else_branch=branches[1])
-    draft.output("y", ["m", 16])
-    draft.node("DequantizeLinear", [draft.quantized("t", "uint8", [8]), draft.floats("t_s", [])], "t_d")
-    draft.output("t_d", [8])
-    draft.weight(Weight(k=32, n=16, block=PER_TENSOR), "unread")
-    return draft.model()
-
-
-# What is in a model
-
-
-def _graph(rng: Random, model: onnx.ModelProto) -> Any:
+def some_graph(rng: Random, model: onnx.ModelProto) -> Any:
     """One of the graphs, or a function's body."""
     return rng.choice([*graphs_of(model.graph), *model.functions])
 
 
-def _node(rng: Random, model: onnx.ModelProto) -> onnx.NodeProto:
-    graph = _graph(rng, model)
+def some_node(rng: Random, model: onnx.ModelProto) -> onnx.NodeProto:
+    graph = some_graph(rng, model)
     if not graph.node:
         graph = model.graph if model.graph.node else model.graph.node.add() and model.graph
     # Where weights are read, more often than elsewhere.
@@ -143,7 +78,7 @@ def _node(rng: Random, model: onnx.ModelProto) -> onnx.NodeProto:
     return node
 
 
-def _tensor(rng: Random, model: onnx.ModelProto) -> TensorProto:
+def some_tensor(rng: Random, model: onnx.ModelProto) -> TensorProto:
     graph = rng.choice([*graphs_of(model.graph)])
     tensors = [*graph.initializer, *(attr.t for node in graph.node for attr in node.attribute if attr.HasField("t"))]
     new = model.graph.initializer.add(name="new", data_type=TensorProto.FLOAT) if not tensors else None
@@ -151,48 +86,45 @@ def _tensor(rng: Random, model: onnx.ModelProto) -> TensorProto:
     return tensor
 
 
-def _names(model: onnx.ModelProto) -> list[str]:
+def names_of(model: onnx.ModelProto) -> list[str]:
     """Every name of a value."""
     names = [value.name for graph in graphs_of(model.graph) for value in (*graph.input, *graph.initializer)]
     names += [name for graph in graphs_of(model.graph) for node in graph.node for name in node.output]
     return names or ["x"]
 
 
-# Mutations of the message
-
-
 def _dims(rng: Random, model: onnx.ModelProto) -> None:
-    dims = _tensor(rng, model).dims
+    dims = some_tensor(rng, model).dims
     kind = rng.randrange(6)
     if kind < 3 and dims:
-        dims[rng.randrange(len(dims))] = rng.choice(_SIZES)
+        dims[rng.randrange(len(dims))] = rng.choice(SIZES)
     elif kind == 3 and dims:
         del dims[rng.randrange(len(dims))]
     elif kind == 4:
-        dims.insert(rng.randrange(len(dims) + 1), rng.choice((1, *_SIZES)))
+        dims.insert(rng.randrange(len(dims) + 1), rng.choice((1, *SIZES)))
     else:
         dims.extend([rng.choice((1, 2, 2**62))] * rng.choice((1, 62, 63, 1000, 20_000)))
 
 
 def _swapped_dims(rng: Random, model: onnx.ModelProto) -> None:
     """The same number of elements in another shape."""
-    dims = _tensor(rng, model).dims
+    dims = some_tensor(rng, model).dims
     sizes = list(dims)
     rng.shuffle(sizes)
     dims[:] = sizes
 
 
 def _data_type(rng: Random, model: onnx.ModelProto) -> None:
-    _tensor(rng, model).data_type = rng.choice((*range(28), 99, -1))
+    some_tensor(rng, model).data_type = rng.choice((*range(28), 99, -1))
 
 
 def _attribute(rng: Random, model: onnx.ModelProto) -> None:
-    node = _node(rng, model)
+    node = some_node(rng, model)
     kind = rng.randrange(7)
     if kind == 0 or not node.attribute:
         name, value = (
             rng.choice(_ATTRIBUTES),
-            rng.choice((*_SIZES, 0.5, float("nan"), float("inf"), "text", [1, 0], [0], [-1], [])),
+            rng.choice((*SIZES, 0.5, float("nan"), float("inf"), "text", [1, 0], [0], [-1], [])),
         )
         if value == []:
             node.attribute.add(name=name, type=AttributeProto.INTS)
@@ -209,21 +141,21 @@ def _attribute(rng: Random, model: onnx.ModelProto) -> None:
     elif kind == 4:
         attr.type = rng.randrange(15)
     elif attr.ints and kind == 5:
-        attr.ints[rng.randrange(len(attr.ints))] = rng.choice(_SIZES)
+        attr.ints[rng.randrange(len(attr.ints))] = rng.choice(SIZES)
     else:
-        attr.i = rng.choice(_SIZES)
+        attr.i = rng.choice(SIZES)
 
 
 def _scalar(rng: Random, model: onnx.ModelProto) -> None:
     """alpha and beta."""
-    node = _node(rng, model)
+    node = some_node(rng, model)
     node.attribute.append(
         helper.make_attribute(rng.choice(("alpha", "beta")), rng.choice((0.0, -1.0, 0.5, 1e30, 3e38, float("nan"))))
     )
 
 
 def _external(rng: Random, model: onnx.ModelProto) -> None:
-    tensor = _tensor(rng, model)
+    tensor = some_tensor(rng, model)
     tensor.data_location = rng.choice((TensorProto.EXTERNAL,) * 9 + (TensorProto.DEFAULT,))
     if rng.random() < 0.7:
         tensor.ClearField("raw_data")
@@ -234,7 +166,7 @@ def _external(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def _raw_data(rng: Random, model: onnx.ModelProto) -> None:
-    tensor = _tensor(rng, model)
+    tensor = some_tensor(rng, model)
     kind = rng.randrange(6)
     if kind == 0:
         tensor.raw_data = tensor.raw_data[: rng.randrange(len(tensor.raw_data) + 1)]
@@ -249,12 +181,12 @@ def _raw_data(rng: Random, model: onnx.ModelProto) -> None:
         tensor.ClearField("raw_data")
         tensor.int32_data.extend(values)
     else:
-        tensor.segment.begin, tensor.segment.end = 0, rng.choice(_SIZES)
+        tensor.segment.begin, tensor.segment.end = 0, rng.choice(SIZES)
 
 
 def _bytes_of_a_tensor(rng: Random, model: onnx.ModelProto) -> None:
     """Other numbers: NaN and infinite scales, zero points at the ends of their range."""
-    tensor = _tensor(rng, model)
+    tensor = some_tensor(rng, model)
     raw = bytearray(tensor.raw_data)
     if raw:
         at = rng.randrange(len(raw))
@@ -265,14 +197,14 @@ def _bytes_of_a_tensor(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def _name(rng: Random, model: onnx.ModelProto) -> None:
-    names = _names(model)
+    names = names_of(model)
     new = rng.choice((rng.choice(names), "", "n" * _LONG, "other", "\0", "w_d.MatMulNBits.B"))
-    node = _node(rng, model)
+    node = some_node(rng, model)
     kind = rng.randrange(4)
     if kind == 0 and node.output:
         node.output[rng.randrange(len(node.output))] = new
     elif kind == 1:
-        _tensor(rng, model).name = new
+        some_tensor(rng, model).name = new
     elif kind == 2:
         node.name = new
     elif node.input:
@@ -280,20 +212,20 @@ def _name(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def _inputs(rng: Random, model: onnx.ModelProto) -> None:
-    node = _node(rng, model)
+    node = some_node(rng, model)
     kind = rng.randrange(4)
     if kind == 0 and node.input:
         del node.input[rng.randrange(len(node.input))]
     elif kind == 1:
-        node.input.append(rng.choice(_names(model)))
+        node.input.append(rng.choice(names_of(model)))
     elif kind == 2:
         node.output.append("another")
     elif node.input:
-        node.input[rng.randrange(len(node.input))] = rng.choice(_names(model))
+        node.input[rng.randrange(len(node.input))] = rng.choice(names_of(model))
 
 
 def _nodes(rng: Random, model: onnx.ModelProto) -> None:
-    nodes = _graph(rng, model).node
+    nodes = some_graph(rng, model).node
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     if not kept:
         return
@@ -318,7 +250,7 @@ def _nodes(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def _operator(rng: Random, model: onnx.ModelProto) -> None:
-    node = _node(rng, model)
+    node = some_node(rng, model)
     if rng.random() < 0.7:
         node.op_type = rng.choice(_OPERATORS)
     else:
@@ -327,7 +259,7 @@ def _operator(rng: Random, model: onnx.ModelProto) -> None:
 
 def _subgraph(rng: Random, model: onnx.ModelProto) -> None:
     """The whole graph again, inside one of its nodes: its names stand for two things."""
-    node = _node(rng, model)
+    node = some_node(rng, model)
     copy = onnx.GraphProto.FromString(model.graph.SerializeToString())
     if rng.random() < 0.5:
         del copy.initializer[:]
@@ -366,23 +298,23 @@ def _opset(rng: Random, model: onnx.ModelProto) -> None:
     if kind == 0 and model.opset_import:
         del model.opset_import[rng.randrange(len(model.opset_import))]
     elif kind == 1 and model.opset_import:
-        rng.choice(model.opset_import).version = rng.choice((*_SIZES, 9, 10, 11, 13, 17, 19, 21, 23, 24, 25))
+        rng.choice(model.opset_import).version = rng.choice((*SIZES, 9, 10, 11, 13, 17, 19, 21, 23, 24, 25))
     else:
-        model.opset_import.append(helper.make_opsetid(rng.choice(_DOMAINS), rng.choice((*_SIZES, 13, 21))))
+        model.opset_import.append(helper.make_opsetid(rng.choice(_DOMAINS), rng.choice((*SIZES, 13, 21))))
 
 
 def _version(rng: Random, model: onnx.ModelProto) -> None:
     if rng.random() < 0.2:
         model.ClearField("ir_version")
     else:
-        model.ir_version = rng.choice((*_SIZES, 3, 4, 8, 10, 11, 13))
+        model.ir_version = rng.choice((*SIZES, 3, 4, 8, 10, 11, 13))
 
 
 def _interface(rng: Random, model: onnx.ModelProto) -> None:
     """Inputs, outputs and stated shapes."""
     graph = rng.choice([*graphs_of(model.graph)])
-    name = rng.choice(_names(model))
-    shape: list[Any] = [rng.choice((*_SIZES, "m", "")) for _ in range(rng.choice((0, 1, 2, 2, 3, 70)))]
+    name = rng.choice(names_of(model))
+    shape: list[Any] = [rng.choice((*SIZES, "m", "")) for _ in range(rng.choice((0, 1, 2, 2, 3, 70)))]
     value = helper.make_tensor_value_info(name, rng.choice((TensorProto.FLOAT, *range(27))), shape)
     rng.choice((graph.input, graph.output, graph.value_info)).append(value)
     if rng.random() < 0.3:
@@ -409,79 +341,8 @@ def _initializer(rng: Random, model: onnx.ModelProto) -> None:
         del graph.initializer[at]
 
 
-_OF_THE_MESSAGE: Sequence[Mutation] = (
+MESSAGE_MUTATIONS: Sequence[Mutation] = (
     _dims, _dims, _swapped_dims, _data_type, _attribute, _attribute, _scalar, _external, _external, _raw_data, _raw_data,
     _bytes_of_a_tensor, _name, _name, _inputs, _nodes, _operator, _subgraph, _function, _opset, _version, _interface,
     _initializer,
 )  # fmt: skip
-
-
-# Mutations of the serialized model
-
-
-def _truncated(rng: Random, data: bytes) -> bytes:
-    return data[: rng.randrange(len(data) + 1)]
-
-
-def _flipped(rng: Random, data: bytes) -> bytes:
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
-def _spliced(rng: Random, data: bytes) -> bytes:
-    """A part again, or without a part."""
-    start = rng.randrange(len(data))
-    end = min(len(data), start + rng.choice((1, 2, 16, 300)))
-    return data[:end] + data[start:] if rng.random() < 0.5 else data[:start] + data[end:]
-
-
-def _merged(rng: Random, data: bytes) -> bytes:
-    """Parts of another model behind it: a parser merges the two graphs."""
-    other = rng.choice(seed_models())
-    return data + (other if rng.random() < 0.7 else data)
-
-
-def _not_utf8(rng: Random, data: bytes) -> bytes:
-    name = rng.choice((b"w_s", b"w_d", b"MatMul", b"axis", b"location", b"y"))
-    return data.replace(name, (_NOT_UTF8 * len(name))[: len(name)], rng.choice((1, -1)))
-
-
-def _padded_varint(rng: Random, data: bytes) -> bytes:
-    """A number written with more bytes than it needs."""
-    at = rng.randrange(len(data))
-    return data[:at] + bytes([data[at] | 0x80]) + b"\x80" * rng.randrange(10) + b"\0" + data[at + 1 :]
-
-
-def _unknown_fields(rng: Random, data: bytes) -> bytes:
-    unknown = rng.choice(
-        (b"\xa0\x1f\x01", b"\xa3\x1f\xa4\x1f", b"\xa2\x1f\x03abc", b"\xa3\x1f", b"\xa4\x1f", b"\xa1\x1f" + bytes(8))
-    )
-    return unknown + data if rng.random() < 0.5 else data + unknown
-
-
-_OF_THE_BYTES = (_truncated, _flipped, _spliced, _merged, _not_utf8, _padded_varint, _unknown_fields)
-
-
-def mutate(rng: Random, data: bytes) -> bytes:
-    """The serialized model `data` with up to four mutations; what cannot be parsed gets those of its bytes only."""
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data)
-        for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
-            rng.choice(_OF_THE_MESSAGE)(rng, model)
-        data = bytes(model.SerializeToString())
-        changes = rng.choice((0, 0, 0, 1))
-    except (DecodeError, UnicodeError, ValueError):
-        changes = 1
-    for _ in range(changes):
-        data = rng.choice(_OF_THE_BYTES)(rng, data) if data else data
-    return data
-
-
-@st.composite
-def mutated_models(draw: st.DrawFn) -> bytes:
-    """A seed model, mutated."""
-    seed = draw(st.sampled_from(seed_models()))
-    return mutate(draw(st.randoms(use_true_random=False)), seed)

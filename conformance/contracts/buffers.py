@@ -1,0 +1,236 @@
+"""Buffers that a session borrows, and what may be done to them meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from conformance.contracts.contract import Chapter, expect
+from conformance.contracts.small_models import (
+    DIRECT_KEY,
+    PARALLEL_KEY,
+    WIDTH,
+    counted,
+    external_tensor,
+    inline_tensor,
+    last_sentence,
+    load,
+    mapped_file,
+    mapping_of,
+    matmul_nbits_model,
+    model_of,
+    nbits_node,
+    options_with,
+    refusal_of,
+    result_of,
+    sum_model,
+    with_files,
+)
+from conformance.sessions import CPU
+
+__all__ = ["CHAPTER"]
+
+CHAPTER = Chapter()
+
+
+def _written_after_load(options: Any, mapping: mmap.mmap) -> bool:
+    """Whether a write to the buffer, once the session exists, shows in its results."""
+    session = load(sum_model(external_tensor("w", "w", 0, 4 * WIDTH)), options)
+    expect(np.array_equal(result_of(session), counted()), "the values in the buffer did not arrive")
+    mapping[:] = counted(5000).tobytes()
+    return np.array_equal(result_of(session), counted(5000))
+
+
+@CHAPTER.contract
+def _files_in_memory_are_borrowed(_folder: Path) -> str:
+    """With session.use_external_initializer_file_buffers_directly=1 a session uses the buffers given to
+    add_external_initializers_from_files_in_memory in place (memory/handover.py, `borrow`)."""
+    mapping = mapping_of(counted())
+    options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping)
+    expect(_written_after_load(options, mapping), "a write to the buffer after the load did not show")
+    return "a write after the load shows in the result"
+
+
+@CHAPTER.contract
+def _files_in_memory_are_copied_without_the_key(_folder: Path) -> str:
+    """Without that key ONNX Runtime copies every tensor: why the key is set (memory/handover.py, `borrow`)."""
+    mapping = mapping_of(counted())
+    shown = _written_after_load(with_files(options_with(), w=mapping), mapping)
+    expect(not shown, "a write shows: the key is not needed any more")
+    return "a write after the load does not show"
+
+
+@CHAPTER.contract
+def _add_external_initializers_copies(_folder: Path) -> str:
+    """add_external_initializers copies every tensor, and keeps the originals: why it is not used (memory/handover.py)."""
+    values = counted()
+    value = ort.OrtValue.ortvalue_from_numpy(values)
+    options = options_with()
+    options.add_external_initializers(["w"], [value])
+    model = sum_model(external_tensor("w", "nowhere", 0, 4 * WIDTH))
+    session = load(model, options)
+    expect(np.array_equal(result_of(session), values), "the values did not arrive")
+    ctypes.memset(value.data_ptr(), 0, values.nbytes)
+    expect(not value.numpy().any(), "the OrtValue was not overwritten")
+    expect(np.array_equal(result_of(session), counted()), "a write shows: it borrows by now, and may be the better call")
+    return "a write to the OrtValue after the load does not show"
+
+
+def _if_model(initializer: Callable[[str, int], TensorProto], *, inside: bool) -> onnx.ModelProto:
+    """y = x + one of two initializers, which are of the branches or, unless `inside`, of the main graph."""
+    value = helper.make_tensor_value_info
+    branches: dict[str, Any] = {}
+    outer = []
+    for index, name in enumerate(("then_branch", "else_branch")):
+        tensor = initializer(f"{name}_w", index)
+        node = helper.make_node("Add", ["x", tensor.name], [f"{name}result_of"])
+        own = [tensor] if inside else []
+        outer += [] if inside else [tensor]
+        branches[name] = helper.make_graph([node], name, [], [value(f"{name}result_of", TensorProto.FLOAT, [WIDTH])], own)
+    model = model_of([helper.make_node("If", ["condition"], ["y"], **branches)], outer)
+    model.graph.input.append(value("condition", TensorProto.BOOL, []))
+    return model
+
+
+@CHAPTER.contract
+def _subgraphs_read_borrowed_initializers(_folder: Path) -> str:
+    """Nodes in subgraphs read borrowed initializers of the main graph: operands of nodes fused there belong to it
+    (session.py, `_put_fusions_in_place`)."""
+    model = _if_model(lambda name, index: external_tensor(name, "w", 4 * WIDTH * index, 4 * WIDTH), inside=False)
+    mapping = mapping_of(np.zeros(2 * WIDTH, np.float32))
+    session = load(model.SerializeToString(), with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping))
+    mapping[:] = np.concatenate([counted(), counted(9)]).tobytes()
+    for condition, start in ((True, 1), (False, 9)):
+        y = session.run(None, {"x": np.zeros(WIDTH, np.float32), "condition": np.array(condition)})[0]
+        expect(np.array_equal(y, counted(start)), f"the branch for {condition} got other values")
+    return "both branches of an If"
+
+
+@CHAPTER.contract
+def _subgraphs_own_no_files_in_memory(_folder: Path) -> str:
+    """External initializers of a subgraph itself must name files that exist, also where they are in memory: those of
+    subgraphs cannot be borrowed where they are (memory/handover.py, `Places`)."""
+    model = _if_model(lambda name, index: external_tensor(name, "w", 4 * WIDTH * index, 4 * WIDTH), inside=True)
+    options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping_of(np.zeros(2 * WIDTH, np.float32)))
+    said = refusal_of(lambda: load(model.SerializeToString(), options))
+    expect(said is not None, "they are accepted by now, and may be borrowed where they are")
+    return f"refused: {last_sentence(said or '')}"
+
+
+@CHAPTER.contract
+def _unaligned_tensors_load(_folder: Path) -> str:
+    """A borrowed tensor may start at any byte, as inline tensors do: ONNX Runtime copies it if it must (model/wire.py)."""
+    for shift in (1, 2, 3, 5):
+        mapping = mmap.mmap(-1, shift + 4 * WIDTH)
+        mapping[shift:] = counted().tobytes()
+        options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping)
+        y = result_of(load(sum_model(external_tensor("w", "w", shift, 4 * WIDTH)), options))
+        expect(np.array_equal(y, counted()), f"at byte {shift} the values are wrong")
+    return "float tensors at bytes 1, 2, 3 and 5"
+
+
+@CHAPTER.contract
+def _read_only_buffers_are_accepted(folder: Path) -> str:
+    """A read-only mapping of a file, and bytes, are as good as writable buffers (model/tensors.py, `ByteSource.buffer`)."""
+    for name, buffer in {
+        "mapping": mapped_file(folder / "w", counted().tobytes(), mmap.ACCESS_READ),
+        "bytes": counted().tobytes(),
+    }.items():
+        options = with_files(options_with(**{DIRECT_KEY: "1"}), w=buffer)
+        y = result_of(load(sum_model(external_tensor("w", "w", 0, 4 * WIDTH)), options))
+        expect(np.array_equal(y, counted()), f"{name}: wrong values")
+    return "a read-only mapping and bytes"
+
+
+@CHAPTER.contract
+def _files_in_memory_are_all_or_nothing(folder: Path) -> str:
+    """Once one file is in memory, ONNX Runtime looks for none on disk: all of a model's files are handed over, and never on
+    the caller's options, where they would break the next model (memory/handover.py)."""
+    (folder / "on_disk").write_bytes(counted().tobytes())
+    tensors = [external_tensor("v", "in_memory", 0, 4 * WIDTH), external_tensor("w", "on_disk", 0, 4 * WIDTH)]
+    path = folder / "model.onnx"
+    path.write_bytes(sum_model(*tensors))
+    values = counted().tobytes()
+    said = refusal_of(lambda: load(str(path), with_files(options_with(**{DIRECT_KEY: "1"}), in_memory=values)))
+    expect(said is not None, "a file on disk is found: it need not be mapped by this package any more")
+    load(str(path), with_files(options_with(**{DIRECT_KEY: "1"}), in_memory=values, on_disk=values))
+    return f"refused: {last_sentence(said or '')}"
+
+
+@CHAPTER.contract
+def _borrowed_buffers_survive_set_providers(_folder: Path) -> str:
+    """set_providers makes a new native session from the same options, on the same buffers (session.py, `load`)."""
+    mapping = mapping_of(counted())
+    options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping)
+    session = load(sum_model(external_tensor("w", "w", 0, 4 * WIDTH)), options)
+    session.set_providers(CPU)
+    mapping[:] = counted(77).tobytes()
+    expect(np.array_equal(result_of(session), counted(77)), "the second native session does not use the buffer")
+    return "the second native session uses the buffer, too"
+
+
+@CHAPTER.contract
+def _dropping_pages_during_the_load_is_harmless(folder: Path) -> str:
+    """MADV_DONTNEED on a shared file mapping drops pages from the process alone, at any moment, also while ONNX Runtime
+    reads them (memory/handover.py, `trimming`)."""
+    k, n = 1024, 4096
+    rng = np.random.default_rng(2)
+    b = rng.integers(0, 256, k * n // 2, np.uint8)
+    scales = rng.random(k * n // 32, np.float32)
+    offset = b.nbytes
+    tensors = [
+        external_tensor("b", "packed", 0, b.nbytes, data_type=TensorProto.UINT8, dims=(n, k // 32, 16)),
+        external_tensor("s", "packed", offset, scales.nbytes, dims=(k * n // 32,)),
+    ]
+    model = matmul_nbits_model(k, n, tensors)
+    mapping = mapped_file(folder / "packed", b.tobytes() + scales.tobytes())
+    x = rng.standard_normal((3, k), np.float32)
+    options = with_files(options_with(**{DIRECT_KEY: "1"}), packed=mapping)
+    expected = result_of(load(model, options), x)
+    finished, drops = threading.Event(), 0
+
+    def drop() -> None:
+        nonlocal drops
+        while not finished.is_set():
+            mapping.madvise(mmap.MADV_DONTNEED)
+            drops += 1
+
+    thread = threading.Thread(target=drop)
+    thread.start()
+    try:
+        results = [result_of(load(model, options), x) for _ in range(3)]
+    finally:
+        finished.set()
+        thread.join()
+    expect(drops > 0, "nothing was dropped meanwhile")
+    expect(all(np.array_equal(result, expected) for result in results), "the results differ")
+    return f"{drops} times during 3 loads, equal results"
+
+
+@CHAPTER.contract
+def _parallel_prepacking_changes_nothing(_folder: Path) -> str:
+    """session.prepack.enable_parallel=1 gives the same bits (memory/handover.py sets it where the caller did not)."""
+    k, n, count = 256, 512, 6
+    rng = np.random.default_rng(3)
+    nodes, tensors = [], []
+    for index in range(count):
+        b, scales = rng.integers(0, 256, (n, k // 32, 16), np.uint8), rng.random(n * k // 32, np.float32)
+        tensors += [inline_tensor(f"b{index}", b, TensorProto.UINT8), inline_tensor(f"s{index}", scales)]
+        inputs = ["x", f"b{index}", f"s{index}"]
+        nodes.append(nbits_node(inputs, f"y{index}", k, n))
+    nodes.append(helper.make_node("Concat", [f"y{index}" for index in range(count)], ["y"], axis=0))
+    model = model_of(nodes, tensors, [2, k]).SerializeToString()
+    x = rng.standard_normal((2, k), np.float32)
+    parallel = options_with(**{PARALLEL_KEY: "1"})
+    parallel.intra_op_num_threads = 2
+    expect(np.array_equal(result_of(load(model, parallel), x), result_of(load(model), x)), "the results differ")
+    return f"{count} products on 2 threads, equal results"

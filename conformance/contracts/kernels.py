@@ -1,0 +1,132 @@
+"""What MatMulNBits, DequantizeLinear and Transpose compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from conformance.contracts.contract import Chapter, expect
+from conformance.contracts.small_models import (
+    IR_VERSION,
+    OPSETS,
+    inline_tensor,
+    load,
+    matmul_nbits_model,
+    options_with,
+    result_of,
+)
+from conformance.drawing.elements import ELEMENTS, Array, pack
+
+__all__ = ["CHAPTER"]
+
+CHAPTER = Chapter()
+
+_BLOCK = 32
+
+
+@CHAPTER.contract
+def _transpose_takes_bare_pointers(_folder: Path) -> str:
+    """A session of one Transpose node reads and writes memory given by address, for elements of 1, 2 and 4 bytes
+    (packing/bits.py, `Transposer`)."""
+    rng = np.random.default_rng(5)
+    kinds = {TensorProto.UINT8: np.uint8, TensorProto.UINT16: np.uint16, TensorProto.UINT32: np.uint32}
+    for element_type, kind in kinds.items():
+        ends = [helper.make_tensor_value_info(name, element_type, ["a", "b"]) for name in ("m", "t")]
+        graph = helper.make_graph([helper.make_node("Transpose", ["m"], ["t"], perm=[1, 0])], "t", ends[:1], ends[1:])
+        model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=OPSETS)
+        session = load(model.SerializeToString())
+        binding = session.io_binding()
+        for shape in ((7, 130), (64, 64)):
+            matrix = rng.integers(0, 256, (*shape, kind().itemsize), np.uint8).view(kind).reshape(shape)
+            result = np.zeros(shape[::-1], kind)
+            binding.bind_input("m", "cpu", 0, kind, shape, matrix.ctypes.data)
+            binding.bind_output("t", "cpu", 0, kind, shape[::-1], result.ctypes.data)
+            session.run_with_iobinding(binding)
+            expect(np.array_equal(result, matrix.T), f"{kind.__name__} {shape}: wrong")
+    return "uint8, uint16 and uint32"
+
+
+def _dequantized_by_nbits(elements: Array, scales: Array, bits: int, zero_points: Array | None) -> Array:
+    """[K, N] what MatMulNBits takes [N, K] unsigned elements for: its product with the identity matrix."""
+    n, k = elements.shape
+    blocks = -(-k // _BLOCK)
+    padded = np.pad(elements, [(0, 0), (0, blocks * _BLOCK - k)]).reshape(n, blocks, _BLOCK)
+    tensors = [inline_tensor("b", pack(padded, bits), TensorProto.UINT8), inline_tensor("s", scales.reshape(-1))]
+    if zero_points is not None:
+        tensors.append(inline_tensor("z", pack(zero_points, bits).reshape(-1), TensorProto.UINT8))
+    model = matmul_nbits_model(k, n, tensors, bits=bits, block=_BLOCK, level=0)
+    return result_of(load(model), np.eye(k, dtype=np.float32))
+
+
+def _dequantized_by_dq(elements: Array, scales: Array, bits: int, zero_points: Array | None, *, signed: bool) -> Array:
+    """[K, N] what DequantizeLinear makes of [N, K] elements (their bits), blocks along axis 1."""
+    kind = ELEMENTS[f"{'int' if signed else 'uint'}{bits}"].code
+    tensors = [
+        inline_tensor("w", pack(elements.reshape(-1), bits), kind, elements.shape),
+        inline_tensor("s", scales),
+    ]
+    if zero_points is not None:
+        tensors.append(inline_tensor("z", pack(zero_points.reshape(-1), bits), kind, zero_points.shape))
+    value = helper.make_tensor_value_info
+    node = helper.make_node("DequantizeLinear", [tensor.name for tensor in tensors], ["y"], axis=1, block_size=_BLOCK)
+    graph = helper.make_graph([node], "dq", [], [value("y", TensorProto.FLOAT, elements.shape)], tensors)
+    opsets = [helper.make_opsetid("", 25 if bits == 2 else 21)]
+    model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
+    options = options_with()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    dequantized = np.asarray(load(model.SerializeToString(), options).run(None, {})[0])
+    return np.ascontiguousarray(dequantized.T)
+
+
+def _random_weight(bits: int) -> tuple[Array, Array, Array]:
+    """Elements [N, K], scales and zero points [N, blocks]: odd N, odd number of blocks, the last one short."""
+    rng = np.random.default_rng(bits)
+    n, k = 7, 2 * _BLOCK + 8
+    return (
+        rng.integers(0, 1 << bits, (n, k), np.uint8),
+        rng.random((n, 3), np.float32) + np.float32(0.5),
+        rng.integers(0, 1 << bits, (n, 3), np.uint8),
+    )
+
+
+@CHAPTER.contract
+def _packed_operands_mean_what_dequantize_linear_means(_folder: Path) -> str:
+    """MatMulNBits' operands, in the order that packing/layout.py writes, stand for DequantizeLinear's numbers."""
+    for bits in (2, 4, 8):
+        elements, scales, zero_points = _random_weight(bits)
+        theirs = _dequantized_by_dq(elements, scales, bits, zero_points, signed=False)
+        ours = _dequantized_by_nbits(elements, scales, bits, zero_points)
+        expect(np.array_equal(ours, theirs), f"{bits} bits: they differ")
+    return "2, 4 and 8 bits, odd shapes"
+
+
+@CHAPTER.contract
+def _signed_weights_are_flipped_unsigned_ones(_folder: Path) -> str:
+    """Signed elements, with zero points or without, equal unsigned ones with each top bit flipped (packing/layout.py)."""
+    for bits in (2, 4, 8):
+        elements, scales, zero_points = _random_weight(bits)
+        top = np.uint8(1 << (bits - 1))
+        for zeros in (None, zero_points):
+            theirs = _dequantized_by_dq(elements, scales, bits, zeros, signed=True)
+            ours = _dequantized_by_nbits(elements ^ top, scales, bits, None if zeros is None else zeros ^ top)
+            given = "no" if zeros is None else "with"
+            expect(np.array_equal(ours, theirs), f"{bits} bits, {given} zero points: they differ")
+    return "2, 4 and 8 bits, with zero points and without"
+
+
+@CHAPTER.contract
+def _missing_zero_points_are_the_middle(_folder: Path) -> str:
+    """Without zero points MatMulNBits takes 2**(bits-1) and DequantizeLinear takes 0 (packing/layout.py)."""
+    for bits in (2, 4, 8):
+        elements, scales, zero_points = _random_weight(bits)
+        middle = np.full_like(zero_points, 1 << (bits - 1))
+        none, explicit = (_dequantized_by_nbits(elements, scales, bits, zeros) for zeros in (None, middle))
+        expect(np.array_equal(none, explicit), f"MatMulNBits, {bits} bits: not {1 << (bits - 1)}")
+        none, explicit = (
+            _dequantized_by_dq(elements, scales, bits, zeros, signed=False) for zeros in (None, 0 * zero_points)
+        )
+        expect(np.array_equal(none, explicit), f"DequantizeLinear, {bits} bits: not 0")
+    return "2, 4 and 8 bits"

@@ -1,0 +1,154 @@
+"""Native sessions: who makes them, who keeps them, and when they are gone."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto
+from onnxruntime.capi import _pybind_state as native
+
+from conformance.contracts.contract import Chapter, expect
+from conformance.contracts.small_models import (
+    PARALLEL_KEY,
+    counted,
+    identity_model,
+    inline_tensor,
+    load,
+    matmul_nbits_model,
+    options_with,
+    result_of,
+    sum_model,
+)
+from conformance.sessions import CPU
+
+__all__ = ["CHAPTER"]
+
+CHAPTER = Chapter()
+
+
+@CHAPTER.contract
+def _loading_releases_the_interpreter(_folder: Path) -> str:
+    """initialize_session releases the GIL, so that a thread can drop pages meanwhile (memory/handover.py, `trimming`)."""
+    k, n = 4096, 16384
+    rng = np.random.default_rng(4)
+    tensors = [
+        inline_tensor("b", rng.integers(0, 256, (n, k // 32, 16), np.uint8), TensorProto.UINT8),
+        inline_tensor("s", rng.random(k * n // 32, np.float32)),
+    ]
+    model = matmul_nbits_model(k, n, tensors)
+    session = native.InferenceSession(options_with(), model, False, False)
+    finished, ticks = threading.Event(), 0
+
+    def tick() -> None:
+        nonlocal ticks
+        while not finished.wait(0.001):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    before, start = ticks, time.perf_counter()
+    session.initialize_session(CPU, [{}], set())
+    during, seconds = ticks - before, time.perf_counter() - start
+    finished.set()
+    thread.join()
+    # Held, a thread gets one or two turns at the ends.
+    expect(during > 3, f"a thread got {during} turns in {seconds * 1e3:.0f} ms")
+    return f"a thread got {during} turns in {seconds * 1e3:.0f} ms"
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+
+
+@CHAPTER.contract
+def _weak_references_end_after_the_session(folder: Path) -> str:
+    """Native sessions can be weakly referenced, and their finalizers run when the C++ destructor has: its profile is
+    complete, its threads are gone. Only then are borrowed buffers let go (memory/handover.py, `keep_until_destroyed`)."""
+    options = options_with()
+    options.intra_op_num_threads = 4
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    before = _threads()
+    session = load(sum_model(inline_tensor("w", counted())), options)
+    result_of(session)
+    during = _threads()
+    (profile,) = folder.glob("profile*")
+    seen: list[tuple[bool, int]] = []
+    weakref.finalize(session._sess, lambda: seen.append((_is_complete(profile), _threads())))
+    expect(not _is_complete(profile), "the profile is complete too early to tell anything")
+    del session
+    gc.collect()
+    expect(len(seen) == 1, f"the finalizer ran {len(seen)} times")
+    complete, after = seen[0]
+    expect(complete, "the finalizer ran before the destructor wrote the profile's end")
+    expect(after <= before, f"of {during - before} threads {after - before} were still there")
+    return f"profile complete, {during - before} threads gone"
+
+
+def _is_complete(profile: Path) -> bool:
+    try:
+        json.loads(profile.read_text())
+    except ValueError:
+        return False
+    return True
+
+
+@CHAPTER.contract
+def _bindings_keep_the_native_session(_folder: Path) -> str:
+    """What needs the native session after its Python wrapper is gone keeps it, so that the weak reference lives on
+    (memory/handover.py, `keep_until_destroyed`)."""
+    session = load(sum_model(inline_tensor("w", counted())))
+    reference = weakref.ref(session._sess)
+    holders = {"binding": session.io_binding(), "metadata": session.get_modelmeta()}
+    del session
+    kept = []
+    for name in list(holders):
+        gc.collect()
+        expect(reference() is not None, f"{name} does not keep it")
+        kept.append(name)
+        del holders[name]
+    gc.collect()
+    expect(reference() is None, "it outlives everything that was made from it")
+    return f"kept by {' and '.join(kept)}"
+
+
+@CHAPTER.contract
+def _sessions_are_created_where_we_override(_folder: Path) -> str:
+    """InferenceSession creates its native session in `_create_inference_session`, also in set_providers, from _model_path or
+    _model_bytes and _sess_options, and leaves it in _sess (session.py, `load`)."""
+    parameters = list(inspect.signature(ort.InferenceSession._create_inference_session).parameters)
+    expected = ["self", "providers", "provider_options", "disabled_optimizers"]
+    expect(parameters == expected, f"its parameters are {parameters}")
+    seen: list[tuple[object, object]] = []
+
+    class Session(ort.InferenceSession):  # type: ignore[misc]  # onnxruntime is untyped
+        _model_path: str | None
+        _model_bytes: bytes | None
+
+        def _create_inference_session(self, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
+            seen.append((self._model_path, self._model_bytes))
+            original, self._model_bytes = self._model_bytes, identity_model()
+            self._sess_options = options_with(**{PARALLEL_KEY: "1"})
+            super()._create_inference_session(providers, provider_options, disabled_optimizers)
+            self._model_bytes = original
+
+    model = sum_model(inline_tensor("w", counted()))
+    session = Session(model, options_with(), providers=CPU)
+    expect(seen == [(None, model)], f"it saw {len(seen)} calls")
+    expect(not result_of(session).any(), "the model that was put in its place was not the one loaded")
+    parallel = session.get_session_options().get_session_config_entry(PARALLEL_KEY)
+    expect(parallel == "1", "the options that were put in their place were not used")
+    expect(isinstance(session._sess, native.InferenceSession), "_sess is no native session")
+    session.set_providers(CPU)
+    expect(len(seen) == 2, "set_providers does not call it")
+    return f"({', '.join(expected)}), once per load"

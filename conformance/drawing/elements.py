@@ -1,0 +1,133 @@
+"""Element types by their names, and how their values become bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+__all__ = [
+    "ELEMENTS",
+    "FLOATS",
+    "MS",
+    "TYPES",
+    "Array",
+    "Bytes",
+    "Dim",
+    "Element",
+    "pack",
+    "raw_float",
+    "raw_quantized",
+    "raw_tensor",
+    "typed_tensor",
+    "unpack",
+]
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+Dim = int | str
+"""A dimension: its size, or its name where any size will do."""
+
+MS = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """A quantized element type."""
+
+    code: int
+    bits: int
+    signed: bool
+
+    @property
+    def low(self) -> int:
+        """The smallest value."""
+        return -(1 << self.bits - 1) if self.signed else 0
+
+    @property
+    def default_zero(self) -> int:
+        """The zero point that MatMulNBits takes when it is given none, seen as this type."""
+        return 0 if self.signed else 1 << self.bits - 1
+
+
+ELEMENTS: Mapping[str, Element] = {
+    "uint2": Element(TensorProto.UINT2, 2, False),
+    "int2": Element(TensorProto.INT2, 2, True),
+    "uint4": Element(TensorProto.UINT4, 4, False),
+    "int4": Element(TensorProto.INT4, 4, True),
+    "uint8": Element(TensorProto.UINT8, 8, False),
+    "int8": Element(TensorProto.INT8, 8, True),
+    "uint16": Element(TensorProto.UINT16, 16, False),
+    "int32": Element(TensorProto.INT32, 32, True),
+}
+FLOATS: Mapping[str, int] = {
+    "float": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+}
+TYPES: Mapping[str, int] = {
+    **FLOATS,
+    **{name: element.code for name, element in ELEMENTS.items()},
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+}
+"""ONNX' code of every type that is drawn with."""
+
+
+def pack(elements: Bytes, bits: int) -> Bytes:
+    """[..., E] elements -> [..., ceil(E * bits / 8)] bytes, low bits first, each row padded with zeros."""
+    per_byte = 8 // bits
+    missing = -elements.shape[-1] % per_byte
+    if missing:
+        elements = np.pad(elements, [(0, 0)] * (elements.ndim - 1) + [(0, missing)])
+    packed = elements[..., 0::per_byte].copy()
+    for i in range(1, per_byte):
+        packed |= elements[..., i::per_byte] << (i * bits)
+    joined: Bytes = packed
+    return joined
+
+
+def unpack(packed: Bytes, bits: int) -> Bytes:
+    """[..., B] bytes -> [..., B * 8 / bits] elements, low bits first."""
+    fields = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return np.stack(fields, axis=-1).astype(np.uint8).reshape(*packed.shape[:-1], -1)
+
+
+def raw_quantized(values: Array, bits: int) -> bytes:
+    """`values` in `bits` bits each, low bits first, the last byte filled up with zeros."""
+    flat = values.reshape(-1).astype(np.int64)
+    if bits > 8:
+        return bytes(flat.astype(f"<i{bits // 8}" if bits > 16 else f"<u{bits // 8}").tobytes())
+    return bytes(pack((flat & (1 << bits) - 1).astype(np.uint8), bits).tobytes())
+
+
+def raw_float(values: Array, kind: str) -> bytes:
+    """`values` as little-endian float, float16 or bfloat16."""
+    if kind == "bfloat16":
+        return (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+    return values.astype("<f4" if kind == "float" else "<f2").tobytes()
+
+
+def raw_tensor(name: str, code: int, shape: Sequence[int], raw: bytes) -> TensorProto:
+    """A tensor from its bytes."""
+    return TensorProto(name=name, data_type=code, dims=shape, raw_data=raw)
+
+
+def typed_tensor(tensor: TensorProto) -> TensorProto:
+    """The same tensor with its values in `float_data` or `int32_data` instead of `raw_data`."""
+    raw = tensor.raw_data
+    typed = TensorProto(name=tensor.name, data_type=tensor.data_type)
+    typed.dims.extend(tensor.dims)
+    if tensor.data_type == TensorProto.FLOAT:
+        typed.float_data.extend(np.frombuffer(raw, "<f4").tolist())
+    elif tensor.data_type == TensorProto.FLOAT16:
+        typed.int32_data.extend(np.frombuffer(raw, "<u2").tolist())
+    else:
+        signed = tensor.data_type == TensorProto.INT8
+        typed.int32_data.extend(np.frombuffer(raw, "<i1" if signed else "<u1").tolist())
+    return typed

@@ -1,0 +1,143 @@
+"""Compares what this package makes of a model with what stock ONNX Runtime makes of it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from conformance.fuzz.limits import MAX_BYTES, MAX_SECONDS
+from conformance.fuzz.outcome import Outcome
+from conformance.fuzz.worker import Crash, Worker
+
+__all__ = ["Judge", "Verdict"]
+
+_NOT_LOOKED_FOR = "is stored externally and should not"
+
+
+class Verdict(Enum):
+    """What a mutated model showed; from WRONG on it is a failure of this package."""
+
+    IDENTICAL = "the same numbers as stock, to the last bit"
+    CLOSE = "stock's numbers, but for rounding"
+    UNOPTIMIZED = "the numbers of unoptimized stock; those of optimized stock are others"
+    SAME_ERROR = "the same error as stock"
+    SAME_CLASS = "the same class of error as stock, optimized or not, in other words"
+    NO_KERNEL = "stock has no kernel for these types"
+    LOADED_BOTH = "loaded by both, not run"
+    ONLY_OURS = "right, where stock's optimizer fails"
+    LIFTED = "loads, where stock does not look for a subgraph's external data"
+    BOTH_RUN_INTO = "both fail while they run, each in its own kernel"
+    VARIES = "stock's numbers are others each time"
+    STOCK_CRASHED = "stock crashed; ours was not asked"
+    WRONG = "other numbers than stock"
+    OTHER_ERROR = "another error than stock, or one of the two only"
+    CRASHED = "a crash or a hang"
+    SLOW = "2 s more than stock"
+    LARGE = "256 MB more than stock"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it must not be."""
+        return list(Verdict).index(self) >= list(Verdict).index(Verdict.WRONG)
+
+
+class Judge:
+    """Gives verdicts; has a process for ours and one for stock's."""
+
+    def __init__(self) -> None:
+        self._ours, self._stock = Worker(), Worker()
+        self.details = ""
+        self.fused = 0
+
+    def close(self) -> None:
+        """End both."""
+        self._ours.close()
+        self._stock.close()
+
+    def verdict(self, model: str | bytes) -> Verdict:
+        """Load and run the model in all ways. `details` then says more, `fused` how many fusions ours had."""
+        self.details, self.fused = "", 0
+        try:
+            stock, truth = (self._stock.run(way, model) for way in ("stock", "unoptimized"))
+        except Crash as crash:
+            self.details = str(crash)
+            return Verdict.STOCK_CRASHED
+        try:
+            ours = self._ours.run("ours", model)
+        except Crash as crash:
+            self.details = str(crash)
+            return Verdict.CRASHED
+        self.fused = ours.fused
+        seconds, nbytes = max(stock.seconds, truth.seconds), max(stock.nbytes, truth.nbytes)
+        self.details = (
+            f"ours: {_said(ours)}\nstock: {_said(stock)}\nunoptimized: {_said(truth)}\n"
+            f"{ours.seconds:.2f} s, stock {seconds:.2f} s; {ours.nbytes >> 20} MB, stock {nbytes >> 20} MB"
+        )
+        if ours.seconds > seconds + MAX_SECONDS:
+            return Verdict.SLOW
+        if ours.nbytes > nbytes + MAX_BYTES:
+            return Verdict.LARGE
+        verdict = _compared(ours, stock, truth)
+        if verdict is Verdict.WRONG and not _close(self._stock.run("stock", model), stock):
+            return Verdict.VARIES
+        return verdict
+
+
+def _compared(ours: Outcome, stock: Outcome, truth: Outcome) -> Verdict:
+    if stock.error is not None:
+        if truth.error is not None and stock.error.kind == truth.error.kind == "NotImplemented":
+            return Verdict.NO_KERNEL
+        if ours.error is not None:
+            if ours.stage == stock.stage == "run":
+                return Verdict.SAME_ERROR if ours.error == stock.error else Verdict.BOTH_RUN_INTO
+            same = (ours.stage, ours.error.kind) in (
+                (stock.stage, stock.error.kind),
+                (truth.stage, truth.error and truth.error.kind),
+            )
+            return Verdict.SAME_ERROR if ours.error == stock.error else Verdict.SAME_CLASS if same else Verdict.OTHER_ERROR
+        if _NOT_LOOKED_FOR in stock.error.text:
+            return Verdict.LIFTED
+        if truth.error is not None:
+            return Verdict.OTHER_ERROR
+        return Verdict.ONLY_OURS if ours.values is None or _close(ours, truth) else Verdict.WRONG
+    if ours.error is not None:
+        return Verdict.OTHER_ERROR
+    if ours.values is None or stock.values is None:
+        return Verdict.LOADED_BOTH
+    if all(map(_identical, ours.values, stock.values)):
+        return Verdict.IDENTICAL
+    if _close(ours, stock):
+        return Verdict.CLOSE
+    return Verdict.UNOPTIMIZED if truth.values is not None and _close(ours, truth) else Verdict.WRONG
+
+
+def _identical(a: Any, b: Any) -> bool:
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+        return type(a) is type(b)
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def _close(ours: Outcome, theirs: Outcome) -> bool:
+    if ours.values is None or theirs.values is None:
+        return False
+    return all(_identical(a, b) or _nearly(a, b) for a, b in zip(ours.values, theirs.values, strict=True))
+
+
+def _nearly(a: Any, b: Any) -> bool:
+    if not isinstance(a, np.ndarray) or a.shape != b.shape or a.dtype != b.dtype or not np.issubdtype(a.dtype, np.floating):
+        return False
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    # Where float16 overflows, wider intermediate results need not.
+    a, b = a[np.isfinite(b)], b[np.isfinite(b)]
+    tolerance = 2e-3 * max(np.abs(b).max(initial=0), 1e-30)
+    return bool((np.abs(a - b) <= tolerance).all())
+
+
+def _said(outcome: Outcome) -> str:
+    if outcome.error is not None:
+        return f"{outcome.stage}: {outcome.error.kind}: {outcome.error.text[:300]}"
+    if outcome.values is None:
+        return "loaded"
+    return ", ".join(f"{np.shape(value)} {np.ravel(value)[:4]}" for value in outcome.values) + f"; {outcome.fused} fused"

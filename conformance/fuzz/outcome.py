@@ -1,0 +1,36 @@
+"""What came of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from conformance.drawing.elements import Array
+
+__all__ = ["Failure", "Outcome", "Way"]
+
+Way = str
+"""How a model is loaded: "ours", "stock", "unoptimized" (by stock), or "inspect" for its report alone."""
+
+
+class Failure(NamedTuple):
+    """An exception: its class, and its text without addresses, which are never the same."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a model: `values` of its outputs, or the `error` of `stage` "load" or "run".
+
+    Without either it was loaded and not run, for want of inputs. `fused`: what this package made of it. `seconds` of
+    processor time, and how far memory grew beyond what was there before, in `nbytes`.
+    """
+
+    stage: str
+    error: Failure | None
+    values: tuple[Array, ...] | None
+    fused: int
+    seconds: float
+    nbytes: int
