@@ -21,7 +21,7 @@ from ort_qdq_plugin.fusion.kind import Wishes
 from ort_qdq_plugin.fusion.match import Matches, match
 from ort_qdq_plugin.memory.buffer import make_buffers
 from ort_qdq_plugin.memory.places import Places
-from ort_qdq_plugin.model.graph import Scope, check_imports, domains, model_scope
+from ort_qdq_plugin.model.graph import Scope, check_imports, domains, domains_once_inlined, model_scope
 from ort_qdq_plugin.model.messages import external_tensors
 from ort_qdq_plugin.model.opened import OpenedModel, parse
 from ort_qdq_plugin.model.operands import Operand, as_stored, borrowed_bytes, packed_bytes
@@ -162,9 +162,7 @@ def plan_model(opened: OpenedModel, request: LoadRequest, journal: Journal) -> P
     stored, packed = opened.skeleton.stored_bytes, sum(layout.sizes)
     if packed > max(_GROWTH_BYTES, _GROWTH * stored):
         raise NothingToDo(f"its {stored} bytes would be {packed} when packed")
-    functions = opened.proto.functions
-    used |= {node.domain for function in functions for node in function.node}
-    return Plan(opened, scope, frozenset(used - {function.domain for function in functions}), matches, layout)
+    return Plan(opened, scope, frozenset(domains_once_inlined(opened.proto, used)), matches, layout)
 
 
 def _goes_by_path(plan: Plan, request: LoadRequest) -> bool:

@@ -21,6 +21,7 @@ from ort_qdq_plugin import Report, report_of
 
 __all__ = [
     "CPU",
+    "FORMS",
     "Array",
     "Form",
     "added_provider",
@@ -30,10 +31,12 @@ __all__ = [
     "linear",
     "made_report",
     "mapped",
+    "mixed",
     "python",
     "quiet",
     "result",
     "save",
+    "saved_nodes",
     "settled_descriptors",
     "stack",
     "stock",
@@ -43,6 +46,7 @@ __all__ = [
 
 Array = NDArray[Any]
 Form = Literal["bytes", "file", "external"]
+FORMS: tuple[Form, ...] = ("bytes", "file", "external")
 CPU = ["CPUExecutionProvider"]
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,6 +78,17 @@ def stack(layers: int, width: int, seed: str = "stack", **weight: Any) -> onnx.M
     return draft.model()
 
 
+def mixed() -> bytes:
+    """One product that is fused, and one weight whose dequantized values are needed."""
+    draft = Draft("mixed")
+    draft.input("x", ["m", 128])
+    draft.output("y", ["m", 64])
+    product = draft.node("MatMul", ["x", draft.weight(Weight())], "p")
+    bias = draft.weight(Weight(k=1, n=64, block=-1, element="int8"), "b")
+    draft.node("Mul", [product, bias], "y")
+    return bytes(draft.model().SerializeToString())
+
+
 def save(model: onnx.ModelProto, folder: Path, form: Form, stem: str = "model") -> str | bytes:
     """The model as bytes, or the path of a file with its weights inside or in `<stem>.data`."""
     if form == "bytes":
@@ -86,6 +101,14 @@ def save(model: onnx.ModelProto, folder: Path, form: Form, stem: str = "model") 
     else:
         onnx.save_model(copy, path)
     return str(path)
+
+
+def saved_nodes(path: Path) -> dict[str, list[onnx.NodeProto]]:
+    """The nodes of a saved model, by type."""
+    nodes: dict[str, list[onnx.NodeProto]] = {}
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        nodes.setdefault(node.op_type, []).append(node)
+    return nodes
 
 
 def external_tensor(model: onnx.ModelProto, name: str, **entries: str) -> onnx.TensorProto:

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import ort_qdq_plugin
-from conformance.patterns.catalogue import Weight
+from conformance.drawing.weight import Weight
 from tests.model.test_glance import product
 from tests.support import linear
 

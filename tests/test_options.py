@@ -10,7 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from ort_qdq_plugin import Options
-from ort_qdq_plugin.options import config_entry, thread_count
+from ort_qdq_plugin.ort.keys import config_entry
+from ort_qdq_plugin.request import LoadRequest
 
 
 def test_defaults() -> None:
@@ -33,6 +34,8 @@ def test_defaults() -> None:
         ("buffer", ""),
         ("threads", 0),
         ("threads", -1),
+        ("cache_max_bytes", -1),
+        ("verify", "sometimes"),
     ],
 )
 def test_nonsense_is_refused(name: str, value: Any) -> None:
@@ -47,6 +50,8 @@ def test_nonsense_is_refused(name: str, value: Any) -> None:
         ("block_size", [-1, 0, 16, 32, 64, 128, 256]),
         ("buffer", ["auto", "file", "memory"]),
         ("threads", [1, 64]),
+        ("cache_max_bytes", [0, 1 << 40]),
+        ("verify", ["stat", "content"]),
     ],
 )
 def test_all_that_makes_sense_is_taken(name: str, values: list[Any]) -> None:
@@ -65,8 +70,12 @@ def test_config_entries() -> None:
 def test_threads() -> None:
     options = ort.SessionOptions()
     here = len(os.sched_getaffinity(0))
-    assert thread_count(Options(), None) == here
-    assert thread_count(Options(), options) == here
+
+    def threads(session_options: ort.SessionOptions | None, ours: Options) -> int:
+        return LoadRequest("model.onnx", session_options, ours).threads
+
+    assert threads(None, Options()) == here
+    assert threads(options, Options()) == here
     options.intra_op_num_threads = 3
-    assert thread_count(Options(), options) == 3
-    assert thread_count(Options(threads=5), options) == 5
+    assert threads(options, Options()) == 3
+    assert threads(options, Options(threads=5)) == 5

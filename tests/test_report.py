@@ -5,26 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import onnxruntime as ort
-import pytest
-
-from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, Reason, create_session, inspect, report_of
-from tests.support import linear, made_report, save, stack, stock
+from ort_qdq_plugin import Reason, create_session, report_of
+from tests.support import linear, made_report, mixed, save, stock
 
-STAGES = ["open", "match", "plan", "pack", "hand over"]
-
-
-def mixed() -> bytes:
-    """One product that is fused, and one weight whose dequantized values are needed."""
-    draft = Draft("mixed")
-    draft.input("x", ["m", 128])
-    draft.output("y", ["m", 64])
-    product = draft.node("MatMul", ["x", draft.weight(Weight())], "p")
-    bias = draft.weight(Weight(k=1, n=64, block=-1, element="int8"), "b")
-    draft.node("Mul", [product, bias], "y")
-    return bytes(draft.model().SerializeToString())
+STAGES = ["open", "match", "plan", "pack", "assemble", "create session"]
 
 
 def test_what_was_fused_and_what_was_not() -> None:
@@ -80,54 +65,3 @@ def test_reasons_are_sentences() -> None:
 
 def test_sessions_that_are_not_ours_have_none() -> None:
     assert report_of(stock(mixed())) is None
-
-
-@pytest.mark.parametrize("n_major", [False, True])
-def test_inspect_says_the_same(tmp_path: Path, n_major: bool) -> None:
-    stored = save(stack(3, 128, n_major=n_major), tmp_path, "external")
-    made, seen = made_report(create_session(stored)), inspect(stored)
-    assert (seen.fused, seen.unfused) == (made.fused, made.unfused)
-    assert (seen.packed_bytes, seen.borrowed_bytes) == (made.packed_bytes, made.borrowed_bytes)
-    assert (seen.route, seen.passed_through) == ("inspect", None)
-    assert "pack" not in seen.seconds
-
-
-def test_inspect_takes_options() -> None:
-    stored = save(linear(Weight(block=0, k=512)), Path(), "bytes")
-    assert inspect(stored, options=Options(block_size=128)).fused[0].block_size == 128
-
-
-def test_inspect_without_anything_to_do(tmp_path: Path) -> None:
-    draft = Draft("float")
-    draft.input("x", ["m", 8])
-    draft.output("y", ["m", 8])
-    draft.node("Relu", ["x"], "y")
-    report = inspect(Path(str(save(draft.model(), tmp_path, "file"))))
-    assert report.passed_through is not None
-    assert "quantized" in report.passed_through
-    assert not report.fused
-    assert "stock" in str(report)
-
-
-@pytest.mark.parametrize("what", ["missing", "directory", "garbage"])
-def test_inspect_of_what_is_no_model(tmp_path: Path, what: str) -> None:
-    path = tmp_path / "m.onnx"
-    if what == "directory":
-        path.mkdir()
-    elif what == "garbage":
-        path.write_bytes(b"\xff" * 10_000)
-    from ort_qdq_plugin import ModelError
-
-    with pytest.raises((ModelError, OSError), match=r"m\.onnx"):
-        inspect(path)
-
-
-def test_inspect_makes_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxruntime.capi import _pybind_state
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a session was made")
-
-    monkeypatch.setattr(_pybind_state, "InferenceSession", refuse)
-    monkeypatch.setattr(ort.InferenceSession, "__init__", refuse)
-    assert len(inspect(mixed()).fused) == 1

@@ -106,7 +106,7 @@ def _interrupt_initialization(job: Job) -> None:
     def later() -> None:
         threading.Timer(job.value / 1000, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    at_stage("hand over", 1, later)
+    at_stage("create session", 1, later)
 
 
 def _terminate_packing(_: Job) -> None:

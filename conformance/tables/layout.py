@@ -822,7 +822,7 @@ def matching_section(args: argparse.Namespace) -> Section:
             inits = [runs.median(lambda run: run.init_seconds) if runs else float("nan") for runs in results.values()]
             stages = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
             lines.append(f"- create_session, {title}: {inits[0]:.2f} s, stock {inits[1]:.2f} s; {stages}")
-            targets.append(Target(f"{title}: create_session without pack and hand over", own, 1.5, "s"))
+            targets.append(Target(f"{title}: create_session without pack and create session", own, 1.5, "s"))
     return Section("Matching", lines, targets, errors)
 
 

@@ -255,7 +255,7 @@ def stages(results: Results[R]) -> dict[str, float]:
 def own_seconds(run: Run) -> float:
     """Seconds of a load outside packing and hand-over."""
     seconds = run.report["seconds"]
-    return run.init_seconds - float(seconds.get("pack", 0.0)) - float(seconds.get("hand over", 0.0))
+    return run.init_seconds - float(seconds.get("pack", 0.0)) - float(seconds.get("create session", 0.0))
 
 
 # ---- telling ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ort_qdq_plugin.model.shapes import Shape, followed_shapes, inferred_graph, 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["Location", "Scope", "check_imports", "domains", "model_scope", "scopes"]
+__all__ = ["Location", "Scope", "check_imports", "domains", "domains_once_inlined", "model_scope", "scopes"]
 
 # Initializers that are also graph inputs can be overridden at run time from this IR version on (onnx.proto, IR_VERSION 4).
 _FIRST_IR_WITH_OVERRIDES = 4
@@ -220,6 +220,12 @@ def scopes(scope: Scope) -> Iterator[Scope]:
 def domains(scope: Scope) -> set[str]:
     """The domains of all operators in `scope` and its subgraphs."""
     return {node.domain for inner in scopes(scope) for node in inner.nodes}
+
+
+def domains_once_inlined(model: ModelProto, used: set[str]) -> set[str]:
+    """The domains of a model's operators when its functions are inlined. `used`: those of all operators in its graphs."""
+    of_functions = {node.domain for function in model.functions for node in function.node}
+    return (used | of_functions) - {function.domain for function in model.functions}
 
 
 def check_imports(model: ModelProto, used: set[str]) -> None:

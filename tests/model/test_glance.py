@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from conformance.patterns.catalogue import PATTERNS, Pattern
+from conformance.patterns.catalogue import PATTERNS
+from conformance.patterns.pattern import Pattern
 from ort_qdq_plugin import inspect
 from ort_qdq_plugin.model.glance import is_quantized_throughout
 
@@ -52,7 +55,7 @@ def product(
     nodes.append(helper.make_node("DequantizeLinear", operands, ["w"], axis=1))
     right = "w"
     if view:
-        attributes = {"perm": [1, 0]} if view == "Transpose" else {}
+        attributes: dict[str, Any] = {"perm": [1, 0]} if view == "Transpose" else {}
         nodes.append(helper.make_node(view, ["w"], ["seen"], **attributes))
         right = "seen"
     nodes.append(helper.make_node(kind, [x, right], ["y"]))

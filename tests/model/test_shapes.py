@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from conformance.patterns.catalogue import PATTERNS, Pattern
+from conformance.patterns.catalogue import PATTERNS
+from conformance.patterns.pattern import Pattern
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.shapes import followed_shapes, stated_shapes
 
@@ -76,7 +77,8 @@ def test_chains_of_views(shape: Dims, data: st.DataObject) -> None:
     rank, value = len(shape), "x"
     for step in range(data.draw(st.integers(1, 4))):
         kind = data.draw(st.sampled_from(["Transpose", "Unsqueeze", "Reshape", "Relu", "Slice", "Concat", "Softmax"]))
-        output, inputs, attributes = f"v{step}", [value], {}
+        output, inputs = f"v{step}", [value]
+        attributes: dict[str, Any] = {}
         if kind == "Transpose":
             attributes["perm"] = data.draw(st.permutations(range(rank)))
         elif kind == "Unsqueeze":

@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from ort_qdq_plugin.errors import ModelError, SourceChangedError
-from ort_qdq_plugin.model.tensors import (
-    ELEMENT_BITS,
-    ExternalFiles,
-    FileSource,
-    MemorySource,
-    StoredTensor,
-    stored_tensor,
-    tensor_bytes,
-)
+from ort_qdq_plugin.model.elements import ELEMENTS
+from ort_qdq_plugin.model.sources import ExternalFiles, FileSource, MemorySource
+from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor, tensor_bytes
 from tests.support import descriptors, settled_descriptors
 
 
@@ -48,10 +42,10 @@ def locate(tensor: TensorProto, folder: Path) -> StoredTensor:
 
 
 def test_element_bits_are_those_of_numpy() -> None:
-    for data_type, bits in ELEMENT_BITS.items():
-        if bits >= 8 and data_type != TensorProto.FLOAT8E8M0:
-            assert helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8 == bits, data_type
-    assert set(ELEMENT_BITS) == set(range(1, 27)) - {TensorProto.STRING}
+    for data_type, element in ELEMENTS.items():
+        if element.bits >= 8 and data_type != TensorProto.FLOAT8E8M0:
+            assert helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8 == element.bits, data_type
+    assert set(ELEMENTS) == set(range(1, 27)) - {TensorProto.STRING}
 
 
 @given(dims=st.lists(st.integers(0, 2**63 - 1), max_size=5))
@@ -260,7 +254,7 @@ def test_typed_data_below_a_byte(data_type: int, count: int, folder: Path) -> No
     values = np.random.default_rng(count).integers(0, 2, count).tolist()
     typed = helper.make_tensor("w", data_type, [count], values)
     assert typed.int32_data
-    bits = ELEMENT_BITS[data_type]
+    bits = ELEMENTS[data_type].bits
     whole = sum(value << bits * at for at, value in enumerate(values))
     assert locate(typed, folder).read().tobytes() == whole.to_bytes(-(-count * bits // 8), "little")
 

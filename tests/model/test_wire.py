@@ -18,8 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.model.skeleton import external_tensors, open_skeleton
-from ort_qdq_plugin.model.tensors import ByteSource, FileSource, MemorySource
+from ort_qdq_plugin.model.messages import external_tensors
+from ort_qdq_plugin.model.opened import parse
+from ort_qdq_plugin.model.skeleton import open_skeleton
+from ort_qdq_plugin.model.sources import ByteSource, FileSource, MemorySource
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES, without_large_tensors
 from tests.support import field, linear, varint
 
@@ -254,7 +256,7 @@ edits = st.lists(st.tuples(st.sampled_from(STRUCTURE), st.integers(0, 255)), min
 def open_or_refuse(data: bytes) -> None:
     skeleton = open_skeleton(data, None)
     if skeleton is not None:
-        opened = skeleton.parse()
+        opened = parse(skeleton)
         for tensor in external_tensors(opened.proto.graph):
             opened.locate(tensor)
 

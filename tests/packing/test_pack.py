@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -15,15 +16,27 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ort_qdq_plugin.errors import SourceChangedError
+from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
+from ort_qdq_plugin.fusion.matmul_nbits import operands_of
 from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
-from ort_qdq_plugin.model.quantized import BFLOAT16, FLOAT, FLOAT16, FusedWeight, QuantizedMatrix
-from ort_qdq_plugin.model.tensors import ByteSource, FileSource, MemorySource, StoredTensor
+from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
+from ort_qdq_plugin.model.operands import Operand, Operands, as_stored
+from ort_qdq_plugin.model.sources import ByteSource, FileSource, MemorySource
+from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.packing import bits as bits_module
 from ort_qdq_plugin.packing import pack as pack_module
-from ort_qdq_plugin.packing.layout import Layout, Operand, plan_layout
+from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.packing.pack import pack
 from tests.packing.plain import Array, elements_of, packed_rows, raw_bytes, unsigned
 from tests.support import descriptors, settled_descriptors
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _many_threads() -> Iterator[None]:
+    """Let even little be packed by as many threads as a test says."""
+    with mock.patch.object(pack_module, "_BYTES_PER_THREAD", 1):
+        yield
+
 
 # (bits, signed) -> TensorProto.DataType
 WEIGHT_TYPES = {(8, False): 2, (8, True): 3, (4, False): 21, (4, True): 22, (2, False): 25, (2, True): 26}
@@ -69,30 +82,45 @@ class Drawn:
     """A case's numbers, one integer each and seen as [N, ..] lines, and the matrix as the package knows it."""
 
     case: Case
-    fused: FusedWeight
+    operands: Operands
     weight: Array  # [N, K]
     scales: Array  # [N, blocks], their bits as unsigned integers
     zero_points: Array  # [N, blocks]
 
     def check(self, layout: Layout, images: list[NDArray[np.uint8]]) -> None:
         """Write what is expected of this weight into images of the buffers; check what is said to be in place."""
-        case, placed = self.case, layout.of(self.fused)
-        low = case.blocks * case.block_size * case.bits // 8
-        self._expect(images, placed.b, unsigned(self.weight, case.bits, case.signed), case.bits, low)
+        case = self.case
+        lines = {
+            "B": unsigned(self.weight, case.bits, case.signed),
+            "scales": self.scales,
+            "zero_points": unsigned(self.zero_points, case.bits, case.signed),
+        }
         scale_bits = BITS[case.scales[1]]
-        self._expect(images, placed.scales, self.scales, scale_bits, case.blocks * scale_bits // 8)
-        if placed.zero_points is not None:
-            zeros = unsigned(self.zero_points, case.bits, case.signed)
-            self._expect(images, placed.zero_points, zeros, case.bits, (case.blocks * case.bits + 7) // 8)
-        assert (placed.zero_points is None) == self.fused.matrix.centred
+        row_bytes = {
+            "B": case.blocks * case.block_size * case.bits // 8,
+            "scales": case.blocks * scale_bits // 8,
+            "zero_points": (case.blocks * case.bits + 7) // 8,
+        }
+        assert self.operands.keys() == lines.keys() - ({"zero_points"} if self.centred else set())
+        for name, operand in self.operands.items():
+            bits = scale_bits if name == "scales" else case.bits
+            expected = packed_rows(lines[name], bits, row_bytes[name])
+            assert operand.nbytes == expected.size
+            place = layout.place_of(operand.key)
+            if place is None:
+                self._expect_in_place(operand, lines[name], bits, row_bytes[name])
+            else:
+                images[place.segment][place.offset : place.offset + operand.nbytes] = expected.reshape(-1)
+
+    @property
+    def centred(self) -> bool:
+        """Whether zero points are those that MatMulNBits takes by itself."""
+        return not self.case.zero_points and (self.case.signed or self.case.centred)
 
     @staticmethod
-    def _expect(images: list[NDArray[np.uint8]], operand: Operand, lines: Array, bits: int, row_bytes: int) -> None:
-        expected = packed_rows(lines, bits, row_bytes)
-        assert operand.nbytes == expected.size
-        if operand.in_place is None:
-            images[operand.segment][operand.offset : operand.offset + operand.nbytes] = expected.reshape(-1)
-            return
+    def _expect_in_place(operand: Operand, lines: Array, bits: int, row_bytes: int) -> None:
+        assert operand.in_place is not None
+        assert operand.in_place.is_aligned
         stored = operand.in_place.read().reshape(len(lines), row_bytes)
         assert stored.size == operand.nbytes
         for line, want in zip(stored, lines, strict=True):
@@ -135,7 +163,7 @@ def draw(case: Case, folder: Path | None) -> Drawn:
             path = folder / f"{name}.bin"
             path.write_bytes(b"\xa5" * 13 + raw + b"\xa5" * 3)
             source = FileSource(str(path))
-        return StoredTensor(name, data_type, shape, source, 13, len(raw))
+        return StoredTensor(name, data_type, shape, source, offset=13, nbytes=len(raw))
 
     weight_type = WEIGHT_TYPES[case.bits, case.signed]
     matrix = QuantizedMatrix(
@@ -153,9 +181,9 @@ def draw(case: Case, folder: Path | None) -> Drawn:
         repeat = case.block // case.block_size if case.block else case.blocks
         return np.broadcast_to(np.repeat(array, repeat, axis=1)[:, : case.blocks], (case.n, case.blocks))
 
-    fused = FusedWeight(matrix, case.block_size, wanted_type, factor)
     wanted = converted(scales, stored_type, wanted_type, factor)
-    return Drawn(case, fused, weight, per_block(wanted), per_block(zero_points))
+    operands = operands_of(matrix, case.block_size, wanted_type, factor)
+    return Drawn(case, operands, weight, per_block(wanted), per_block(zero_points))
 
 
 def buffers_for(layout: Layout, kind: str, folder: Path | None = None) -> list[PackedBuffer]:
@@ -163,7 +191,7 @@ def buffers_for(layout: Layout, kind: str, folder: Path | None = None) -> list[P
 
 
 def pack_and_check(drawn: list[Drawn], threads: int, kind: str) -> Layout:
-    layout = plan_layout([one.fused for one in drawn], threads)
+    layout = plan_layout([one.operands.values() for one in drawn], threads)
     buffers = buffers_for(layout, kind)
     if buffers:
         pack(layout, buffers, threads)
@@ -260,7 +288,7 @@ def test_n_major_unsigned_weights_stay_where_they_are() -> None:
 
 
 def some_layout(folder: Path) -> tuple[Layout, list[PackedBuffer]]:
-    layout = plan_layout([draw(Case(4, True, True, 512, 96), folder).fused], 2)
+    layout = plan_layout([draw(Case(4, True, True, 512, 96), folder).operands.values()], 2)
     return layout, buffers_for(layout, "file", folder)
 
 
@@ -271,7 +299,8 @@ def test_progress_reaches_the_total(tmp_path: Path, threads: int) -> None:
     with mock.patch.object(pack_module, "_SCRATCH_BYTES", 4096):
         pack(layout, buffers, threads, lambda done, total: seen.append((done, total)))
     totals = {total for _, total in seen}
-    assert totals == {sum(move.source.nbytes for move in layout.moves)}
+    sources = [move.operand.source for move in layout.moves]
+    assert totals == {sum(source.nbytes for source in sources if source is not None)}
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert seen[-1][0] == seen[-1][1]
     assert len(seen) > len(layout.moves)
@@ -322,6 +351,26 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 
 def test_the_same_bytes_are_packed_once() -> None:
     one = draw(Case(4, True, True, 128, 64), None)
-    layout = plan_layout([one.fused, replace(one.fused, matrix=replace(one.fused.matrix))])
-    assert len(layout.weights) == 1
+    layout = plan_layout([one.operands.values(), [operand._replace() for operand in one.operands.values()]])
+    assert len(layout.places) == 3
     assert len(layout.moves) == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(nbytes=st.integers(1, 5000), offset=st.integers(1, 7), threads=st.integers(1, 3), chunk=st.sampled_from([64, 1000]))
+def test_what_is_not_aligned_is_copied(nbytes: int, offset: int, threads: int, chunk: int) -> None:
+    elements = np.random.default_rng(nbytes).standard_normal(nbytes).astype(np.float32)
+    stored = StoredTensor(
+        "table", FLOAT, (nbytes,), MemorySource(b"x" * offset + elements.tobytes()), offset=offset, nbytes=4 * nbytes
+    )
+    operand = as_stored(stored, (1, nbytes))
+    assert operand.is_copy
+    assert (operand.in_place is stored) == (offset % 4 == 0)
+    layout = plan_layout([[operand]], threads)
+    if offset % 4 == 0:
+        assert layout.sizes == ()
+        return
+    buffers = buffers_for(layout, "memory")
+    with mock.patch.object(pack_module, "_COPY_BYTES", chunk):
+        pack(layout, buffers, threads)
+    np.testing.assert_array_equal(buffers[0].array, elements.view(np.uint8))

@@ -1,4 +1,4 @@
-"""Handing buffers over: what ONNX Runtime does with ours, and what we do with the caller's options."""
+"""Handing buffers over: ONNX Runtime uses ours in place, as long as its session lives."""
 
 from __future__ import annotations
 
@@ -16,23 +16,15 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from ort_qdq_plugin.memory import handover
 from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
-from ort_qdq_plugin.memory.handover import (
-    Places,
-    added_providers,
-    borrow,
-    by_path,
-    copy_loses_something,
-    keep_until_destroyed,
-    private_options,
-    trimming,
-)
-from ort_qdq_plugin.model.graph import domains, model_scope
-from ort_qdq_plugin.model.skeleton import refer
-from ort_qdq_plugin.model.tensors import FileSource, MemorySource, StoredTensor
-from ort_qdq_plugin.options import config_entry
-from tests.support import CPU, added_provider, mapped, quiet
+from ort_qdq_plugin.memory.places import Places
+from ort_qdq_plugin.model.messages import refer
+from ort_qdq_plugin.model.sources import FileSource
+from ort_qdq_plugin.model.tensors import StoredTensor
+from ort_qdq_plugin.ort import handover
+from ort_qdq_plugin.ort.handover import borrow, by_path, keep_until_destroyed, trimming
+from ort_qdq_plugin.ort.keys import config_entry
+from tests.support import CPU, mapped, quiet
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 PARALLEL_KEY = "session.prepack.enable_parallel"
@@ -56,67 +48,6 @@ def adding(location: str, offset: int = 0) -> bytes:
 
 def plus(session: ort.InferenceSession) -> float:
     return float(session.run(None, {"x": np.zeros(COUNT, np.float32)})[0][7])
-
-
-def test_a_private_copy_says_what_the_original_does() -> None:
-    options = quiet()
-    options.add_session_config_entry("session.some", "value")
-    options.add_free_dimension_override_by_name("m", 3)
-    options.intra_op_num_threads = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.enable_cpu_mem_arena = False
-    options.logid = "mine"
-    copy = private_options(options)
-    assert copy.get_session_config_entry("session.some") == "value"
-    for name in ("intra_op_num_threads", "graph_optimization_level", "enable_cpu_mem_arena", "logid", "log_severity_level"):
-        assert getattr(copy, name) == getattr(options, name)
-    copy.add_session_config_entry("session.other", "value")
-    assert config_entry(options, "session.other") is None
-    copy.intra_op_num_threads = 1
-    assert options.intra_op_num_threads == 3
-
-
-def test_a_private_copy_leaves_no_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = quiet()
-    options.enable_profiling = True
-    assert private_options(options).enable_profiling
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_copy_loses() -> None:
-    def loses(options: ort.SessionOptions | None) -> bool:
-        return copy_loses_something(options, model, domains(model_scope(model)))
-
-    model = helper.make_model(helper.make_graph([], "g", [], []), opset_imports=[helper.make_opsetid("", 21)])
-    assert not loses(None)
-    assert not loses(quiet())
-    assert loses(added_provider())
-    for domain in ("", "ai.onnx.ml", "com.microsoft"):
-        model.graph.node.append(helper.make_node("Op", [], [f"y{domain}"], domain=domain))
-    assert not loses(quiet())
-    branch = helper.make_graph([helper.make_node("f", [], ["v"], domain="test.custom")], "b", [], [])
-    model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=branch))
-    assert loses(quiet())
-    function = helper.make_function("test.custom", "f", [], [], [], [])
-    model.functions.append(function)
-    assert not loses(quiet())
-    function.node.append(helper.make_node("g", [], [], domain="test.library"))
-    model.functions.append(function)
-    assert loses(quiet())
-
-
-def test_added_providers() -> None:
-    assert added_providers(added_provider()) == ("CPUExecutionProvider",)
-
-
-def test_asking_for_added_providers_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = added_provider()
-    options.enable_profiling = True
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    added_providers(options)
-    assert not list(tmp_path.iterdir())
 
 
 def test_borrowed_means_in_place() -> None:
@@ -143,25 +74,6 @@ def test_borrowing_keeps_what_the_caller_said_of_pre_packing() -> None:
             options.add_session_config_entry(PARALLEL_KEY, said)
         borrow(options, {})
         assert config_entry(options, PARALLEL_KEY) == (said or "1")
-
-
-def test_places_borrowed(tmp_path: Path) -> None:
-    (tmp_path / "w.data").write_bytes(bytes(100) + np.full(COUNT, 3, np.float32).tobytes())
-    source = FileSource(str(tmp_path / "w.data"))
-    in_file = StoredTensor("w", TensorProto.FLOAT, (COUNT,), source, 100, COUNT * 4)
-    small = StoredTensor("s", TensorProto.FLOAT, (2,), MemorySource(b"12345678"), 0, 8)
-    in_memory = StoredTensor("m", TensorProto.FLOAT, (COUNT,), MemorySource(bytes(COUNT * 4)), 0, COUNT * 4)
-    places = Places(False, [])
-    protos = [TensorProto(name="w", data_type=1) for _ in range(4)]
-    for proto, stored in zip(protos, (in_file, in_file, small, in_memory), strict=True):
-        places.put(proto, stored)
-    first, again, inline, memory = protos
-    assert [entry.value for entry in first.external_data] == [entry.value for entry in again.external_data]
-    assert inline.raw_data == b"12345678"
-    assert inline.data_location == TensorProto.DEFAULT
-    assert set(places.buffers) == {first.external_data[0].value, memory.external_data[0].value}
-    assert len(places.mappings) == 1
-    assert isinstance(places.mappings[0], mmap.mmap)
 
 
 def test_places_by_path(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from ort_qdq_plugin import Options, create_session
-from ort_qdq_plugin.memory import handover
+from ort_qdq_plugin import Options, create_session, pipeline
+from ort_qdq_plugin.ort import handover
 from tests.support import (
     CPU,
     ROOT,
@@ -200,7 +200,7 @@ def test_a_failed_load_keeps_nothing(stored: str, tmp_path: Path, monkeypatch: p
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "nonsense")
         options.add_external_initializers(["no such name"], [ort.OrtValue.ortvalue_from_numpy(np.zeros(3, np.float32))])
 
-    monkeypatch.setattr(handover, "borrow", spoil)
+    monkeypatch.setattr(pipeline, "borrow", spoil)
     session = create_session(stored, quiet(), CPU, options=Options(buffer="file", spill_dir=tmp_path))
     assert made_report(session).route == "stock"
     assert np.isfinite(result(session)).all()

@@ -1,19 +1,13 @@
-"""Broken models, files and folders: what stock ONNX Runtime says is what the user hears, and nothing is left behind."""
+"""Broken models and data files: what stock ONNX Runtime says is what the user hears, and nothing is left behind."""
 
 from __future__ import annotations
 
 import os
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
@@ -21,21 +15,18 @@ from conformance.drawing.weight import PER_CHANNEL, Weight
 from ort_qdq_plugin import Options, Report, create_session, inspect
 from tests.support import (
     CPU,
-    ROOT,
-    Array,
     added_provider,
     descriptors,
     external_tensor,
     linear,
     made_report,
-    python,
     quiet,
-    result,
     save,
     settled_descriptors,
     stock,
     x_of,
 )
+from tests.withstands.outcomes import assert_like, outcome, unoptimized
 
 Change = Callable[[onnx.ModelProto, Path], None]
 
@@ -256,45 +247,6 @@ def broken(change: Change, folder: Path, n_major: bool = False) -> str:
     return str(path)
 
 
-Outcome = tuple[str, str] | Array
-
-
-def outcome(make: Callable[[], ort.InferenceSession]) -> Outcome:
-    """What a session computes, or the class and text of what is raised instead."""
-    try:
-        session = make()
-    except Exception as error:
-        return type(error).__name__, without_addresses(str(error))
-    try:
-        return result(session)
-    except Exception as error:
-        return type(error).__name__, "while running"
-
-
-def without_addresses(text: str) -> str:
-    return re.sub(r"0x[0-9a-f]+", "0x", text)
-
-
-def unoptimized(path: str | bytes) -> Callable[[], ort.InferenceSession]:
-    options = quiet()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return lambda: stock(path, options)
-
-
-def assert_like(ours: Outcome, theirs: Outcome, truth: Outcome) -> None:
-    """The same error, or numbers that are right by whichever of stock's ways."""
-    if isinstance(theirs, tuple):
-        assert not isinstance(ours, tuple) or ours == theirs
-        # A broken part that fusion drops may go unnoticed, but not give wrong numbers.
-        assert isinstance(ours, tuple) or not isinstance(truth, tuple), f"loaded, where stock says {theirs}"
-    if not isinstance(ours, tuple):
-        right = truth if isinstance(theirs, tuple) else theirs
-        assert not isinstance(right, tuple)
-        assert np.abs(ours - right).max() <= 2e-2 * np.abs(right).max()
-    else:
-        assert ours == theirs
-
-
 @pytest.mark.parametrize("route", ["borrowed", "by path"])
 @pytest.mark.parametrize("n_major", [False, True])
 @pytest.mark.parametrize("case", CASES)
@@ -335,125 +287,6 @@ def test_inline_weights_that_are_too_short(block: int, change: str) -> None:
     theirs = outcome(lambda: stock(stored))
     assert isinstance(theirs, tuple)
     assert outcome(lambda: create_session(stored, quiet(), CPU)) == theirs
-
-
-NOT_MODELS: dict[str, Callable[[Path], object]] = {
-    "missing": void,
-    "directory": lambda path: path.mkdir(),
-    "empty": lambda path: path.write_bytes(b""),
-    "random": lambda path: path.write_bytes(np.random.default_rng(0).bytes(100_000)),
-    "text": lambda path: path.write_text("DequantizeLinear MatMulNBits " * 1000),
-    "ones": lambda path: path.write_bytes(b"\xff" * 10_000),
-    "zeros": lambda path: path.write_bytes(bytes(10_000)),
-    "dangling-link": lambda path: path.symlink_to("nowhere"),
-    "link-to-itself": lambda path: path.symlink_to(path),
-    "half-a-model": lambda path: path.write_bytes(linear(Weight()).SerializeToString()[:3000]),
-}
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", ["m.onnx", "m.ort", "m"])
-@pytest.mark.parametrize("what", NOT_MODELS)
-def test_what_is_no_model(tmp_path: Path, what: str, name: str, strict: bool) -> None:
-    path = tmp_path / name
-    NOT_MODELS[what](path)
-    theirs = outcome(lambda: stock(str(path)))
-    assert isinstance(theirs, tuple)
-    assert outcome(lambda: create_session(path, quiet(), CPU, options=Options(strict=strict))) == theirs
-
-
-@pytest.mark.parametrize("model", [b"", b"\0", b"\xff" * 9, b"ORTM" * 4, b"DequantizeLinear" * 9])
-def test_bytes_that_are_no_model(model: bytes) -> None:
-    theirs = outcome(lambda: stock(model))
-    assert isinstance(theirs, tuple)
-    assert outcome(lambda: create_session(model, quiet(), CPU)) == theirs
-
-
-@pytest.mark.parametrize("path", ["", "a\0b", "x" * 5000])
-def test_paths_that_cannot_be(path: str) -> None:
-    theirs = outcome(lambda: ort.InferenceSession(path, quiet(), CPU))
-    assert outcome(lambda: create_session(path, quiet(), CPU)) == theirs
-
-
-FIFO = """
-import sys, threading
-import onnxruntime, ort_qdq_plugin
-make = {"stock": onnxruntime.InferenceSession, "ours": ort_qdq_plugin.create_session}[sys.argv[1]]
-model = open(sys.argv[2], "rb").read()
-def write():
-    # Blocks until someone reads, and fails (SIGPIPE's error) if he goes away before the end.
-    with open(sys.argv[3], "wb") as fifo:
-        fifo.write(model)
-    print("written")
-writer = threading.Thread(target=write, daemon=True)
-writer.start()
-try:
-    make(sys.argv[3])
-    print("loaded")
-except Exception as error:
-    print(type(error).__name__)
-writer.join(5)
-"""
-
-
-def test_a_fifo_as_model_is_left_to_stock(tmp_path: Path) -> None:
-    """Whoever opens a FIFO takes what is written to it: only stock ONNX Runtime may."""
-    path = save(linear(Weight()), tmp_path, "file")
-    said = []
-    for who in ("stock", "ours"):
-        os.mkfifo(tmp_path / who)
-        done = python(FIFO, who, path, tmp_path / who, timeout=30)
-        assert done.returncode == 0, done.stderr
-        said.append(sorted(done.stdout.split()))
-    assert said[0] == said[1]
-
-
-# Killed
-
-KILLED = """
-import sys, time
-from pathlib import Path
-import onnxruntime
-from ort_qdq_plugin import Options, create_session
-model, spill, route = sys.argv[1:]
-options = onnxruntime.SessionOptions()
-if route == "by path":
-    options.add_provider("CPUExecutionProvider", {})
-def wait(done, total):
-    if done < total:
-        return
-    print("packing", flush=True)
-    time.sleep(60)
-create_session(model, options, options=Options(buffer="file", spill_dir=spill, progress=wait, threads=1))
-"""
-
-
-def test_nothing_survives_a_kill_while_packing(tmp_path: Path) -> None:
-    spill = tmp_path / "spill"
-    spill.mkdir()
-    model = save(linear(Weight(k=512, n=512)), tmp_path, "external")
-    command = [sys.executable, "-c", KILLED, str(model), str(spill), "borrowed"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"packing\n"
-        assert not list(spill.iterdir())
-        process.send_signal(signal.SIGKILL)
-    assert not list(spill.iterdir())
-
-
-def test_what_survives_a_kill_by_path_is_swept_up_by_the_next_load(tmp_path: Path) -> None:
-    """A file handed over by path has a name until the session is made; it must not stay for good."""
-    spill = tmp_path / "spill"
-    spill.mkdir()
-    model = save(linear(Weight(k=512, n=512)), tmp_path, "external")
-    command = [sys.executable, "-c", KILLED, str(model), str(spill), "by path"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"packing\n"
-        process.send_signal(signal.SIGKILL)
-    session = create_session(model, added_provider(), options=Options(spill_dir=spill))
-    assert made_report(session).route == "by path"
-    assert not list(spill.iterdir())
 
 
 def test_a_session_is_usable_after_another_failed(tmp_path: Path) -> None:

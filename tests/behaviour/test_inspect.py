@@ -1,0 +1,102 @@
+"""inspect says what create_session would do, and reads no weight for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto
+
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin import Options, create_session, inspect
+from tests.support import linear, made_report, mixed, python, save, stack
+
+SPARSE = """
+import re, resource, sys
+from pathlib import Path
+from ort_qdq_plugin import inspect
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+report = inspect(sys.argv[1])
+assert len(report.fused) == 1, report
+assert report.packed_bytes > 10 << 30, report
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def test_inspect_reads_no_weight(tmp_path: Path) -> None:
+    """A weight of 20 GB, in a file that is only said to be so large."""
+    k, n = 1 << 18, 160_000
+    model = linear(Weight())
+    shapes = {"w": (k, n), "w_s": (k // 32, n), "w_z": (k // 32, n)}
+    offset = 0
+    for tensor in model.graph.initializer:
+        del tensor.dims[:]
+        tensor.dims.extend(shapes[tensor.name])
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        nbytes = shapes[tensor.name][0] * n * (4 if tensor.name == "w_s" else 1) // (1 if tensor.name == "w_s" else 2)
+        for key, value in (("location", "huge.data"), ("offset", str(offset)), ("length", str(nbytes))):
+            tensor.external_data.add(key=key, value=value)
+        offset += nbytes
+    with (tmp_path / "huge.data").open("wb") as file:
+        file.truncate(offset)
+    assert offset > 20 << 30
+    stored = save(model, tmp_path, "file")
+    done = python(SPARSE, stored)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 300_000
+    assert (tmp_path / "huge.data").stat().st_blocks == 0
+    assert inspect(stored).fused[0].k == k
+
+
+@pytest.mark.parametrize("n_major", [False, True])
+def test_inspect_says_the_same(tmp_path: Path, n_major: bool) -> None:
+    stored = save(stack(3, 128, n_major=n_major), tmp_path, "external")
+    made, seen = made_report(create_session(stored)), inspect(stored)
+    assert (seen.fused, seen.unfused) == (made.fused, made.unfused)
+    assert (seen.packed_bytes, seen.borrowed_bytes) == (made.packed_bytes, made.borrowed_bytes)
+    assert (seen.route, seen.passed_through) == ("inspect", None)
+    assert "pack" not in seen.seconds
+
+
+def test_inspect_takes_options() -> None:
+    stored = save(linear(Weight(block=0, k=512)), Path(), "bytes")
+    assert inspect(stored, options=Options(block_size=128)).fused[0].block_size == 128
+
+
+def test_inspect_without_anything_to_do(tmp_path: Path) -> None:
+    draft = Draft("float")
+    draft.input("x", ["m", 8])
+    draft.output("y", ["m", 8])
+    draft.node("Relu", ["x"], "y")
+    report = inspect(Path(str(save(draft.model(), tmp_path, "file"))))
+    assert report.passed_through is not None
+    assert "quantized" in report.passed_through
+    assert not report.fused
+    assert "stock" in str(report)
+
+
+@pytest.mark.parametrize("what", ["missing", "directory", "garbage"])
+def test_inspect_of_what_is_no_model(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "m.onnx"
+    if what == "directory":
+        path.mkdir()
+    elif what == "garbage":
+        path.write_bytes(b"\xff" * 10_000)
+    from ort_qdq_plugin import ModelError
+
+    with pytest.raises((ModelError, OSError), match=r"m\.onnx"):
+        inspect(path)
+
+
+def test_inspect_makes_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxruntime.capi import _pybind_state
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a session was made")
+
+    monkeypatch.setattr(_pybind_state, "InferenceSession", refuse)
+    monkeypatch.setattr(ort.InferenceSession, "__init__", refuse)
+    assert len(inspect(mixed()).fused) == 1

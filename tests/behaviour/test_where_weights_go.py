@@ -1,0 +1,63 @@
+"""Where the bytes of weights go: into a file or memory when packed, nowhere when they are used in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin import Options, create_session
+from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, result, save, stack, stock, x_of
+
+
+def test_n_major_unsigned_weights_are_not_moved(tmp_path: Path) -> None:
+    stored = save(stack(3, 256, n_major=True), tmp_path, "external")
+    spill = tmp_path / "spill"
+    spill.mkdir()
+    session = create_session(stored, quiet(), CPU, options=Options(strict=True, buffer="file", spill_dir=spill))
+    report = made_report(session)
+    assert (len(report.fused), report.packed_bytes) == (3, 0)
+    assert report.borrowed_bytes > 3 * 256 * 256 // 2
+    assert mapped(tmp_path)
+    assert not mapped(spill)
+
+
+@pytest.mark.parametrize("make", [quiet, added_provider])
+@pytest.mark.parametrize("buffer", ["auto", "file", "memory"])
+def test_progress_and_where_packed_bytes_go(tmp_path: Path, buffer: str, make: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    spill = tmp_path / "spill"
+    spill.mkdir()
+    options = Options(buffer=buffer, spill_dir=spill, progress=lambda done, total: seen.append((done, total)))
+    stored = save(stack(3, 128), tmp_path, "file")
+    session = create_session(stored, make(), options=options)
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert not list(spill.iterdir()), "no file keeps its name"
+    report = made_report(session)
+    if report.route == "borrowed":
+        assert bool(mapped(spill)) == (buffer == "file")
+    np.testing.assert_array_equal(result(session), result(stock(stored)))
+
+
+@pytest.mark.parametrize("make", [quiet, added_provider])
+def test_empty_external_tensors(tmp_path: Path, make: Any) -> None:
+    """A tensor without elements has no bytes to borrow; its file may be empty."""
+    model = linear(Weight())
+    for number, location in enumerate(["empty.data", "model.data"]):
+        tensor = TensorProto(name=f"nothing{number}", data_type=TensorProto.FLOAT, dims=[0])
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        model.graph.initializer.append(tensor)
+        model.graph.node.append(helper.make_node("Identity", [tensor.name], [f"out{number}"]))
+        model.graph.output.append(helper.make_tensor_value_info(f"out{number}", TensorProto.FLOAT, [0]))
+    (tmp_path / "empty.data").write_bytes(b"")
+    (tmp_path / "model.data").write_bytes(b"something")
+    stored = save(model, tmp_path, "file")
+    theirs = stock(stored)
+    session = create_session(stored, make(), options=Options(strict=True))
+    for one, other in zip(session.run(None, x_of(session)), theirs.run(None, x_of(theirs)), strict=True):
+        np.testing.assert_array_equal(one, other)

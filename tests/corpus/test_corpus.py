@@ -1,0 +1,110 @@
+"""What fuzzing found, again: `regressions`, each of which once gave a wrong verdict, and `seeds` that reach different code.
+
+`regressions/manifest.md` says of each what is wrong in it, and what must come of it; a seed is named by its hash.
+`python -m conformance.fuzz` finds more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from conformance.fuzz.judge import Judge, Verdict
+from conformance.fuzz.limits import MAX_BYTES, MAX_SECONDS
+from conformance.fuzz.surroundings import beside_a_model
+from conformance.fuzz.worker import Worker
+
+HERE = Path(__file__).parent
+REGRESSIONS = sorted((HERE / "regressions").glob("*.onnx"))
+SEEDS = sorted((HERE / "seeds").glob("*.onnx"))
+CORPUS = [*REGRESSIONS, *SEEDS]
+
+# Processor time on a busy machine.
+PATIENCE = 5 * MAX_SECONDS
+
+# What the manifest says must come of a file -> the verdicts that mean it.
+OUTCOMES = {
+    "stock's error": {Verdict.SAME_ERROR},
+    "stock's numbers": {Verdict.IDENTICAL, Verdict.CLOSE},
+    "a session": {Verdict.LIFTED},
+}
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures memory as Linux counts it")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the manifest."""
+
+    file: str
+    wrong: str
+    outcome: str
+
+
+def manifest() -> list[Line]:
+    """The lines of the manifest's table, without its head."""
+    rows = [line for line in (HERE / "regressions" / "manifest.md").read_text().splitlines() if line.startswith("|")]
+    return [Line(*(cell.strip() for cell in row.strip("|").split("|"))) for row in rows[2:]]
+
+
+@pytest.fixture(scope="module")
+def beside() -> Iterator[Path]:
+    with beside_a_model() as folder:
+        yield folder
+
+
+def test_the_corpus_is_there_and_small() -> None:
+    assert len(CORPUS) > 100
+    assert sum(path.stat().st_size for path in CORPUS) < 1_000_000
+
+
+def test_every_regression_has_one_line_of_the_manifest_and_every_line_a_file() -> None:
+    files = [line.file for line in manifest()]
+    assert files == sorted(files)
+    assert sorted(files) == sorted(path.name for path in REGRESSIONS)
+
+
+def test_every_line_of_the_manifest_says_what_is_wrong_and_what_must_come_of_it() -> None:
+    lines = manifest()
+    assert {line.outcome for line in lines} <= OUTCOMES.keys()
+    assert all(line.wrong.endswith(".") for line in lines)
+    sentences = [line.wrong for line in lines]
+    assert len(sentences) == len(set(sentences)), "two lines say the same"
+
+
+def test_seeds_are_named_by_their_hashes() -> None:
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem) for path in SEEDS)
+
+
+def test_nothing_else_lies_in_the_corpus() -> None:
+    assert sorted(HERE.rglob("*.onnx")) == sorted(CORPUS)
+    assert len({path.read_bytes() for path in CORPUS}) == len(CORPUS)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize("entry", CORPUS, ids=lambda path: path.stem)
+def test_inspecting_ends_well(worker: Worker, beside: Path, entry: Path, as_file: bool) -> None:
+    outcome = worker.run("inspect", placed(entry, beside) if as_file else entry.read_bytes())
+    assert outcome.error is None or outcome.error[0] in ("ModelError", "FileNotFoundError", "OSError")
+    assert outcome.seconds < PATIENCE
+    assert outcome.nbytes < MAX_BYTES
+
+
+@pytest.mark.parametrize("entry", CORPUS, ids=lambda path: path.stem)
+def test_results_are_those_of_stock(judge: Judge, beside: Path, entry: Path) -> None:
+    verdict = judge.verdict(placed(entry, beside))
+    assert not verdict.failed, f"{verdict.value}\n{judge.details}"
+    wanted = [OUTCOMES[line.outcome] for line in manifest() if entry in REGRESSIONS and line.file == entry.name]
+    assert all(verdict in verdicts for verdicts in wanted), f"{verdict.value}\n{judge.details}"
+
+
+def placed(entry: Path, folder: Path) -> str:
+    """The entry as a file with everything beside it that it may refer to."""
+    path = folder / "model.onnx"
+    path.write_bytes(entry.read_bytes())
+    return str(path)

@@ -1,0 +1,51 @@
+"""What comes of a model, and comparing it with what comes of it in stock ONNX Runtime."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime as ort
+
+from tests.support import Array, quiet, result, stock
+
+__all__ = ["Outcome", "assert_like", "outcome", "unoptimized"]
+
+Outcome = tuple[str, str] | Array
+
+
+def outcome(make: Callable[[], ort.InferenceSession]) -> Outcome:
+    """What a session computes, or the class and text of what is raised instead."""
+    try:
+        session = make()
+    except Exception as error:
+        return type(error).__name__, without_addresses(str(error))
+    try:
+        return result(session)
+    except Exception as error:
+        return type(error).__name__, "while running"
+
+
+def without_addresses(text: str) -> str:
+    return re.sub(r"0x[0-9a-f]+", "0x", text)
+
+
+def unoptimized(path: str | bytes) -> Callable[[], ort.InferenceSession]:
+    options = quiet()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return lambda: stock(path, options)
+
+
+def assert_like(ours: Outcome, theirs: Outcome, truth: Outcome) -> None:
+    """The same error, or numbers that are right by whichever of stock's ways."""
+    if isinstance(theirs, tuple):
+        assert not isinstance(ours, tuple) or ours == theirs
+        # A broken part that fusion drops may go unnoticed, but not give wrong numbers.
+        assert isinstance(ours, tuple) or not isinstance(truth, tuple), f"loaded, where stock says {theirs}"
+    if not isinstance(ours, tuple):
+        right = truth if isinstance(theirs, tuple) else theirs
+        assert not isinstance(right, tuple)
+        assert np.abs(ours - right).max() <= 2e-2 * np.abs(right).max()
+    else:
+        assert ours == theirs

@@ -1,0 +1,84 @@
+"""Files that change while their weights are packed: what is loaded is of one file, or it is stock's to load."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin import Options, SourceChangedError, create_session, inspect, pipeline
+from tests.support import added_provider, made_report, quiet, save, stack
+
+
+def touch(path: Path) -> None:
+    os.utime(path, ns=(5, 5))
+
+
+def extend(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def shrink(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+@pytest.fixture
+def change_while_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None], Path], None]:
+    """Has `how(path)` happen when everything has been packed, and nothing is mapped yet."""
+
+    def arrange(how: Callable[[Path], None], path: Path) -> None:
+        real = pipeline.pack
+
+        def packing(*args: Any) -> None:
+            real(*args)
+            how(path)
+
+        monkeypatch.setattr(pipeline, "pack", packing)
+
+    return arrange
+
+
+@pytest.mark.parametrize("make", [quiet, added_provider])
+@pytest.mark.parametrize("how", [touch, extend, shrink, empty])
+@pytest.mark.parametrize("name", ["model.onnx", "model.data"])
+def test_a_file_that_changes_while_it_is_packed(
+    tmp_path: Path,
+    name: str,
+    how: Callable[[Path], None],
+    make: Callable[[], ort.SessionOptions],
+    change_while_packing: Callable[[Callable[[Path], None], Path], None],
+) -> None:
+    """Its N-major weight is used in place, its K-major one is packed: neither may be of another file than the other."""
+    draft = Draft("two layouts")
+    value = draft.node("MatMul", [draft.input("x", ["m", 64]), draft.weight(Weight(k=64, n=64), "k_major")], "h")
+    transposed = draft.node("Transpose", [draft.weight(Weight(k=64, n=64, n_major=True), "n_major")], "t", perm=[1, 0])
+    draft.node("MatMul", [value, transposed], "y")
+    draft.output("y", ["m", 64])
+    stored = save(draft.model(), tmp_path, "external")
+    assert {entry.packed_bytes > 0 for entry in inspect(stored).fused} == {True, False}
+    change_while_packing(how, tmp_path / name)
+    with pytest.raises(SourceChangedError, match=re.escape(name)):
+        create_session(stored, make(), options=Options(strict=True))
+
+
+def test_a_changed_file_is_loaded_by_stock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stored = save(stack(2, 128), tmp_path, "external")
+    options = Options(progress=lambda done, total: touch(tmp_path / "model.data"))
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        session = create_session(stored, quiet(), options=options)
+    assert len(caplog.records) == 1
+    assert "SourceChangedError" in caplog.text
+    assert made_report(session).route == "stock"

@@ -1,0 +1,32 @@
+"""Valid models, mutated: never a crash, and never numbers or errors that stock does not give."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conformance.fuzz.judge import Judge
+from conformance.fuzz.mutate import mutated_models
+from conformance.fuzz.seeds import seed_models
+from conformance.fuzz.surroundings import beside_a_model
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures memory as Linux counts it")
+
+
+@settings(max_examples=200, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(model=mutated_models(), as_file=st.booleans())
+def test_mutated_models(judge: Judge, model: bytes, as_file: bool) -> None:
+    """Never a crash, never numbers or errors that stock does not give."""
+    with beside_a_model() as folder:
+        path = folder / "model.onnx"
+        path.write_bytes(model)
+        verdict = judge.verdict(str(path) if as_file else model)
+    assert not verdict.failed, f"{verdict.value}\n{judge.details}"
+
+
+def test_models_to_mutate_are_valid(judge: Judge) -> None:
+    verdicts = [judge.verdict(model) for model in seed_models()]
+    assert not any(verdict.failed for verdict in verdicts)
