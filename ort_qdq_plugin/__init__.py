@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ort_qdq_plugin.options import Options
     from ort_qdq_plugin.reason import Reason
     from ort_qdq_plugin.report import Fusion, Report, Unfused
-    from ort_qdq_plugin.session import create_session, inspect, report_of
+    from ort_qdq_plugin.session import create_session, inspect, report_of, warm
 
 __all__ = [
     "Fusion",
@@ -28,6 +28,7 @@ __all__ = [
     "deactivate",
     "inspect",
     "report_of",
+    "warm",
 ]
 
 __version__ = "0.1.0"
@@ -39,7 +40,7 @@ _MODULES = {
     "reason": ("Reason",),
     "options": ("Options",),
     "report": ("Fusion", "Report", "Unfused"),
-    "session": ("create_session", "inspect", "report_of"),
+    "session": ("create_session", "inspect", "report_of", "warm"),
 }
 
 

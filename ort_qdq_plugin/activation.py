@@ -16,7 +16,7 @@ from typing import Any
 # module of this package.
 from ort_qdq_plugin import log
 from ort_qdq_plugin.environment import NO, PREFIX, YES
-from ort_qdq_plugin.options import BUFFERS, MAX_ACCURACY_LEVEL, Options, is_accuracy_level
+from ort_qdq_plugin.options import BUFFERS, MAX_ACCURACY_LEVEL, VERIFY, Options, is_accuracy_level
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 
 __all__ = ["PREFIX", "activate", "activate_from_environment", "deactivate", "options_from_environment"]
@@ -93,6 +93,13 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
     choose("spill_dir", _directory, "an existing directory")
     choose("threads", _threads, "a whole number of at least 1")
     choose("strict", _flag, "0 or 1")
+    choose("cache_dir", str, "a directory")
+    choose("cache_max_bytes", _byte_count, "a whole number of bytes")
+    choose("verify", _verify, f"one of {', '.join(VERIFY)}")
+    choose("share_weights", _flag, "0 or 1")
+    if chosen.get("share_weights") and "cache_dir" not in chosen:
+        log.warning("%s_SHARE_WEIGHTS is set, but %s_CACHE_DIR is not: ignored", PREFIX, PREFIX)
+        del chosen["share_weights"]
     return Options(**chosen)
 
 
@@ -139,6 +146,19 @@ def _threads(text: str) -> int:
     if threads < 1:
         raise ValueError(text)
     return threads
+
+
+def _byte_count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise ValueError(text)
+    return count
+
+
+def _verify(text: str) -> str:
+    if text not in VERIFY:
+        raise ValueError(text)
+    return text
 
 
 def _flag(text: str) -> bool:

@@ -15,17 +15,19 @@ from typing import Protocol
 import onnxruntime
 
 import ort_qdq_plugin
+from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.manifest import FORMAT, Identity
-from ort_qdq_plugin.cache.store import MODEL, Entry, Store
+from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Entry, Store
 from ort_qdq_plugin.cache.writer import EntryWriter
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
 from ort_qdq_plugin.model.sources import FileSource
-from ort_qdq_plugin.ort.copies import copy_loses_something, private_options, supplies_initializers
+from ort_qdq_plugin.ort.copies import copy_loses_something, private_options, settle_process, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.handover import borrow
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, config_entry
 from ort_qdq_plugin.prepared import PreparedModel
-from ort_qdq_plugin.report import Journal
+from ort_qdq_plugin.process import processor
+from ort_qdq_plugin.report import Journal, Report
 from ort_qdq_plugin.request import LoadRequest
 
 __all__ = ["NotFromCache", "prepared_through_cache"]
@@ -85,6 +87,8 @@ def key_of(request: LoadRequest) -> str:
         request.accuracy_level,
         request.block_size,
         request.may_fuse,
+        # Pre-packed weights are those of one kind of processor.
+        processor() if request.options.share_weights else "",
     )
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=_KEY_BYTES).hexdigest()
 
@@ -101,7 +105,8 @@ class _Held:
 
 def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
     """Prepare the model, in an entry of its own."""
-    writer = EntryWriter(store, key, request.options.verify == "content")
+    options = request.options
+    writer = EntryWriter(store, key, verify=options.verify == "content", share=options.share_weights)
     try:
         prepared = make(writer)
     finally:
@@ -109,9 +114,18 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
     if not writer.committed:
         return prepared
     holder = store.hold(key)
-    if request.options.cache_max_bytes is not None:
-        store.prune(request.options.cache_max_bytes)
-    return prepared._replace(report=prepared.report._replace(cache="made"), holder=_Held(holder))
+    if options.cache_max_bytes is not None:
+        store.prune(options.cache_max_bytes)
+    made = prepared.report._replace(cache="made")
+    entry = store.find(key, verify=False) if options.share_weights else None
+    if entry is None:
+        return prepared._replace(report=made, holder=_Held(holder))
+    # What was packed is part of the entry, from where ONNX Runtime takes it together with what was pre-packed.
+    for buffer in prepared.packed:
+        buffer.discard()
+    with closing(entry):
+        used = _used(entry, request, journal)
+        return used._replace(report=used.report._replace(cache="made"))
 
 
 def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
@@ -127,10 +141,13 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
     )
     if not manifest.files:
         raise NothingToDo(report.passed_through or "")
+    settle_process()
     if supplies_initializers(request.session_options):
         raise LeaveToStock("initializers were added to its session options")
     if copy_loses_something(request.session_options, manifest.foreign):
         raise NotFromCache
+    if request.options.share_weights and SHARED_MODEL in entry.files:
+        return _shared(entry, request, journal)
     buffers: dict[str, mmap.mmap | bytes] = {}
     for file in manifest.files:
         if file.name != MODEL:
@@ -156,3 +173,42 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         report=journal.finished("borrowed"),
         holder=_Held(os.dup(entry.holder)),
     )
+
+
+def _shared(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
+    """The prepared model with pre-packed weights, which ONNX Runtime only takes from files that it opens itself."""
+    session_options = private_options(request.session_options)
+    if config_entry(session_options, FOLDER_KEY):
+        session_options.add_session_config_entry(FOLDER_KEY, "")
+    if entry.manifest.extensions:
+        register_extensions(session_options)
+    return PreparedModel(
+        model=os.path.join(entry.path, SHARED_MODEL),
+        session_options=session_options,
+        by_path=False,
+        buffers={},
+        mappings=(),
+        packed=(),
+        report=journal.finished("shared")._replace(shared_bytes=entry.manifest.prepacked_bytes),
+        holder=_Held(os.dup(entry.holder)),
+    )
+
+
+def shared_or_not(prepared: PreparedModel) -> Report:
+    """The report of a session that was just created with pre-packed weights: whether ONNX Runtime uses them.
+
+    It keeps those files mapped whose blobs it uses. On another kind of processor it pre-packs anew, and says nothing.
+    """
+    folder, nbytes = os.path.dirname(str(prepared.model)), 0
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            for line in maps:
+                if folder in line:
+                    first, _, last = line.split(maxsplit=1)[0].partition("-")
+                    nbytes += int(last, 16) - int(first, 16)
+    except OSError:  # not on this system
+        return prepared.report
+    if nbytes >= prepared.report.shared_bytes:
+        return prepared.report
+    log.warning("weights are not shared between processes: ONNX Runtime does not take what it pre-packed for the cache")
+    return prepared.report._replace(shared_bytes=0)

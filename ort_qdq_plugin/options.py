@@ -33,6 +33,8 @@ class Options:
         cache_dir: A directory in which packed models are kept, so that later loads need not pack. None: there is none.
         cache_max_bytes: When a model is added, those that were not used for the longest time are removed until all together
             have at most so many bytes. None: no limit.
+        share_weights: Keep ONNX Runtime's pre-packed weights in the cache as well, so that processes which load the same
+            model share one copy of all weights. Needs `cache_dir`.
         verify: "stat": a cached model is used if the files that it was made of have the same size, times and inode as then.
             "content": if, beside that, everything in them and in the cache is still the same, byte for byte.
         progress: Called with (bytes moved, bytes to move) while packing, from the threads that pack.
@@ -49,6 +51,7 @@ class Options:
     strict: bool = False
     cache_dir: str | os.PathLike[str] | None = None
     cache_max_bytes: int | None = None
+    share_weights: bool = False
     verify: str = "stat"
     progress: Callable[[int, int], None] | None = None
 
@@ -63,6 +66,8 @@ class Options:
             raise ValueError(f"threads is {self.threads}, must be at least 1")
         if self.cache_max_bytes is not None and self.cache_max_bytes < 0:
             raise ValueError(f"cache_max_bytes is {self.cache_max_bytes}, must be at least 0")
+        if self.share_weights and self.cache_dir is None:
+            raise ValueError("share_weights is True, but there is no cache_dir")
         if self.verify not in VERIFY:
             raise ValueError(f"verify is {self.verify!r}, must be one of {', '.join(VERIFY)}")
 

@@ -6,14 +6,10 @@ One way through: each stage takes the previous one's values and returns new ones
 
 from __future__ import annotations
 
-import functools
 import os
-import threading
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
-
-import onnxruntime
 
 from ort_qdq_plugin.assemble import assemble
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo, readable
@@ -28,13 +24,18 @@ from ort_qdq_plugin.model.operands import Operand, as_stored, borrowed_bytes, pa
 from ort_qdq_plugin.model.skeleton import Skeleton
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 from ort_qdq_plugin.opening import what_cannot_be_opened_goes_to_stock
-from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options, supplies_initializers
+from ort_qdq_plugin.ort.copies import (
+    copy_loses_something,
+    foreign_domains,
+    private_options,
+    settle_process,
+    supplies_initializers,
+)
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
 from ort_qdq_plugin.ort.handover import borrow
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.packing.pack import pack
 from ort_qdq_plugin.prepared import PreparedModel
-from ort_qdq_plugin.process import not_forking
 from ort_qdq_plugin.report import Journal
 from ort_qdq_plugin.request import LoadRequest
 
@@ -82,9 +83,7 @@ def prepare(skeleton: Skeleton, request: LoadRequest, journal: Journal, writer: 
     with what_cannot_be_opened_goes_to_stock(), journal.stage("open"):
         opened = parse(skeleton)
     plan = plan_model(opened, request, journal)
-    if threading.active_count() > 1:
-        # A fork in another thread must not come while ONNX Runtime makes what it makes once, under locks.
-        _create_first_session()
+    settle_process()
     by_path = _goes_by_path(plan, request)
     writer = None if by_path else writer
     spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
@@ -110,16 +109,16 @@ def prepare(skeleton: Skeleton, request: LoadRequest, journal: Journal, writer: 
                 if EXTENSIONS_DOMAIN in plan.domains:
                     register_extensions(session_options)
                 borrow(session_options, places.buffers)
-        report = journal.finished("by path" if by_path else "borrowed")
         if writer is not None:
-            writer.commit(
-                model,
-                skeleton.file_sources,
-                places.locations,
-                report=report,
-                extensions=EXTENSIONS_DOMAIN in plan.domains,
-                foreign=sorted(foreign_domains(plan.domains)),
-            )
+            with journal.stage("share" if request.options.share_weights else "cache"):
+                writer.commit(
+                    model,
+                    skeleton.file_sources,
+                    places.locations,
+                    report=journal.finished("borrowed"),
+                    extensions=EXTENSIONS_DOMAIN in plan.domains,
+                    foreign=sorted(foreign_domains(plan.domains)),
+                )
         undo.pop_all()
     return PreparedModel(
         model=model,
@@ -128,7 +127,7 @@ def prepare(skeleton: Skeleton, request: LoadRequest, journal: Journal, writer: 
         buffers=places.buffers,
         mappings=places.mappings,
         packed=tuple(packed),
-        report=report,
+        report=journal.finished("by path" if by_path else "borrowed"),
     )
 
 
@@ -190,9 +189,3 @@ def _to_be_aligned(opened: OpenedModel, fused: Iterable[Operand]) -> list[Operan
             if not stored.is_aligned and stored.storage not in gone and stored.nbytes >= LARGE_TENSOR_BYTES:
                 copies.append(as_stored(stored, stored.shape))
     return copies
-
-
-@functools.cache
-def _create_first_session() -> None:
-    with not_forking:
-        supplies_initializers(onnxruntime.SessionOptions())

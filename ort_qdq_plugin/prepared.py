@@ -16,7 +16,7 @@ class PreparedModel(NamedTuple):
     """Everything that a session needs.
 
     Attributes:
-        model: The rewritten model, serialized.
+        model: The rewritten model, serialized, or its path.
         session_options: What the session is created with: a private copy, or, by path, the caller's own.
         by_path: Whether ONNX Runtime opens the files itself.
         buffers: What it borrows otherwise: location in the model -> buffer. They must live as long as the native session.
@@ -26,7 +26,7 @@ class PreparedModel(NamedTuple):
         holder: What else must live as long as the native session.
     """
 
-    model: bytes
+    model: bytes | str
     session_options: Any
     by_path: bool
     buffers: Mapping[str, mmap.mmap | bytes]

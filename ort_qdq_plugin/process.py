@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-__all__ = ["available_processors", "memory_is_limited", "not_forking"]
+__all__ = ["available_processors", "memory_is_limited", "not_forking", "processor"]
 
 # A module that one thread imports while another one forks the process can never be imported in the child: the child would
 # wait for a thread that it does not have. The same is true of anything else that is made once, under a lock. So whoever
@@ -26,6 +26,24 @@ def memory_is_limited() -> bool:
         return False
     limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
     return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
+
+
+def processor() -> str:
+    """What kind of processor this is, as far as it matters for which instructions are used."""
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features")
+    facts = [os.uname().machine if hasattr(os, "uname") else ""]
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            # Of the first one; the others are alike.
+            for line in file:
+                if not line.strip():
+                    break
+                name, _, value = line.partition(":")
+                if name.strip() in wanted:
+                    facts.append(value.strip())
+    except OSError:
+        pass
+    return " ".join(facts)
 
 
 def available_processors() -> int:

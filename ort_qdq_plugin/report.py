@@ -66,16 +66,18 @@ class Report(NamedTuple):
     """What became of a model.
 
     Attributes:
-        route: "borrowed" (ONNX Runtime uses our buffers in place), "by path" (it maps the same files itself), "stock" (it
+        route: "borrowed" (ONNX Runtime uses our buffers in place), "by path" (it maps the same files itself), "shared" (it
+            maps those files together with pre-packed weights), "stock" (it
             loads the untouched model) or "inspect" (no session was made).
         passed_through: Why the whole model went to stock ONNX Runtime; None if it did not.
         fused: What was fused.
         unfused: What was not, and why.
         cache: "made" (the model was packed into an entry of the cache), "used" (it was found there) or "" (no cache).
+        shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
         packed_bytes: Of all fused nodes' operands in the packed buffer, each counted once.
         borrowed_bytes: Of those that are used where the model stores them, each counted once.
-        seconds: By stage: "open", "match", "plan", "pack", "assemble" and "create session", which is ONNX Runtime's own
-            work.
+        seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "pack", "assemble", "share"
+            (pre-packing for other processes) and "create session", which is ONNX Runtime's own work.
     """
 
     route: str
@@ -85,6 +87,7 @@ class Report(NamedTuple):
     packed_bytes: int = 0
     borrowed_bytes: int = 0
     cache: str = ""
+    shared_bytes: int = 0
     seconds: Mapping[str, float] = MappingProxyType({})
 
     def to_dict(self) -> dict[str, Any]:

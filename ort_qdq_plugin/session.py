@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter
     from ort_qdq_plugin.prepared import PreparedModel
 
-__all__ = ["Loading", "create_session", "inspect", "load", "report_of"]
+__all__ = ["Loading", "create_session", "inspect", "load", "report_of", "warm"]
 
 
 def create_session(
@@ -75,7 +75,12 @@ def create_session(
 def report_of(session: onnxruntime.InferenceSession) -> Report | None:
     """What was done for a session; None for one that this package did not create."""
     loading = getattr(session, "_ort_qdq_loading", None)
-    return loading.report if isinstance(loading, Loading) else None
+    if not isinstance(loading, Loading):
+        return None
+    if loading.glanced_at is not None:
+        request, loading.glanced_at = loading.glanced_at, None
+        loading.report = _with_reasons(loading.report, request)
+    return loading.report
 
 
 def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options | None = None) -> Report:
@@ -110,12 +115,15 @@ class Loading:
         options: How it was asked to load it.
         prepared: What it prepared; kept for `set_providers`, which makes the native session anew.
         report: What came of it.
+        glanced_at: What was asked for, if a cheap look told that there is nothing to fuse. Then the report does not say yet
+            why each weight was left alone.
     """
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.prepared: PreparedModel | None = None
         self.report = Report("stock")
+        self.glanced_at: LoadRequest | None = None
 
 
 class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxruntime is untyped
@@ -147,12 +155,15 @@ def load(session: Any, loading: Loading, asked: Asked) -> None:
 def _load_prepared(session: Any, loading: Loading, asked: Asked) -> bool:
     """Create the native session from a prepared model; False, with the reason in the report, if stock has to do it."""
     journal = Journal()
+    loading.glanced_at = None
     try:
         with reading(hook.asked_of(session)[1]):
             prepared = _prepared_for(session, loading, asked, journal)
         _create_prepared(session, loading, prepared, asked)
     except LeaveToStock as because:
         loading.report = journal.finished("stock", passed_through=str(because))
+        if isinstance(because, NothingToDo) and not loading.report.unfused:
+            loading.glanced_at = LoadRequest(*hook.asked_of(session), loading.options)
     except SourceUnreadableError:
         # Stock ONNX Runtime has no error for this.
         raise
@@ -233,7 +244,49 @@ def _create_prepared(session: Any, loading: Loading, prepared: PreparedModel, as
         # Only now is it certain that ONNX Runtime has read what was packed.
         buffer.seal()
     hook.say_options(session, as_said)
+    if prepared.report.shared_bytes:
+        prepared = prepared._replace(report=_cached().shared_or_not(prepared))
     loading.report = prepared.report._replace(seconds=journal.finished(prepared.report.route).seconds)
+
+
+def _with_reasons(report: Report, request: LoadRequest) -> Report:
+    """The report with what matching says of each weight, as far as that can still be told."""
+    journal = Journal()
+    try:
+        with closing(open_model(request)) as skeleton:
+            _pipeline().plan_model(_pipeline().parse(skeleton), request, journal)
+    except LeaveToStock:
+        return report._replace(unfused=journal.finished("inspect").unfused)
+    except (QdqPluginError, OSError):
+        pass
+    return report
+
+
+def warm(path: str | os.PathLike[str], *, options: Options) -> Report:
+    """Put a model into the cache, for loads to come, without creating a session.
+
+    Args:
+        path: The model.
+        options: This package's own; they have a `cache_dir`. Later loads find the model if theirs are the same.
+
+    Returns:
+        What was done; `Report.cache` says whether it was there already.
+
+    Raises:
+        ValueError: There is no `cache_dir`.
+        QdqPluginError, OSError: The model cannot be put there.
+    """
+    if options.cache_dir is None:
+        raise ValueError("the options have no cache_dir")
+    request, journal = LoadRequest(os.fspath(path), None, options, provider_names(None, None)), Journal()
+    try:
+        prepared = _cached().prepared_through_cache(request, journal, functools.partial(_prepare, request, journal))
+    except LeaveToStock as because:
+        return journal.finished("stock", passed_through=str(because))
+    for buffer in prepared.packed:
+        buffer.discard()
+    report: Report = prepared.report
+    return report
 
 
 @functools.cache

@@ -154,7 +154,7 @@ assert found == [True] * 8
     "this package meanwhile": """
 import importlib, threading
 import numpy, onnx  # which cannot stand it
-names = ['onnxruntime', *(f'ort_qdq_plugin.{name}' for name in ('session', 'activation', 'memory.handover', 'packing.bits'))]
+names = ['onnxruntime', *(f'ort_qdq_plugin.{name}' for name in ('session', 'activation', 'ort.handover', 'packing.bits'))]
 barrier, failures = threading.Barrier(len(names)), []
 def work(name):
     barrier.wait()

@@ -85,7 +85,7 @@ def _write_back(job: Job) -> None:
 
 def _fill_when_loaded(job: Job) -> None:
     """Fill the disk once the first session is there."""
-    at_stage("open", 2, lambda: fill_disk(Path(job.spill_dir or "")))
+    at_stage("match", 2, lambda: fill_disk(Path(job.spill_dir or "")))
 
 
 def fill_disk(folder: Path) -> None:
@@ -144,8 +144,8 @@ def _change_source(job: Job) -> None:
     elif moment == "before packing":
         at_stage("pack", 1, change)
     else:
-        # The first plan is where weights go, the second is made once they are packed.
-        at_stage("plan", 2, change)
+        # Once weights are packed.
+        at_stage("assemble", 1, change)
 
 
 BREAKS: dict[str, Callable[[Job], None]] = {

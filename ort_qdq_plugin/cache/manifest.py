@@ -78,6 +78,7 @@ class Manifest(NamedTuple):
         report: What was decided for the model.
         extensions: Whether the model has operators of onnxruntime-extensions.
         foreign: Domains of operators that only a custom-op library can have.
+        prepacked_bytes: Of the pre-packed weights that it has.
         boot: The start of the system during which it was made. Until its files are known to be on disk, a crash of the
             system can lose what is in them.
     """
@@ -87,6 +88,7 @@ class Manifest(NamedTuple):
     report: Report
     extensions: bool
     foreign: tuple[str, ...]
+    prepacked_bytes: int
     boot: str
 
     def to_bytes(self) -> bytes:
@@ -116,6 +118,7 @@ def parse_manifest(data: bytes) -> Manifest:
         report=_report(plain["report"]),
         extensions=plain["extensions"],
         foreign=tuple(plain["foreign"]),
+        prepacked_bytes=plain["prepacked_bytes"],
         boot=plain["boot"],
     )
 

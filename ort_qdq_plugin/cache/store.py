@@ -28,9 +28,24 @@ from ort_qdq_plugin.cache.manifest import (
     parse_manifest,
 )
 
-__all__ = ["LINK", "MANIFEST", "MODEL", "Entry", "Store", "boot_id", "describe", "digest_at", "write_file"]
+__all__ = [
+    "LINK",
+    "MANIFEST",
+    "MODEL",
+    "SHARED_DATA",
+    "SHARED_MODEL",
+    "Entry",
+    "Store",
+    "boot_id",
+    "describe",
+    "digest_at",
+    "write_file",
+]
 
 MANIFEST, MODEL, _ON_DISK = "manifest.json", "model.onnx", "on-disk"
+SHARED_MODEL, SHARED_DATA = "model-shared.onnx", "shared.bin"
+"""The model with references to pre-packed weights, and tensors that had to be copied for it (see prepack.py)."""
+
 LINK = "data-"
 """What the names of links begin with."""
 
@@ -279,7 +294,7 @@ def _check_files(entry: Entry, verify: bool) -> None:
         if os.fstat(descriptor).st_size != file.size:
             raise InvalidEntry(f"{file.name} has not {file.size} bytes")
         # The model itself is small.
-        if (verify or file.name == MODEL) and digest_of(descriptor) != file.digest:
+        if (verify or file.name in (MODEL, SHARED_MODEL)) and digest_of(descriptor) != file.digest:
             raise InvalidEntry(f"{file.name} is damaged, or its content was not recorded")
 
 
@@ -303,7 +318,7 @@ def describe(path: str, names: list[str], verify: bool) -> tuple[EntryFile, ...]
     described = []
     for name in names:
         file = os.path.join(path, name)
-        digest = digest_at(file) if verify or name == MODEL else ""
+        digest = digest_at(file) if verify or name in (MODEL, SHARED_MODEL) else ""
         described.append(EntryFile(name, os.stat(file).st_size, digest))
     return tuple(described)
 

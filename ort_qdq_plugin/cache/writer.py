@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 
+import ort_qdq_plugin
+from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
 from ort_qdq_plugin.cache.store import LINK, MODEL, Store, boot_id, describe, digest_at, write_file
+from ort_qdq_plugin.environment import PREFIX
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
@@ -23,10 +28,12 @@ class EntryWriter:
         store: Where it goes.
         key: Of the entry.
         verify: Whether to record the content of all files.
+        share: Whether it is to have pre-packed weights as well.
     """
 
-    def __init__(self, store: Store, key: str, verify: bool) -> None:
+    def __init__(self, store: Store, key: str, *, verify: bool, share: bool) -> None:
         self.committed = False
+        self._share = share
         self._store = store
         self._key = key
         self._verify = verify
@@ -63,11 +70,26 @@ class EntryWriter:
             OSError: It cannot be written.
         """
         write_file(os.path.join(self._begun(), MODEL), model)
-        self._finish([MODEL, *self._names], sources, locations, report, extensions=extensions, foreign=foreign)
+        described = tuple(self._described(source, locations.get(source.name, "")) for source in sources)
+        prepacked_bytes = self._prepack() if self._share else 0
+        names = [name for name in os.listdir(self._begun()) if not name.startswith(LINK)]
+        self._finish(
+            Manifest(
+                sources=described,
+                files=describe(self._begun(), sorted(names), self._verify),
+                report=report,
+                extensions=extensions,
+                foreign=tuple(foreign),
+                prepacked_bytes=prepacked_bytes,
+                boot=boot_id(),
+            )
+        )
 
     def commit_nothing(self, sources: Sequence[FileSource], report: Report) -> None:
         """Remember that there is nothing to be done for the model, and why (`report.passed_through`)."""
-        self._finish([], sources, {}, report, extensions=False, foreign=())
+        described = tuple(self._described(source, "") for source in sources)
+        nothing = Manifest(described, (), report, extensions=False, foreign=(), prepacked_bytes=0, boot=boot_id())
+        self._finish(nothing)
 
     def abandon(self) -> None:
         """Remove what was written, unless it was completed."""
@@ -79,22 +101,20 @@ class EntryWriter:
             self._folder = self._store.begin(self._key)
         return self._folder
 
-    def _finish(
-        self, names: list[str], sources: Sequence[FileSource], locations: Mapping[str, str], report: Report, *,
-        extensions: bool, foreign: Sequence[str],
-    ) -> None:  # fmt: skip
-        described = tuple(self._described(source, locations.get(source.name, "")) for source in sources)
-        self._drop_other_links({source.location for source in described})
-        manifest = Manifest(
-            sources=described,
-            files=describe(self._begun(), names, self._verify),
-            report=report,
-            extensions=extensions,
-            foreign=tuple(foreign),
-            boot=boot_id(),
-        )
+    def _finish(self, manifest: Manifest) -> None:
+        self._drop_other_links({source.location for source in manifest.sources})
         self._store.commit(self._key, self._begun(), manifest)
         self.committed = True
+
+    def _prepack(self) -> int:
+        """Have the entry completed with pre-packed weights by another process; how many bytes these have."""
+        for name in self._names:
+            os.chmod(os.path.join(self._begun(), name), 0o600)
+        nbytes = prepacked_in_another_process(self._begun())
+        for name in os.listdir(self._begun()):
+            if not name.startswith(LINK):
+                os.chmod(os.path.join(self._begun(), name), 0o400)
+        return nbytes
 
     def _drop_other_links(self, wanted: set[str]) -> None:
         for name in os.listdir(self._begun()):
@@ -124,3 +144,27 @@ class EntryWriter:
         except OSError:  # another file system, or somebody else's file
             return False
         return True
+
+
+def prepacked_in_another_process(folder: str) -> int:
+    """Run prepack.py on a folder; how many bytes it pre-packed. 0, and one warning, if that failed."""
+    # The package need not be where that process would look for it, nor be switched on in it.
+    paths = [os.path.dirname(os.path.dirname(ort_qdq_plugin.__file__)), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    command = [sys.executable, "-m", "ort_qdq_plugin.cache.prepack", folder]
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        if done.returncode == 0:
+            return int(done.stdout.split()[-1])
+        problem = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    except (OSError, ValueError, IndexError) as error:
+        problem = str(error)
+    log.warning("weights are not shared between processes: %s", problem)
+    return 0

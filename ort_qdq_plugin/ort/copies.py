@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -13,8 +15,16 @@ from onnxruntime.capi import _pybind_state as _native
 from ort_qdq_plugin.model.encoding import small_model
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import options_are_in_models
+from ort_qdq_plugin.process import not_forking
 
-__all__ = ["added_providers", "copy_loses_something", "foreign_domains", "private_options", "supplies_initializers"]
+__all__ = [
+    "added_providers",
+    "copy_loses_something",
+    "foreign_domains",
+    "private_options",
+    "settle_process",
+    "supplies_initializers",
+]
 
 # Operator domains that ONNX Runtime's own builds register.
 _SHIPPED_DOMAINS = {
@@ -61,6 +71,18 @@ def copy_loses_something(session_options: Any | None, domains: Iterable[str]) ->
     return session_options is not None and (any(domains) or bool(session_options.has_providers()))
 
 
+def settle_process() -> None:
+    """Have all made that ONNX Runtime makes once in a process, under locks, if another thread might fork the process."""
+    if threading.active_count() > 1:
+        _create_first_session()
+
+
+@functools.cache
+def _create_first_session() -> None:
+    with not_forking:
+        supplies_initializers(onnxruntime.SessionOptions())
+
+
 def added_providers(session_options: Any) -> tuple[str, ...]:
     """Names of the providers that a session with these options, and no others, would have.
 
@@ -68,6 +90,7 @@ def added_providers(session_options: Any) -> tuple[str, ...]:
     """
     if session_options.enable_profiling or session_options.optimized_model_filepath:
         return ("an added provider that cannot be told",)
+    settle_process()
     session = _throw_away_session(session_options, small_model("Identity"))
     session.initialize_session([], [], set())
     return tuple(session.get_providers())

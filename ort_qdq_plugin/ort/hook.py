@@ -51,10 +51,12 @@ def asked_of(session: Any) -> tuple[str | bytes, Any | None]:
 
 
 @contextmanager
-def standing_in(session: Any, model: bytes, session_options: Any) -> Iterator[None]:
+def standing_in(session: Any, model: bytes | str, session_options: Any) -> Iterator[None]:
     """While the block runs, the session has another model and other options than it was given."""
     path, data, options = session._model_path, session._model_bytes, session._sess_options
-    session._model_path, session._model_bytes, session._sess_options = None, model, session_options
+    is_path = isinstance(model, str)
+    session._model_path, session._model_bytes = (model, None) if is_path else (None, model)
+    session._sess_options = session_options
     try:
         yield
     finally:

@@ -16,6 +16,9 @@ __all__ = [
     "NO_QDQ_KEY",
     "OPTIONS_IN_MODEL",
     "PARALLEL_KEY",
+    "SAVED_DATA_KEY",
+    "SAVED_SIZE_KEY",
+    "SAVE_PREPACKED_KEY",
     "config_entry",
     "options_are_in_models",
 ]
@@ -27,6 +30,9 @@ FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 FORMAT_KEY = "session.load_model_format"
 NO_QDQ_KEY = "session.disable_quant_qdq"
 PARALLEL_KEY = "session.prepack.enable_parallel"
+SAVED_DATA_KEY = "session.optimized_model_external_initializers_file_name"
+SAVED_SIZE_KEY = "session.optimized_model_external_initializers_min_size_in_bytes"
+SAVE_PREPACKED_KEY = "session.save_external_prepacked_constant_initializers"
 
 CREATE_METHOD = "_create_inference_session"
 """Of InferenceSession: it creates the native session."""

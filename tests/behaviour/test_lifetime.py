@@ -57,7 +57,7 @@ def borrowed(stored: str | bytes, folder: Path) -> tuple[ort.InferenceSession, w
     options = Options(buffer="file", spill_dir=folder)
     session: Any = create_session(stored, quiet(), CPU, options=options)
     assert made_report(session).route == "borrowed"
-    buffers = list(session._ort_qdq_loading.prepared.places.buffers.values())
+    buffers = list(session._ort_qdq_loading.prepared.buffers.values())
     assert mapped(folder)
     return session, weakref.ref(buffers[0])
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.graph import Scope, check_imports, domains, model_scope, scopes
@@ -186,7 +186,7 @@ def test_what_a_node_can_read(scope: str, index: int, readable: str, not_readabl
 
 
 def value_of(found: TensorProto | None) -> float | None:
-    return None if found is None else float(found.float_data[0])
+    return None if found is None else float(numpy_helper.to_array(found).reshape(-1)[0])
 
 
 def constant_node(name: str, value: float, domain: str = "") -> NodeProto:

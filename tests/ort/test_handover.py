@@ -113,7 +113,8 @@ def test_trimming_changes_no_byte() -> None:
     np.testing.assert_array_equal(buffer.array, data)
 
 
-def test_trimming_ends_with_its_block() -> None:
+def test_trimming_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_TRIM_BYTES", 1 << 20)
     buffer = make_buffer(1 << 20, "file", None)
     before = threading.active_count()
     with suppress(KeyboardInterrupt), trimming([buffer.mapping]):

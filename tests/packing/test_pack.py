@@ -139,8 +139,8 @@ def converted(bits: Array, stored: int, wanted: int, factor: float) -> Array:
     return result
 
 
-def draw(case: Case, folder: Path | None) -> Drawn:
-    """Random numbers for a case, stored in a file in `folder`, or in memory."""
+def draw(case: Case, folder: Path | None, offset: int = 13) -> Drawn:
+    """Random numbers for a case, stored at `offset` of a file in `folder`, or of memory."""
     rng = np.random.default_rng(case.seed)
     stored_type, wanted_type, factor = case.scales
     low = -(1 << case.bits - 1) if case.signed else 0
@@ -158,12 +158,12 @@ def draw(case: Case, folder: Path | None) -> Drawn:
         if not case.block and name != "weight":
             shape = () if case.per_tensor else (case.n,)
         raw = raw_bytes(array.T if case.k_major else array, bits, dirty=True)
-        source: ByteSource = MemorySource(b"\xa5" * 13 + raw + b"\xa5" * 3)
+        source: ByteSource = MemorySource(b"\xa5" * offset + raw + b"\xa5" * 3)
         if folder is not None:
             path = folder / f"{name}.bin"
-            path.write_bytes(b"\xa5" * 13 + raw + b"\xa5" * 3)
+            path.write_bytes(b"\xa5" * offset + raw + b"\xa5" * 3)
             source = FileSource(str(path))
-        return StoredTensor(name, data_type, shape, source, offset=13, nbytes=len(raw))
+        return StoredTensor(name, data_type, shape, source, offset=offset, nbytes=len(raw))
 
     weight_type = WEIGHT_TYPES[case.bits, case.signed]
     matrix = QuantizedMatrix(
@@ -234,12 +234,14 @@ cases = st.builds(
 
 
 @settings(max_examples=250, deadline=None)
-@given(case=cases, threads=st.integers(1, 4), kind=st.sampled_from(["file", "memory"]))
-@example(Case(4, False, True, 64, 2, block=0, per_tensor=True), 1, "memory")
-@example(Case(2, True, False, 64, 4, block=0, per_tensor=True), 1, "memory")  # a lone zero point's padding is no second one
-@example(Case(4, False, False, 31, 1), 1, "memory")
-def test_every_byte(case: Case, threads: int, kind: str) -> None:
-    pack_and_check([draw(case, None)], threads, kind)
+@given(case=cases, threads=st.integers(1, 4), kind=st.sampled_from(["file", "memory"]), offset=st.sampled_from([13, 16]))
+@example(Case(4, False, True, 64, 2, block=0, per_tensor=True), 1, "memory", 16)
+@example(
+    Case(2, True, False, 64, 4, block=0, per_tensor=True), 1, "memory", 16
+)  # a lone zero point's padding is no second one
+@example(Case(4, False, False, 31, 1), 1, "memory", 16)
+def test_every_byte(case: Case, threads: int, kind: str, offset: int) -> None:
+    pack_and_check([draw(case, None, offset)], threads, kind)
 
 
 @settings(max_examples=100, deadline=None)
@@ -282,7 +284,7 @@ def test_from_files(tmp_path: Path, kind: str) -> None:
 
 
 def test_n_major_unsigned_weights_stay_where_they_are() -> None:
-    layout = pack_and_check([draw(Case(4, False, False, 256, 48), None)], 2, "memory")
+    layout = pack_and_check([draw(Case(4, False, False, 256, 48), None, offset=16)], 2, "memory")
     assert layout.sizes == ()
     assert not layout.moves
 

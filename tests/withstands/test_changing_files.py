@@ -15,6 +15,7 @@ import pytest
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, SourceChangedError, create_session, inspect, pipeline
+from ort_qdq_plugin.packing import pack as packing_module
 from tests.support import added_provider, made_report, quiet, save, stack
 
 
@@ -40,7 +41,7 @@ def change_while_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
     """Has `how(path)` happen when everything has been packed, and nothing is mapped yet."""
 
     def arrange(how: Callable[[Path], None], path: Path) -> None:
-        real = pipeline.pack
+        real = packing_module.pack
 
         def packing(*args: Any) -> None:
             real(*args)

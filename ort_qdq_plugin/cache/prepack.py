@@ -1,0 +1,139 @@
+"""Giving an entry the weights in the order that ONNX Runtime's kernels pre-pack them into: run in a process of its own.
+
+    python -m ort_qdq_plugin.cache.prepack FOLDER
+
+ONNX Runtime saves pre-packed weights when it saves an optimized model. That model is thrown away. What is kept is the blobs:
+each goes behind the tensor that it was made of, into the same file, as the format wants it. The entry's model then exists a
+second time, with references to them. The plain weights stay too: ONNX Runtime pre-packs them at each load, to see whether
+the blobs are what this processor wants. But then it keeps the blob, which is mapped from the file, and not its own copy.
+
+Format facts: ``external_data`` keys ``prepacked_N`` of ONNX Runtime's saved models: ``key|offset;length;checksum|...``, the
+offsets in the file of the tensor itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+import onnxruntime
+
+from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL, write_file
+from ort_qdq_plugin.model.messages import ModelProto, external_tensors
+from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
+from ort_qdq_plugin.ort.keys import SAVE_PREPACKED_KEY, SAVED_DATA_KEY, SAVED_SIZE_KEY
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
+
+__all__ = ["main"]
+
+_PREPACKED = "prepacked_"
+_ALIGNMENT = 4096  # of blobs in a file, so that each can be mapped by itself
+_CHUNK_BYTES = 1 << 22
+_ERRORS = 3  # OrtLoggingLevel
+_SAVED, _DATA = "saved.tmp", "data"
+_OURS = "packed-"  # what the names of files begin with that can be added to
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Complete the entry in a folder that is not finished yet; prints how many bytes were pre-packed."""
+    (folder,) = arguments
+    saved = os.path.join(folder, _SAVED)
+    os.mkdir(saved)
+    try:
+        nbytes = _complete(folder, saved)
+    finally:
+        shutil.rmtree(saved, ignore_errors=True)
+    sys.stdout.write(f"{nbytes}\n")
+    return 0
+
+
+def _complete(folder: str, saved: str) -> int:
+    model = _parsed(os.path.join(folder, MODEL))
+    prepacked = _save(os.path.join(folder, MODEL), saved, model)
+    nbytes = 0
+    with open(os.path.join(saved, _DATA), "rb") as data:
+        for tensor in external_tensors(model.graph):
+            entries, blobs = _entries(tensor), {}
+            if tensor.name in prepacked:
+                copied = _entries(prepacked[tensor.name])
+                blobs = {key: value for key, value in copied.items() if key.startswith(_PREPACKED)}
+            is_there = os.path.exists(os.path.join(folder, entries["location"]))
+            if is_there and not blobs:
+                continue
+            if not is_there and tensor.name not in prepacked:
+                raise OSError(f"{tensor.name}: {entries['location']} could not be linked into the entry")
+            if not entries["location"].startswith(_OURS):
+                # Nothing can be added to a file of the model itself.
+                start = _append(data, int(copied["offset"]), int(copied["length"]), os.path.join(folder, SHARED_DATA))
+                entries = {"location": SHARED_DATA, "offset": str(start), "length": copied["length"]}
+            file = os.path.join(folder, entries["location"])
+            for key, value in blobs.items():
+                name, *parts = value.split("|")
+                fields = [part.split(";") for part in parts]
+                moved = [[str(_append(data, int(at), int(length), file)), length, *rest] for at, length, *rest in fields]
+                entries[key] = "|".join([name, *map(";".join, moved)])
+                nbytes += sum(int(length) for _, length, *_ in fields)
+            del tensor.external_data[:]
+            for key, value in entries.items():
+                tensor.external_data.add(key=key, value=value)
+    write_file(os.path.join(folder, SHARED_MODEL), model.SerializeToString())
+    return nbytes
+
+
+def _save(path: str, saved: str, model: ModelProto) -> dict[str, TensorProto]:
+    """Have ONNX Runtime save the model with pre-packed weights; the tensors of it that the model has too, by name."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS
+    options.optimized_model_filepath = os.path.join(saved, MODEL)
+    options.add_session_config_entry(SAVED_DATA_KEY, _DATA)
+    options.add_session_config_entry(SAVED_SIZE_KEY, "0")
+    options.add_session_config_entry(SAVE_PREPACKED_KEY, "1")
+    if any(entry.domain == EXTENSIONS_DOMAIN for entry in model.opset_import):
+        register_extensions(options)
+    onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    ours = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in external_tensors(model.graph)}
+    return {
+        tensor.name: tensor
+        for tensor in external_tensors(_parsed(options.optimized_model_filepath).graph)
+        if ours.get(tensor.name) == (tensor.data_type, tuple(tensor.dims))
+    }
+
+
+def _parsed(path: str) -> ModelProto:
+    with open(path, "rb") as file:
+        model = ModelProto()
+        model.ParseFromString(file.read())
+        return model
+
+
+def _entries(tensor: TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _append(data: BinaryIO, offset: int, length: int, path: str) -> int:
+    """Copy bytes of the saved data to the end of a file; the offset at which they begin there."""
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        start = -(-os.fstat(target).st_size // _ALIGNMENT) * _ALIGNMENT
+        os.lseek(target, start, os.SEEK_SET)
+        done = 0
+        while done < length:
+            chunk = os.pread(data.fileno(), min(_CHUNK_BYTES, length - done), offset + done)
+            if not chunk:
+                raise OSError(f"the saved data ends at {offset + done}")
+            left = memoryview(chunk)
+            while left:
+                left = left[os.write(target, left) :]
+            done += len(chunk)
+        return start
+    finally:
+        os.close(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
