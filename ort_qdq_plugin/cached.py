@@ -17,6 +17,7 @@ import onnxruntime
 import ort_qdq_plugin
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.manifest import FORMAT, Identity
+from ort_qdq_plugin.cache.prune import prune
 from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Entry, Store
 from ort_qdq_plugin.cache.writer import EntryWriter
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
@@ -115,7 +116,7 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
         return prepared
     holder = store.hold(key)
     if options.cache_max_bytes is not None:
-        store.prune(options.cache_max_bytes)
+        prune(store, options.cache_max_bytes)
     made = prepared.report._replace(cache="made")
     entry = store.find(key, verify=False) if options.share_weights else None
     if entry is None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.cache.lock import exclusive, hold_shared, try_exclusive
+from ort_qdq_plugin.cache.lock import exclusive, hold_shared
 from ort_qdq_plugin.cache.manifest import (
     EntryFile,
     Identity,
@@ -30,6 +30,7 @@ from ort_qdq_plugin.cache.manifest import (
 
 __all__ = [
     "LINK",
+    "LOCK",
     "MANIFEST",
     "MODEL",
     "SHARED_DATA",
@@ -49,7 +50,7 @@ SHARED_MODEL, SHARED_DATA = "model-shared.onnx", "shared.bin"
 LINK = "data-"
 """What the names of links begin with."""
 
-_LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
+LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
 _RANDOM_BYTES = 8
 _MAX_MANIFEST_BYTES = 256 << 20
 
@@ -100,7 +101,7 @@ class Store:
         Raises:
             OSError: The lock cannot be had.
         """
-        with exclusive(self.path_of(key) + _LOCK, _PATIENCE) as held:
+        with exclusive(self.path_of(key) + LOCK, _PATIENCE) as held:
             if held:
                 self._sweep(key)
             yield
@@ -126,7 +127,7 @@ class Store:
             opened.pop_all()
         # When it was used last.
         with contextlib.suppress(OSError):
-            os.utime(self.path_of(key) + _LOCK)
+            os.utime(self.path_of(key) + LOCK)
         return entry
 
     def _open(self, key: str, opened: contextlib.ExitStack) -> Entry:
@@ -215,44 +216,6 @@ class Store:
             os.rename(path, condemned)
         shutil.rmtree(condemned, ignore_errors=True)
 
-    def prune(self, max_bytes: int) -> None:
-        """Remove the entries that were not used for the longest time, until all together have at most so many bytes.
-
-        Entries that are in use stay, whatever their size.
-        """
-        entries = sorted(self._entries(), key=lambda entry: entry.used)
-        total = sum(entry.nbytes for entry in entries)
-        for entry in entries:
-            if total <= max_bytes:
-                return
-            if self._remove_unused(entry.key):
-                total -= entry.nbytes
-
-    def _remove_unused(self, key: str) -> bool:
-        path = self.path_of(key)
-        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
-            opened.enter_context(exclusive(path + _LOCK, 0.0))
-            descriptor = os.open(os.path.join(path, MANIFEST), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            opened.callback(os.close, descriptor)
-            if try_exclusive(descriptor) is False:
-                return False
-            self.discard(path)
-            os.unlink(path + _LOCK)
-            return True
-        return False
-
-    def _entries(self) -> Iterator[_Found]:
-        with os.scandir(self.folder) as found:
-            for item in found:
-                if "." in item.name or not item.is_dir(follow_symlinks=False):
-                    continue
-                with contextlib.suppress(OSError), os.scandir(item.path) as files:
-                    nbytes = sum(file.stat(follow_symlinks=False).st_blocks * 512 for file in files)
-                    used = 0.0
-                    with contextlib.suppress(OSError):
-                        used = os.stat(item.path + _LOCK).st_mtime
-                    yield _Found(item.name, nbytes, used)
-
     def _sweep(self, key: str) -> None:
         """Remove what processes left that were killed while they made this entry. Its lock is held."""
         with os.scandir(self.folder) as found:
@@ -260,12 +223,6 @@ class Store:
         for name in names:
             if name.endswith((_UNFINISHED, _DISCARDED)):
                 shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
-
-
-class _Found(NamedTuple):
-    key: str
-    nbytes: int
-    used: float  # when, in seconds
 
 
 def boot_id() -> str:

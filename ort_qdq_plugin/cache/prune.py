@@ -1,0 +1,72 @@
+"""Making room: the entries that were not used for the longest time go first, those that are in use never."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ort_qdq_plugin.cache.lock import exclusive, try_exclusive
+from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store
+
+__all__ = ["StoredEntry", "prune", "stored_entries"]
+
+_BLOCK_BYTES = 512  # what st_blocks counts
+
+
+class StoredEntry(NamedTuple):
+    """An entry as it lies there.
+
+    Attributes:
+        key: Its name.
+        nbytes: What it takes on the disk; links of the model's own files count as well.
+        used: When it was used last, in seconds since the epoch.
+    """
+
+    key: str
+    nbytes: int
+    used: float
+
+
+def stored_entries(store: Store) -> Iterator[StoredEntry]:
+    """All entries, in no order."""
+    # A clock that was wrong once must not keep an entry for ever.
+    now = time.time()
+    with os.scandir(store.folder) as found:
+        for item in found:
+            if "." in item.name or not item.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(OSError), os.scandir(item.path) as files:
+                nbytes = sum(file.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES for file in files)
+                used = 0.0
+                with contextlib.suppress(OSError):
+                    used = min(os.stat(item.path + LOCK).st_mtime, now)
+                yield StoredEntry(item.name, nbytes, used)
+
+
+def prune(store: Store, max_bytes: int) -> None:
+    """Remove entries until all together have at most so many bytes, or only those are left that are in use."""
+    entries = sorted(stored_entries(store), key=lambda entry: entry.used)
+    total = sum(entry.nbytes for entry in entries)
+    for entry in entries:
+        if total <= max_bytes:
+            return
+        if _remove_unused(store, entry.key):
+            total -= entry.nbytes
+
+
+def _remove_unused(store: Store, key: str) -> bool:
+    path = store.path_of(key)
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        # Nobody is to begin with this entry meanwhile.
+        opened.enter_context(exclusive(path + LOCK, 0.0))
+        descriptor = os.open(os.path.join(path, MANIFEST), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        opened.callback(os.close, descriptor)
+        if try_exclusive(descriptor) is False:
+            return False
+        store.discard(path)
+        os.unlink(path + LOCK)
+        return True
+    return False
