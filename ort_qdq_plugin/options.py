@@ -25,7 +25,7 @@ class Options:
         block_size: For weights without blocks: a power of two from 16 to 256, 0 for ONNX Runtime's default of 32, or -1 for
             the one that pads K least. None takes ``session.qdq_matmulnbits_block_size``, else 0.
         buffer: Where packed weights go: "file" (a temporary file without a name), "memory", or "auto" (a file, unless they
-            are below 1 MB).
+            are below 8 MB).
         spill_dir: The directory of that file. None takes TMPDIR if it is set, else the system's own.
         threads: How many threads pack. None takes the session's intra-op threads, else all processors; or one if the process
             may not map much memory (``ulimit -v``).

@@ -36,6 +36,7 @@ from ort_qdq_plugin.ort.handover import borrow
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.packing.pack import pack
 from ort_qdq_plugin.prepared import PreparedModel
+from ort_qdq_plugin.process import collecting_no_garbage
 from ort_qdq_plugin.report import Journal
 from ort_qdq_plugin.request import LoadRequest
 
@@ -80,9 +81,10 @@ def prepare(skeleton: Skeleton, request: LoadRequest, journal: Journal, writer: 
         LeaveToStock: There is nothing to do for this model, or ONNX Runtime has to see it as it is.
         Exception: Anything that can go wrong on the way.
     """
-    with what_cannot_be_opened_goes_to_stock(), journal.stage("open"):
-        opened = parse(skeleton)
-    plan = plan_model(opened, request, journal)
+    with collecting_no_garbage():
+        with what_cannot_be_opened_goes_to_stock(), journal.stage("open"):
+            opened = parse(skeleton)
+        plan = plan_model(opened, request, journal)
     settle_process()
     by_path = _goes_by_path(plan, request)
     writer = None if by_path else writer
@@ -100,7 +102,7 @@ def prepare(skeleton: Skeleton, request: LoadRequest, journal: Journal, writer: 
             if by_path:
                 for buffer in packed:
                     buffer.link()
-        with journal.stage("assemble"):
+        with journal.stage("assemble"), collecting_no_garbage():
             places = Places(by_path, packed)
             model = assemble(opened, plan.scope, plan.matches.fusions, plan.layout, places)
             session_options = request.session_options

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["available_processors", "memory_is_limited", "not_forking", "processor"]
+__all__ = ["available_processors", "collecting_no_garbage", "memory_is_limited", "not_forking", "processor"]
 
 # A module that one thread imports while another one forks the process can never be imported in the child: the child would
 # wait for a thread that it does not have. The same is true of anything else that is made once, under a lock. So whoever
@@ -13,6 +16,18 @@ __all__ = ["available_processors", "memory_is_limited", "not_forking", "processo
 not_forking = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=not_forking.acquire, after_in_parent=not_forking.release, after_in_child=not_forking.release)
+
+
+@contextmanager
+def collecting_no_garbage() -> Iterator[None]:
+    """While the block runs, the cyclic garbage collector does not: it would look at thousands of new objects in vain."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def memory_is_limited() -> bool:

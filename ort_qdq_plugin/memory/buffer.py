@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["PackedBuffer", "buffer_at", "make_buffers", "spill_directories", "trim_mapping"]
 
 # A file is not worth its system calls below this.
-_SMALL_BYTES = 1 << 20
+_SMALL_BYTES = 8 << 20
 
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1  # <linux/fs.h>
 
