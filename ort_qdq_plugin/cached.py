@@ -35,6 +35,9 @@ __all__ = ["NotFromCache", "prepared_through_cache"]
 
 _KEY_BYTES = 16
 
+# Pre-packed weights of fewer bytes cannot be told from what else a session takes.
+_TELLING_BYTES = 16 << 20
+
 
 class NotFromCache(Exception):
     """This session cannot be given what is in the cache."""
@@ -195,21 +198,16 @@ def _shared(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedMod
     )
 
 
-def shared_or_not(prepared: PreparedModel) -> Report:
+def shared_or_not(report: Report, grown: int) -> Report:
     """The report of a session that was just created with pre-packed weights: whether ONNX Runtime uses them.
 
-    It keeps those files mapped whose blobs it uses. On another kind of processor it pre-packs anew, and says nothing.
+    On another kind of processor it pre-packs anew into memory of its own, and says nothing. The memory tells.
+
+    Args:
+        report: As if it did.
+        grown: By how many bytes the process's anonymous memory grew when the session was created.
     """
-    folder, nbytes = os.path.dirname(str(prepared.model)), 0
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-            for line in maps:
-                if folder in line:
-                    first, _, last = line.split(maxsplit=1)[0].partition("-")
-                    nbytes += int(last, 16) - int(first, 16)
-    except OSError:  # not on this system
-        return prepared.report
-    if nbytes >= prepared.report.shared_bytes:
-        return prepared.report
+    if report.shared_bytes < _TELLING_BYTES or grown < report.shared_bytes // 2:
+        return report
     log.warning("weights are not shared between processes: ONNX Runtime does not take what it pre-packed for the cache")
-    return prepared.report._replace(shared_bytes=0)
+    return report._replace(shared_bytes=0)

@@ -8,7 +8,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["available_processors", "collecting_no_garbage", "memory_is_limited", "not_forking", "processor"]
+__all__ = [
+    "anonymous_bytes",
+    "available_processors",
+    "collecting_no_garbage",
+    "memory_is_limited",
+    "not_forking",
+    "processor",
+]
 
 # A module that one thread imports while another one forks the process can never be imported in the child: the child would
 # wait for a thread that it does not have. The same is true of anything else that is made once, under a lock. So whoever
@@ -41,6 +48,15 @@ def memory_is_limited() -> bool:
         return False
     limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
     return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
+
+
+def anonymous_bytes() -> int:
+    """This process's anonymous memory; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon:")), 0)
+    except OSError:
+        return 0
 
 
 def processor() -> str:

@@ -20,7 +20,7 @@ from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import Asked
 from ort_qdq_plugin.ort.sharing import reading
-from ort_qdq_plugin.process import not_forking
+from ort_qdq_plugin.process import anonymous_bytes, not_forking
 from ort_qdq_plugin.providers import provider_names, without_fused_nodes
 from ort_qdq_plugin.report import Journal, Report
 from ort_qdq_plugin.request import LoadRequest
@@ -226,6 +226,7 @@ def _create_prepared(session: Any, loading: Loading, prepared: PreparedModel, as
     # What get_session_options() will give: the caller may load other models with it. Made before the session is, because a
     # profile that copying begins has the name of one that is begun within the same second.
     as_said = private_options(hook.asked_of(session)[1])
+    anonymous_before = anonymous_bytes() if prepared.report.shared_bytes else 0
     handing_over = by_path(prepared.session_options) if prepared.by_path else trimming(prepared.mappings)
     try:
         with (
@@ -245,7 +246,8 @@ def _create_prepared(session: Any, loading: Loading, prepared: PreparedModel, as
         buffer.seal()
     hook.say_options(session, as_said)
     if prepared.report.shared_bytes:
-        prepared = prepared._replace(report=_cached().shared_or_not(prepared))
+        report = _cached().shared_or_not(prepared.report, anonymous_bytes() - anonymous_before)
+        prepared = prepared._replace(report=report)
     loading.report = prepared.report._replace(seconds=journal.finished(prepared.report.route).seconds)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +15,7 @@ from ort_qdq_plugin.environment import PREFIX
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
+from ort_qdq_plugin.process import not_forking
 from ort_qdq_plugin.report import Report
 
 __all__ = ["EntryWriter"]
@@ -148,6 +148,8 @@ class EntryWriter:
 
 def prepacked_in_another_process(folder: str) -> int:
     """Run prepack.py on a folder; how many bytes it pre-packed. 0, and one warning, if that failed."""
+    with not_forking:
+        import subprocess
     # The package need not be where that process would look for it, nor be switched on in it.
     paths = [os.path.dirname(os.path.dirname(ort_qdq_plugin.__file__)), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}

@@ -1,0 +1,81 @@
+"""Loads through the cache, in this process and in others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ort_qdq_plugin import Options, Report, create_session
+from tests.support import CPU, made_report, x_of
+
+__all__ = ["Loaded", "entries", "leftovers", "load", "loading", "loads_apart", "outcome_of", "written_back"]
+
+
+class Loaded(NamedTuple):
+    """What a load gave: its report, and a digest of the results."""
+
+    report: Report
+    digest: str
+
+
+def load(model: Path, cache: Path | None, **options: Any) -> Loaded:
+    """Load a model and run it."""
+    session = create_session(str(model), providers=CPU, options=Options(cache_dir=cache, **options))
+    outputs = session.run(None, x_of(session))
+    return Loaded(made_report(session), hashlib.md5(b"".join(np.asarray(one).tobytes() for one in outputs)).hexdigest())
+
+
+def entries(cache: Path) -> list[Path]:
+    """The folders of all entries."""
+    return sorted(path for path in cache.iterdir() if path.is_dir() and "." not in path.name)
+
+
+def written_back(cache: Path) -> None:
+    """Wait until all entries are known to be on disk: a thread sees to that in the background."""
+    end = time.monotonic() + 30
+    while not all((entry / "on-disk").exists() for entry in entries(cache)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def leftovers(cache: Path) -> list[str]:
+    """What is neither an entry nor a lock."""
+    return sorted(path.name for path in cache.iterdir() if path.suffix in (".tmp", ".old"))
+
+
+_CODE = """
+import json, sys, time
+from pathlib import Path
+from tests.cache.support import load
+model, cache, options = sys.argv[1:]
+before = set(sys.modules)
+start = time.perf_counter()
+loaded = load(Path(model), Path(cache), **json.loads(options))
+print(json.dumps([loaded.report.cache, loaded.digest, time.perf_counter() - start]), flush=True)
+"""
+
+
+def loading(model: Path, cache: Path, **options: Any) -> subprocess.Popen[str]:
+    """A process that loads the model and prints [report.cache, digest, seconds]."""
+    command = [sys.executable, "-c", _CODE, str(model), str(cache), json.dumps(options)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def outcome_of(process: subprocess.Popen[str]) -> tuple[str, str, float]:
+    """What a process of `loading` printed."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    how, digest, seconds = json.loads(out.splitlines()[-1])
+    return how, digest, seconds
+
+
+def loads_apart(model: Path, cache: Path, count: int, **options: Any) -> list[tuple[str, str, float]]:
+    """So many processes load the model at once."""
+    return [outcome_of(process) for process in [loading(model, cache, **options) for _ in range(count)]]
