@@ -27,12 +27,12 @@ def _interrupted_packing(scene: Scene) -> list[Verdict]:
     return [_interrupted(scene, scene.job(loader=loader, breaks="interrupt packing")) for loader in scene.loaders]
 
 
-@CHAPTER.fault("SIGINT in initialization", "0 to 40 ms after it began, then a second load", "initialization", quick=False)
+@CHAPTER.fault("SIGINT in initialization", "0 to 15 ms after it began, then a second load", "initialization", quick=False)
 def _interrupted_initialization(scene: Scene) -> list[Verdict]:
     return [
         _interrupted(scene, scene.job(pair, loader=loader, breaks="interrupt initialization", value=value))
         for pair, loader in scene.contenders
-        for value in (0, 5, 10, 20, 40)
+        for value in (0, 2, 5, 10, 15)
     ]
 
 

@@ -72,6 +72,7 @@ class Manifest(NamedTuple):
     """What an entry says of itself.
 
     Attributes:
+        key: Of the entry.
         sources: The files that it was made of; the first one is the model.
         files: The files that it consists of, but for the manifest itself and links of sources. None: the model goes to stock
             ONNX Runtime.
@@ -83,6 +84,7 @@ class Manifest(NamedTuple):
             system can lose what is in them.
     """
 
+    key: str
     sources: tuple[SourceFile, ...]
     files: tuple[EntryFile, ...]
     report: Report
@@ -113,6 +115,7 @@ def parse_manifest(data: bytes) -> Manifest:
     if plain["format"] != FORMAT:
         raise InvalidEntry(f"it is of format {plain['format']}")
     return Manifest(
+        key=plain["key"],
         sources=tuple(SourceFile(path, Identity(*identity), *rest) for path, identity, *rest in plain["sources"]),
         files=tuple(EntryFile(*entry) for entry in plain["files"]),
         report=_report(plain["report"]),

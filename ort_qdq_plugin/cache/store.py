@@ -152,6 +152,8 @@ class Store:
                 raise InvalidEntry(f"its manifest has {size} bytes")
             manifest = parse_manifest(os.pread(holder, size, 0))
             there = set(os.listdir(folder))
+            if manifest.key != key:
+                raise InvalidEntry("its manifest is that of another entry")
             linked = {source.location for source in manifest.sources if source.linked}
             if there - {MANIFEST, _ON_DISK} != linked | {entry.name for entry in manifest.files}:
                 raise InvalidEntry("it has not the files that it should have")

@@ -75,6 +75,7 @@ class EntryWriter:
         names = [name for name in os.listdir(self._begun()) if not name.startswith(LINK)]
         self._finish(
             Manifest(
+                key=self._key,
                 sources=described,
                 files=describe(self._begun(), sorted(names), self._verify),
                 report=report,
@@ -88,7 +89,16 @@ class EntryWriter:
     def commit_nothing(self, sources: Sequence[FileSource], report: Report) -> None:
         """Remember that there is nothing to be done for the model, and why (`report.passed_through`)."""
         described = tuple(self._described(source, "") for source in sources)
-        nothing = Manifest(described, (), report, extensions=False, foreign=(), prepacked_bytes=0, boot=boot_id())
+        nothing = Manifest(
+            key=self._key,
+            sources=described,
+            files=(),
+            report=report,
+            extensions=False,
+            foreign=(),
+            prepacked_bytes=0,
+            boot=boot_id(),
+        )
         self._finish(nothing)
 
     def abandon(self) -> None:
