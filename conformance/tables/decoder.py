@@ -61,6 +61,13 @@ _FIELD_NUMBERS = 2**29
 _MODEL_GRAPH = b"\x3a"
 _GRAPH_INITIALIZER = b"\x2a"
 _TENSOR_RAW_DATA = b"\x4a"
+# The field data_location with the value DEFAULT, which serializers put behind raw_data.
+_DEFAULT_LOCATION = b"\x70\x00"
+
+
+# Where weights are: in a file beside the .onnx, in it, or in it with every tensor saying so, as onnx.save leaves them after
+# onnx.load of external data.
+STORAGES = ("external", "inline", "inline, explicit DEFAULT")
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,15 @@ class ModelSpec:
     n_major: bool = False
     block: int = 32
     scales: str = "float"
-    inline: bool = False
+    storage: str = "external"
     accuracy_level: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.weight not in _TENSOR_TYPES or self.scales not in _FLOAT_TYPES:
             raise ValueError(f"unknown types: weight {self.weight!r}, scales {self.scales!r}")
+        if self.storage not in STORAGES:
+            raise ValueError(f"unknown storage {self.storage!r}")
         if self.hidden % self.block or self.ffn % self.block or self.vocab % 8:
             raise ValueError("hidden and ffn must be multiples of the block, vocab of 8")
 
@@ -467,11 +476,11 @@ def _decoder(spec: ModelSpec, product_nodes: ProductNodes) -> ModelProto:
 # ---- files ----------------------------------------------------------------------------------------
 
 
-def _write(path: Path, model: ModelProto, tensors: Iterable[Tensor], inline: bool) -> None:
-    if inline:
-        _write_inline(path, model, list(tensors))
-    else:
+def _write(path: Path, model: ModelProto, tensors: Iterable[Tensor], storage: str) -> None:
+    if storage == "external":
         _write_external(path, model, tensors)
+    else:
+        _write_inline(path, model, list(tensors), b"" if storage == "inline" else _DEFAULT_LOCATION)
 
 
 def _write_external(path: Path, model: ModelProto, tensors: Iterable[Tensor]) -> None:
@@ -492,19 +501,20 @@ def _write_external(path: Path, model: ModelProto, tensors: Iterable[Tensor]) ->
     path.write_bytes(model.SerializeToString())
 
 
-def _write_inline(path: Path, model: ModelProto, tensors: list[Tensor]) -> None:
+def _write_inline(path: Path, model: ModelProto, tensors: list[Tensor], end: bytes) -> None:
     """Write one file that holds everything, never more than one tensor in memory.
 
-    The graph's length precedes it, so that all lengths are added up before anything is written.
+    `end` are fields that every tensor has behind its bytes. The graph's length precedes it, so that all lengths are added up
+    before anything is written.
     """
     heads = []
     for tensor in tensors:
         declared = _declare(tensor).SerializeToString() + _TENSOR_RAW_DATA + _varint(tensor.nbytes)
-        heads.append(_GRAPH_INITIALIZER + _varint(len(declared) + tensor.nbytes) + declared)
+        heads.append(_GRAPH_INITIALIZER + _varint(len(declared) + tensor.nbytes + len(end)) + declared)
     graph_head, graph_tail = _split(model.graph, "initializer")
     model.ClearField("graph")
     head, tail = _split(model, "graph")
-    length = len(graph_head) + sum(map(len, heads)) + sum(t.nbytes for t in tensors) + len(graph_tail)
+    length = len(graph_head) + sum(map(len, heads)) + sum(t.nbytes + len(end) for t in tensors) + len(graph_tail)
     if length > _PROTOBUF_LIMIT:
         raise ValueError(f"{path}: {length} bytes do not fit one protobuf message")
     with open(path, "wb") as file:
@@ -512,6 +522,7 @@ def _write_inline(path: Path, model: ModelProto, tensors: list[Tensor]) -> None:
         for entry, tensor in zip(heads, tensors, strict=True):
             file.write(entry)
             _write_bytes(file, tensor)
+            file.write(end)
         file.write(graph_tail + tail)
         _settle(file)
 
@@ -567,9 +578,9 @@ def write_pair(spec: ModelSpec, folder: Path) -> ModelPair:
     folder.mkdir(parents=True, exist_ok=True)
     pair = ModelPair(spec, folder / "qdq.onnx", folder / "qop.onnx")
     qdq = (tensor for product in spec.products for tensor in _qdq_tensors(spec, product))
-    _write(pair.qdq, _decoder(spec, _qdq_nodes), qdq, spec.inline)
+    _write(pair.qdq, _decoder(spec, _qdq_nodes), qdq, spec.storage)
     qop = (tensor for product in spec.products for tensor in _qop_tensors(spec, product))
-    _write(pair.qop, _decoder(spec, _qop_nodes), qop, spec.inline)
+    _write(pair.qop, _decoder(spec, _qop_nodes), qop, spec.storage)
     _random.cache_clear()
     _random_k_major.cache_clear()
     return pair
@@ -587,7 +598,7 @@ def ensure_pair(spec: ModelSpec, folder: Path) -> ModelPair:
     return pair
 
 
-def write_float_model(path: Path, width: int, layers: int, inline: bool) -> None:
+def write_float_model(path: Path, width: int, layers: int, storage: str) -> None:
     """Write a model without any QDQ: `layers` float products of [width, width]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -599,7 +610,7 @@ def write_float_model(path: Path, width: int, layers: int, inline: bool) -> None
     names = ["x", *(f"l{layer}" for layer in range(layers))]
     nodes = [_node("MatMul", [names[i], f"{names[i + 1]}.weight"], names[i + 1]) for i in range(layers)]
     tensors = [Tensor(f"{name}.weight", TensorProto.FLOAT, (width, width), 4 * width * width, weight) for name in names[1:]]
-    _write(path, _model(nodes, {}, width, (names[-1], width)), tensors, inline)
+    _write(path, _model(nodes, {}, width, (names[-1], width)), tensors, storage)
 
 
 def write_fanout_model(path: Path, nodes: int = 5000, products: int = 500, width: int = 128) -> ModelSpec:
@@ -618,7 +629,7 @@ def write_fanout_model(path: Path, nodes: int = 5000, products: int = 500, width
         for step in range(glue):
             chain.append(_node("Softsign" if step % 2 else "Neg", [x], f"p{i}.{step}"))
             x = f"p{i}.{step}"
-    _write(path, _model(chain, {}, width, (x, width)), tensors, inline=False)
+    _write(path, _model(chain, {}, width, (x, width)), tensors, "external")
     return spec
 
 

@@ -237,7 +237,7 @@ class Sheet:
         nodes, self.nodes = self.nodes, []
         return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)])
 
-    def write(self, path: Path, outputs: Mapping[str, Sequence[Dim]], inline: bool = False) -> None:
+    def write(self, path: Path, outputs: Mapping[str, Sequence[Dim]], storage: str = "external") -> None:
         """Write the model, its large tensors inside it or into a file beside it."""
         graph = helper.make_graph(
             self.nodes,
@@ -249,7 +249,7 @@ class Sheet:
         )
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
         model: ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        _write(path, model, self.tensors.values(), inline)
+        _write(path, model, self.tensors.values(), storage)
 
 
 # ---- the layouts ------------------------------------------------------------------------------------
@@ -664,7 +664,7 @@ def _write_tied(path: Path, rows: int, columns: int, *, tied: bool, inline: bool
     embedded = s.node("Gather", [table, "ids"])
     last = s.node("Gather", [embedded, s.constant("last", np.array([-1]))], axis=0)
     logits = s.node("MatMul", [last, s.node("Transpose", [dense], perm=[1, 0])])
-    s.write(path, {logits: [1, rows]}, inline)
+    s.write(path, {logits: [1, rows]}, "inline" if inline else "external")
     return size
 
 

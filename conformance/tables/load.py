@@ -299,14 +299,14 @@ def _disagreements(spec: ModelSpec, differences: dict[str, float], results: dict
 # ---- the sections ----------------------------------------------------------------------------------
 
 
-def _pair(args: argparse.Namespace, variant: str, inline: bool = False, layers: int = 0) -> ModelPair:
+def _pair(args: argparse.Namespace, variant: str, storage: str = "external", layers: int = 0) -> ModelPair:
     """A variant's models, written unless they are there."""
     from conformance.tables.decoder import ensure_pair, spec_of
 
     shape = _QUICK_SHAPE if args.quick else {}
     layers = layers or args.layers
-    spec = spec_of(variant, layers=layers, inline=inline, accuracy_level=args.accuracy_level, **shape)
-    name = f"{variant}-{layers}{'-inline' if inline else ''}{'-quick' if args.quick else ''}"
+    spec = spec_of(variant, layers=layers, storage=storage, accuracy_level=args.accuracy_level, **shape)
+    name = "-".join([variant, str(layers), *storage.lower().replace(",", "").split(), *(["quick"] if args.quick else [])])
     say(f"{name}: {spec.weight_bytes / MB:.0f} MB of weights")
     return ensure_pair(spec, args.dir / name)
 
@@ -339,9 +339,9 @@ def _chosen(args: argparse.Namespace, spec: ModelSpec) -> tuple[list[str], list[
     return names, notes
 
 
-def load_section(args: argparse.Namespace, variant: str, inline: bool = False, layers: int = 0) -> Section:
+def load_section(args: argparse.Namespace, variant: str, storage: str = "external", layers: int = 0) -> Section:
     """The table of one variant."""
-    pair = _pair(args, variant, inline, layers)
+    pair = _pair(args, variant, storage, layers)
     names, notes = _chosen(args, pair.spec)
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
         jobs = _jobs(args, pair, names, Path(scratch))
@@ -353,11 +353,11 @@ def load_section(args: argparse.Namespace, variant: str, inline: bool = False, l
     if args.quick:
         notes.append("Tiny models show that it works; their time and memory are not judged.")
     else:
-        targets += _inline_targets(results) if inline else _load_targets(spec, results)
+        targets += _load_targets(spec, results) if storage == "external" else _inline_targets(results)
     described = (
         f"{spec.layers} layers, hidden {spec.hidden}, {spec.weight_bytes / MB:.0f} MB of {spec.weight} weights, "
         f"block {spec.block}, {'with' if spec.zero_points else 'no'} zero points, {spec.scales} scales, "
-        f"{'N-major' if spec.n_major else 'K-major'}, {'inline' if inline else 'external data'}; "
+        f"{'N-major' if spec.n_major else 'K-major'}, {spec.storage}; "
         f"accuracy level {spec.accuracy_level}, {args.runs} runs each."
     )
     lines = [
@@ -367,7 +367,7 @@ def load_section(args: argparse.Namespace, variant: str, inline: bool = False, l
         "",
         *notes,
     ]
-    title = f"Load, {variant}{', inline' if inline else ''}"
+    title = f"Load, {variant}{'' if storage == 'external' else f', {storage}'}"
     return Section(title, lines, targets, _disagreements(spec, differences, results))
 
 
@@ -434,13 +434,18 @@ def _agreement(name: str, differences: dict[str, float]) -> str:
 
 
 def _inline_targets(results: dict[str, _Results]) -> list[Target]:
-    ours, qop = (results.get(name, _Results()) for name in ("ours-qdq", "stock-qop"))
-    return _ratio("inline, peak / stock QOperator", ours, qop, lambda r: r.peak, 1.0)
+    ours, qdq, qop = (results.get(name, _Results()) for name in ("ours-qdq", "stock-qdq", "stock-qop"))
+    return [
+        *_ratio("inline, peak / stock QOperator", ours, qop, lambda r: r.peak, 1.0),
+        *_ratio("inline, peak / stock QDQ", ours, qdq, lambda r: r.peak, 1.0),
+        *_ratio("inline, init / stock QDQ", ours, qdq, lambda r: r.init, 1.1),
+    ]
 
 
-def inline_section(args: argparse.Namespace) -> Section:
+def inline_sections(args: argparse.Namespace) -> list[Section]:
     """Weights inside the .onnx."""
-    return load_section(args, "uint4", inline=True, layers=1 if args.quick else 4)
+    layers = 1 if args.quick else 4
+    return [load_section(args, "uint4", storage, layers) for storage in ("inline", "inline, explicit DEFAULT")]
 
 
 def packing_section(args: argparse.Namespace, variant: str) -> Section:
@@ -479,14 +484,14 @@ def overhead_section(args: argparse.Namespace) -> Section:
     lines = [row(columns), row(["---"] * len(columns))]
     targets, errors = [], []
     models = {
-        "tiny, inline": (16, 1, True),
-        "53 MB, inline": (1024, 12, True),
-        "53 MB, external data": (1024, 12, False),
+        "tiny, inline": (16, 1, "inline"),
+        "53 MB, inline": (1024, 12, "inline"),
+        "53 MB, external data": (1024, 12, "external"),
     }
-    for title, (width, layers, inline) in models.items():
-        path = args.dir / "float" / f"{layers}-{'inline' if inline else 'external'}.onnx"
+    for title, (width, layers, storage) in models.items():
+        path = args.dir / "float" / f"{layers}-{storage}.onnx"
         if not path.exists():
-            write_float_model(path, width, layers, inline)
+            write_float_model(path, width, layers, storage)
         # A difference of milliseconds needs more runs than one of seconds.
         results = interleave(_MODULE, _load_jobs(args, path), 3 * args.runs, Measurement)
         stock, ours = results["stock-qdq"], results["ours-qdq"]
@@ -527,7 +532,7 @@ def _sections(args: argparse.Namespace) -> list[Section]:
     if args.packing:
         sections += [packing_section(args, variant) for variant in args.variants]
     if args.inline:
-        sections.append(inline_section(args))
+        sections += inline_sections(args)
     if args.overhead:
         sections.append(overhead_section(args))
     return sections
