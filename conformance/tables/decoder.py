@@ -643,14 +643,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=32064)
     parser.add_argument("--block", type=int, default=32)
     parser.add_argument("--accuracy-level", type=int, default=4, help="of the MatMulNBits nodes")
-    parser.add_argument("--inline", action="store_true", help="weights inside the .onnx (below 2 GiB)")
+    parser.add_argument("--storage", default="external", choices=STORAGES, help="inline: below 2 GiB")
     return parser.parse_args()
 
 
 def main() -> None:
     """Write the pairs the command line asks for."""
     args = _arguments()
-    shared = ("layers", "hidden", "ffn", "vocab", "block", "accuracy_level", "inline")
+    shared = ("layers", "hidden", "ffn", "vocab", "block", "accuracy_level", "storage")
     for variant in args.variant:
         spec = spec_of(variant, **{key: getattr(args, key) for key in shared})
         start = time.perf_counter()

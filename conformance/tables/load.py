@@ -14,32 +14,24 @@ a missed one an error. A contender that fails is shown as failed and does not st
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from conformance.tables.contenders import CHILD, CONTENDERS, Job, Measurement
 from conformance.tables.measuring import (
     MB,
     Results,
-    Run,
     Section,
     Target,
     available_memory,
-    facts,
     finish,
     interleave,
-    memory,
     row,
     say,
     stages,
@@ -48,180 +40,13 @@ from conformance.tables.measuring import (
 if TYPE_CHECKING:
     from conformance.tables.decoder import ModelPair, ModelSpec
 
-__all__ = ["CONTENDERS", "Job", "Measurement", "main"]
-
-_MODULE = "conformance.tables.load"
-# A repeated run is cut short once its repetitions took this long.
-_STEADY_SECONDS = 8.0
-# What a dense model takes beyond its float weights while it is folded and packed.
-_DENSE_OVERHEAD = 1.25
-_QUICK_SHAPE = {"hidden": 256, "ffn": 512, "vocab": 1024}
-
-
-# ---- one run, in its own process -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a child process is to do."""
-
-    contender: str
-    model: str
-    threads: int = 0  # 0: what the library takes by itself
-    accuracy_level: int = 4
-    steady_runs: int = 7
-    output: str = ""  # where the first result goes, as .npy
-    watch_packing: bool = False  # look at memory during packing
-    load_only: bool = False
-    load_again: bool = False
-
-
-@dataclass(frozen=True)
-class Measurement(Run):
-    """What a child measured."""
-
-    import_seconds: float = 0.0
-    again_seconds: float = 0.0  # the same load once more, in a process that has done it before
-    first_seconds: float = 0.0  # from the start of the load to the first result
-    checksum: float = 0.0
-    packing_anon: int = 0  # most anonymous memory during packing, above `before`
-
-    def __str__(self) -> str:
-        return f"import {self.import_seconds:.2f} s, {super().__str__()}, checksum {self.checksum:.9g}"
-
+__all__ = ["main"]
 
 _Results = Results[Measurement]
 
-
-@dataclass(frozen=True)
-class Contender:
-    """A way of loading: a title, which model of a pair it takes, and how it makes a runner."""
-
-    title: str
-    takes: str  # "qdq" | "qop"
-    module: str
-    load: Callable[[Any, Job], Any]
-
-
-def _session_options(job: Job) -> Any:
-    options = importlib.import_module("onnxruntime").SessionOptions()
-    options.log_severity_level = 3
-    if job.threads:
-        options.intra_op_num_threads = job.threads
-    level = str(job.accuracy_level)
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-    return options
-
-
-def _load_stock(module: Any, job: Job) -> Any:
-    options = _session_options(job)
-    return module.InferenceSession(job.model, options, providers=["CPUExecutionProvider"])
-
-
-def _load_dense(module: Any, job: Job) -> Any:
-    options = _session_options(job)
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return module.InferenceSession(job.model, options, providers=["CPUExecutionProvider"])
-
-
-def _load_ours(module: Any, job: Job) -> Any:
-    # Strict: a fallback to stock ORT must not pass for this package's figure.
-    extra: dict[str, Any] = {"options": module.Options(strict=True, progress=_watcher if job.watch_packing else None)}
-    options = _session_options(job)
-    return module.create_session(job.model, options, providers=["CPUExecutionProvider"], **extra)
-
-
-def _load_openvino(module: Any, job: Job) -> Any:
-    config = {"INFERENCE_NUM_THREADS": job.threads} if job.threads else {}
-    core = module.Core()
-    return core.compile_model(core.read_model(job.model), "CPU", config)
-
-
-CONTENDERS = {
-    "stock-qop": Contender("stock, QOperator", "qop", "onnxruntime", _load_stock),
-    "stock-qdq": Contender("stock, QDQ", "qdq", "onnxruntime", _load_stock),
-    "stock-dense": Contender("stock, QDQ, disable_quant_qdq", "qdq", "onnxruntime", _load_dense),
-    "openvino": Contender("OpenVINO, QDQ", "qdq", "openvino", _load_openvino),
-    "ours-qdq": Contender("**this package**, QDQ", "qdq", "ort_qdq_plugin", _load_ours),
-    "ours-qop": Contender("**this package**, QOperator", "qop", "ort_qdq_plugin", _load_ours),
-}
-
-
-_packing_anon: list[int] = [0]
-
-
-def _watcher(_done: int, _total: int) -> None:
-    """Progress callback: remember the most anonymous memory."""
-    _packing_anon[0] = max(_packing_anon[0], memory().anon)
-
-
-def _runner(job: Job, loaded: Any) -> Callable[[], NDArray[np.generic]]:
-    """A function that runs one token through whatever was loaded."""
-    rng = np.random.default_rng(1)
-    if job.contender == "openvino":
-        width = loaded.inputs[0].partial_shape[2].get_length()
-        name, kind = loaded.inputs[0].any_name, loaded.inputs[0].element_type.to_dtype()
-        x = rng.standard_normal((1, 1, width), dtype=np.float32).astype(kind)
-        return lambda: np.asarray(loaded({name: x})[loaded.outputs[0]])
-    entry = loaded.get_inputs()[0]
-    kind = np.float16 if entry.type == "tensor(float16)" else np.float32
-    x = rng.standard_normal((1, 1, entry.shape[2]), dtype=np.float32).astype(kind)
-    return lambda: np.asarray(loaded.run(None, {entry.name: x})[0])
-
-
-def _steady(run: Callable[[], object], job: Job) -> float:
-    """Median seconds of one run, after the first."""
-    times: list[float] = []
-    while len(times) < job.steady_runs and sum(times) < _STEADY_SECONDS:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return median(times) if times else 0.0
-
-
-def _child(job: Job) -> Measurement:
-    """Do a job in this process."""
-    contender = CONTENDERS[job.contender]
-    start = time.perf_counter()
-    module = importlib.import_module(contender.module)
-    getattr(module, "create_session", None)  # this package imports what it needs when it is first asked for it
-    imported = time.perf_counter() - start
-    before = memory()
-    start = time.perf_counter()
-    loaded = contender.load(module, job)
-    init = time.perf_counter() - start
-    after = memory()
-    report = module.report_of(loaded) if contender.module == "ort_qdq_plugin" else None
-    measured = Measurement(
-        import_seconds=imported,
-        init_seconds=init,
-        before=before,
-        after=after,
-        report=facts(report),
-        packing_anon=max(0, _packing_anon[0] - before.anon),
-    )
-    if job.load_only:
-        again = _load_again(contender, module, job) if job.load_again else 0.0
-        return replace(measured, again_seconds=again, end=memory())
-    run = _runner(job, loaded)
-    result = run()
-    first = time.perf_counter() - start
-    token = _steady(run, job)
-    if job.output:
-        np.save(job.output, result)
-    return replace(
-        measured,
-        first_seconds=first,
-        token_seconds=token,
-        checksum=float(np.abs(result.astype(np.float64)).mean()),
-        end=memory(),
-    )
-
-
-def _load_again(contender: Contender, module: Any, job: Job) -> float:
-    start = time.perf_counter()
-    contender.load(module, job)
-    return time.perf_counter() - start
+# What a dense model takes beyond its float weights while it is folded and packed.
+_DENSE_OVERHEAD = 1.25
+_QUICK_SHAPE = {"hidden": 256, "ffn": 512, "vocab": 1024}
 
 
 # ---- targets ---------------------------------------------------------------------------------------
@@ -345,7 +170,7 @@ def load_section(args: argparse.Namespace, variant: str, storage: str = "externa
     names, notes = _chosen(args, pair.spec)
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
         jobs = _jobs(args, pair, names, Path(scratch))
-        results = interleave(_MODULE, jobs, args.runs, Measurement, {"stock-dense": args.dense_runs})
+        results = interleave(CHILD, jobs, args.runs, Measurement, {"stock-dense": args.dense_runs})
         outputs = {name: Path(job.output) for name, job in jobs.items()}
         differences = _differences(outputs, "stock-qop")
     spec = pair.spec
@@ -452,7 +277,7 @@ def packing_section(args: argparse.Namespace, variant: str) -> Section:
     """How fast weights are packed, and with how much memory."""
     pair = _pair(args, variant)
     job = Job("ours-qdq", str(pair.qdq), args.threads, args.accuracy_level, load_only=True, watch_packing=True)
-    result = interleave(_MODULE, {"ours-qdq": job}, args.runs, Measurement)["ours-qdq"]
+    result = interleave(CHILD, {"ours-qdq": job}, args.runs, Measurement)["ours-qdq"]
     if not result:
         return Section(f"Packing, {variant}", [], errors=[result.failure])
     seconds, packed_bytes = stages(result), result.report["packed_bytes"]
@@ -493,7 +318,7 @@ def overhead_section(args: argparse.Namespace) -> Section:
         if not path.exists():
             write_float_model(path, width, layers, storage)
         # A difference of milliseconds needs more runs than one of seconds.
-        results = interleave(_MODULE, _load_jobs(args, path), 3 * args.runs, Measurement)
+        results = interleave(CHILD, _load_jobs(args, path), 3 * args.runs, Measurement)
         stock, ours = results["stock-qdq"], results["ours-qdq"]
         errors += [f"{title}: {result.failure}" for result in results.values() if result.failure]
         if not (stock and ours):
@@ -544,7 +369,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="default 32; with --quick 2")
     parser.add_argument("--runs", type=int, help="runs of each contender: default 5; with --quick 2")
     parser.add_argument("--variants", nargs="+", default=["uint4", "int4", "uint4-nmajor"])
-    parser.add_argument("--contenders", nargs="+", default=usual, choices=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", default=usual, choices=[*usual, "stock-dense"])
     parser.add_argument("--dense", action="store_true", help="also stock with disable_quant_qdq (much memory)")
     parser.add_argument("--dense-runs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="intra-op; 0: the library's own choice")
@@ -557,7 +382,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overhead", action="store_true", help="models without QDQ")
     parser.add_argument("--markdown", type=Path, help="write the result there too")
     parser.add_argument("--check", action="store_true", help="a missed target is an error")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.layers = args.layers or (2 if args.quick else 32)
     args.runs = args.runs or (2 if args.quick else 5)
@@ -567,9 +391,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; 1 if something is wrong."""
     args = _arguments(argv)
-    if args.child:
-        print(json.dumps(asdict(_child(Job(**json.loads(args.child))))), flush=True)
-        return 0
     with tempfile.TemporaryDirectory(prefix="load-table-") as temporary:
         args.dir = (args.dir or Path(temporary)).resolve()
         args.dir.mkdir(parents=True, exist_ok=True)

@@ -102,6 +102,8 @@ def facts(report: Any) -> dict[str, Any]:
         "fused": len(report.fused),
         "unfused": [f"{left.dequantize}: {left.reason}" for left in report.unfused],
         "route": report.route,
+        "cache": report.cache,
+        "shared_bytes": report.shared_bytes,
         "packed_bytes": report.packed_bytes,
         "borrowed_bytes": report.borrowed_bytes,
         "seconds": dict(report.seconds),
