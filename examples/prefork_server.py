@@ -1,0 +1,89 @@
+"""A pre-fork HTTP server: the model is packed before the workers are forked, and every worker maps it.
+
+    pip install '.[gunicorn]' && python examples/prefork_server.py [--workers 4] [--bind 127.0.0.1:8000] [--model MODEL]
+    curl --data-binary @batch.npy http://127.0.0.1:8000/ --output result.npy
+
+The process that forks has no session: threads do not survive a fork, and ONNX Runtime has some as soon as there is one. It
+only fills the cache (`warm`). Each worker creates its session once it runs, and logs what that took. GET / tells what the
+worker that answers has.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from common import Work, Worker, parser, work
+from gunicorn.app.base import BaseApplication
+
+from ort_qdq_plugin import Options, warm
+
+__all__ = ["Server", "main"]
+
+_MAX_BYTES = 64 << 20  # of a request
+
+_worker: Worker
+
+
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
+    """gunicorn with workers that have a session each."""
+
+    def __init__(self, asked: Work, **settings: Any) -> None:
+        self._asked = asked
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Take the settings."""
+        for name, value in {**self._settings, "post_worker_init": self._begin}.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Callable[..., Iterable[bytes]]:
+        """The WSGI application."""
+        return answer
+
+    def _begin(self, worker: Any) -> None:
+        """Give a worker its session."""
+        global _worker
+        _worker = Worker(self._asked.model, str(self._asked.folder), self._asked.share)
+        worker.log.info("session ready: %s", json.dumps(_worker.facts()))
+
+
+def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Run the batch that was posted, a .npy file, and answer with the result, another one."""
+    if environ["REQUEST_METHOD"] != "POST":
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps(_worker.facts()).encode()]
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    if not 0 < length <= _MAX_BYTES:
+        start_response("413 Content Too Large", [("Content-Type", "text/plain")])
+        return [f"a request has 1 to {_MAX_BYTES} bytes\n".encode()]
+    try:
+        result = _worker.run(np.load(io.BytesIO(environ["wsgi.input"].read(length)), allow_pickle=False))
+    except Exception as error:  # whatever the request was: it is the client's to know
+        start_response("400 Bad Request", [("Content-Type", "text/plain")])
+        return [f"{type(error).__name__}: {error}\n".encode()]
+    body = io.BytesIO()
+    np.save(body, result)
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])
+    return [body.getvalue()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fill the cache, then serve until interrupted."""
+    described = parser("A pre-fork server: packed before the workers are forked, mapped by each of them.")
+    described.add_argument("--workers", type=int, default=4, help="processes (default 4)")
+    described.add_argument("--bind", default="127.0.0.1:8000", help="address and port (default 127.0.0.1:8000)")
+    given = described.parse_args(arguments)
+    with work(given) as asked:
+        warm(asked.model, options=Options(cache_dir=asked.folder, share_weights=asked.share))
+        Server(asked, bind=given.bind, workers=given.workers).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The examples of scale-out, as a user runs them: what comes out is what a plain session gives."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from ort_qdq_plugin.demo_model import write_model
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+WORKERS = 3
+
+
+def needs(module: str) -> Any:
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "tmp").mkdir()
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path / "tmp")}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model", k_major=True)
+
+
+def batches(model: Path) -> np.ndarray:
+    shape = [size if isinstance(size, int) else 2 for size in session(model).get_inputs()[0].shape]
+    return np.random.default_rng(5).standard_normal((6, *shape)).astype(np.float32)
+
+
+def session(model: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+def expected(model: Path, inputs: np.ndarray) -> np.ndarray:
+    stock = session(model)
+    return np.stack([stock.run(None, {stock.get_inputs()[0].name: batch})[0] for batch in inputs])
+
+
+def run(name: str, model: Path, environment: dict[str, str], tmp_path: Path, *arguments: str) -> list[list[str]]:
+    """Run an example on some batches, compare what comes out; the lines of its table."""
+    inputs = batches(model)
+    np.save(tmp_path / "in.npy", inputs)
+    given = ["--model", str(model), "--input", str(tmp_path / "in.npy"), "--output", str(tmp_path / "out.npy"), *arguments]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *given], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected(model, inputs))
+    table = done.stdout.splitlines()[-1:] if name != "ray_actors.py" else done.stdout.splitlines()[-2:]
+    # A node's name may have spaces; columns are at least two apart from it.
+    return [re.split(r"  +", line.strip()) for line in table]
+
+
+def test_spawned_workers(model: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    (line,) = run("spawned_workers.py", model, environment, tmp_path, "--workers", str(WORKERS))
+    _node, workers, packed, mapped, *_ = line
+    assert (int(workers), int(packed), int(mapped)) == (WORKERS, 1, WORKERS - 1)
+    assert not list((tmp_path / "tmp").glob("ort-qdq-example-*"))
+
+
+@pytest.mark.scale_out
+@needs("ray")
+def test_ray_actors(model: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    lines = run("ray_actors.py", model, environment, tmp_path, "--nodes", "2", "--actors", "2")
+    assert [line[0] for line in lines] == ["node-0", "node-1"]
+    for _node, actors, packed, mapped, *_ in lines:
+        assert (int(actors), int(packed), int(mapped)) == (2, 1, 1)
+
+
+@pytest.mark.scale_out
+@needs("gunicorn")
+def test_prefork_server(model: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    inputs = batches(model)
+    with server(model, environment, tmp_path) as port:
+        results = [post(port, batch) for batch in inputs]
+        facts = json.loads(get(port))
+        status, message = exchange(port, "POST", b"no array at all")
+    assert np.array_equal(np.stack(results), expected(model, inputs))
+    assert facts["cache"] == "used"
+    assert (status, b"Error" in message) == (400, True)
+    log = (tmp_path / "log").read_text()
+    assert len(re.findall(r'session ready: .*"cache": "used"', log)) == WORKERS
+    assert "Traceback" not in log
+    assert not list((tmp_path / "tmp").glob("ort-qdq-example-*"))
+
+
+@contextmanager
+def server(model: Path, environment: dict[str, str], tmp_path: Path) -> Iterator[int]:
+    """The server, ready to answer; its port."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    command = [sys.executable, str(EXAMPLES / "prefork_server.py"), "--model", str(model)]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [*command, "--workers", str(WORKERS), "--bind", f"127.0.0.1:{port}"], env=environment, stdout=log, stderr=log
+        )
+    try:
+        end = time.monotonic() + 60
+        while (tmp_path / "log").read_text().count("session ready") < WORKERS:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def post(port: int, batch: np.ndarray) -> np.ndarray:
+    body = io.BytesIO()
+    np.save(body, batch)
+    status, answer = exchange(port, "POST", body.getvalue())
+    assert status == 200, answer
+    result: np.ndarray = np.load(io.BytesIO(answer))
+    return result
+
+
+def get(port: int) -> bytes:
+    return exchange(port, "GET", b"")[1]
+
+
+def exchange(port: int, method: str, body: bytes) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, "/", body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
