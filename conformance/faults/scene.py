@@ -83,7 +83,7 @@ class Scene:
     @cached_property
     def inline(self) -> ModelPair:
         """Weights inside the model's own file."""
-        return self._pair("inline", "uint4", inline=True)
+        return self._pair("inline", "uint4", storage="inline")
 
     def results_of(self, *pairs: ModelPair) -> set[str]:
         """What stock ONNX Runtime makes of models, of the QDQ form and of the fused one."""

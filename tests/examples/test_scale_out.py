@@ -12,11 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -29,15 +29,17 @@ EXAMPLES = ROOT / "examples"
 WORKERS = 3
 
 
-def needs(module: str) -> Any:
+def needs(module: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     (tmp_path / "tmp").mkdir()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path / "tmp")}
+    # Ray has sockets in its folder, whose paths must be short.
+    with tempfile.TemporaryDirectory(prefix="r") as short:
+        yield {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path / "tmp"), "RAY_TMPDIR": short}
 
 
 @pytest.fixture
