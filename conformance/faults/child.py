@@ -68,6 +68,8 @@ def do_job(job: Job) -> Outcome:
         BREAKS[job.breaks](job)
     try:
         if job.wait:
+            # A shell has what it runs in the background ignore it.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             announce_stages()
             announce("ready")
             sys.stdin.readline()
