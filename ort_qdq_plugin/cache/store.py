@@ -241,7 +241,7 @@ def _check_private(status: os.stat_result, what: str) -> None:
 
 def _check_sources(manifest: Manifest, verify: bool) -> None:
     for source in manifest.sources:
-        if Identity.of(os.stat(source.path)) != source.identity:
+        if any(Identity.of(os.stat(path)) != source.identity for path in (source.path, *source.names)):
             raise InvalidEntry(f"{source.path} has changed")
         if verify and source.digest != digest_at(source.path):
             raise InvalidEntry(f"the content of {source.path} has changed, or was not recorded")
