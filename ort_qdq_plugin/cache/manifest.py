@@ -113,7 +113,13 @@ def parse_manifest(data: bytes) -> Manifest:
     digest, _, body = data.partition(b"\n")
     if digest != digest_of(body).encode():
         raise InvalidEntry("its manifest is damaged")
-    plain = json.loads(body)
+    try:
+        return _manifest(json.loads(body))
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise InvalidEntry(f"its manifest cannot be read: {problem!r}") from problem
+
+
+def _manifest(plain: Mapping[str, Any]) -> Manifest:
     if plain["format"] != FORMAT:
         raise InvalidEntry(f"it is of format {plain['format']}")
     return Manifest(
