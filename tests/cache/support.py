@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from ort_qdq_plugin import Options, Report, create_session
 from tests.support import CPU, made_report, x_of
 
-__all__ = ["Loaded", "entries", "leftovers", "load", "loading", "loads_apart", "outcome_of", "written_back"]
+__all__ = [
+    "Loaded",
+    "entries",
+    "leftovers",
+    "load",
+    "loading",
+    "loads_apart",
+    "locked_elsewhere",
+    "outcome_of",
+    "without_locks",
+    "written_back",
+]
 
 
 class Loaded(NamedTuple):
@@ -79,3 +96,33 @@ def outcome_of(process: subprocess.Popen[str]) -> tuple[str, str, float]:
 def loads_apart(model: Path, cache: Path, count: int, **options: Any) -> list[tuple[str, str, float]]:
     """So many processes load the model at once."""
     return [outcome_of(process) for process in [loading(model, cache, **options) for _ in range(count)]]
+
+
+# Not by this package's own locks: they are what is tested with it.
+_HOLDS = """
+import fcntl, os, sys
+path, kind = sys.argv[1:]
+fcntl.flock(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600), getattr(fcntl, kind))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked_elsewhere(path: Path, kind: str = "LOCK_EX") -> Iterator[subprocess.Popen[str]]:
+    """While the block runs, or until its input is closed, another process holds a lock on a file."""
+    command = [sys.executable, "-c", _HOLDS, str(path), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch, problem: int = errno.ENOLCK) -> None:
+    """From now on, locking any file fails like this."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(problem, os.strerror(problem))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)

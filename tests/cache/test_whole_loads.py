@@ -26,7 +26,7 @@ import pytest
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session, warm
 from ort_qdq_plugin.cache import store as store_module
-from tests.cache.support import entries, leftovers, load, loading, loads_apart, outcome_of, written_back
+from tests.cache.support import entries, leftovers, load, loading, loads_apart, outcome_of, without_locks, written_back
 from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, result, save, settled_descriptors, stack
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -273,15 +273,8 @@ def test_models_as_bytes_and_added_providers_do_without(model: Path, cache: Path
     assert (made_report(by_path).route, made_report(by_path).cache) == ("by path", "")
 
 
-def spoiled_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "no locks here")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-
-
 def test_a_file_system_without_locks(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoiled_lock(monkeypatch)
+    without_locks(monkeypatch)
     assert [load(model, cache).report.cache for _ in range(2)] == ["made", "used"]
 
 
