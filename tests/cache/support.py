@@ -19,9 +19,13 @@ import numpy as np
 import pytest
 
 from ort_qdq_plugin import Options, Report, create_session
+from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
+from ort_qdq_plugin.cache.store import MODEL, Store, boot_id, describe, digest_at, write_file
 from tests.support import CPU, made_report, x_of
 
 __all__ = [
+    "KEY",
+    "PACKED",
     "Loaded",
     "entries",
     "leftovers",
@@ -29,10 +33,15 @@ __all__ = [
     "loading",
     "loads_apart",
     "locked_elsewhere",
+    "make_entry",
     "outcome_of",
     "without_locks",
     "written_back",
 ]
+
+
+KEY, PACKED = "0123abcd", "packed-0.bin"
+"""An entry's name, and that of a file in it."""
 
 
 class Loaded(NamedTuple):
@@ -126,3 +135,32 @@ def without_locks(monkeypatch: pytest.MonkeyPatch, problem: int = errno.ENOLCK) 
         raise OSError(problem, os.strerror(problem))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def make_entry(
+    store: Store, *, source: Path, key: str = KEY, path: str = "", names: tuple[str, ...] = (), location: str = "",
+    verify: bool = True, packed: bytes = b"packed",
+) -> Path:  # fmt: skip
+    """An entry that was made of one file; its folder.
+
+    Args:
+        store: Where it is.
+        source: The file.
+        key: Of the entry.
+        path: Its folder, where it was begun already.
+        names: By which the model names the file.
+        location: Of a link of the file; "" for none.
+        verify: Whether digests are recorded.
+        packed: What was packed.
+    """
+    path = path or store.begin(key)
+    contents = {MODEL: b"the rewritten model", PACKED: packed}
+    for name, data in contents.items():
+        write_file(os.path.join(path, name), data)
+    if location:
+        os.link(source, os.path.join(path, location))
+    identity, digest = Identity.of(os.stat(source)), digest_at(str(source)) if verify else ""
+    described = SourceFile(str(source), identity, names, location, bool(location), digest)
+    files = describe(path, [*contents], verify)
+    store.commit(key, path, Manifest(key, (described,), files, Report("borrowed"), False, (), 0, boot_id()))
+    return Path(store.path_of(key))
