@@ -82,12 +82,15 @@ def prepared_through_cache(request: LoadRequest, journal: Journal, make: Maker) 
 
 def key_of(request: LoadRequest) -> str:
     """The name of the entry for a model and all that matters for what is made of it."""
+    model, folder = os.path.abspath(os.fsdecode(request.model)), config_entry(request.session_options, FOLDER_KEY) or ""
     facts = (
         FORMAT,
         ort_qdq_plugin.__version__,
         onnxruntime.__version__,
-        os.path.realpath(os.fsdecode(request.model)),
-        config_entry(request.session_options, FOLDER_KEY) or "",
+        os.path.realpath(model),
+        # A model that is a link has its data beside the link.
+        os.path.realpath(os.path.dirname(model)),
+        folder and os.path.realpath(folder),
         request.accuracy_level,
         request.block_size,
         request.may_fuse,
