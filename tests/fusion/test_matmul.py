@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, unpack
@@ -20,7 +20,7 @@ from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse_product, is_product
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
 from ort_qdq_plugin.reason import Reason
-from tests.fusion.support import WISHES, emitted, evaluated, locate, read, refused, scope_and_site
+from tests.fusion.support import WISHES, emitted, evaluated, integers_of, locate, read, refused, scope_and_site
 from tests.support import Array
 
 BITS = 4
@@ -183,17 +183,13 @@ def test_gemm(on_left: bool, turns: tuple[bool, bool], bias: Any, constant: bool
 # What is written
 
 
-def attributes_of(node: NodeProto) -> dict[str, int]:
-    return {attr.name: attr.i for attr in node.attribute}
-
-
 def test_a_plain_product_is_one_node() -> None:
     fusion = fused(product_of(weight={"block": 16}), Wishes(block_size=0, accuracy_level=2))
     (node,), constants = emitted(fusion)
     assert (node.op_type, node.domain, node.name) == ("MatMulNBits", "com.microsoft", "y_node")
     assert list(node.input) == ["x", "B", "scales", "zero_points"]
     assert list(node.output) == ["y"]
-    assert attributes_of(node) == {"K": 64, "N": 32, "bits": 4, "block_size": 16, "accuracy_level": 2}
+    assert integers_of(node) == {"K": 64, "N": 32, "bits": 4, "block_size": 16, "accuracy_level": 2}
     assert not constants
     assert fusion.operator == "MatMulNBits"
 
@@ -243,7 +239,7 @@ def test_a_type_that_the_kernel_does_not_take_is_cast_there_and_back(
     scope, _ = scope_and_site(draft)
     nodes, constants = emitted(fused(draft, seen=read(scope).view._replace(data_type=product)))
     assert [node.op_type for node in nodes] == ["Cast", "MatMulNBits", "Cast", "Mul", "Add"]
-    assert [attributes_of(node) for node in nodes if node.op_type == "Cast"] == [{"to": cast_to}, {"to": product}]
+    assert [integers_of(node) for node in nodes if node.op_type == "Cast"] == [{"to": cast_to}, {"to": product}]
     (beta,) = constants
     assert (beta.name, beta.data_type, list(beta.dims)) == ("y_node.beta", product, [])
     assert list(nodes[3].input) == ["c", "y_node.beta"]
