@@ -24,7 +24,7 @@ from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor, tensor_byt
 from ort_qdq_plugin.reason import Reason
 from tests.support import Array
 
-__all__ = ["WISHES", "emitted", "evaluated", "locate", "read", "refused", "scope_and_site", "stored"]
+__all__ = ["WISHES", "emitted", "evaluated", "integers_of", "locate", "read", "refused", "scope_and_site", "stored"]
 
 WISHES = Wishes(block_size=0, accuracy_level=4)
 
@@ -73,6 +73,11 @@ def emitted(fusion: Fusion, opset: int = 21) -> tuple[list[NodeProto], list[Tens
     chain = Chain(fusion.site.output, fusion.site.name, FreshNames(scope), opset)
     fusion.emit(chain, {name: name for name in fusion.operands})
     return chain.finished(), chain.constants
+
+
+def integers_of(node: NodeProto) -> dict[str, int]:
+    """The attributes of a node that has whole numbers only."""
+    return {attr.name: attr.i for attr in node.attribute}
 
 
 def evaluated(

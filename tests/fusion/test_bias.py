@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, raw_tensor
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Addend, Bias, check_bias, following_bias, own_bias
+from ort_qdq_plugin.fusion.dequantize import Locate
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.tensors import MAX_RANK, StoredTensor
 from ort_qdq_plugin.reason import Reason
@@ -31,16 +33,28 @@ def missing(_: TensorProto) -> StoredTensor:
 # Checking
 
 
-def gemm(shape: Sequence[int | str] | None, *, constant: bool, op: str = "Gemm") -> Draft:
-    """y = x @ w + c, with a bias of this shape, or without any where that is None."""
+def check(
+    shape: Sequence[int | str] | None,
+    *,
+    constant: bool = False,
+    op: str = "Gemm",
+    x: Sequence[int | str] | None = (5, 4),
+    weight_on_left: bool = False,
+    inputs: Sequence[str] | None = None,
+    locating: Locate = locate,
+    **attributes: Any,
+) -> None:
+    """Check y = x @ w + c, with a bias of this shape; without a shape, nothing is known of the value."""
     draft = Draft("bias")
-    draft.input("x", ["m", 4])
+    if x is not None:
+        draft.input("x", x)
     if shape is not None and constant:
         draft.floats("c", [int(size) for size in shape])
     elif shape is not None:
         draft.input("c", shape)
-    draft.node(op, ["x", "w", "c"], "y")
-    return draft
+    draft.node(op, inputs or (["w", "x", "c"] if weight_on_left else ["x", "w", "c"]), "y", **attributes)
+    scope = model_scope(draft.model())
+    check_bias(scope, scope.nodes[-1], weight_on_left, N, locating)
 
 
 @pytest.mark.parametrize("constant", [False, True])
@@ -54,39 +68,57 @@ def gemm(shape: Sequence[int | str] | None, *, constant: bool, op: str = "Gemm")
         ((5, N), True),
         ((5, 1), True),
         ((4,), False),
-        ((N, 4), False),
+        ((5,), False),
+        ((4, N), False),
+        ((N, 5), False),
         ((0,), False),
         ((1, 1, N), False),
     ],
 )
-def test_a_bias_has_to_fit_the_rows(shape: tuple[int, ...], fits: bool, constant: bool) -> None:
-    scope = model_scope(gemm(shape, constant=constant).model())
-    if fits:
-        check_bias(scope, scope.nodes[-1], N, locate)
-    else:
-        with refused(Reason.INVALID):
-            check_bias(scope, scope.nodes[-1], N, locate)
+def test_a_bias_has_to_fit_the_result(shape: tuple[int, ...], fits: bool, constant: bool) -> None:
+    with nullcontext() if fits else refused(Reason.INVALID):
+        check(shape, constant=constant)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((5,), True), ((N, 5), True), ((N, 1), True), ((1,), True), ((N,), False), ((5, N), False)]
+)
+@pytest.mark.parametrize(("x", "attributes"), [((4, 5), {}), ((5, 4), {"transB": 1}), ((4, 5), {"transA": 1})])
+def test_with_the_weight_on_the_left_its_rows_are_those_of_the_result(
+    shape: tuple[int, ...], fits: bool, x: tuple[int, int], attributes: dict[str, Any]
+) -> None:
+    with nullcontext() if fits else refused(Reason.INVALID):
+        check(shape, x=x, weight_on_left=True, **attributes)
+
+
+@pytest.mark.parametrize(("x", "attributes"), [((4, 5), {"transA": 1}), ((5, 4), {"transB": 1}), ((5, 4), {"transA": 0})])
+def test_rows_are_those_of_the_activation_as_the_product_sees_it(x: tuple[int, int], attributes: dict[str, Any]) -> None:
+    check((5, N), x=x, **attributes)
+    with refused(Reason.INVALID):
+        check((4, N), x=x, **attributes)
+
+
+@pytest.mark.parametrize("x", [("m", 4), (5,), (5, 5, 5), None])
+def test_rows_that_only_the_run_tells_cannot_be_checked(x: Sequence[int | str] | None) -> None:
+    """An Add would repeat one row of the product for each of the bias's, where Gemm is an error."""
+    check((1, N), x=x)
+    with refused(Reason.INVALID):
+        check((5, N), x=x)
 
 
 @pytest.mark.parametrize("shape", [("m", "n"), ("n",), None])
 def test_a_bias_whose_size_is_not_known_may_fit(shape: Sequence[str] | None) -> None:
-    scope = model_scope(gemm(shape, constant=False).model())
-    check_bias(scope, scope.nodes[-1], N, locate)
+    check(shape)
 
 
 def test_a_bias_that_is_not_all_there_is_refused() -> None:
-    scope = model_scope(gemm((N,), constant=True).model())
     with refused(Reason.INVALID):
-        check_bias(scope, scope.nodes[-1], N, missing)
+        check((N,), constant=True, locating=missing)
 
 
 @pytest.mark.parametrize(("op", "inputs"), [("Gemm", ["x", "w"]), ("Gemm", ["x", "w", ""]), ("MatMul", ["x", "w", "c"])])
 def test_where_there_is_no_bias_there_is_nothing_to_check(op: str, inputs: list[str]) -> None:
-    draft = gemm((3,), constant=True, op=op)
-    del draft.nodes[-1].input[:]
-    draft.nodes[-1].input.extend(inputs)
-    scope = model_scope(draft.model())
-    check_bias(scope, scope.nodes[-1], N, missing)
+    check((3,), constant=True, op=op, inputs=inputs, locating=missing)
 
 
 # A Gemm's own
