@@ -19,7 +19,7 @@ from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
 from ort_qdq_plugin.opening import glance_at, open_model, what_cannot_be_opened_goes_to_stock
 from ort_qdq_plugin.request import LoadRequest
 from tests.model.test_glance import product
-from tests.support import linear, settled_descriptors
+from tests.support import descriptors, linear, settled_descriptors
 from tests.test_house import plain
 
 
@@ -41,11 +41,12 @@ def session_entry(key: str, value: str) -> ort.SessionOptions:
 
 
 def is_left_to_stock(request: LoadRequest, why: str) -> None:
-    """Check that the model is not opened, or closed again."""
+    """Check that the model is not opened, or closed again, also while somebody keeps the error."""
     before = settled_descriptors()
-    with pytest.raises(LeaveToStock, match=why):
+    with pytest.raises(LeaveToStock, match=why) as kept:
         open_model(request)
-    assert settled_descriptors() == before
+    assert descriptors() == before
+    assert kept.tb is not None
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])

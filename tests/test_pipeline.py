@@ -23,7 +23,19 @@ from ort_qdq_plugin.prepared import PreparedModel
 from ort_qdq_plugin.report import Journal
 from ort_qdq_plugin.request import LoadRequest
 from tests.model.test_glance import product
-from tests.support import CPU, added_provider, linear, quiet, result, save, settled_descriptors, stack, stock
+from tests.support import (
+    CPU,
+    added_provider,
+    descriptors,
+    linear,
+    mapped,
+    quiet,
+    result,
+    save,
+    settled_descriptors,
+    stack,
+    stock,
+)
 
 
 @contextmanager
@@ -113,14 +125,18 @@ def test_sessions_that_have_to_see_the_model_as_it_is(path: str, options: Any, w
 
 
 def test_an_interrupt_gives_everything_back(path: str, tmp_path: Path) -> None:
+    """Also while somebody keeps the error, except for the mappings that it leads to."""
+
     def interrupt(*_: int) -> None:
         raise KeyboardInterrupt
 
     (tmp_path / "spill").mkdir()
     before = settled_descriptors()
-    with pytest.raises(KeyboardInterrupt):
-        prepared_from(path, buffer="file", spill_dir=tmp_path / "spill", progress=interrupt)
-    assert settled_descriptors() == before
+    with pytest.raises(KeyboardInterrupt) as kept:
+        prepared_from(path, buffer="file", spill_dir=tmp_path / "spill", threads=1, progress=interrupt)
+    kept_open = mapped(tmp_path / "spill")
+    assert descriptors() == before + len(kept_open)
+    assert kept.tb is not None
     assert not os.listdir(tmp_path / "spill")
 
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from ort_qdq_plugin import Options, warm
+from ort_qdq_plugin.cache import prepack
 from ort_qdq_plugin.cache.prepack import main
 from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL
 from tests.cache.support import entries
@@ -46,7 +47,10 @@ def blobs(reference: dict[str, str]) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("form", ["file", "external"])
 @pytest.mark.parametrize("n_major", [False, True])
-def test_stock_computes_the_same(tmp_path: Path, form: Form, n_major: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stock_computes_the_same(
+    tmp_path: Path, form: Form, n_major: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepack, "_CHUNK_BYTES", 1000)
     entry = made_entry(tmp_path, form, n_major=n_major)
     assert main([str(entry)]) == 0
     shared, plain = (stock(str(entry / name)) for name in (SHARED_MODEL, MODEL))

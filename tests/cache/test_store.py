@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ort_qdq_plugin.cache import store as store_module
-from ort_qdq_plugin.cache.manifest import digest_of
+from ort_qdq_plugin.cache.manifest import Identity, digest_of, parse_manifest
 from ort_qdq_plugin.cache.store import (
     LINK,
     LOCK,
@@ -275,7 +275,13 @@ def test_a_source_whose_name_leads_elsewhere(store: Store, source: Path, tmp_pat
 def test_a_link_that_is_another_file(store: Store, source: Path) -> None:
     folder = make_entry(store, source=source, location=LINK + "0")
     assert is_found(store)
+    manifest = parse_manifest((folder / MANIFEST).read_bytes())
     replaced(folder / (LINK + "0"))
+    assert not is_found(store)
+    # Not only because that has changed one of the source's times.
+    described = manifest.sources[0]._replace(identity=Identity.of(source.stat()))
+    (folder / MANIFEST).unlink()
+    write_file(str(folder / MANIFEST), manifest._replace(sources=(described,)).to_bytes())
     assert not is_found(store)
 
 
