@@ -16,7 +16,7 @@ from ort_qdq_plugin.report import Fusion, Report, Unfused
 
 __all__ = ["FORMAT", "EntryFile", "Identity", "InvalidEntry", "Manifest", "SourceFile", "digest_of", "parse_manifest"]
 
-FORMAT = 1
+FORMAT = 2
 """Of entries. Whoever changes what they consist of counts it up."""
 
 _DIGEST_BYTES = 16
@@ -141,5 +141,7 @@ def digest_of(content: bytes | int) -> str:
 
 def _report(plain: Mapping[str, Any]) -> Report:
     fused = tuple(Fusion(**entry) for entry in plain["fused"])
-    unfused = tuple(Unfused(**{**entry, "reason": Reason[entry["reason"]]}) for entry in plain["unfused"])
+    unfused = tuple(
+        Unfused(**{**entry, "reason": Reason[entry["reason"]], "shape": tuple(entry["shape"])}) for entry in plain["unfused"]
+    )
     return Report(**{**plain, "fused": fused, "unfused": unfused, "seconds": {}})
