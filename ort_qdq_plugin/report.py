@@ -59,7 +59,7 @@ class Unfused(NamedTuple):
         bits: Of an element; 0 for a type without a fixed size.
         block_size: Elements that share a scale along the node's axis; 0 if the node has no blocks.
         stored_bytes: What the model stores of the weight, its scales and its zero points.
-        bytes_per_run: What it dequantizes on every run, in bytes.
+        bytes_per_run: What it dequantizes on every run, in bytes; 0 if ONNX Runtime never runs the node.
     """
 
     dequantize: str

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Matches", "match"]
 
+# ONNX Runtime's integer kernels take the weight as it is, and it removes what nothing reads.
+_NEVER_RUN = (Reason.INTEGER_KERNEL, Reason.UNUSED)
 _MAX_BYTES = 2**63 - 1  # reported of a size that no tensor can have
 
 
@@ -176,7 +178,7 @@ def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> Unfused:
         bits=bits_of(weight.data_type) if weight is not None and weight.data_type in ELEMENTS else 0,
         block_size=0 if block_size is None else block_size.i,
         stored_bytes=min(sum(_stored_bytes(operand) for operand in operands if operand is not None), _MAX_BYTES),
-        bytes_per_run=min(math.prod(shape) * element_bytes, _MAX_BYTES),
+        bytes_per_run=0 if reason in _NEVER_RUN else min(math.prod(shape) * element_bytes, _MAX_BYTES),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,16 +23,14 @@ from typing import Any
 import numpy as np
 
 from ort_qdq_plugin.demo_model import BLOCK_SIZE, PRODUCTS, WEIGHT_BYTES, write_model
-from ort_qdq_plugin.errors import QdqPluginError
 from ort_qdq_plugin.session import create_session, inspect, report_of
 
-__all__ = ["main"]
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
 _WAYS = {"stock": "stock ONNX Runtime", "package": "this package"}
 _RUNS = 5
 # Steady runs of one process: as many as fit into the time, at most so many.
 _TOKEN_RUNS, _TOKEN_SECONDS = 7, 2.0
-_INTERRUPTED = 130  # the exit status that shells give to SIGINT
 _MB = 1e6
 
 # At accuracy level 4 activations are rounded to 8 bits, where an unfused product stays in float.
@@ -46,31 +43,26 @@ _NUMPY_TYPES: dict[str, type[np.generic]] = {
 }  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare; 0 when both ways gave what they should."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ort_qdq_plugin",
-        description="Load a QDQ model with stock ONNX Runtime and with this package, and compare.",
-    )
+HELP = "load a QDQ model with stock ONNX Runtime and with this package, and compare"
+EXAMPLE = "ort-qdq demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
     parser.add_argument("model", nargs="?", help="an .onnx file; without one, small models are made and thrown away")
     parser.add_argument("--runs", type=int, default=_RUNS, help=f"fresh processes each way (default {_RUNS})")
     parser.add_argument("--measure", choices=_WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--output", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Compare; 0 when both ways gave what they should."""
     if given.measure:
         _say(json.dumps(asdict(_load_here(given.measure, given.model, given.output))))
         return 0
-    # Ends like an interrupt: temporary files are removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with tempfile.TemporaryDirectory(prefix="ort-qdq-demo-") as folder:
-            runs = max(given.runs, 1)
-            return _compare_given(given.model, Path(folder), runs) if given.model else _compare_made(Path(folder), runs)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except (QdqPluginError, OSError) as error:
-        _say(f"error: {error}")
-        return 1
+    with tempfile.TemporaryDirectory(prefix="ort-qdq-demo-") as folder:
+        runs = max(given.runs, 1)
+        return _compare_given(given.model, Path(folder), runs) if given.model else _compare_made(Path(folder), runs)
 
 
 def _say(text: str) -> None:
@@ -163,7 +155,7 @@ def _peak_bytes() -> int | None:
 
 def _load_apart(way: str, model: str | Path, output: Path) -> _Load:
     """Load the model in a fresh process."""
-    command = [sys.executable, "-m", "ort_qdq_plugin", str(model), "--measure", way, "--output", str(output)]
+    command = [sys.executable, "-m", "ort_qdq_plugin", "demo", str(model), "--measure", way, "--output", str(output)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
