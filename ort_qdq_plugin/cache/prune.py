@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ort_qdq_plugin.cache.lock import exclusive, try_exclusive
-from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store
+from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store, is_key
 
 __all__ = ["StoredEntry", "prune", "stored_entries"]
 
@@ -36,7 +36,7 @@ def stored_entries(store: Store) -> Iterator[StoredEntry]:
     now = time.time()
     with os.scandir(store.folder) as found:
         for item in found:
-            if "." in item.name or not item.is_dir(follow_symlinks=False):
+            if not is_key(item.name) or not item.is_dir(follow_symlinks=False):
                 continue
             with contextlib.suppress(OSError), os.scandir(item.path) as files:
                 nbytes = sum(file.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES for file in files)

@@ -29,6 +29,7 @@ from ort_qdq_plugin.cache.manifest import (
 )
 
 __all__ = [
+    "KEY_BYTES",
     "LINK",
     "LOCK",
     "MANIFEST",
@@ -40,6 +41,7 @@ __all__ = [
     "boot_id",
     "describe",
     "digest_at",
+    "is_key",
     "write_file",
 ]
 
@@ -53,6 +55,9 @@ LINK = "data-"
 LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
 _RANDOM_BYTES = 8
 _MAX_MANIFEST_BYTES = 256 << 20
+
+KEY_BYTES = 16
+"""Of the digest that is an entry's name."""
 
 # Seconds that a load waits for another process that makes the same entry, before it does without the cache.
 _PATIENCE = 600.0
@@ -225,6 +230,11 @@ class Store:
         for name in names:
             if name.endswith((_UNFINISHED, _DISCARDED)):
                 shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
+
+
+def is_key(name: str) -> bool:
+    """Whether an entry can have this name: whatever else is in the directory is somebody else's."""
+    return len(name) == 2 * KEY_BYTES and set(name) <= set("0123456789abcdef")
 
 
 def boot_id() -> str:

@@ -338,6 +338,14 @@ def test_a_clock_that_was_ahead_does_not_keep_an_entry_for_ever(tmp_path: Path, 
     assert load(path, cache).report.cache == "made"
 
 
+def test_folders_of_others_are_not_taken_for_entries(model: Path, cache: Path) -> None:
+    theirs = cache / "web"
+    theirs.mkdir(parents=True)
+    (theirs / "manifest.json").write_text("{}")
+    load(model, cache, cache_max_bytes=0)
+    assert (theirs / "manifest.json").exists()
+
+
 # ---- lifetimes, threads, processes
 
 
