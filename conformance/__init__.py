@@ -3,7 +3,8 @@
 - `patterns`: every way of writing a quantized weight, and what becomes of it
 - `faults`: full disks, limits, signals and files that change while a model is loaded
 - `contracts`: what is relied on in ONNX Runtime
-- `tables`: what loading and running takes, measured (`conformance.tables.load`, `.layout`, `.startup`, `.first_load`, `.cached_load`)
+- `tables`: what loading and running takes, measured (`conformance.tables.load`, `.layout`, `.startup`,
+  `.first_load`, `.cached_load`)
 - `fuzz`: models that nobody trusts
 - `soak` (a module): thousands of sessions, none of which may leave anything behind
 

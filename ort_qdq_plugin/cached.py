@@ -25,13 +25,14 @@ from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.ort.copies import copy_loses_something, private_options, settle_process, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.handover import borrow
-from ort_qdq_plugin.ort.keys import FOLDER_KEY, config_entry
+from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, config_entry, options_are_in_models
 from ort_qdq_plugin.prepared import PreparedModel
 from ort_qdq_plugin.process import processor
+from ort_qdq_plugin.providers import check_providers
 from ort_qdq_plugin.report import Journal, Report
 from ort_qdq_plugin.request import LoadRequest
 
-__all__ = ["NotFromCache", "prepared_through_cache"]
+__all__ = ["Maker", "NotFromCache", "key_of", "prepared_through_cache", "shared_or_not"]
 
 # Pre-packed weights of fewer bytes cannot be told from what else a session takes.
 _TELLING_BYTES = 16 << 20
@@ -56,11 +57,12 @@ def prepared_through_cache(request: LoadRequest, journal: Journal, make: Maker) 
         make: Prepares the model.
 
     Raises:
-        LeaveToStock: There is nothing to do for this model.
+        LeaveToStock: There is nothing to do for this model, or for this session.
         NotFromCache: This session needs something that a cached model cannot have.
         OSError: The cache cannot be used.
         Exception: Anything that can go wrong in `make`.
     """
+    check_providers(request.providers)
     options = request.options
     verify = options.verify == "content"
     with journal.stage("cache"):
@@ -80,15 +82,21 @@ def prepared_through_cache(request: LoadRequest, journal: Journal, make: Maker) 
 
 def key_of(request: LoadRequest) -> str:
     """The name of the entry for a model and all that matters for what is made of it."""
+    model, folder = os.path.abspath(os.fsdecode(request.model)), config_entry(request.session_options, FOLDER_KEY) or ""
     facts = (
         FORMAT,
         ort_qdq_plugin.__version__,
         onnxruntime.__version__,
-        os.path.realpath(os.fsdecode(request.model)),
-        config_entry(request.session_options, FOLDER_KEY) or "",
+        os.path.realpath(model),
+        # A model that is a link has its data beside the link.
+        os.path.realpath(os.path.dirname(model)),
+        folder and os.path.realpath(folder),
         request.accuracy_level,
         request.block_size,
         request.may_fuse,
+        # Some models are left to stock because of these.
+        config_entry(request.session_options, FORMAT_KEY) or "",
+        options_are_in_models(),
         # Pre-packed weights are those of one kind of processor.
         processor() if request.options.share_weights else "",
     )

@@ -10,7 +10,7 @@ from ort_qdq_plugin.model.glance import is_quantized_throughout
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, OPTIONS_IN_MODEL, config_entry, options_are_in_models
-from ort_qdq_plugin.providers import without_fused_nodes
+from ort_qdq_plugin.providers import check_providers
 from ort_qdq_plugin.request import LoadRequest
 
 __all__ = ["glance_at", "open_model", "what_cannot_be_opened_goes_to_stock"]
@@ -23,9 +23,7 @@ def open_model(request: LoadRequest) -> Skeleton:
         LeaveToStock: There is nothing to do for it.
         ModelError, OSError: It cannot be opened.
     """
-    refused = without_fused_nodes(request.providers)
-    if refused is not None:
-        raise LeaveToStock(f"{refused} does not run MatMulNBits, or wants the QDQ form itself")
+    check_providers(request.providers)
     if config_entry(request.session_options, FORMAT_KEY) == "ORT":
         raise LeaveToStock("the model is to be read in ORT format")
     if isinstance(request.model, str) and request.model.endswith(".ort"):

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from conformance.faults.breaks import BREAKS, TIMED
 from conformance.faults.internals import import_everything
 from conformance.faults.job import LOADED, Job, Outcome
-from conformance.faults.moments import announce_stages, happened, progress
+from conformance.faults.moments import announce, announce_stages, happened, progress
 from conformance.sessions import CPU, SILENT, quiet_options
 from ort_qdq_plugin import Options, create_session, report_of
 
@@ -68,12 +68,14 @@ def do_job(job: Job) -> Outcome:
         BREAKS[job.breaks](job)
     try:
         if job.wait:
+            # A shell has what it runs in the background ignore it.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             announce_stages()
-            print("ready", flush=True)
+            announce("ready")
             sys.stdin.readline()
         session = _load(job)
         if job.wait:
-            print(LOADED, flush=True)
+            announce(LOADED)
         report = report_of(session)
         route = "stock, asked" if report is None else report.route
         outcome = replace(outcome, result=_digest(session), route=route)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from conformance.faults.internals import on_every_stage
 
-__all__ = ["announce_stages", "at_stage", "happened", "once_packed", "progress", "while_packing"]
+__all__ = ["announce", "announce_stages", "at_stage", "happened", "once_packed", "progress", "while_packing"]
 
 happened: list[str] = []
 """What was to break at some moment, once it has."""
@@ -40,4 +40,9 @@ def at_stage(name: str, occurrence: int, action: Callable[[], None]) -> None:
 
 def announce_stages() -> None:
     """Print each stage's name, so that whoever ends this process knows where it was."""
-    on_every_stage(lambda stage: os.write(1, f"{stage}\n".encode()))
+    on_every_stage(announce)
+
+
+def announce(what: str) -> None:
+    """Print a line in one piece, whatever signal comes meanwhile."""
+    os.write(1, f"{what}\n".encode())

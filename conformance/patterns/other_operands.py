@@ -30,6 +30,13 @@ def _left_gemm(d: Draft) -> None:
     d.node("Gemm", [d.dequantize("w", [128, 64], axis=0), "x"], "y", transA=1)
 
 
+@BOOK.fused("Gemm with the weight on the left and a bias for each column")
+def _left_gemm_bias(d: Draft) -> None:
+    d.input("x", [128, 6])
+    d.output("y", [64, 6])
+    d.node("Gemm", [d.dequantize("w", [64, 128], axis=1), "x", d.floats("c", [6])], "y")
+
+
 def _batched(d: Draft, *, transposed: bool) -> None:
     d.input("x", [4, ROWS, 128])
     d.output("y", [4, ROWS, 64])

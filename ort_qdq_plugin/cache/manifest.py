@@ -48,6 +48,7 @@ class SourceFile(NamedTuple):
     Attributes:
         path: Its real path.
         identity: What it was when the entry was made.
+        names: The paths by which the model's tensors name it. They can be links, which may lead elsewhere one day.
         location: The name under which the entry's model refers to it; "" if it does not.
         linked: Whether the entry has it under that name.
         digest: Of its content, in hexadecimal; "" if content is not verified.
@@ -55,6 +56,7 @@ class SourceFile(NamedTuple):
 
     path: str
     identity: Identity
+    names: tuple[str, ...]
     location: str
     linked: bool
     digest: str
@@ -111,12 +113,20 @@ def parse_manifest(data: bytes) -> Manifest:
     digest, _, body = data.partition(b"\n")
     if digest != digest_of(body).encode():
         raise InvalidEntry("its manifest is damaged")
-    plain = json.loads(body)
+    try:
+        return _manifest(json.loads(body))
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise InvalidEntry(f"its manifest cannot be read: {problem!r}") from problem
+
+
+def _manifest(plain: Mapping[str, Any]) -> Manifest:
     if plain["format"] != FORMAT:
         raise InvalidEntry(f"it is of format {plain['format']}")
     return Manifest(
         key=plain["key"],
-        sources=tuple(SourceFile(path, Identity(*identity), *rest) for path, identity, *rest in plain["sources"]),
+        sources=tuple(
+            SourceFile(path, Identity(*identity), tuple(names), *rest) for path, identity, names, *rest in plain["sources"]
+        ),
         files=tuple(EntryFile(*entry) for entry in plain["files"]),
         report=_report(plain["report"]),
         extensions=plain["extensions"],

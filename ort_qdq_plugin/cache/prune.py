@@ -62,10 +62,13 @@ def _remove_unused(store: Store, key: str) -> bool:
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         # Nobody is to begin with this entry meanwhile.
         opened.enter_context(exclusive(path + LOCK, 0.0))
-        descriptor = os.open(os.path.join(path, MANIFEST), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        opened.callback(os.close, descriptor)
-        if try_exclusive(descriptor) is False:
-            return False
+        # Nobody can use an entry that has no manifest.
+        with contextlib.suppress(FileNotFoundError):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(os.path.join(path, MANIFEST), flags)
+            opened.callback(os.close, descriptor)
+            if try_exclusive(descriptor) is False:
+                return False
         store.discard(path)
         os.unlink(path + LOCK)
         return True

@@ -126,7 +126,7 @@ class Store:
                 _check_files(entry, verify)
             except FileNotFoundError:
                 return None
-            except (InvalidEntry, OSError, ValueError, KeyError, TypeError) as problem:
+            except (InvalidEntry, OSError, ValueError, TypeError) as problem:
                 log.info("cache entry %s is made anew: %s", self.path_of(key), problem)
                 return None
             opened.pop_all()
@@ -151,7 +151,8 @@ class Store:
                 return descriptor
 
             holder = open_file(MANIFEST)
-            hold_shared(holder)
+            if hold_shared(holder) is False:
+                raise InvalidEntry("it is being removed")
             size = os.fstat(holder).st_size
             if size > _MAX_MANIFEST_BYTES:
                 raise InvalidEntry(f"its manifest has {size} bytes")
@@ -221,7 +222,7 @@ class Store:
         condemned = f"{path}.{os.urandom(_RANDOM_BYTES).hex()}{_DISCARDED}"
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, condemned)
-        shutil.rmtree(condemned, ignore_errors=True)
+        _remove(condemned)
 
     def _sweep(self, key: str) -> None:
         """Remove what processes left that were killed while they made this entry. Its lock is held."""
@@ -229,7 +230,7 @@ class Store:
             names = [item.name for item in found if item.name.startswith(f"{key}.")]
         for name in names:
             if name.endswith((_UNFINISHED, _DISCARDED)):
-                shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
+                _remove(os.path.join(self.folder, name))
 
 
 def is_key(name: str) -> bool:
@@ -244,6 +245,13 @@ def boot_id() -> str:
     return ""
 
 
+def _remove(path: str) -> None:
+    """Remove a folder, or what somebody has put into its place."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def _check_private(status: os.stat_result, what: str) -> None:
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise InvalidEntry(f"{what} belongs to another user, or others can write to it")
@@ -251,7 +259,7 @@ def _check_private(status: os.stat_result, what: str) -> None:
 
 def _check_sources(manifest: Manifest, verify: bool) -> None:
     for source in manifest.sources:
-        if Identity.of(os.stat(source.path)) != source.identity:
+        if any(Identity.of(os.stat(path)) != source.identity for path in (source.path, *source.names)):
             raise InvalidEntry(f"{source.path} has changed")
         if verify and source.digest != digest_at(source.path):
             raise InvalidEntry(f"the content of {source.path} has changed, or was not recorded")

@@ -140,7 +140,7 @@ class EntryWriter:
         opened = Identity.of(source.status)
         if identity._replace(ctime_ns=0) != opened._replace(ctime_ns=0) or (not linked and identity != opened):
             raise SourceChangedError(f"{path}: changed while it was being loaded")
-        return SourceFile(path, identity, location, linked, digest)
+        return SourceFile(path, identity, tuple(sorted(source.names)), location, linked, digest)
 
     def _link(self, source: FileSource, path: str, location: str) -> bool:
         """Give the entry a link of a file of the model's, where that can be had: then ONNX Runtime can open it by path."""

@@ -12,7 +12,7 @@ from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Locate, is_dequantize
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT16, bits_of
 from ort_qdq_plugin.model.graph import Location, Scope
-from ort_qdq_plugin.model.messages import is_standard, made_tensor
+from ort_qdq_plugin.model.messages import attribute, is_standard, made_tensor
 from ort_qdq_plugin.model.tensors import MAX_RANK
 from ort_qdq_plugin.reason import Reason
 
@@ -50,11 +50,18 @@ class Bias(NamedTuple):
     add: Location | None = None
 
 
-def check_bias(scope: Scope, node: NodeProto, n: int, locate: Locate) -> None:
+def check_bias(scope: Scope, node: NodeProto, weight_on_left: bool, n: int, locate: Locate) -> None:
     """Check a Gemm's bias: one that is broken or does not fit could pass an Add unnoticed, or vanish by a beta of 0.
 
+    Args:
+        scope: The Gemm's scope.
+        node: The Gemm; other products have no bias.
+        weight_on_left: Whether the result has a row, not a column, for each of the weight's N.
+        n: The weight's N.
+        locate: Finds the bytes of constants.
+
     Raises:
-        NotFusable: The bias is not all there, or no row of N.
+        NotFusable: The bias is not all there, or does not fit the result, or nobody can tell.
     """
     if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
         return
@@ -63,7 +70,11 @@ def check_bias(scope: Scope, node: NodeProto, n: int, locate: Locate) -> None:
         shape = (scope.shape(node.input[2]) or ()) if tensor is None else locate(tensor).shape
     except (ModelError, OSError):
         raise NotFusable(Reason.INVALID) from None
-    if len(shape) > 2 or (shape and shape[-1] not in (1, n, None)):
+    rows, columns = (1, 1, *shape)[-2:]
+    along_n, along_other = (rows, columns) if weight_on_left else (columns, rows)
+    fits = len(shape) <= 2 and along_n in (1, n, None)
+    # A shape may need inference, and is asked for last.
+    if not fits or (along_other not in (1, None) and along_other != _activation_size(scope, node, weight_on_left)):
         raise NotFusable(Reason.INVALID)
 
 
@@ -110,6 +121,14 @@ def following_bias(scope: Scope, product: NodeProto, activation: str, n: int, da
     fits = tensor is not None and _is_row(tensor, n) and tensor.data_type == data_type
     # Asked last, because it may need shape inference.
     return Bias(own=bias, add=uses[0]) if fits and _takes_bias_first(scope, product, activation, data_type) else Bias()
+
+
+def _activation_size(scope: Scope, node: NodeProto, weight_on_left: bool) -> int | None:
+    """What the result of a Gemm has along the axis that is not the weight's; None where that is not known."""
+    transposed = attribute(node, "transB" if weight_on_left else "transA")
+    axis = int(weight_on_left != (transposed is not None and transposed.i != 0))
+    shape = scope.shape(node.input[int(weight_on_left)])
+    return shape[axis] if shape is not None and len(shape) == 2 else None
 
 
 def _is_dequantized_row(scope: Scope, name: str, n: int) -> bool:

@@ -173,7 +173,7 @@ def fuse_product(site: Site, dequantized: Dequantized, view: View, *, wishes: Wi
     if matrix.bits == 8 and not matrix.block and _is_from_bytes(scope, product.activation):
         raise NotFusable(Reason.INTEGER_KERNEL)
     computed_in, casts_from = kernel_type(view.data_type, matrix.scales.data_type)
-    check_bias(scope, node, matrix.n, locate)
+    check_bias(scope, node, product.weight_on_left, matrix.n, locate)
     block_size = block_size_for(matrix, wishes.block_size)
     around = _around(scope, product, len(view.axes))
     plain = casts_from is None and around.after is None and not around.new_axes

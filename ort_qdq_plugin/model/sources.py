@@ -95,6 +95,7 @@ class FileSource:
         name: Its path.
         size: Its length in bytes, as it was when it was opened.
         status: What the system said of it then.
+        names: The paths by which the model's tensors name it, symbolic links not followed.
 
     Reads are system calls, never accesses to a mapping: if the file shrinks, they give an error instead of SIGBUS.
 
@@ -119,6 +120,7 @@ class FileSource:
             raise ModelError(f"{path}: not a regular file")
         self.size = status.st_size
         self.status = status
+        self.names: set[str] = set()
         self._mapping: mmap.mmap | None = None
         self._lock = threading.Lock()
 
@@ -208,17 +210,20 @@ class ExternalFiles:
         """
         source = self._sources.get(location)
         if source is None:
-            path = self._resolve(location)
+            named, path = self._resolve(location)
             source = self._sources[location] = self._sources[path] = self._sources.get(path) or FileSource(path)
+            source.names.add(named)
         return source
 
-    def _resolve(self, location: str) -> str:
+    def _resolve(self, location: str) -> tuple[str, str]:
+        """The path that a location stands for, as it is and with symbolic links followed."""
         if self._base is None or self._directory is None:
             raise ModelError(f"external data {location[:_MAX_SHOWN]!r} of a model without a folder")
         if not location or len(location) > _MAX_LOCATION or "\0" in location or os.path.isabs(location):
             raise ModelError(f"external data location {location[:_MAX_SHOWN]!r} is not a relative path")
         # Strict: resolving stops at the first part of the path that is missing, even if thousands of parts follow.
-        path = os.path.realpath(os.path.join(self._base, location), strict=True)
+        named = os.path.join(self._base, location)
+        path = os.path.realpath(named, strict=True)
         if os.path.commonpath([path, self._directory]) != self._directory:
             raise ModelError(f"external data location {location!r} leaves the model's folder")
-        return path
+        return named, path

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from ort_qdq_plugin import Options, Report, create_session
+from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
+from ort_qdq_plugin.cache.store import MODEL, Store, boot_id, describe, digest_at, write_file
 from tests.support import CPU, made_report, x_of
 
-__all__ = ["Loaded", "entries", "leftovers", "load", "loading", "loads_apart", "outcome_of", "written_back"]
+__all__ = [
+    "KEY",
+    "PACKED",
+    "Loaded",
+    "entries",
+    "leftovers",
+    "load",
+    "loading",
+    "loads_apart",
+    "locked_elsewhere",
+    "make_entry",
+    "outcome_of",
+    "without_locks",
+    "written_back",
+]
+
+
+KEY, PACKED = "0123abcd", "packed-0.bin"
+"""An entry's name, and that of a file in it."""
 
 
 class Loaded(NamedTuple):
@@ -79,3 +105,62 @@ def outcome_of(process: subprocess.Popen[str]) -> tuple[str, str, float]:
 def loads_apart(model: Path, cache: Path, count: int, **options: Any) -> list[tuple[str, str, float]]:
     """So many processes load the model at once."""
     return [outcome_of(process) for process in [loading(model, cache, **options) for _ in range(count)]]
+
+
+# Not by this package's own locks: they are what is tested with it.
+_HOLDS = """
+import fcntl, os, sys
+path, kind = sys.argv[1:]
+fcntl.flock(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600), getattr(fcntl, kind))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked_elsewhere(path: Path, kind: str = "LOCK_EX") -> Iterator[subprocess.Popen[str]]:
+    """While the block runs, or until its input is closed, another process holds a lock on a file."""
+    command = [sys.executable, "-c", _HOLDS, str(path), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch, problem: int = errno.ENOLCK) -> None:
+    """From now on, locking any file fails like this."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(problem, os.strerror(problem))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def make_entry(
+    store: Store, *, source: Path, key: str = KEY, path: str = "", names: tuple[str, ...] = (), location: str = "",
+    verify: bool = True, packed: bytes = b"packed",
+) -> Path:  # fmt: skip
+    """An entry that was made of one file; its folder.
+
+    Args:
+        store: Where it is.
+        source: The file.
+        key: Of the entry.
+        path: Its folder, where it was begun already.
+        names: By which the model names the file.
+        location: Of a link of the file; "" for none.
+        verify: Whether digests are recorded.
+        packed: What was packed.
+    """
+    path = path or store.begin(key)
+    contents = {MODEL: b"the rewritten model", PACKED: packed}
+    for name, data in contents.items():
+        write_file(os.path.join(path, name), data)
+    if location:
+        os.link(source, os.path.join(path, location))
+    identity, digest = Identity.of(os.stat(source)), digest_at(str(source)) if verify else ""
+    described = SourceFile(str(source), identity, names, location, bool(location), digest)
+    files = describe(path, [*contents], verify)
+    store.commit(key, path, Manifest(key, (described,), files, Report("borrowed"), False, (), 0, boot_id()))
+    return Path(store.path_of(key))

@@ -26,7 +26,7 @@ import pytest
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session, warm
 from ort_qdq_plugin.cache import store as store_module
-from tests.cache.support import entries, leftovers, load, loading, loads_apart, outcome_of, written_back
+from tests.cache.support import entries, leftovers, load, loading, loads_apart, outcome_of, without_locks, written_back
 from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, result, save, settled_descriptors, stack
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -163,6 +163,42 @@ def test_a_model_that_changes_is_packed_again(model: Path, cache: Path, change: 
         np.testing.assert_array_equal(result(running), wanted)
 
 
+@pytest.fixture
+def blobs(tmp_path: Path) -> Path:
+    """One model file, and two files of weights for it."""
+    for seed in ("old", "new"):
+        path = saved(stack(2, 256, seed=seed), tmp_path / seed, "external")
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        os.replace(path, tmp_path / "blobs" / "model")
+        os.replace(path.with_suffix(".data"), tmp_path / "blobs" / seed)
+    return tmp_path / "blobs"
+
+
+def snapshot(blobs: Path, weights: str) -> Path:
+    """A model as it is in Hugging Face's cache: links of files that revisions share."""
+    folder = blobs.with_name(f"revision-{weights}")
+    folder.mkdir()
+    (folder / "model.onnx").symlink_to(blobs / "model")
+    (folder / "model.data").symlink_to(blobs / weights)
+    return folder / "model.onnx"
+
+
+def test_revisions_that_share_a_model_file_have_entries_of_their_own(blobs: Path, cache: Path) -> None:
+    loaded = {weights: load(snapshot(blobs, weights), cache) for weights in ("old", "new")}
+    assert loaded["old"].digest != loaded["new"].digest
+    assert loaded["new"].digest == load(blobs.with_name("revision-new") / "model.onnx", None).digest
+
+
+def test_weights_that_a_link_leads_away_from_are_not_used(blobs: Path, cache: Path) -> None:
+    model = snapshot(blobs, "old")
+    old = load(model, cache)
+    model.with_suffix(".data").unlink()
+    model.with_suffix(".data").symlink_to(blobs / "new")
+    new = load(model, cache)
+    assert new.report.cache == "made"
+    assert new.digest == load(model, None).digest != old.digest
+
+
 def damaged(entry: Path, name: str, how: str) -> None:
     path = entry / name
     path.chmod(0o600)
@@ -237,15 +273,8 @@ def test_models_as_bytes_and_added_providers_do_without(model: Path, cache: Path
     assert (made_report(by_path).route, made_report(by_path).cache) == ("by path", "")
 
 
-def spoiled_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "no locks here")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-
-
 def test_a_file_system_without_locks(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoiled_lock(monkeypatch)
+    without_locks(monkeypatch)
     assert [load(model, cache).report.cache for _ in range(2)] == ["made", "used"]
 
 

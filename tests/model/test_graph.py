@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.graph import Scope, check_imports, domains, model_scope, scopes
-from ort_qdq_plugin.model.messages import attribute, attributes, is_standard
+from ort_qdq_plugin.model.messages import is_standard
 
 FIRST_IR_WITH_OVERRIDES = 4
 
@@ -353,7 +353,7 @@ def test_types_that_are_stated() -> None:
     assert stated == {"x": TensorProto.FLOAT, "h": TensorProto.FLOAT16, "n": TensorProto.FLOAT, "s": None, "nothing": None}
 
 
-# Domains and attributes
+# Domains
 
 
 def test_domains_of_all_operators() -> None:
@@ -381,12 +381,3 @@ def test_the_long_domain_name_has_to_be_imported_as_such(imported: list[str], us
             check_imports(model, used)
     else:
         check_imports(model, used)
-
-
-def test_attributes_by_name() -> None:
-    made = helper.make_node("Gemm", [], [], alpha=0.5, transB=1)
-    found = attribute(made, "alpha")
-    assert isinstance(found, AttributeProto)
-    assert found.f == 0.5
-    assert attribute(made, "beta") is None
-    assert sorted(attributes(made)) == ["alpha", "transB"]

@@ -1,8 +1,7 @@
-"""Where tensors are: bounds, types, and which files a model may name."""
+"""Where tensors are: bounds, types and values."""
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from onnx import TensorProto, helper
 
 from ort_qdq_plugin.errors import ModelError, SourceChangedError
 from ort_qdq_plugin.model.elements import ELEMENTS
-from ort_qdq_plugin.model.sources import ExternalFiles, FileSource, MemorySource
+from ort_qdq_plugin.model.sources import ExternalFiles, MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor, tensor_bytes
-from tests.support import descriptors, settled_descriptors
 
 
 def external(dims: list[int], **entries: object) -> TensorProto:
@@ -27,25 +25,8 @@ def external(dims: list[int], **entries: object) -> TensorProto:
     return tensor
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a model's place, and a data file of 1000 bytes in it."""
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    (inside / "w.data").write_bytes(bytes(range(250)) * 4)
-    (tmp_path / "outside.data").write_bytes(bytes(1000))
-    return inside
-
-
 def locate(tensor: TensorProto, folder: Path) -> StoredTensor:
     return stored_tensor(tensor, ExternalFiles.beside(str(folder / "m.onnx")), MemorySource(b""), "inline")
-
-
-def test_element_bits_are_those_of_numpy() -> None:
-    for data_type, element in ELEMENTS.items():
-        if element.bits >= 8 and data_type != TensorProto.FLOAT8E8M0:
-            assert helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8 == element.bits, data_type
-    assert set(ELEMENTS) == set(range(1, 27)) - {TensorProto.STRING}
 
 
 @given(dims=st.lists(st.integers(0, 2**63 - 1), max_size=5))
@@ -119,109 +100,11 @@ def test_more_elements_than_the_file_has(folder: Path) -> None:
             locate(tensor, folder)
 
 
-@pytest.mark.parametrize(
-    "location", ["", "{outside}", "../outside.data", "sub/../../outside.data", "out", "..", ".", "a\0b"]
-)
-def test_locations_that_onnx_runtime_refuses(folder: Path, location: str) -> None:
-    (folder / "out").symlink_to(folder.parent / "outside.data")
-    (folder / "sub").mkdir()
-    location = location.format(outside=folder.parent / "outside.data")
-    with pytest.raises(ModelError):
-        locate(external([250], location=location), folder)
-
-
-def test_special_files_are_refused_without_waiting(folder: Path) -> None:
-    os.mkfifo(folder / "fifo")
-    (folder / "dir").mkdir()
-    for location in ("fifo", "dir"):
-        with pytest.raises(ModelError, match="regular"):
-            locate(external([250], location=location), folder)
-
-
-def test_a_missing_file_says_so(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="gone"):
-        locate(external([250], location="gone.data"), folder)
-
-
-@pytest.mark.parametrize("location", ["w.data", "./w.data", "sub/../w.data", "sub/link"])
-def test_locations_within_the_folder(folder: Path, location: str) -> None:
-    (folder / "sub").mkdir()
-    (folder / "sub" / "link").symlink_to("../w.data")
-    assert locate(external([250], location=location), folder).nbytes == 1000
-
-
-def test_a_model_that_is_a_link_may_use_what_lies_beside_its_target(folder: Path, tmp_path: Path) -> None:
-    """As in Hugging Face's cache: snapshots of links into a folder of blobs."""
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    (folder / "m.onnx").write_bytes(b"")
-    (snapshot / "m.onnx").symlink_to(folder / "m.onnx")
-    (snapshot / "w.data").symlink_to(folder / "w.data")
-    files = ExternalFiles.beside(str(snapshot / "m.onnx"))
-    assert stored_tensor(external([250], location="w.data"), files, MemorySource(b""), "inline").nbytes == 1000
-
-
-def test_a_model_without_a_folder_has_no_files() -> None:
-    with pytest.raises(ModelError, match="without a folder"):
-        ExternalFiles.none().open("w.data")
-
-
-def test_one_source_for_each_location(folder: Path) -> None:
-    files = ExternalFiles.beside(str(folder / "m.onnx"))
-    assert files.open("w.data") is files.open("w.data")
-
-
-@pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])
-def test_a_source_that_cannot_be_opened_leaves_other_descriptors_alone(tmp_path: Path, kind: str) -> None:
-    """Neither noise from a destructor nor a second close of a number that is somebody else's by then."""
-    path = tmp_path / "thing"
-    if kind == "directory":
-        path.mkdir()
-    elif kind == "fifo":
-        os.mkfifo(path)
-    before = settled_descriptors()
-    with pytest.raises((ModelError, OSError)) as caught:
-        FileSource(str(path))
-    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
-    del caught
-    gc.collect()
-    for descriptor in others:
-        os.close(descriptor)
-    assert descriptors() == before
-
-
-def test_closing_twice_is_once(folder: Path) -> None:
-    source = FileSource(str(folder / "w.data"))
-    source.close()
-    other = os.open(os.devnull, os.O_RDONLY)
-    source.close()
-    del source
-    os.close(other)
-
-
 def test_a_file_that_shrinks_raises_instead_of_ending_the_process(folder: Path) -> None:
     stored = locate(external([250], location="w.data"), folder)
     os.truncate(folder / "w.data", 100)
     with pytest.raises(SourceChangedError, match=r"w\.data"):
         stored.read()
-
-
-def test_a_changed_file_is_noticed(folder: Path) -> None:
-    source = FileSource(str(folder / "w.data"))
-    source.check_unchanged()
-    os.utime(folder / "w.data", ns=(1, 1))
-    with pytest.raises(SourceChangedError):
-        source.check_unchanged()
-
-
-def test_a_mapping_outlives_the_source(folder: Path) -> None:
-    source = FileSource(str(folder / "w.data"))
-    mapping = source.buffer()
-    assert source.buffer() is mapping
-    source.close()
-    assert mapping[:3] == b"\0\1\2"
-    with pytest.raises(TypeError):
-        mapping[0] = 1
 
 
 def test_reading_beyond_a_tensor_is_refused(folder: Path) -> None:
@@ -271,10 +154,3 @@ def test_stored_bytes_must_fit_the_shape(count: int, dim: int) -> None:
         else:
             with pytest.raises(ModelError):
                 locate(tensor, Path("/"))
-
-
-def test_a_file_of_several_locations_counts_once(tmp_path: Path) -> None:
-    (tmp_path / "w.data").write_bytes(b"12345678")
-    files = ExternalFiles.beside(str(tmp_path / "m.onnx"))
-    assert files.open("w.data") is files.open("./w.data")
-    assert files.opened == (files.open("w.data"),)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ort_qdq_plugin.model.operands import Operand, Order
+
 Array = NDArray[Any]
 
-__all__ = ["elements_of", "packed_rows", "raw_bytes", "unsigned"]
+__all__ = ["elements_of", "operand_lines", "packed_rows", "raw_bytes", "unsigned"]
 
 
 def raw_bytes(elements: Array, bits: int, dirty: bool = False) -> bytes:
@@ -39,3 +41,18 @@ def packed_rows(rows: Array, bits: int, row_bytes: int) -> Array:
     padded = np.zeros((lines, row_bytes * 8), np.uint8)
     padded[:, : length * bits] = as_bits.reshape(lines, -1)
     return np.packbits(padded, axis=1, bitorder="little")
+
+
+def operand_lines(operand: Operand) -> Array:
+    """The elements of each line of an operand that is made of unconverted elements, as its description says."""
+    assert operand.source is not None
+    flat = elements_of(operand.source.read().tobytes(), operand.bits, operand.source.elements)
+    if operand.order is Order.SPREAD:
+        rows = np.broadcast_to(flat[:, None], (operand.lines, operand.length))
+    elif operand.order is Order.ROWS:
+        rows = flat.reshape(operand.lines, operand.source_length)
+    else:
+        rows = flat.reshape(operand.source_length, operand.lines).T
+    if operand.order is not Order.SPREAD:
+        rows = np.repeat(rows, operand.repeat, axis=1)[:, : operand.length]
+    return rows ^ (1 << operand.bits - 1) if operand.flip else rows

@@ -1,0 +1,209 @@
+"""Locks: one holder at a time among threads and processes, however each of them ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from ort_qdq_plugin.cache.lock import exclusive, hold_shared, try_exclusive
+from tests.cache.support import locked_elsewhere, without_locks
+from tests.support import descriptors, python
+
+LONG = 60.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "some.lock"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_free(path: Path) -> bool:
+    """Whether another open file of the same path could be locked."""
+    with opened(path) as descriptor:
+        return bool(try_exclusive(descriptor))
+
+
+def test_it_is_held_while_the_block_runs(path: Path) -> None:
+    with exclusive(str(path), 0.0) as held:
+        assert held is True
+        assert not is_free(path)
+    assert is_free(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_it_is_free_after_an_interrupt(path: Path) -> None:
+    before = descriptors()
+    with suppress(KeyboardInterrupt), exclusive(str(path), 0.0):
+        raise KeyboardInterrupt
+    assert is_free(path)
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.3])
+def test_patience_has_an_end(path: Path, patience: float) -> None:
+    before = descriptors()
+    with locked_elsewhere(path):
+        start = time.monotonic()
+        with pytest.raises(TimeoutError) as refused, exclusive(str(path), patience):
+            pass
+        waited = time.monotonic() - start
+    assert patience <= waited < patience + 5
+    assert (refused.value.errno, refused.value.filename) == (errno.ETIMEDOUT, str(path))
+    assert descriptors() == before
+
+
+def test_a_holder_that_is_killed_holds_nothing(path: Path) -> None:
+    with locked_elsewhere(path) as process:
+        threading.Timer(0.2, process.kill).start()
+        with exclusive(str(path), LONG) as held:
+            assert held is True
+            assert process.wait() != 0
+
+
+def test_one_thread_at_a_time(path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        with exclusive(str(path), LONG):
+            inside.append(number)
+            time.sleep(0.002)
+            most.append(len(inside))
+            inside.remove(number)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(40)))
+    assert most == [1] * 40
+
+
+COUNTS = """
+import sys
+from pathlib import Path
+from ort_qdq_plugin.cache.lock import exclusive
+path, counter = sys.argv[1], Path(sys.argv[2])
+for _ in range(100):
+    with exclusive(path, 60):
+        counter.write_text(str(int(counter.read_text()) + 1))
+"""
+
+
+def test_one_process_at_a_time(path: Path, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    with ThreadPoolExecutor(3) as threads:
+        for done in threads.map(lambda _: python(COUNTS, path, counter), range(3)):
+            assert done.returncode == 0, done.stderr
+    assert counter.read_text() == "300"
+
+
+FORKS = """
+import os, sys
+from ort_qdq_plugin.cache.lock import exclusive, try_exclusive
+path, (end, begin) = sys.argv[1], os.pipe()
+with exclusive(path, 0.0):
+    child = os.fork()
+    if not child:
+        os.close(begin)
+        os.read(end, 1)
+        os._exit(0)
+assert try_exclusive(os.open(path, os.O_RDWR))
+os.close(begin)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_child_that_was_forked_meanwhile_holds_nothing(path: Path) -> None:
+    done = python(FORKS, path)
+    assert done.returncode == 0, done.stderr
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    path.unlink()
+    path.touch()
+
+
+@pytest.mark.parametrize("change", [gone, replaced])
+def test_a_file_that_is_removed_meanwhile_is_not_what_is_locked(path: Path, change: Callable[[Path], None]) -> None:
+    def wait() -> bool:
+        with exclusive(str(path), LONG) as held:
+            return held and not is_free(path)
+
+    with locked_elsewhere(path) as process, ThreadPoolExecutor(1) as thread:
+        found = thread.submit(wait)
+        time.sleep(0.1)
+        assert not found.done()
+        change(path)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert found.result(LONG)
+
+
+def test_shared_holders_exclude_only_the_exclusive_one(path: Path) -> None:
+    with opened(path) as one, opened(path) as other, opened(path) as third:
+        assert hold_shared(one) is True
+        assert hold_shared(other) is True
+        assert try_exclusive(third) is False
+    with opened(path) as one, opened(path) as other:
+        assert try_exclusive(one) is True
+        assert hold_shared(other) is False
+
+
+@pytest.mark.parametrize("problem", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks(path: Path, problem: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(monkeypatch, problem)
+    with opened(path) as descriptor:
+        assert try_exclusive(descriptor) is None
+        assert hold_shared(descriptor) is None
+    with exclusive(str(path), 0.0) as held, exclusive(str(path), 0.0) as too:
+        assert (held, too) == (False, False)
+
+
+@pytest.mark.parametrize("problem", [errno.EWOULDBLOCK, errno.EACCES])
+def test_whatever_means_that_others_hold_it(path: Path, problem: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(monkeypatch, problem)
+    with pytest.raises(TimeoutError), exclusive(str(path), 0.0):
+        pass
+
+
+def test_other_errors_are_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(monkeypatch, errno.EIO)
+    before = descriptors()
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), exclusive(str(path), LONG):
+        pass
+    assert descriptors() == before
+
+
+def test_links_are_not_followed(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"), exclusive(str(path), 0.0):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), exclusive(str(tmp_path), 0.0):
+        pass
+    with pytest.raises(FileNotFoundError), exclusive(str(tmp_path / "nowhere" / "lock"), 0.0):
+        pass

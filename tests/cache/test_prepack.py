@@ -1,0 +1,115 @@
+"""Entries with pre-packed weights: stock ONNX Runtime opens them, and computes the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from ort_qdq_plugin import Options, warm
+from ort_qdq_plugin.cache.prepack import main
+from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL
+from tests.cache.support import entries
+from tests.support import Form, result, save, stack, stock
+
+PREPACKED = "prepacked_"
+SAVED = "saved.tmp"
+
+
+def made_entry(folder: Path, form: Form = "external", *, n_major: bool = False) -> Path:
+    """An entry as it is when the helper process gets it: files that can be added to."""
+    path = save(stack(2, 256, n_major=n_major), folder, form)
+    assert isinstance(path, str)
+    warm(path, options=Options(cache_dir=folder / "cache"))
+    (entry,) = entries(folder / "cache")
+    for name in entry.glob("packed-*"):
+        name.chmod(0o600)
+    return entry
+
+
+def references(model: Path) -> dict[str, dict[str, str]]:
+    """Where the model's tensors are, and their blobs."""
+    tensors = onnx.load(model, load_external_data=False).graph.initializer
+    return {tensor.name: {item.key: item.value for item in tensor.external_data} for tensor in tensors}
+
+
+def blobs(reference: dict[str, str]) -> list[tuple[int, int]]:
+    """Offset and length of each blob of a tensor."""
+    values = [value for key, value in reference.items() if key.startswith(PREPACKED)]
+    parts = [part.split(";") for value in values for part in value.split("|")[1:]]
+    return [(int(offset), int(length)) for offset, length, *_ in parts]
+
+
+@pytest.mark.parametrize("form", ["file", "external"])
+@pytest.mark.parametrize("n_major", [False, True])
+def test_stock_computes_the_same(tmp_path: Path, form: Form, n_major: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = made_entry(tmp_path, form, n_major=n_major)
+    assert main([str(entry)]) == 0
+    shared, plain = (stock(str(entry / name)) for name in (SHARED_MODEL, MODEL))
+    np.testing.assert_array_equal(result(shared), result(plain))
+    nbytes = int(capsys.readouterr().out)
+    assert nbytes == sum(length for one in references(entry / SHARED_MODEL).values() for _, length in blobs(one)) > 0
+    assert not (entry / SAVED).exists()
+
+
+def test_blobs_lie_behind_the_tensor_they_were_made_of(tmp_path: Path) -> None:
+    entry = made_entry(tmp_path)
+    before = {path.name: path.read_bytes() for path in entry.glob("packed-*")}
+    main([str(entry)])
+    plain, shared = references(entry / MODEL), references(entry / SHARED_MODEL)
+    for name, reference in shared.items():
+        assert {key: value for key, value in reference.items() if not key.startswith(PREPACKED)} == plain[name]
+    for name, data in before.items():
+        after = (entry / name).read_bytes()
+        assert after[: len(data)] == data
+        places = sorted(place for one in shared.values() if one["location"] == name for place in blobs(one))
+        assert all(offset % 4096 == 0 for offset, _ in places)
+        ends = [len(data), *(offset + length for offset, length in places)]
+        assert all(end <= offset for end, (offset, _) in zip(ends, places, strict=False))
+        assert ends[-1] == len(after) > len(data)
+
+
+def test_the_models_own_files_are_not_added_to(tmp_path: Path) -> None:
+    entry = made_entry(tmp_path, n_major=True)
+    data = tmp_path / "model.data"
+    before = (data.read_bytes(), data.stat().st_mtime_ns)
+    main([str(entry)])
+    assert (data.read_bytes(), data.stat().st_mtime_ns) == before
+    shared = references(entry / SHARED_MODEL)
+    assert {reference["location"] for reference in shared.values() if blobs(reference)} == {SHARED_DATA}
+    copy = (entry / SHARED_DATA).read_bytes()
+    for name, reference in references(entry / MODEL).items():
+        if blobs(shared[name]):
+            length = int(reference["length"])
+            start, moved = int(reference["offset"]), int(shared[name]["offset"])
+            assert copy[moved : moved + length] == before[0][start : start + length]
+
+
+def without_data(entry: Path) -> None:
+    min(entry.glob("data-*")).unlink()
+
+
+def without_model(entry: Path) -> None:
+    (entry / MODEL).unlink()
+
+
+@pytest.mark.parametrize("fault", [without_data, without_model])
+def test_a_failure_leaves_no_saved_model(tmp_path: Path, fault: Callable[[Path], None]) -> None:
+    entry = made_entry(tmp_path, n_major=True)
+    fault(entry)
+    with pytest.raises(Exception, match=r"data|model"):
+        main([str(entry)])
+    assert not (entry / SAVED).exists()
+    assert not (entry / SHARED_MODEL).exists()
+
+
+def test_saved_data_that_ends_too_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = made_entry(tmp_path)
+    monkeypatch.setattr(os, "pread", lambda *_: b"")
+    with pytest.raises(OSError, match="saved data ends"):
+        main([str(entry)])
+    assert not (entry / SAVED).exists()

@@ -1,0 +1,146 @@
+"""Making room: which entries go, in which order, and which never."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ort_qdq_plugin.cache.prune import StoredEntry, prune, stored_entries
+from ort_qdq_plugin.cache.store import LINK, LOCK, MANIFEST, Store
+from tests.cache.support import PACKED, entries, locked_elsewhere, make_entry, without_locks, written_back
+
+NBYTES = 100_000
+YEAR = 365 * 24 * 3600.0
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.onnx"
+    path.write_bytes(bytes(NBYTES))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, source: Path) -> Store:
+    """Three entries: the first one was not used for three years, the last one for one."""
+    store = Store(str(tmp_path / "cache"))
+    for age, key in enumerate(["oldest", "older", "old"]):
+        make_entry(store, source=source, key=key, packed=bytes(NBYTES))
+        used(store, key, years_ago=3 - age)
+    written_back(tmp_path / "cache")
+    return store
+
+
+def used(store: Store, key: str, *, years_ago: float) -> None:
+    lock = Path(store.path_of(key) + LOCK)
+    lock.touch()
+    os.utime(lock, (time.time() - years_ago * YEAR,) * 2)
+
+
+def keys(store: Store) -> set[str]:
+    return {path.name for path in entries(Path(store.folder))}
+
+
+def taken(store: Store, key: str) -> int:
+    """Bytes on the disk of what is in an entry, as the system's own tool counts them."""
+    names = [str(path) for path in Path(store.path_of(key)).iterdir()]
+    done = subprocess.run(["du", "--block-size=1", *names], check=True, capture_output=True, text=True)
+    return sum(int(line.split()[0]) for line in done.stdout.splitlines())
+
+
+def test_entries_as_they_lie_there(store: Store) -> None:
+    stored = {entry.key: entry for entry in stored_entries(store)}
+    assert {key: entry.nbytes for key, entry in stored.items()} == {key: taken(store, key) for key in stored}
+    assert min(entry.nbytes for entry in stored.values()) >= NBYTES
+    ages = [(time.time() - stored[key].used) / YEAR for key in ("oldest", "older", "old")]
+    assert ages == pytest.approx([3, 2, 1], rel=0.01)
+
+
+def test_links_of_the_models_own_files_count(store: Store, source: Path) -> None:
+    make_entry(store, source=source, key="linked", location=LINK + "0", packed=bytes(NBYTES))
+    stored = {entry.key: entry.nbytes for entry in stored_entries(store)}
+    assert stored["linked"] >= stored["old"] + NBYTES
+
+
+def test_a_sparse_file_takes_what_is_on_the_disk(store: Store) -> None:
+    packed = Path(store.path_of("old"), PACKED)
+    packed.chmod(0o600)
+    os.truncate(packed, 1 << 40)
+    assert max(entry.nbytes for entry in stored_entries(store)) < 10 * NBYTES
+
+
+def test_what_is_no_entry_is_not_counted(store: Store) -> None:
+    store.begin("unfinished")
+    Path(store.folder, "file").touch()
+    Path(store.folder, "link").symlink_to(store.path_of("old"))
+    assert {entry.key for entry in stored_entries(store)} == {"oldest", "older", "old"}
+
+
+def test_an_entry_that_nobody_is_known_to_have_used(store: Store) -> None:
+    os.unlink(store.path_of("old") + LOCK)
+    assert StoredEntry("old", taken(store, "old"), 0.0) in stored_entries(store)
+
+
+def test_no_entry_was_used_in_the_future(store: Store) -> None:
+    used(store, "old", years_ago=-10)
+    assert all(entry.used <= time.time() for entry in stored_entries(store))
+
+
+@pytest.mark.parametrize("kept", [{"oldest", "older", "old"}, {"older", "old"}, {"old"}, set()])
+def test_the_least_recently_used_go_first(store: Store, kept: set[str]) -> None:
+    room = sum(entry.nbytes for entry in stored_entries(store) if entry.key in kept)
+    prune(store, room)
+    assert keys(store) == kept
+    assert {path.name for path in Path(store.folder).iterdir()} == kept | {key + LOCK for key in kept}
+
+
+def test_a_byte_less_is_an_entry_less(store: Store) -> None:
+    prune(store, sum(entry.nbytes for entry in stored_entries(store)) - 1)
+    assert keys(store) == {"older", "old"}
+
+
+def test_entries_in_use_stay(store: Store) -> None:
+    found = store.hold("oldest")
+    with locked_elsewhere(Path(store.path_of("old"), MANIFEST), "LOCK_SH"):
+        prune(store, 0)
+    assert keys(store) == {"oldest", "old"}
+    os.close(found)
+    prune(store, 0)
+    assert not keys(store)
+
+
+def test_an_entry_that_is_being_made_anew_stays(store: Store) -> None:
+    with store.locked("oldest"):
+        prune(store, 0)
+    assert keys(store) == {"oldest"}
+
+
+def test_entries_in_use_do_not_keep_others_from_going(store: Store) -> None:
+    (oldest,) = (entry for entry in stored_entries(store) if entry.key == "oldest")
+    holder = store.hold("oldest")
+    prune(store, oldest.nbytes)
+    os.close(holder)
+    assert keys(store) == {"oldest"}
+
+
+def test_an_entry_without_a_manifest_goes(store: Store) -> None:
+    os.unlink(Path(store.path_of("oldest"), MANIFEST))
+    prune(store, sum(entry.nbytes for entry in stored_entries(store)) - 1)
+    assert keys(store) == {"older", "old"}
+
+
+def test_a_fifo_in_place_of_a_manifest_is_not_waited_for(store: Store) -> None:
+    os.unlink(Path(store.path_of("oldest"), MANIFEST))
+    os.mkfifo(Path(store.path_of("oldest"), MANIFEST))
+    prune(store, 0)
+    assert not keys(store)
+
+
+def test_without_locks_all_count_as_unused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(monkeypatch)
+    prune(store, 0)
+    assert not keys(store)

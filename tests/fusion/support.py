@@ -1,0 +1,105 @@
+"""What tests of fusion share: tensors and weights as matching reads them, decisions, and nodes run the obvious way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from conformance.drawing.draft import Draft
+from ort_qdq_plugin.fusion.chain import Chain, FreshNames
+from ort_qdq_plugin.fusion.decision import NotFusable
+from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, is_dequantize, read_dequantize
+from ort_qdq_plugin.fusion.kind import Fusion, Site, Wishes
+from ort_qdq_plugin.model.elements import ELEMENTS
+from ort_qdq_plugin.model.graph import Scope, model_scope
+from ort_qdq_plugin.model.sources import ExternalFiles, MemorySource
+from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor, tensor_bytes
+from ort_qdq_plugin.reason import Reason
+from tests.support import Array
+
+__all__ = ["WISHES", "emitted", "evaluated", "integers_of", "locate", "read", "refused", "scope_and_site", "stored"]
+
+WISHES = Wishes(block_size=0, accuracy_level=4)
+
+
+def locate(tensor: TensorProto) -> StoredTensor:
+    """Where the tensor's bytes are: in itself."""
+    return stored_tensor(tensor, ExternalFiles.none(), MemorySource(b""), "")
+
+
+def stored(data_type: int, shape: Sequence[int], name: str = "t", seed: int = 0) -> StoredTensor:
+    """A tensor of random bytes; small whole numbers where it is of floats."""
+    rng, nbytes = np.random.default_rng(seed), tensor_bytes(data_type, shape)
+    element = ELEMENTS[data_type]
+    if element.scale and element.numpy:
+        raw = rng.integers(1, 9, math.prod(shape)).astype(element.numpy).tobytes()
+    else:
+        raw = rng.integers(0, 256, nbytes, np.uint8).tobytes()
+    return StoredTensor(name, data_type, tuple(shape), MemorySource(raw), 0, nbytes)
+
+
+@contextmanager
+def refused(reason: Reason) -> Iterator[None]:
+    """The block says that something cannot be fused, and why."""
+    with pytest.raises(NotFusable) as caught:
+        yield
+    assert caught.value.reason is reason
+
+
+def read(scope: Scope) -> Dequantized:
+    """The first DequantizeLinear of a graph."""
+    node = next(node for node in scope.nodes if is_dequantize(node))
+    return read_dequantize(scope, node, locate, Centred())
+
+
+def scope_and_site(draft: Draft, weight: str = "w_d") -> tuple[Scope, Site]:
+    """The scope of what was drawn, and the site of its last node, which reads a weight under that name."""
+    scope = model_scope(draft.model())
+    node = scope.nodes[-1]
+    output = node.output[0] if node.output else ""
+    return scope, Site("w_d_node", node.op_type, node.name, weight, output, ((scope, len(scope.nodes) - 1),))
+
+
+def emitted(fusion: Fusion, opset: int = 21) -> tuple[list[NodeProto], list[TensorProto]]:
+    """The nodes and constants of a fusion. Its operands are called as the operator's specification calls them."""
+    scope = fusion.site.replaced[0][0]
+    chain = Chain(fusion.site.output, fusion.site.name, FreshNames(scope), opset)
+    fusion.emit(chain, {name: name for name in fusion.operands})
+    return chain.finished(), chain.constants
+
+
+def integers_of(node: NodeProto) -> dict[str, int]:
+    """The attributes of a node that has whole numbers only."""
+    return {attr.name: attr.i for attr in node.attribute}
+
+
+def evaluated(
+    nodes: Sequence[NodeProto], constants: Sequence[TensorProto], values: Mapping[str, Array], output: str, opset: int = 21
+) -> Array:
+    """What nodes give, by NumPy. Weights among `values` are dequantized: MatMulNBits is a plain product, its B is [K, N]."""
+    known: dict[str, Any] = {**values, **{tensor.name: numpy_helper.to_array(tensor) for tensor in constants}}
+    for node in nodes:
+        if node.op_type == "MatMulNBits":
+            bias = known[node.input[5]] if len(node.input) > 5 else 0
+            known[node.output[0]] = known[node.input[0]] @ known[node.input[1]] + bias
+        else:
+            model = helper.make_model(
+                helper.make_graph(
+                    [node],
+                    "g",
+                    [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(node.input)],
+                    [helper.make_empty_tensor_value_info(node.output[0])],
+                ),
+                opset_imports=[helper.make_opsetid("", opset)],
+            )
+            feeds = {name: np.asarray(known[name]) for name in node.input}
+            (known[node.output[0]],) = ReferenceEvaluator(model).run(None, feeds)
+    result: Array = known[output]
+    return result

@@ -1,0 +1,376 @@
+"""Products: which are fused, and what the nodes that take their place compute, against NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from conformance.drawing.draft import Draft
+from conformance.drawing.elements import MS, unpack
+from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
+from ort_qdq_plugin.fusion.bias import MAX_FACTOR
+from ort_qdq_plugin.fusion.kind import Wishes
+from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse_product, is_product
+from ort_qdq_plugin.fusion.view import View
+from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
+from ort_qdq_plugin.reason import Reason
+from tests.fusion.support import WISHES, emitted, evaluated, integers_of, locate, read, refused, scope_and_site
+from tests.support import Array
+
+BITS = 4
+
+
+def product_of(
+    op: str = "MatMul",
+    inputs: Sequence[str] = ("x", "w_d"),
+    *,
+    x: Sequence[int | str] | None = ("m", 64),
+    shape: Sequence[int] = (64, 32),
+    outputs: int = 1,
+    draft: Draft | None = None,
+    weight: dict[str, Any] | None = None,
+    **attributes: Any,
+) -> Draft:
+    """A product of x and a weight. Without a shape of x, nothing is known of it."""
+    draft = draft or Draft("product")
+    draft.dequantize("w", shape, **{"axis": 0, **(weight or {})})
+    if x is None:
+        x = [1]
+        draft.node("Custom", [draft.input("unknown", x)], "x", domain="local")
+    else:
+        draft.input("x", x)
+    draft.node(op, list(inputs), "y", domain=MS if op == "FusedMatMul" else "", **attributes)
+    if not outputs:
+        del draft.nodes[-1].output[:]
+    return draft
+
+
+def fused(draft: Draft, wishes: Wishes = WISHES, seen: View | None = None) -> MatMulFusion:
+    scope, site = scope_and_site(draft)
+    found = read(scope)
+    return fuse_product(site, found, seen or found.view, wishes=wishes, locate=locate)
+
+
+# Which nodes
+
+
+@pytest.mark.parametrize(
+    ("op", "domain", "wanted"),
+    [
+        ("MatMul", "", True),
+        ("Gemm", "ai.onnx", True),
+        ("FusedMatMul", MS, True),
+        ("FusedMatMul", "", False),
+        ("MatMul", MS, False),
+        ("MatMulInteger", "", False),
+        ("Conv", "", False),
+    ],
+)
+def test_which_nodes_are_products(op: str, domain: str, wanted: bool) -> None:
+    assert is_product(helper.make_node(op, ["x", "w"], ["y"], domain=domain)) == wanted
+
+
+# What is computed
+
+
+def swapped(value: Array, swap: bool) -> Array:
+    """With its last two axes exchanged; a vector stays as it is."""
+    return np.swapaxes(value, -1, -2) if swap and value.ndim >= 2 else value
+
+
+def whole_numbers(draft: Draft, shape: Sequence[int]) -> Array:
+    return draft.rng.integers(-4, 5, tuple(shape)).astype(np.float32)
+
+
+def result_of(fusion: MatMulFusion, draft: Draft, values: dict[str, Array]) -> Array:
+    """What the nodes of a fusion give. Its weight has one scale of 1, so that its values are whole numbers."""
+    raw = next(tensor for tensor in draft.initializers if tensor.name == "w")
+    k, n = fusion.matrix.k, fusion.matrix.n
+    stored = unpack(np.frombuffer(raw.raw_data, np.uint8), BITS)[: k * n].astype(np.float32)
+    matrix = stored.reshape(k, n) if fusion.matrix.k_major else stored.reshape(n, k).T
+    conversion = fusion.operands["scales"].conversion
+    nodes, constants = emitted(fusion)
+    of_model = {tensor.name: numpy_helper.to_array(tensor) for tensor in draft.initializers if tensor.data_type == FLOAT}
+    values = {**of_model, **values, "B": matrix * np.float32(1 if conversion is None else conversion.factor)}
+    return evaluated(nodes, constants, values, nodes[-1].output[0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    op=st.sampled_from(["MatMul", "FusedMatMul"]),
+    on_left=st.booleans(),
+    turns=st.tuples(st.booleans(), st.booleans()),
+    batch=st.lists(st.integers(1, 3), max_size=2),
+    vector=st.booleans(),
+    leading=st.integers(0, 3),
+    alpha=st.sampled_from([1.0, 0.5, -2.0, 0.0]),
+)
+def test_products_of_any_ranks_on_either_side(
+    op: str, on_left: bool, turns: tuple[bool, bool], batch: list[int], vector: bool, leading: int, alpha: float
+) -> None:
+    draft = Draft("products")
+    turns, alpha = (turns, alpha) if op == "FusedMatMul" else ((False, False), 1.0)
+    vector = vector and not any(turns)
+    attributes: dict[str, Any] = {}
+    if op == "FusedMatMul":
+        attributes = {"transA": int(turns[0]), "transB": int(turns[1]), "alpha": alpha}
+    weight_turns, x_turns = turns if on_left else reversed(turns)
+    rows, inner, others = 6, 5, 3  # of the weight on its side of the product, and of x
+    weight_shape = (rows, inner) if on_left else (inner, rows)
+    x_shape = (inner,) if vector else (inner, others) if on_left else (others, inner)
+    x = whole_numbers(draft, [*([] if vector else batch), *(reversed(x_shape) if x_turns else x_shape)])
+    stored_shape = [*[1] * leading, *(reversed(weight_shape) if weight_turns else weight_shape)]
+    inputs = ["w_d", "x"] if on_left else ["x", "w_d"]
+    given_weight = {"block": PER_TENSOR, "zero": "none"}
+    product_of(op, inputs, x=x.shape, shape=stored_shape, draft=draft, weight=given_weight, **attributes)
+    weight = unpack(np.frombuffer(draft.initializers[0].raw_data, np.uint8), BITS)[: rows * inner].astype(np.float32)
+    left, right = (weight.reshape(stored_shape), x) if on_left else (x, weight.reshape(stored_shape))
+    wanted = np.matmul(swapped(left, turns[0]), swapped(right, turns[1])) * np.float32(alpha)
+    result = result_of(fused(draft), draft, {"x": x})
+    assert result.shape == wanted.shape
+    np.testing.assert_array_equal(result, wanted)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    on_left=st.booleans(),
+    turns=st.tuples(st.booleans(), st.booleans()),
+    bias=st.sampled_from([None, (), (1,), (1, 1), "columns", "row", "rows", "whole"]),
+    constant=st.booleans(),
+    alpha=st.sampled_from([1.0, 0.5]),
+    beta=st.sampled_from([1.0, -0.25, 0.0]),
+)
+def test_gemm(on_left: bool, turns: tuple[bool, bool], bias: Any, constant: bool, alpha: float, beta: float) -> None:
+    draft = Draft("gemm")
+    rows, inner, columns = (6, 5, 3) if on_left else (3, 5, 6)
+    left_shape, right_shape = (
+        ((inner, rows) if turns[0] else (rows, inner)),
+        ((columns, inner) if turns[1] else (inner, columns)),
+    )
+    x_shape, weight_shape = (right_shape, left_shape) if on_left else (left_shape, right_shape)
+    named = {"columns": (columns,), "row": (1, columns), "rows": (rows, 1), "whole": (rows, columns)}
+    c = None if bias is None else whole_numbers(draft, named[bias] if isinstance(bias, str) else bias)
+    inputs = ["w_d", "x"] if on_left else ["x", "w_d"]
+    if c is not None:
+        inputs.append("c")
+        if constant:
+            draft.constant(numpy_helper.from_array(c, "c"))
+        else:
+            draft.input("c", c.shape)
+    attributes: dict[str, Any] = {"transA": int(turns[0]), "transB": int(turns[1]), "alpha": alpha, "beta": beta}
+    given_weight = {"block": PER_TENSOR, "zero": "none"}
+    x = whole_numbers(draft, x_shape)
+    product_of("Gemm", inputs, x=x_shape, shape=weight_shape, draft=draft, weight=given_weight, **attributes)
+    raw = next(tensor.raw_data for tensor in draft.initializers if tensor.name == "w")
+    weight = unpack(np.frombuffer(raw, np.uint8), BITS)[: 5 * 6].astype(np.float32).reshape(weight_shape)
+    left, right = (weight, x) if on_left else (x, weight)
+    wanted = np.float32(alpha) * (swapped(left, turns[0]) @ swapped(right, turns[1]))
+    if c is not None:
+        wanted = wanted + np.float32(beta) * c
+    fusion = fused(draft)
+    result = result_of(fusion, draft, {"x": x} if c is None else {"x": x, "c": c})
+    np.testing.assert_array_equal(result, wanted)
+    if constant and not on_left and bias in ((), (1,), (1, 1), "columns", "row") and beta:
+        assert fusion.bias.own is not None
+
+
+# What is written
+
+
+def test_a_plain_product_is_one_node() -> None:
+    fusion = fused(product_of(weight={"block": 16}), Wishes(block_size=0, accuracy_level=2))
+    (node,), constants = emitted(fusion)
+    assert (node.op_type, node.domain, node.name) == ("MatMulNBits", "com.microsoft", "y_node")
+    assert list(node.input) == ["x", "B", "scales", "zero_points"]
+    assert list(node.output) == ["y"]
+    assert integers_of(node) == {"K": 64, "N": 32, "bits": 4, "block_size": 16, "accuracy_level": 2}
+    assert not constants
+    assert fusion.operator == "MatMulNBits"
+
+
+def test_inputs_at_the_end_are_left_out_and_others_left_empty() -> None:
+    plain = fused(product_of(weight={"zero": "default"}))
+    with_bias = fused(product_of("Gemm", ["x", "w_d", "c"], draft=with_constant("c", [32]), weight={"zero": "default"}))
+    assert list(emitted(plain)[0][0].input) == ["x", "B", "scales"]
+    assert list(emitted(with_bias)[0][0].input) == ["x", "B", "scales", "", "", "c"]
+
+
+def with_constant(name: str, shape: Sequence[int], kind: str = "float") -> Draft:
+    draft = Draft("product")
+    draft.floats(name, shape, kind)
+    return draft
+
+
+def test_a_bias_that_is_made_anew_is_a_constant_of_its_own() -> None:
+    fusion = fused(product_of("Gemm", ["x", "w_d", "c"], draft=with_constant("c", [1])))
+    (node,), (constant,) = emitted(fusion)
+    assert (constant.name, list(constant.dims)) == ("y_node.bias", [32])
+    assert node.input[5] == "y_node.bias"
+    assert fusion.entry().has_bias
+
+
+def test_the_add_that_follows_goes_with_the_product() -> None:
+    draft = product_of()
+    draft.node("Add", ["y", draft.floats("c", [32])], "z")
+    scope, site = scope_and_site(draft)
+    site = site._replace(replaced=((scope, 1),), output="y", name="y_node", kind="MatMul")
+    found = read(scope)
+    fusion = fuse_product(site, found, found.view, wishes=WISHES, locate=locate)
+    assert fusion.site.replaced == ((scope, 1), (scope, 2))
+    (node,), _ = emitted(fusion)
+    assert list(node.output) == ["z"]
+    assert node.input[5] == "c"
+
+
+@pytest.mark.parametrize(
+    ("product", "scale", "cast_to", "factor"),
+    [(FLOAT16, "float", FLOAT, 0.5), (BFLOAT16, "bfloat16", FLOAT, 0.3), (FLOAT16, "bfloat16", FLOAT, -1.0)],
+)
+def test_a_type_that_the_kernel_does_not_take_is_cast_there_and_back(
+    product: int, scale: str, cast_to: int, factor: float
+) -> None:
+    draft = product_of("Gemm", ["x", "w_d", "c"], draft=with_constant("c", [32]), weight={"scale": scale}, beta=factor)
+    scope, _ = scope_and_site(draft)
+    nodes, constants = emitted(fused(draft, seen=read(scope).view._replace(data_type=product)))
+    assert [node.op_type for node in nodes] == ["Cast", "MatMulNBits", "Cast", "Mul", "Add"]
+    assert [integers_of(node) for node in nodes if node.op_type == "Cast"] == [{"to": cast_to}, {"to": product}]
+    (beta,) = constants
+    assert (beta.name, beta.data_type, list(beta.dims)) == ("y_node.beta", product, [])
+    assert list(nodes[3].input) == ["c", "y_node.beta"]
+    halves = np.arange(1 << 16, dtype=np.uint32)
+    candidates = (halves << 16).view(np.float32) if product == BFLOAT16 else halves.astype(np.uint16).view(np.float16)
+    with np.errstate(invalid="ignore"):
+        distances = np.abs(candidates.astype(np.float64) - np.float32(factor))
+    assert int.from_bytes(beta.raw_data, "little") == int(np.nanargmin(distances))
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(1 + 2**-8, 0x3F80), (1 + 3 * 2**-8, 0x3F82), (1 + 2**-8 + 2**-20, 0x3F81), (-(1 + 2**-8), 0xBF80)]
+)
+def test_factors_halfway_between_two_bfloat16_become_the_even_one(value: float, wanted: int) -> None:
+    draft = product_of("Gemm", ["x", "w_d", "c"], draft=with_constant("c", [32]), weight={"scale": "bfloat16"}, beta=value)
+    _, (beta,) = emitted(fused(draft))
+    assert int.from_bytes(beta.raw_data, "little") == wanted
+
+
+def test_what_the_report_says() -> None:
+    entry = fused(product_of(shape=(32, 64), weight={"axis": 1}, op="Gemm", transB=1)).entry()
+    assert (entry.node, entry.dequantize, entry.kind) == ("y_node", "w_d_node", "Gemm")
+    assert (entry.k, entry.n, entry.bits, entry.block_size, entry.layout) == (64, 32, 4, 32, "N-major")
+    assert (entry.packed_bytes, entry.borrowed_bytes, entry.has_bias) == (0, 32 * 32 + 4 * 64 + 32, False)
+    assert fused(product_of()).entry().layout == "K-major"
+    assert fused(product_of()).entry().packed_bytes == 32 * 32 + 4 * 64 + 32
+
+
+@pytest.mark.parametrize("block", [64, 100])
+def test_one_block_for_all_of_k_is_a_scale_for_each_column(block: int) -> None:
+    large = fused(product_of(weight={"block": block, "axis": 0}), Wishes(block_size=16, accuracy_level=4))
+    assert (large.matrix.block, large.block_size) == ((64, 64) if block == 64 else (0, 16))
+
+
+# What is refused
+
+
+def unknown(op: str = "MatMul", inputs: Sequence[str] = ("x", "w_d"), **rest: Any) -> Draft:
+    return product_of(op, inputs, x=None, **rest)
+
+
+REFUSED: dict[str, tuple[Draft, Reason]] = {
+    "one-input": (product_of(inputs=["w_d"]), Reason.INVALID),
+    "no-output": (product_of(outputs=0), Reason.INVALID),
+    "the-weight-twice": (product_of(inputs=["w_d", "w_d"]), Reason.CONSUMER),
+    "the-weight-as-bias": (product_of("Gemm", ["x", "z", "w_d"]), Reason.CONSUMER),
+    "transA-of-2": (product_of("Gemm", transA=2), Reason.INVALID),
+    "transB-of-minus-1": (product_of("Gemm", transB=-1), Reason.INVALID),
+    "batches-transposed-on-the-left": (product_of("FusedMatMul", transBatchA=1), Reason.TRANSPOSED_ACTIVATION),
+    "batches-transposed-on-the-right": (product_of("FusedMatMul", transBatchB=1), Reason.TRANSPOSED_ACTIVATION),
+    "alpha-not-a-number": (product_of("Gemm", alpha=float("nan")), Reason.INVALID),
+    "alpha-infinite": (product_of("Gemm", alpha=float("inf")), Reason.INVALID),
+    "beta-infinite": (product_of("Gemm", beta=float("-inf")), Reason.INVALID),
+    "alpha-too-large": (product_of("Gemm", alpha=MAX_FACTOR * 1.01), Reason.ALPHA),
+    "alpha-too-small": (product_of("FusedMatMul", alpha=-0.99 / MAX_FACTOR), Reason.ALPHA),
+    "bias-that-does-not-fit": (product_of("Gemm", ["x", "w_d", "c"], draft=with_constant("c", [5])), Reason.INVALID),
+    "activation-of-unknown-rank-transposed": (unknown("FusedMatMul", transA=1), Reason.TRANSPOSED_ACTIVATION),
+    "activation-of-unknown-rank-on-the-right": (unknown(inputs=["w_d", "x"], weight={"axis": 1}), Reason.LEFT_OPERAND),
+    "activation-of-unknown-rank-on-the-right-transposed": (
+        unknown("FusedMatMul", ["w_d", "x"], weight={"axis": 1}, transB=1), Reason.LEFT_OPERAND,
+    ),
+    "activation-of-unknown-rank-and-leading-axes": (
+        unknown(shape=(1, 64, 32), weight={"axis": 1}), Reason.ACTIVATION_RANK,
+    ),
+    "activation-without-axes": (product_of(inputs=["w_d", "x"], x=(), weight={"block": PER_TENSOR}), Reason.INVALID),
+    "a-batch-of-weights": (product_of(shape=(2, 64, 32), weight={"axis": 1}), Reason.BATCHED),
+    "a-vector": (product_of(shape=(64,)), Reason.RANK),
+    "blocks-along-n": (product_of(weight={"axis": 1}), Reason.BLOCKS_ALONG_N),
+    "blocks-that-the-product-has-along-n": (product_of("Gemm", transB=1), Reason.BLOCKS_ALONG_N),
+    "blocks-of-8": (product_of(weight={"block": 8}), Reason.BLOCK_SIZE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_fused_is_refused(name: str) -> None:
+    draft, reason = REFUSED[name]
+    with refused(reason):
+        fused(draft)
+
+
+@pytest.mark.parametrize("alpha", [MAX_FACTOR, 1 / MAX_FACTOR, -MAX_FACTOR, 0.0])
+def test_factors_up_to_the_limit_are_taken(alpha: float) -> None:
+    conversion = fused(product_of("Gemm", alpha=alpha)).operands["scales"].conversion
+    assert conversion is not None
+    assert conversion.factor == alpha
+
+
+@pytest.mark.parametrize(("shape", "x"), [((64, 32), None), ((64, 32), ("a", "b", "m", 64))])
+def test_a_plain_product_needs_no_shape(shape: Sequence[int], x: Sequence[str | int] | None) -> None:
+    assert len(emitted(fused(product_of(shape=shape, x=x)))[0]) == 1
+
+
+def test_a_product_in_double_is_refused() -> None:
+    draft = product_of()
+    scope, _ = scope_and_site(draft)
+    with refused(Reason.PRODUCT_TYPE):
+        fused(draft, seen=read(scope).view._replace(data_type=TensorProto.DOUBLE))
+
+
+@pytest.mark.parametrize(
+    ("element", "block", "activation", "reason"),
+    [
+        ("int8", PER_CHANNEL, "uint8", Reason.INTEGER_KERNEL),
+        ("uint8", PER_TENSOR, "int8", Reason.INTEGER_KERNEL),
+        ("int8", 64, "uint8", None),
+        ("int8", 100, "uint8", Reason.INTEGER_KERNEL),  # one block for all of K, and no size that the kernel takes
+        ("int8", 32, "uint8", None),
+        ("uint4", PER_CHANNEL, "uint8", None),
+        ("int8", PER_CHANNEL, "uint16", None),
+        ("int8", PER_CHANNEL, None, None),
+    ],
+)
+def test_integers_times_integers_stay(element: str, block: int, activation: str | None, reason: Reason | None) -> None:
+    draft = Draft("integers")
+    draft.dequantize("w", (64, 32), element=element, block=block, axis=0 if block > 0 else 1)
+    x = draft.input("f", ["m", 64])
+    if activation is not None:
+        draft.input("q", ["m", 64], activation)
+        x = draft.node("DequantizeLinear", ["q", draft.scalar("s", 0.5), draft.quantized("z", activation, [])], "x")
+    draft.node("MatMul", [x, "w_d"], "y")
+    if reason is None:
+        assert fused(draft).activation == x
+    else:
+        with refused(reason):
+            fused(draft)
+
+
+def test_integers_without_a_zero_point_stay() -> None:
+    draft = Draft("integers")
+    draft.dequantize("w", (64, 32), axis=1, block=PER_CHANNEL, element="int8")
+    draft.input("q", ["m", 64], "int8")
+    draft.node("MatMul", [draft.node("DequantizeLinear", ["q", draft.scalar("s", 0.5)], "x"), "w_d"], "y")
+    with refused(Reason.INTEGER_KERNEL):
+        fused(draft)

@@ -1,0 +1,75 @@
+"""Protobuf's wire format, read by protobuf; and the small models, taken by ONNX's checker and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto
+
+from ort_qdq_plugin.model.encoding import bytes_field, external_entries, number_field, small_model, varint
+from tests.support import stock
+
+MODEL_VERSION = 5  # of ModelProto: int64
+RAW_DATA = 9  # of TensorProto: bytes
+
+
+@given(st.integers(1, 2**63 - 1))
+@example(0x7F)
+@example(0x80)
+def test_numbers_are_written_as_protobuf_writes_them(value: int) -> None:
+    assert number_field(MODEL_VERSION, value) == ModelProto(model_version=value).SerializeToString()
+    assert number_field(MODEL_VERSION, value)[1:] == varint(value)
+
+
+def test_nothing_is_one_byte() -> None:
+    assert varint(0) == b"\0"
+    assert ModelProto.FromString(number_field(MODEL_VERSION, 0)).model_version == 0
+
+
+@given(st.binary(max_size=300))
+def test_bytes_are_written_as_protobuf_writes_them(payload: bytes) -> None:
+    assert bytes_field(RAW_DATA, payload) == TensorProto(raw_data=payload).SerializeToString()
+
+
+def test_fields_with_keys_of_more_than_a_byte() -> None:
+    functions = 25  # of ModelProto
+    assert len(ModelProto.FromString(bytes_field(functions, b"")).functions) == 1
+    assert bytes_field(functions, b"") == b"\xca\x01\x00"
+
+
+@given(location=st.text(max_size=10), offset=st.integers(0, 2**63 - 1), length=st.integers(0, 2**63 - 1))
+def test_external_data(location: str, offset: int, length: int) -> None:
+    tensor = TensorProto.FromString(external_entries(location, offset, length))
+    wanted = TensorProto(data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        wanted.external_data.add(key=key, value=value)
+    assert tensor == wanted
+
+
+@pytest.mark.parametrize("perm", [(1, 0, 2), (2, 0, 1)])
+def test_a_small_model_transposes(perm: tuple[int, ...]) -> None:
+    model = small_model("Transpose", data_type=TensorProto.INT32, dims=("a", "b", "c"), perm=perm)
+    onnx.checker.check_model(model)
+    x = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
+    np.testing.assert_array_equal(stock(model).run(None, {"x": x})[0], x.transpose(perm))
+
+
+def test_a_small_model_has_the_dimensions_that_are_asked_for() -> None:
+    graph = ModelProto.FromString(small_model("Neg", dims=("m", 3))).graph
+    for value in (*graph.input, *graph.output):
+        assert [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] == ["m", 3]
+    assert not graph.initializer
+    assert not graph.node[0].attribute
+
+
+def test_a_small_model_with_a_weight_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "w.data").write_bytes(np.float32(2.5).tobytes())
+    path = tmp_path / "model.onnx"
+    path.write_bytes(small_model("Mul", file="w.data"))
+    onnx.checker.check_model(path)
+    assert stock(str(path)).run(None, {"x": np.array([3], np.float32)})[0] == 7.5

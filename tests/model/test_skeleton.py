@@ -1,0 +1,135 @@
+"""What is opened: the model without its large tensors, the files that it needs, and what is no ONNX model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin.errors import ModelError, SourceChangedError
+from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
+from ort_qdq_plugin.model.sources import FileSource, MemorySource
+from tests.support import Form, descriptors, linear, save, settled_descriptors
+
+MODEL = linear(Weight())  # its weight has 4096 bytes, its scales 1024
+WEIGHT_BYTES = 4096
+
+
+def opened(model: str | bytes, data_folder: str | None = None) -> Skeleton:
+    skeleton = open_skeleton(model, data_folder)
+    assert skeleton is not None
+    return skeleton
+
+
+@pytest.mark.parametrize("form", ["bytes", "file"])
+def test_a_large_tensor_is_a_reference_to_where_it_is(form: Form, tmp_path: Path) -> None:
+    given = save(MODEL, tmp_path, form)
+    skeleton = opened(given)
+    assert type(skeleton.source) is (MemorySource if isinstance(given, bytes) else FileSource)
+    parsed = {tensor.name: tensor for tensor in ModelProto.FromString(skeleton.data).graph.initializer}
+    whole = {tensor.name: tensor for tensor in MODEL.graph.initializer}
+    entries = {entry.key: entry.value for entry in parsed["w"].external_data}
+    assert entries.pop("location") == skeleton.inline_location
+    found = np.empty(int(entries["length"]), np.uint8)
+    skeleton.source.read_into(int(entries["offset"]), found.data)
+    assert found.tobytes() == whole["w"].raw_data
+    assert parsed["w_s"] == whole["w_s"]
+    assert len(skeleton.data) < MODEL.ByteSize() - WEIGHT_BYTES + 200
+
+
+def test_nobody_can_guess_how_a_model_refers_to_itself() -> None:
+    given = MODEL.SerializeToString()
+    assert opened(given).inline_location != opened(given).inline_location
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("data", [b"", b"\x18\0\0\0ORTM", b"\x18\0\0\0ORTM and more"])
+def test_what_is_no_model_in_protobuf_form(data: bytes, in_file: bool, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(data)
+    assert open_skeleton(str(tmp_path / "model.onnx") if in_file else data, None) is None
+
+
+@pytest.mark.parametrize("version", [1, 300])
+def test_models_of_a_few_bytes_are_models(version: int) -> None:
+    data = ModelProto(ir_version=version).SerializeToString()
+    assert opened(data).data == data
+
+
+def test_the_identifier_counts_in_its_own_place_only() -> None:
+    data = ModelProto(producer_name="xxORTM").SerializeToString()
+    assert data[4:8] == b"ORTM"
+    assert open_skeleton(data, None) is None
+    shifted = ModelProto(producer_name="xxxORTM").SerializeToString()
+    assert opened(shifted).data == shifted
+
+
+def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_skeleton(str(tmp_path / "gone.onnx"), None)
+    with pytest.raises(ModelError, match="regular"):
+        open_skeleton(str(tmp_path), None)
+    with pytest.raises(ModelError):
+        open_skeleton(b"\xff" * 20, None)
+
+
+@pytest.mark.parametrize(("given", "folder", "found"), [
+    ("path", None, "beside"), ("path", "other", "other"), ("bytes", None, ""), ("bytes", "other", "other"),
+    ("path", "", "beside"), ("bytes", "", ""),
+])  # fmt: skip
+def test_where_external_data_lies(given: str, folder: str | None, found: str, tmp_path: Path) -> None:
+    for name in ("beside", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.data").write_bytes(name.encode())
+    path = tmp_path / "beside" / "model.onnx"
+    path.write_bytes(MODEL.SerializeToString())
+    skeleton = opened(
+        str(path) if given == "path" else path.read_bytes(), None if folder is None else folder and str(tmp_path / folder)
+    )
+    if not found:
+        with pytest.raises(ModelError, match="without a folder"):
+            skeleton.files.open("w.data")
+        return
+    assert skeleton.files.open("w.data").name == str(tmp_path / found / "w.data")
+
+
+@pytest.mark.parametrize("op_type", ["DequantizeLinear", "MatMul", "MatMulNBits", "Gather"])
+def test_what_is_mentioned(op_type: str) -> None:
+    assert opened(MODEL.SerializeToString()).mentions(op_type) == (op_type in ("DequantizeLinear", "MatMul"))
+
+
+def test_files_count_once_tensors_were_found_in_them(tmp_path: Path) -> None:
+    path = save(MODEL, tmp_path, "external")
+    assert isinstance(path, str)
+    before = settled_descriptors()
+    skeleton = opened(path)
+    own = os.path.getsize(path)
+    assert skeleton.stored_bytes == own
+    assert [source.name for source in skeleton.file_sources] == [path]
+    skeleton.files.open("model.data")
+    assert skeleton.stored_bytes == own + (tmp_path / "model.data").stat().st_size
+    assert [source.name for source in skeleton.file_sources] == [path, str(tmp_path / "model.data")]
+    assert descriptors() == before + 2
+    skeleton.close()
+    assert descriptors() == before
+
+
+def test_bytes_are_no_file() -> None:
+    skeleton = opened(MODEL.SerializeToString())
+    assert skeleton.file_sources == ()
+    assert skeleton.stored_bytes == MODEL.ByteSize()
+    skeleton.check_unchanged()
+
+
+@pytest.mark.parametrize("changed", ["model.onnx", "model.data"])
+def test_a_change_of_any_file_is_noticed(changed: str, tmp_path: Path) -> None:
+    path = save(MODEL, tmp_path, "external")
+    skeleton = opened(path)
+    skeleton.files.open("model.data")
+    skeleton.check_unchanged()
+    os.utime(tmp_path / changed, ns=(1, 1))
+    with pytest.raises(SourceChangedError, match=changed):
+        skeleton.check_unchanged()
