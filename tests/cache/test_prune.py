@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ort_qdq_plugin.cache.manifest import KEY_BYTES
 from ort_qdq_plugin.cache.prune import StoredEntry, prune, stored_entries
-from ort_qdq_plugin.cache.store import KEY_BYTES, LINK, LOCK, MANIFEST, Store
+from ort_qdq_plugin.cache.store import LINK, LOCK, MANIFEST, Store
 from tests.cache.support import PACKED, entries, locked_elsewhere, make_entry, without_locks, written_back
 
 NBYTES = 100_000
@@ -84,7 +85,7 @@ def test_what_is_no_entry_is_not_counted(store: Store) -> None:
 
 def test_an_entry_that_nobody_is_known_to_have_used(store: Store) -> None:
     os.unlink(store.path_of(OLD) + LOCK)
-    assert StoredEntry(OLD, taken(store, OLD), 0.0) in stored_entries(store)
+    assert StoredEntry(OLD, taken(store, OLD), 0.0, 0) in stored_entries(store)
 
 
 def test_no_entry_was_used_in_the_future(store: Store) -> None:

@@ -448,7 +448,10 @@ def test_what_a_killed_process_leaves_is_swept(tmp_path: Path, cache: Path, mill
 
 
 def test_warming_up(model: Path, cache: Path) -> None:
-    assert [warm(model, options=Options(cache_dir=cache)).cache for _ in range(2)] == ["made", "used"]
+    assert warm(model, options=Options(cache_dir=cache)).cache == "made"
+    (entry,) = entries(cache)
+    assert (entry / "on-disk").exists()
+    assert warm(model, options=Options(cache_dir=cache)).cache == "used"
     assert load(model, cache).report.cache == "used"
     assert not mapped(cache)
     with pytest.raises(ValueError, match="cache_dir"):
