@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import ort_qdq_plugin
-from ort_qdq_plugin.cli import cache, demo, inspect, warm
+from ort_qdq_plugin.cli import bench, cache, demo, inspect, warm
 from ort_qdq_plugin.cli.console import UsageError
 from ort_qdq_plugin.errors import ModelError, QdqPluginError
 
@@ -32,7 +32,13 @@ class _Command(Protocol):
     def run(self, given: argparse.Namespace) -> int: ...
 
 
-_COMMANDS: Mapping[str, _Command] = {"inspect": inspect, "warm": warm, "cache": cache, "demo": demo}
+_COMMANDS: Mapping[str, _Command] = {
+    "inspect": inspect,
+    "bench": bench,
+    "warm": warm,
+    "cache": cache,
+    "demo": demo,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
