@@ -1,4 +1,4 @@
-"""What imports what: modules import downwards only, and a model that needs little imports little."""
+"""What imports what: modules import downwards only, and a model that needs little imports little; what is tested where."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.model.test_glance import product
 from tests.support import linear
 
 ROOT = Path(ort_qdq_plugin.__file__).parent
+TESTS = Path(__file__).parent
 MAX_LINES = 350
 
 # Layers, from the ground up. A module may import those of lower layers, and those of its own folder as long as there is no
@@ -42,6 +43,14 @@ LAYERS = [
     ("__main__", "__init__"),
 ]
 MODULES = sorted(ROOT.rglob("*.py"))
+
+# Folders of the package whose modules each have a test module of the same name, in the folder of the same name in tests/.
+MIRRORED = ("fusion", "memory", "model", "packing")
+# Modules without one, and the test modules that test what they have.
+TESTED_ELSEWHERE = {
+    "fusion/decision.py": "fusion/test_match.py",  # an exception, and who catches it
+    "fusion/kind.py": "fusion/test_match.py",  # declarations alone: what matching says of a site, and asks of a fusion
+}
 
 
 def layer(part: str) -> int:
@@ -111,6 +120,18 @@ def test_modules_say_what_they_offer(path: Path) -> None:
     assigned = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
     names = {target.id for targets in assigned for target in targets if isinstance(target, ast.Name)}
     assert "__all__" in names or path.name in ("__init__.py", "__main__.py")
+
+
+@pytest.mark.parametrize("folder", MIRRORED)
+def test_tests_mirror_the_package(folder: str) -> None:
+    names = [path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
+    assert names
+    mirrors = {f"{folder}/{name}": f"{folder}/test_{name}" for name in names}
+    present = {module for module, mirror in mirrors.items() if (TESTS / mirror).exists()}
+    excepted = {module: tests for module, tests in TESTED_ELSEWHERE.items() if module.startswith(f"{folder}/")}
+    assert present | excepted.keys() == mirrors.keys()
+    assert not present & excepted.keys()
+    assert all((TESTS / tests).exists() for tests in excepted.values())
 
 
 HEAVY = ("onnx", "google.protobuf", "ort_qdq_plugin.pipeline", "logging", "subprocess", "tempfile")

@@ -237,7 +237,7 @@ def _around(scope: Scope, product: _Product, weight_rank: int) -> Around:
         return Around()
     shape = scope.shape(product.activation)
     if shape is None:
-        unknown = Reason.TRANSPOSED_ACTIVATION if swaps and not swaps_result else Reason.ACTIVATION_RANK
+        unknown = Reason.TRANSPOSED_ACTIVATION if swaps else Reason.ACTIVATION_RANK
         raise NotFusable(Reason.LEFT_OPERAND if swaps_result else unknown)
     rank = len(shape)
     if rank < 1:

@@ -184,7 +184,7 @@ class Scope:
         if scope._types is None:
             scope._types = {
                 value.name: value.type.tensor_type.elem_type
-                for values in (scope.graph.input, scope.graph.output, scope.graph.value_info)
+                for values in (scope.graph.output, scope.graph.value_info, scope.graph.input)
                 for value in values
                 if value.HasField("type") and value.type.HasField("tensor_type")
             }

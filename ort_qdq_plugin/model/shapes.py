@@ -45,7 +45,8 @@ def stated_shapes(graph: GraphProto) -> dict[str, Shape]:
     """Name -> shape, for the values whose shapes `graph` states."""
     return {
         value.name: tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim)
-        for values in (graph.input, graph.output, graph.value_info)
+        # An input can be an output too: what the input says counts, as for ONNX Runtime.
+        for values in (graph.output, graph.value_info, graph.input)
         for value in values
         # Asking for a message that is not there takes memory for good.
         if value.HasField("type") and value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")

@@ -234,7 +234,6 @@ def test_an_input_of_the_graph_is_added() -> None:
 
 
 def following(
-    draft: Draft | None = None,
     *,
     x: Sequence[int | str] = ("m", 4),
     bias: Sequence[int] = (N,),
@@ -245,7 +244,7 @@ def following(
     product: str = "MatMul",
 ) -> tuple[Bias, int]:
     """What becomes of y = x @ w + c, and where the Add is."""
-    draft = draft or Draft("bias")
+    draft = Draft("bias")
     draft.input("x", x)
     draft.node(product, ["x", "w"], "p", domain=MS if product == "FusedMatMul" else "")
     draft.floats("c", bias, kind)
@@ -301,22 +300,36 @@ def test_a_row_of_another_type_stays() -> None:
     assert following_bias(scope, scope.nodes[0], "x", N, FLOAT) == Bias()
 
 
-def test_a_product_that_is_needed_elsewhere_keeps_its_add() -> None:
-    read_again, output = Draft("bias"), Draft("bias")
-    read_again.node("Relu", ["p"], "z")
-    output.output("p", ["m", N])
-    assert following(read_again)[0] == Bias()
-    assert following(output)[0] == Bias()
+@pytest.mark.parametrize("needed", ["before", "behind", "by a branch", "as an output"])
+def test_a_product_that_is_needed_elsewhere_keeps_its_add(needed: str) -> None:
+    draft = Draft("bias")
+    draft.input("x", ["m", 4])
+    draft.node("MatMul", ["x", "w"], "p")
+    if needed == "before":
+        draft.node("Relu", ["p"], "z")
+    draft.node("Add", ["p", draft.floats("c", [N])], "y")
+    if needed == "behind":
+        draft.node("Relu", ["p"], "z")
+    elif needed == "by a branch":
+        draft.node(
+            "If", ["k"], "z", then_branch=helper.make_graph([helper.make_node("Neg", ["p"], ["b"])], "branch", [], [])
+        )
+    elif needed == "as an output":
+        draft.output("p", ["m", N])
+    scope = model_scope(draft.model())
+    assert following_bias(scope, scope.nodes[0], "x", N, FLOAT) == Bias()
 
 
 def test_an_add_in_a_branch_stays() -> None:
-    branch = helper.make_graph(
-        [helper.make_node("Add", ["p", "c"], ["b"])], "branch", [], [helper.make_empty_tensor_value_info("b")]
-    )
+    """Even if the main graph has one in the same place."""
     draft = Draft("bias")
     draft.input("x", ["m", 4])
-    draft.floats("c", [N])
+    draft.node("Add", [draft.floats("c", [N]), "p"], "y")
+    branch = draft.graph("branch")
+    del branch.input[:], branch.initializer[:]
+    draft.nodes[0].input[1], draft.nodes[0].output[0] = "x", "z"
     draft.node("MatMul", ["x", "w"], "p")
-    draft.node("If", ["k"], "y", then_branch=branch)
+    draft.node("If", ["k"], "v", then_branch=branch)
     scope = model_scope(draft.model())
-    assert following_bias(scope, scope.nodes[0], "x", N, FLOAT) == Bias()
+    assert scope.uses("p") == [(scope.children[0], 0)]
+    assert following_bias(scope, scope.nodes[1], "x", N, FLOAT) == Bias()

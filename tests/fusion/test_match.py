@@ -82,7 +82,7 @@ def test_every_reader_is_a_fusion_of_its_own() -> None:
     assert not matches.unfused
 
 
-def test_a_reader_that_reads_twice_is_decided_once() -> None:
+def test_a_product_of_the_weight_with_itself_is_refused() -> None:
     draft = draft_of()
     draft.node("MatMul", ["w_d", "w_d"], "y")
     assert decided(matched(draft)) == ([], [Reason.CONSUMER])

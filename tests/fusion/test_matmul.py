@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, unpack
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
-from ort_qdq_plugin.fusion.bias import MAX_FACTOR
+from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Bias
 from ort_qdq_plugin.fusion.kind import Wishes
 from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse_product, is_product
 from ort_qdq_plugin.fusion.view import View
@@ -268,10 +268,16 @@ def test_what_the_report_says() -> None:
     assert fused(product_of()).entry().packed_bytes == 32 * 32 + 4 * 64 + 32
 
 
-@pytest.mark.parametrize("block", [64, 100])
-def test_one_block_for_all_of_k_is_a_scale_for_each_column(block: int) -> None:
-    large = fused(product_of(weight={"block": block, "axis": 0}), Wishes(block_size=16, accuracy_level=4))
-    assert (large.matrix.block, large.block_size) == ((64, 64) if block == 64 else (0, 16))
+@pytest.mark.parametrize(("k", "block", "taken"), [(64, 64, 64), (48, 48, 0), (64, 100, 0), (48, 49, 0), (96, 48, 48)])
+def test_one_block_for_all_of_k_is_a_scale_for_each_column(k: int, block: int, taken: int) -> None:
+    """Where the kernel does not take blocks of that size: then they may be as large as they are wanted."""
+    fusion = fused(product_of(x=("m", k), shape=(k, 32), weight={"block": block}), Wishes(block_size=64, accuracy_level=4))
+    assert (fusion.matrix.block, fusion.block_size) == (taken, 16 if taken == 48 else 64)
+
+
+def test_a_bias_times_0_is_none() -> None:
+    fusion = fused(product_of("Gemm", ["x", "w_d", "c"], draft=with_constant("c", [32]), beta=0.0))
+    assert fusion.bias == Bias()
 
 
 # What is refused

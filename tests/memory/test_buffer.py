@@ -9,6 +9,7 @@ import mmap
 import os
 import stat
 import subprocess
+import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
+from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers, spill_directories
 from tests.support import descriptors, mapped, python, settled_descriptors
 
 SIZE = 9 << 20  # a file where it may choose
@@ -225,3 +226,13 @@ def test_the_mapping_goes_with_its_last_reference(tmp_path: Path) -> None:
     del view
     assert gone() is None
     assert not mapped(tmp_path)
+
+
+def test_where_spill_files_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert list(spill_directories(str(tmp_path))) == [str(tmp_path)]
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert next(spill_directories(None)) == "/var/tmp"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert list(spill_directories(None)) == [str(tmp_path)]

@@ -127,3 +127,8 @@ def test_products_and_gathers(batch: Dims, m: int | str | None, k: int, n: int) 
         "indices": np.zeros((2, 1), np.int64),
     }
     assert check(graph(nodes, {"x": [*batch, m, k]}, constants, "normal")) == len(nodes)
+
+
+def test_what_an_input_says_counts_where_it_is_an_output_too() -> None:
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape) for shape in ([4, None, 128], [100, 4])]
+    assert stated_shapes(helper.make_graph([], "g", values[:1], values[1:])) == {"x": (4, None, 128)}

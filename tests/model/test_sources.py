@@ -175,9 +175,11 @@ def test_what_became_a_directory_meanwhile_is_refused(folder: Path, monkeypatch:
     """The path is looked at before it is opened: it may lead elsewhere by then."""
     before, opened = settled_descriptors(), os.open
     monkeypatch.setattr(os, "open", lambda _, flags: opened(folder, flags))
-    with pytest.raises(ModelError, match="not a regular file"):
+    with pytest.raises(ModelError, match="not a regular file") as caught:
         FileSource(str(folder / "w.data"))
+    # While the exception, and what it refers to, is still there.
     assert descriptors() == before
+    del caught
 
 
 # Which files a model may name

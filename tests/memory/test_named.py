@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
 import sys
-import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ort_qdq_plugin.memory import buffer as buffer_module
-from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers, spill_directories
-from ort_qdq_plugin.memory.named import sweep
+from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
+from ort_qdq_plugin.memory.named import new_names, open_named, safe_directory, sweep
 from tests.support import descriptors, python, settled_descriptors
 
 SIZE = 3 << 20
@@ -235,11 +236,84 @@ def test_sweeps_and_named_files_do_not_meet(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
-def test_where_spill_files_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert list(spill_directories(str(tmp_path))) == [str(tmp_path)]
-    monkeypatch.delenv("TMPDIR", raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    assert next(spill_directories(None)) == "/var/tmp"
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    assert list(spill_directories(None)) == [str(tmp_path)]
+# What buffers do with names, asked of the names themselves
+
+
+def test_names_are_new_and_of_one_remover(tmp_path: Path) -> None:
+    before = children()
+    with ExitStack() as undo:
+        names = list(new_names(str(tmp_path), 3, undo))
+        assert len({name.path for name in names}) == 3
+        assert {Path(name.path).parent for name in names} == {tmp_path}
+        assert len({id(name.remover) for name in names}) == 1
+        assert len(children()) == len(before) + 1
+    assert children() == before
+    assert not list(tmp_path.iterdir()), "a name makes no file"
+
+
+def test_the_remover_ends_with_the_last_of_its_files(tmp_path: Path) -> None:
+    before = children()
+    with ExitStack() as undo:
+        first, second = new_names(str(tmp_path), 2, undo)
+        first.remover.gone(first.path)
+        first.remover.gone(first.path)
+        assert len(children()) == len(before) + 1
+        second.remover.gone(second.path)
+        assert children() == before
+
+
+def test_an_open_file_is_private_and_locked(tmp_path: Path) -> None:
+    with ExitStack() as undo:
+        (name,) = new_names(str(tmp_path), 1, undo)
+        file = open_named(name)
+        assert stat.S_IMODE(os.stat(name.path).st_mode) == 0o600
+        with open(name.path, "rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        sweep(str(tmp_path))
+        assert os.path.exists(name.path)
+        file.close()
+        sweep(str(tmp_path))
+        assert not os.path.exists(name.path)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_name_that_something_has_is_not_opened(tmp_path: Path, kind: str) -> None:
+    with ExitStack() as undo:
+        (name,) = new_names(str(tmp_path), 1, undo)
+        if kind == "file":
+            Path(name.path).write_bytes(b"somebody else's")
+        else:
+            os.symlink(tmp_path / "target", name.path)
+        with pytest.raises(FileExistsError):
+            open_named(name)
+    assert not (tmp_path / "target").exists()
+
+
+def test_sweeping_takes_names_of_spill_files_only(tmp_path: Path) -> None:
+    folder = tmp_path / "[a]*"
+    folder.mkdir()
+    kept = {"ort-qdq-1.data", "other-1.spill", "ort-qdq-1.spill.old"}
+    for name in (*kept, "ort-qdq-1.spill"):
+        (folder / name).write_bytes(b"")
+    sweep(str(folder))
+    assert {path.name for path in folder.iterdir()} == kept
+
+
+def test_a_safe_directory_is_told_by_its_real_path(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("real")
+    assert safe_directory(str(tmp_path / "link")) == os.path.realpath(tmp_path / "real")
+    with pytest.raises(FileNotFoundError):
+        safe_directory(str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "safe"), [(0o700, True), (0o755, True), (0o775, False), (0o757, False), (0o1777, True), (0o1775, True)]
+)
+def test_whether_others_may_write_decides(tmp_path: Path, mode: int, safe: bool) -> None:
+    tmp_path.chmod(mode)
+    if safe:
+        assert safe_directory(str(tmp_path)) == os.path.realpath(tmp_path)
+    else:
+        with pytest.raises(PermissionError, match="not sticky"):
+            safe_directory(str(tmp_path))

@@ -1,0 +1,112 @@
+"""The hook: what an InferenceSession was asked for, and what it is asked for meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from ort_qdq_plugin import activate, deactivate, report_of
+from ort_qdq_plugin.ort.hook import (
+    Asked,
+    asked_of,
+    available_providers,
+    create_stock,
+    native_session,
+    say_options,
+    standing_in,
+)
+from ort_qdq_plugin.ort.keys import CREATE_METHOD
+from tests.support import CPU, quiet, result, stack, stock
+
+ASKED = Asked(CPU, None, None)
+
+
+def model(seed: str = "stack") -> bytes:
+    return bytes(stack(1, 32, seed=seed).SerializeToString())
+
+
+class Asking(ort.InferenceSession):  # type: ignore[misc]  # onnxruntime is untyped
+    """Notes what it is asked for while its native session is made, with another model in its place if there is one."""
+
+    stands_in: tuple[bytes | str, ort.SessionOptions] | None = None
+
+    def _create_inference_session(self, *asked: Any) -> None:
+        self.before = asked_of(self)
+        if self.stands_in is None:
+            create_stock(self, Asked(*asked))
+            return
+        with standing_in(self, *self.stands_in):
+            self.meanwhile = asked_of(self)
+            create_stock(self, Asked(*asked))
+        self.after = asked_of(self)
+
+
+def test_a_model_given_as_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model())
+    options = quiet()
+    for given in (str(path), path):
+        assert Asking(given, options, CPU).before == (str(path), options)
+
+
+def test_a_model_given_as_bytes() -> None:
+    assert Asking(model(), providers=CPU).before == (model(), None)
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+def test_standing_in(tmp_path: Path, as_path: bool) -> None:
+    """The native session is that of the other model; what was asked for stays what it is."""
+    given, other, options = model(), model("another"), quiet()
+    (tmp_path / "other.onnx").write_bytes(other)
+    other_options = quiet()
+    other_options.logid = "other"
+
+    class StoodInFor(Asking):
+        stands_in = (str(tmp_path / "other.onnx") if as_path else other, other_options)
+
+    session = StoodInFor(given, options, CPU)
+    assert session.before == session.after == (given, options)
+    assert session.meanwhile == StoodInFor.stands_in
+    np.testing.assert_array_equal(result(session), result(stock(other)))
+    assert not np.array_equal(result(session), result(stock(given)))
+    assert native_session(session).session_options.logid == "other"
+
+
+def test_standing_in_ends_with_an_error() -> None:
+    session = stock(model())
+    before = asked_of(session)
+    with pytest.raises(KeyboardInterrupt), standing_in(session, b"no model", None):
+        raise KeyboardInterrupt
+    assert asked_of(session) == before
+
+
+def test_the_stock_session_is_stock_where_the_package_is_activated() -> None:
+    session = stock(model())
+    activate()
+    try:
+        create_stock(session, ASKED)
+    finally:
+        deactivate()
+    assert report_of(session) is None
+    np.testing.assert_array_equal(result(session), result(stock(model())))
+
+
+def test_what_options_are_said_to_be() -> None:
+    session = stock(model())
+    options = quiet()
+    say_options(session, options)
+    assert session.get_session_options() is options
+
+
+def test_the_native_session_is_what_runs() -> None:
+    session = stock(model())
+    assert [output.name for output in native_session(session).outputs_meta] == ["y"]
+    assert callable(getattr(ort.InferenceSession, CREATE_METHOD))
+
+
+def test_providers_of_this_build() -> None:
+    assert available_providers() == tuple(ort.get_available_providers())

@@ -1,0 +1,29 @@
+"""Entries of SessionOptions, and the variable that has them read from models."""
+
+from __future__ import annotations
+
+import onnxruntime as ort
+import pytest
+
+from ort_qdq_plugin.ort.keys import config_entry, options_are_in_models
+
+
+@pytest.mark.parametrize("value", ["", "0", "a value"])
+def test_an_entry_that_is_set(value: str) -> None:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("some.key", value)
+    assert config_entry(options, "some.key") == value
+    assert config_entry(options, "some.other.key") is None
+
+
+def test_without_options_nothing_is_set() -> None:
+    assert config_entry(None, "some.key") is None
+
+
+@pytest.mark.parametrize(("value", "told"), [("1", True), ("0", False), ("", False), ("true", False), (None, False)])
+def test_whether_options_are_in_models(value: str | None, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is None:
+        monkeypatch.delenv("ORT_LOAD_CONFIG_FROM_MODEL", raising=False)
+    else:
+        monkeypatch.setenv("ORT_LOAD_CONFIG_FROM_MODEL", value)
+    assert options_are_in_models() == told

@@ -1,0 +1,38 @@
+"""Errors: which are whose, and what becomes of those of protobuf."""
+
+from __future__ import annotations
+
+import pytest
+from onnx import ModelProto
+
+from ort_qdq_plugin.errors import (
+    LeaveToStock,
+    ModelError,
+    NothingToDo,
+    QdqPluginError,
+    SourceChangedError,
+    SourceUnreadableError,
+    readable,
+)
+
+
+def test_what_a_malformed_message_raises() -> None:
+    with pytest.raises(ModelError, match=r"no readable model: \w+Error: ") as raised, readable():
+        ModelProto().ParseFromString(b"\xff\xff")
+    assert raised.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    "error", [ModelError("m"), SourceChangedError("c"), SourceUnreadableError(5, "u"), OSError("o"), KeyboardInterrupt()]
+)
+def test_what_is_no_error_of_reading_is_raised_as_it_is(error: BaseException) -> None:
+    with pytest.raises(type(error)) as raised, readable():
+        raise error
+    assert raised.value is error
+
+
+def test_what_leaves_the_package_has_one_base() -> None:
+    assert all(issubclass(error, QdqPluginError) for error in (ModelError, SourceChangedError, SourceUnreadableError))
+    assert issubclass(SourceUnreadableError, OSError)
+    assert issubclass(NothingToDo, LeaveToStock)
+    assert not issubclass(LeaveToStock, QdqPluginError)
