@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import ort_qdq_plugin
-from ort_qdq_plugin.cli import bench, cache, demo, inspect, warm
+from ort_qdq_plugin.cli import bench, cache, demo, inspect, run, warm
 from ort_qdq_plugin.cli.console import UsageError
 from ort_qdq_plugin.errors import ModelError, QdqPluginError
 
@@ -35,6 +35,7 @@ class _Command(Protocol):
 _COMMANDS: Mapping[str, _Command] = {
     "inspect": inspect,
     "bench": bench,
+    "run": run,
     "warm": warm,
     "cache": cache,
     "demo": demo,

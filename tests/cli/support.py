@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -33,10 +34,14 @@ class Outcome(NamedTuple):
 def here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     """The command in this process."""
     capsys.readouterr()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = main([*map(str, arguments)])
     except SystemExit as end:
         code = int(end.code or 0)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return Outcome(code, *capsys.readouterr())
 
 
