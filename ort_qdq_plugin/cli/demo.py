@@ -14,7 +14,7 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 HELP = "compare with stock ONNX Runtime on small models that are made for the occasion"
 EXAMPLE = "ort-qdq demo"
 
-_RUNS = 5
+_RUNS = 3
 # At accuracy level 4 activations are rounded to 8 bits, where an unfused product stays in float.
 _ROUNDING = 0.05
 _ORDERS = (
