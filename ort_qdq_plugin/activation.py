@@ -70,7 +70,7 @@ def deactivate() -> None:
 
 def activate_from_environment() -> None:
     """`activate` with the options that the environment gives, and the log that it asks for."""
-    _log_to_stderr(os.environ.get(f"{PREFIX}_LOG", ""))
+    _log(os.environ.get(f"{PREFIX}_LOG", ""), os.environ.get(f"{PREFIX}_LOG_FILE", ""))
     activate(options_from_environment(os.environ))
 
 
@@ -167,9 +167,12 @@ def _flag(text: str) -> bool:
     return text.lower() in YES
 
 
-def _log_to_stderr(level: str) -> None:
-    """Log to stderr from this level on: one line per session at "info". For programs that have no logging of their own."""
-    name = level.strip().lower()
+def _log(level: str, path: str) -> None:
+    """Log from this level on, to the end of a file, or to stderr. For programs that have no logging of their own.
+
+    One line per session is "info", which is the level where only a file is given. Processes may share the file.
+    """
+    name = level.strip().lower() or ("info" if path else "")
     if not name:
         return
     if name not in _LEVELS:
@@ -177,7 +180,12 @@ def _log_to_stderr(level: str) -> None:
         return
     import logging
 
-    logger, handler = logging.getLogger(log.NAME), logging.StreamHandler()
+    logger = logging.getLogger(log.NAME)
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace") if path else logging.StreamHandler()
+    except OSError as problem:
+        log.warning("%s_LOG_FILE is %r: %s: ignored", PREFIX, path, problem)
+        return
     handler.setFormatter(logging.Formatter("ort-qdq-plugin[%(process)d]: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(name.upper())

@@ -16,9 +16,9 @@ import onnxruntime
 
 import ort_qdq_plugin
 from ort_qdq_plugin import log
-from ort_qdq_plugin.cache.manifest import FORMAT, Identity
+from ort_qdq_plugin.cache.manifest import FORMAT, KEY_BYTES, Identity
 from ort_qdq_plugin.cache.prune import prune
-from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Entry, Store
+from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Entry, Store, wait_until_on_disk
 from ort_qdq_plugin.cache.writer import EntryWriter
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
 from ort_qdq_plugin.model.sources import FileSource
@@ -32,9 +32,7 @@ from ort_qdq_plugin.providers import check_providers
 from ort_qdq_plugin.report import Journal, Report
 from ort_qdq_plugin.request import LoadRequest
 
-__all__ = ["Maker", "NotFromCache", "key_of", "prepared_through_cache", "shared_or_not"]
-
-_KEY_BYTES = 16
+__all__ = ["Maker", "NotFromCache", "key_of", "prepared_through_cache", "shared_or_not", "wait_until_on_disk"]
 
 # Pre-packed weights of fewer bytes cannot be told from what else a session takes.
 _TELLING_BYTES = 16 << 20
@@ -102,7 +100,7 @@ def key_of(request: LoadRequest) -> str:
         # Pre-packed weights are those of one kind of processor.
         processor() if request.options.share_weights else "",
     )
-    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=_KEY_BYTES).hexdigest()
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=KEY_BYTES).hexdigest()
 
 
 class _Held:

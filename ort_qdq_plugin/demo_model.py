@@ -1,31 +1,70 @@
-"""The models of the demo: layers as in a decoder's feed-forward part, with random 4-bit weights."""
+"""Models to show things with: a decoder's products, with random 4-bit weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
-__all__ = ["BLOCK_SIZE", "PRODUCTS", "WEIGHT_BYTES", "write_model"]
+__all__ = ["BLOCK_SIZE", "PHI_3_MINI", "SMALL", "Decoder", "write_model"]
 
-# Each layer has two products with a gate between them, and adds its input to the result.
-_WIDTH, _GATED, _LAYERS = 2048, 6144, 4
 BLOCK_SIZE = 32
-PRODUCTS = 2 * _LAYERS
-WEIGHT_BYTES = _LAYERS * 3 * _WIDTH * _GATED // 2
+_SCALE_BYTES = 4
 
 
-def write_model(folder: Path, k_major: bool) -> Path:
-    """Write a chain of QDQ products, its weights in an external data file, K-major or N-major.
+class Decoder(NamedTuple):
+    """How large a decoder is.
+
+    Attributes:
+        layers: Each has four products: of queries, keys and values, of what the attention gives, of gates, and of what these
+            let through.
+        width: Of what goes from layer to layer.
+        gated: Of the part with gates.
+        vocabulary: Columns of the last product, behind all layers.
+    """
+
+    layers: int
+    width: int
+    gated: int
+    vocabulary: int
+
+    @property
+    def products(self) -> Iterator[tuple[str, int, int]]:
+        """Name, K and N of each product."""
+        for layer in range(self.layers):
+            yield f"layer{layer}.qkv", self.width, 3 * self.width
+            yield f"layer{layer}.o", self.width, self.width
+            yield f"layer{layer}.gate_up", self.width, 2 * self.gated
+            yield f"layer{layer}.down", self.gated, self.width
+        yield "head", self.width, self.vocabulary
+
+    @property
+    def nbytes(self) -> int:
+        """Of all weights, scales and zero points."""
+        values = sum(k * n for _, k, n in self.products)
+        return values // 2 + values // BLOCK_SIZE * _SCALE_BYTES + values // BLOCK_SIZE // 2
+
+
+SMALL = Decoder(layers=2, width=2048, gated=6144, vocabulary=8192)
+PHI_3_MINI = Decoder(layers=32, width=3072, gated=8192, vocabulary=32064)
+
+
+def write_model(
+    folder: Path, k_major: bool, decoder: Decoder = SMALL, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Path:
+    """Write a decoder's QDQ products, its weights in an external data file, K-major or N-major.
 
     Args:
         folder: It is made.
         k_major: Whether weights are stored [K, N].
+        decoder: How large it is.
+        progress: Called with (bytes written, bytes to write).
 
     Returns:
         The path of the model.
@@ -35,7 +74,6 @@ def write_model(folder: Path, k_major: bool) -> Path:
     folder.mkdir()
     nodes: list[NodeProto] = []
     tensors: list[TensorProto] = []
-    value = "x"
     with open(folder / "model.onnx.data", "wb") as data:
 
         def store(name: str, kind: int, shape: tuple[int, ...], content: np.ndarray) -> str:
@@ -44,10 +82,18 @@ def write_model(folder: Path, k_major: bool) -> Path:
             for key, entry in entries.items():
                 tensor.external_data.add(key=key, value=str(entry))
             data.write(content.data)
+            progress(data.tell(), decoder.nbytes)
             tensors.append(tensor)
             return name
 
-        def product(name: str, left: str, k: int, n: int) -> str:
+        def node(operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
+            nodes.append(helper.make_node(operator, inputs, [name], f"{name}.node", **attributes))
+            return name
+
+        products = decoder.products
+
+        def product(left: str) -> str:
+            name, k, n = next(products)
             weight, scales, zero_points = _numbers(k, n, len(tensors))
             blocks = (k // BLOCK_SIZE, n) if k_major else (n, k // BLOCK_SIZE)
             operands = [
@@ -55,25 +101,31 @@ def write_model(folder: Path, k_major: bool) -> Path:
                 store(f"{name}.scale", TensorProto.FLOAT, blocks, scales),
                 store(f"{name}.zero_point", TensorProto.UINT4, blocks, zero_points),
             ]
-            right = f"{name}.dequantized"
-            attributes: dict[str, Any] = {"axis": 0 if k_major else 1, "block_size": BLOCK_SIZE}
-            nodes.append(helper.make_node("DequantizeLinear", operands, [right], f"{name}.dq", **attributes))
+            axis = 0 if k_major else 1
+            right = node("DequantizeLinear", operands, f"{name}.dequantized", axis=axis, block_size=BLOCK_SIZE)
             if not k_major:
-                nodes.append(helper.make_node("Transpose", [right], [f"{name}.transposed"], perm=[1, 0]))
-                right = f"{name}.transposed"
-            nodes.append(helper.make_node("MatMul", [left, right], [f"{name}.out"], name))
-            return f"{name}.out"
+                right = node("Transpose", [right], f"{name}.transposed", perm=[1, 0])
+            return node("MatMul", [left, right], f"{name}.out")
 
-        for layer in range(_LAYERS):
-            name = f"layer{layer}"
-            gate_up = product(f"{name}.gate_up", value, _WIDTH, 2 * _GATED)
-            nodes.append(helper.make_node("Split", [gate_up], [f"{name}.gate", f"{name}.up"], axis=-1, num_outputs=2))
-            nodes.append(helper.make_node("Sigmoid", [f"{name}.gate"], [f"{name}.open"]))
-            nodes.append(helper.make_node("Mul", [f"{name}.up", f"{name}.open"], [f"{name}.gated"]))
-            down = product(f"{name}.down", f"{name}.gated", _GATED, _WIDTH)
-            nodes.append(helper.make_node("Add", [value, down], [f"{name}.y"]))
-            value = f"{name}.y"
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", _WIDTH]) for name in ("x", value)]
+        def split(value: str, *parts: str) -> None:
+            nodes.append(helper.make_node("Split", [value], parts, f"{value}.split", axis=-1, num_outputs=len(parts)))
+
+        value = "x"
+        for layer in range(decoder.layers):
+            at = f"layer{layer}"
+            query, key, content, gate, up = (f"{at}.{part}" for part in ("query", "key", "content", "gate", "up"))
+            split(product(value), query, key, content)
+            seen = node("Sigmoid", [node("Add", [query, key], f"{at}.score")], f"{at}.seen")
+            attended = product(node("Mul", [content, seen], f"{at}.attended"))
+            value = node("Add", [value, attended], f"{at}.middle")
+            split(product(value), gate, up)
+            let_through = node("Mul", [up, node("Sigmoid", [gate], f"{at}.open")], f"{at}.gated")
+            value = node("Add", [value, product(let_through)], f"{at}.y")
+        value = product(value)
+    widths = {"x": decoder.width, value: decoder.vocabulary}
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", width]) for name, width in widths.items()
+    ]
     graph = helper.make_graph(nodes, "demo", ends[:1], ends[1:], tensors)
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
     path = folder / "model.onnx"

@@ -30,7 +30,7 @@ def open_model(request: LoadRequest) -> Skeleton:
         raise LeaveToStock("the model is in ORT format")
     skeleton = open_skeleton(request.model, config_entry(request.session_options, FOLDER_KEY))
     if skeleton is None:
-        raise LeaveToStock("this is no ONNX model in protobuf form")
+        raise LeaveToStock("the model is in ORT format")
     try:
         if not _has_work(skeleton, request):
             raise LeaveToStock("nothing in it is quantized")

@@ -30,6 +30,7 @@ class Fusion(NamedTuple):
         layout: "K-major" (stored [K, N]) or "N-major" (stored [N, K]).
         packed_bytes: Of its operands that went into the packed buffer. What several fusions share counts in each.
         borrowed_bytes: Of its operands that are used where the model stores them.
+        stored_bytes: What the model stores of its operands. What several fusions share counts in each.
         has_bias: Whether the fused node adds a bias of its own.
     """
 
@@ -43,6 +44,7 @@ class Fusion(NamedTuple):
     layout: str
     packed_bytes: int
     borrowed_bytes: int
+    stored_bytes: int
     has_bias: bool
 
 
@@ -53,12 +55,20 @@ class Unfused(NamedTuple):
         dequantize: The node, by its name or its output's.
         weight: What it dequantizes.
         reason: Why it stays.
-        bytes_per_run: What it dequantizes on every run, in bytes.
+        shape: Of the weight, as it is stored; (0,) where that is no shape of a tensor.
+        bits: Of an element; 0 for a type without a fixed size.
+        block_size: Elements that share a scale along the node's axis; 0 if the node has no blocks.
+        stored_bytes: What the model stores of the weight, its scales and its zero points.
+        bytes_per_run: What it dequantizes on every run, in bytes; 0 if ONNX Runtime never runs the node.
     """
 
     dequantize: str
     weight: str
     reason: Reason
+    shape: tuple[int, ...]
+    bits: int
+    block_size: int
+    stored_bytes: int
     bytes_per_run: int
 
 

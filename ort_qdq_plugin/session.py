@@ -285,6 +285,9 @@ def warm(path: str | os.PathLike[str], *, options: Options) -> Report:
         prepared = _cached().prepared_through_cache(request, journal, functools.partial(_prepare, request, journal))
     except LeaveToStock as because:
         return journal.finished("stock", passed_through=str(because))
+    finally:
+        # The process may end now; what it has not written by then does not survive the system's next start.
+        _cached().wait_until_on_disk()
     for buffer in prepared.packed:
         buffer.discard()
     report: Report = prepared.report

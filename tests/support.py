@@ -28,6 +28,7 @@ __all__ = [
     "descriptors",
     "external_tensor",
     "field",
+    "huge",
     "linear",
     "made_report",
     "mapped",
@@ -87,6 +88,27 @@ def mixed() -> bytes:
     bias = draft.weight(Weight(k=1, n=64, block=-1, element="int8"), "b")
     draft.node("Mul", [product, bias], "y")
     return bytes(draft.model().SerializeToString())
+
+
+def huge(folder: Path) -> str:
+    """The path of a model with a weight of 20 GB, in a file that is only said to be so large."""
+    k, n = 1 << 18, 160_000
+    model = linear(Weight())
+    shapes = {"w": (k, n), "w_s": (k // 32, n), "w_z": (k // 32, n)}
+    offset = 0
+    for tensor in model.graph.initializer:
+        del tensor.dims[:]
+        tensor.dims.extend(shapes[tensor.name])
+        tensor.ClearField("raw_data")
+        tensor.data_location = tensor.EXTERNAL
+        nbytes = shapes[tensor.name][0] * n * (4 if tensor.name == "w_s" else 1) // (1 if tensor.name == "w_s" else 2)
+        for key, value in (("location", "huge.data"), ("offset", str(offset)), ("length", str(nbytes))):
+            tensor.external_data.add(key=key, value=value)
+        offset += nbytes
+    with (folder / "huge.data").open("wb") as file:
+        file.truncate(offset)
+    assert offset > 20 << 30
+    return str(save(model, folder, "file"))
 
 
 def save(model: onnx.ModelProto, folder: Path, form: Form, stem: str = "model") -> str | bytes:

@@ -37,8 +37,9 @@ LAYERS = [
     ("opening", "cached"),
     ("pipeline",),
     ("session",),
-    ("activation", "demo"),
+    ("activation",),
     ("startup",),
+    ("cli",),
     ("__main__", "__init__"),
 ]
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -45,6 +45,22 @@ def test_the_variable_is_enough(importing: str, tmp_path: Path) -> None:
     assert "_Loader" not in done.stdout
 
 
+def test_the_log_goes_to_a_file(tmp_path: Path) -> None:
+    path, log = save(linear(Weight()), tmp_path, "file"), tmp_path / "log"
+    code = f"import onnxruntime\nonnxruntime.InferenceSession({path!r}, providers={CPU!r})"
+    for _ in range(2):
+        done = child(code, ORT_QDQ_PLUGIN="1", ORT_QDQ_PLUGIN_LOG_FILE=str(log))
+        assert (done.returncode, done.stderr) == (0, "")
+    assert [line.count("1 fused") for line in log.read_text().splitlines()] == [1, 1]
+
+
+def test_a_file_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
+    path = save(linear(Weight()), tmp_path, "file")
+    code = f"import onnxruntime\nonnxruntime.InferenceSession({path!r}, providers={CPU!r})\n{ACTIVE}\nprint(active())"
+    done = child(code, ORT_QDQ_PLUGIN="1", ORT_QDQ_PLUGIN_LOG_FILE=str(tmp_path / "no" / "log"))
+    assert (done.stdout, done.stderr.count("ignored"), done.stderr.count("\n")) == ("True\n", 1, 1)
+
+
 @pytest.mark.parametrize("value", ["", "0", "off", "no", "2"])
 def test_other_values_wait_for_nothing(value: str) -> None:
     done = child("print(any('ort_qdq' in str(finder) for finder in sys.meta_path))", ORT_QDQ_PLUGIN=value)

@@ -14,10 +14,24 @@ from typing import Any, NamedTuple
 from ort_qdq_plugin.reason import Reason
 from ort_qdq_plugin.report import Fusion, Report, Unfused
 
-__all__ = ["FORMAT", "EntryFile", "Identity", "InvalidEntry", "Manifest", "SourceFile", "digest_of", "parse_manifest"]
+__all__ = [
+    "FORMAT",
+    "KEY_BYTES",
+    "EntryFile",
+    "Identity",
+    "InvalidEntry",
+    "Manifest",
+    "SourceFile",
+    "digest_of",
+    "is_key",
+    "parse_manifest",
+]
 
-FORMAT = 1
+FORMAT = 2
 """Of entries. Whoever changes what they consist of counts it up."""
+
+KEY_BYTES = 16
+"""Of the digest that is an entry's name."""
 
 _DIGEST_BYTES = 16
 _CHUNK_BYTES = 1 << 20
@@ -136,6 +150,11 @@ def _manifest(plain: Mapping[str, Any]) -> Manifest:
     )
 
 
+def is_key(name: str) -> bool:
+    """Whether an entry can have this name: whatever else is in the directory is somebody else's."""
+    return len(name) == 2 * KEY_BYTES and set(name) <= set("0123456789abcdef")
+
+
 def digest_of(content: bytes | int) -> str:
     """The digest of some bytes, or of a whole file that is open as a descriptor; in hexadecimal."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
@@ -151,5 +170,7 @@ def digest_of(content: bytes | int) -> str:
 
 def _report(plain: Mapping[str, Any]) -> Report:
     fused = tuple(Fusion(**entry) for entry in plain["fused"])
-    unfused = tuple(Unfused(**{**entry, "reason": Reason[entry["reason"]]}) for entry in plain["unfused"])
+    unfused = tuple(
+        Unfused(**{**entry, "reason": Reason[entry["reason"]], "shape": tuple(entry["shape"])}) for entry in plain["unfused"]
+    )
     return Report(**{**plain, "fused": fused, "unfused": unfused, "seconds": {}})

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ort_qdq_plugin.cache.lock import exclusive, try_exclusive
+from ort_qdq_plugin.cache.manifest import is_key
 from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store
 
-__all__ = ["StoredEntry", "prune", "stored_entries"]
+__all__ = ["StoredEntry", "prune", "remove", "stored_entries"]
 
 _BLOCK_BYTES = 512  # what st_blocks counts
 
@@ -23,11 +24,13 @@ class StoredEntry(NamedTuple):
         key: Its name.
         nbytes: What it takes on the disk; links of the model's own files count as well.
         used: When it was used last, in seconds since the epoch.
+        hits: How many loads found it.
     """
 
     key: str
     nbytes: int
     used: float
+    hits: int
 
 
 def stored_entries(store: Store) -> Iterator[StoredEntry]:
@@ -36,14 +39,15 @@ def stored_entries(store: Store) -> Iterator[StoredEntry]:
     now = time.time()
     with os.scandir(store.folder) as found:
         for item in found:
-            if "." in item.name or not item.is_dir(follow_symlinks=False):
+            if not is_key(item.name) or not item.is_dir(follow_symlinks=False):
                 continue
             with contextlib.suppress(OSError), os.scandir(item.path) as files:
                 nbytes = sum(file.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES for file in files)
-                used = 0.0
+                used, hits = 0.0, 0
                 with contextlib.suppress(OSError):
-                    used = min(os.stat(item.path + LOCK).st_mtime, now)
-                yield StoredEntry(item.name, nbytes, used)
+                    lock = os.stat(item.path + LOCK)
+                    used, hits = min(lock.st_mtime, now), lock.st_size
+                yield StoredEntry(item.name, nbytes, used, hits)
 
 
 def prune(store: Store, max_bytes: int) -> None:
@@ -53,15 +57,17 @@ def prune(store: Store, max_bytes: int) -> None:
     for entry in entries:
         if total <= max_bytes:
             return
-        if _remove_unused(store, entry.key):
+        if remove(store, entry.key):
             total -= entry.nbytes
 
 
-def _remove_unused(store: Store, key: str) -> bool:
+def remove(store: Store, key: str) -> bool:
+    """Remove an entry, and what killed processes left of it; False if it is in use."""
     path = store.path_of(key)
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         # Nobody is to begin with this entry meanwhile.
-        opened.enter_context(exclusive(path + LOCK, 0.0))
+        if opened.enter_context(exclusive(path + LOCK, 0.0)):
+            store.sweep(key)
         # Nobody can use an entry that has no manifest.
         with contextlib.suppress(FileNotFoundError):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

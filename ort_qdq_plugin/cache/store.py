@@ -40,6 +40,7 @@ __all__ = [
     "boot_id",
     "describe",
     "digest_at",
+    "wait_until_on_disk",
     "write_file",
 ]
 
@@ -53,6 +54,8 @@ LINK = "data-"
 LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
 _RANDOM_BYTES = 8
 _MAX_MANIFEST_BYTES = 256 << 20
+
+_WRITER = "ort-qdq-cache"  # the thread that sees to it that an entry reaches the disk
 
 # Seconds that a load waits for another process that makes the same entry, before it does without the cache.
 _PATIENCE = 600.0
@@ -103,7 +106,7 @@ class Store:
         """
         with exclusive(self.path_of(key) + LOCK, _PATIENCE) as held:
             if held:
-                self._sweep(key)
+                self.sweep(key)
             yield
 
     def find(self, key: str, *, verify: bool) -> Entry | None:
@@ -113,21 +116,36 @@ class Store:
             key: Of the entry.
             verify: Whether to compare the content of all files, also the model's own, with what it was.
         """
-        opened = contextlib.ExitStack()
-        with opened:
+        try:
+            entry = self.checked(key, verify=verify)
+        except FileNotFoundError:
+            return None
+        except (InvalidEntry, OSError) as problem:
+            log.info("cache entry %s is made anew: %s", self.path_of(key), problem)
+            return None
+        # When it was used last, and how often: a byte for each time.
+        with contextlib.suppress(OSError):
+            lock = os.open(self.path_of(key) + LOCK, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.write(lock, b".")
+            finally:
+                os.close(lock)
+        return entry
+
+    def checked(self, key: str, *, verify: bool) -> Entry:
+        """The entry with this key; arguments as of `find`.
+
+        Raises:
+            InvalidEntry, OSError: It cannot be used.
+        """
+        with contextlib.ExitStack() as opened:
             try:
                 entry = self._open(key, opened)
                 _check_sources(entry.manifest, verify)
                 _check_files(entry, verify)
-            except FileNotFoundError:
-                return None
-            except (InvalidEntry, OSError, ValueError, TypeError) as problem:
-                log.info("cache entry %s is made anew: %s", self.path_of(key), problem)
-                return None
+            except (ValueError, TypeError) as error:
+                raise InvalidEntry(f"{type(error).__name__}: {error}") from error
             opened.pop_all()
-        # When it was used last.
-        with contextlib.suppress(OSError):
-            os.utime(self.path_of(key) + LOCK)
         return entry
 
     def _open(self, key: str, opened: contextlib.ExitStack) -> Entry:
@@ -204,7 +222,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
             return
         names = [*(entry.name for entry in manifest.files), MANIFEST]
-        threading.Thread(target=_write_back, args=(self, final, names), name="ort-qdq-cache", daemon=True).start()
+        threading.Thread(target=_write_back, args=(self, final, names), name=_WRITER, daemon=True).start()
 
     def hold(self, key: str) -> int:
         """Keep the entry with this key from being pruned; a descriptor to be closed when it need not be any longer."""
@@ -219,7 +237,7 @@ class Store:
             os.rename(path, condemned)
         _remove(condemned)
 
-    def _sweep(self, key: str) -> None:
+    def sweep(self, key: str) -> None:
         """Remove what processes left that were killed while they made this entry. Its lock is held."""
         with os.scandir(self.folder) as found:
             names = [item.name for item in found if item.name.startswith(f"{key}.")]
@@ -299,6 +317,13 @@ def write_file(path: str, data: bytes) -> None:
             left = left[os.write(descriptor, left) :]
     finally:
         os.close(descriptor)
+
+
+def wait_until_on_disk() -> None:
+    """Wait for entries of this process that are being written to the disk."""
+    for thread in threading.enumerate():
+        if thread.name == _WRITER:
+            thread.join()
 
 
 def _write_back(store: Store, path: str, names: list[str]) -> None:

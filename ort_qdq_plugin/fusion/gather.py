@@ -16,7 +16,7 @@ from ort_qdq_plugin.fusion.kind import Site
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, INT4, UINT4, UINT8
 from ort_qdq_plugin.model.messages import attribute, is_standard
-from ort_qdq_plugin.model.operands import Operands, as_stored, borrowed_bytes, packed_bytes
+from ort_qdq_plugin.model.operands import Operands, as_stored, borrowed_bytes, packed_bytes, stored_bytes
 from ort_qdq_plugin.reason import Reason
 from ort_qdq_plugin.report import Fusion as ReportEntry
 
@@ -76,6 +76,7 @@ class GatherFusion(NamedTuple):
             layout="N-major",
             packed_bytes=packed_bytes(self.operands.values()),
             borrowed_bytes=borrowed_bytes(self.operands.values()),
+            stored_bytes=stored_bytes(self.operands.values()),
             has_bias=False,
         )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.dequantize import (
     Centred,
@@ -19,17 +21,20 @@ from ort_qdq_plugin.fusion.gather import fuse_gather, is_gather
 from ort_qdq_plugin.fusion.kind import Fusion, Site, Wishes
 from ort_qdq_plugin.fusion.matmul import fuse_product, is_product
 from ort_qdq_plugin.fusion.view import View, follow
-from ort_qdq_plugin.model.elements import FLOAT
+from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, bits_of
 from ort_qdq_plugin.model.graph import Location, Scope, scopes
-from ort_qdq_plugin.model.tensors import MAX_RANK
+from ort_qdq_plugin.model.messages import attribute
+from ort_qdq_plugin.model.tensors import MAX_RANK, shape_of, tensor_bytes
 from ort_qdq_plugin.reason import Reason
 from ort_qdq_plugin.report import Unfused
 
 if TYPE_CHECKING:
-    from onnx import NodeProto
+    from onnx import NodeProto, TensorProto
 
 __all__ = ["Matches", "match"]
 
+# ONNX Runtime's integer kernels take the weight as it is, and it removes what nothing reads.
+_NEVER_RUN = (Reason.INTEGER_KERNEL, Reason.UNUSED)
 _MAX_BYTES = 2**63 - 1  # reported of a size that no tensor can have
 
 
@@ -159,8 +164,25 @@ def _readers(view: View, scope: Scope, name: str) -> Iterator[tuple[View, Locati
 
 
 def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> Unfused:
-    tensor, scales = scope.constant(node.input[0]), scope.constant(node.input[1])
-    dims = tensor.dims if tensor is not None and len(tensor.dims) <= MAX_RANK else (0,)
+    operands = [scope.constant(name) for name in node.input[:3]]
+    weight, scales = operands[0], operands[1]
+    has_shape = weight is not None and len(weight.dims) <= MAX_RANK and min(weight.dims, default=0) >= 0
+    shape = tuple(weight.dims) if weight is not None and has_shape else (0,)
+    block_size = attribute(node, "block_size")
     element_bytes = 4 if scales is None or scales.data_type == FLOAT else 2
-    bytes_per_run = min(math.prod(max(size, 0) for size in dims) * element_bytes, _MAX_BYTES)
-    return Unfused(node.name or node.output[0], node.input[0], reason, bytes_per_run)
+    return Unfused(
+        dequantize=node.name or node.output[0],
+        weight=node.input[0],
+        reason=reason,
+        shape=shape,
+        bits=bits_of(weight.data_type) if weight is not None and weight.data_type in ELEMENTS else 0,
+        block_size=0 if block_size is None else block_size.i,
+        stored_bytes=min(sum(_stored_bytes(operand) for operand in operands if operand is not None), _MAX_BYTES),
+        bytes_per_run=0 if reason in _NEVER_RUN else min(math.prod(shape) * element_bytes, _MAX_BYTES),
+    )
+
+
+def _stored_bytes(tensor: TensorProto) -> int:
+    with suppress(ModelError):
+        return tensor_bytes(tensor.data_type, shape_of(tensor))
+    return 0

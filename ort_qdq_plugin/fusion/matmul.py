@@ -21,7 +21,7 @@ from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import ELEMENTS, INT8, UINT8
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import attributes, is_standard, made_tensor
-from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes
+from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes, stored_bytes
 from ort_qdq_plugin.reason import Reason
 from ort_qdq_plugin.report import Fusion as ReportEntry
 
@@ -118,6 +118,7 @@ class MatMulFusion(NamedTuple):
             layout="K-major" if self.matrix.k_major else "N-major",
             packed_bytes=packed_bytes(operands.values()),
             borrowed_bytes=borrowed_bytes(operands.values()),
+            stored_bytes=stored_bytes(operands.values()),
             has_bias=self.bias.own is not None,
         )
 

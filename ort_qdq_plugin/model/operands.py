@@ -10,7 +10,17 @@ from typing import NamedTuple
 from ort_qdq_plugin.model.elements import bits_of
 from ort_qdq_plugin.model.tensors import StoredTensor
 
-__all__ = ["Conversion", "Operand", "Operands", "Order", "as_stored", "borrowed_bytes", "packed_bytes", "zeros"]
+__all__ = [
+    "Conversion",
+    "Operand",
+    "Operands",
+    "Order",
+    "as_stored",
+    "borrowed_bytes",
+    "packed_bytes",
+    "stored_bytes",
+    "zeros",
+]
 
 
 class Order(Enum):
@@ -119,6 +129,11 @@ def packed_bytes(operands: Iterable[Operand]) -> int:
 def borrowed_bytes(operands: Iterable[Operand]) -> int:
     """Bytes of those operands that are used where the model stores them."""
     return sum(operand.nbytes for operand in operands if operand.in_place is not None)
+
+
+def stored_bytes(operands: Iterable[Operand]) -> int:
+    """Bytes of the tensors that operands are made of."""
+    return sum(operand.source.nbytes for operand in operands if operand.source is not None)
 
 
 def zeros(data_type: int, nbytes: int) -> Operand:

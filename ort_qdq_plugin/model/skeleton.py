@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, FileSource, MemorySource
 from ort_qdq_plugin.model.wire import without_large_tensors
 
@@ -73,7 +74,7 @@ def open_skeleton(model: str | bytes, data_folder: str | None) -> Skeleton | Non
             is beside the model file, and a model given as bytes has none.
 
     Returns:
-        The skeleton, or None for what is no ONNX model in protobuf form.
+        The skeleton, or None for a model in ORT format.
 
     Raises:
         ModelError, OSError: The model cannot be read.
@@ -86,7 +87,9 @@ def open_skeleton(model: str | bytes, data_folder: str | None) -> Skeleton | Non
         files = ExternalFiles.within(data_folder) if data_folder else ExternalFiles.beside(model)
     head = bytearray(min(8, source.size))
     source.read_into(0, memoryview(head))
-    if head[4:] == _ORT_FORMAT_IDENTIFIER or not head:
+    if not head:
+        raise ModelError(f"{source.name}: it is empty")
+    if head[4:] == _ORT_FORMAT_IDENTIFIER:
         return None
     # Random, so that nobody can write a model that uses this name to refer into itself.
     inline_location = f"ort-qdq-plugin-{os.urandom(_SECRET_BYTES).hex()}/model"

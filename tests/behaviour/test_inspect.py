@@ -6,12 +6,11 @@ from pathlib import Path
 
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session, inspect
-from tests.support import linear, made_report, mixed, python, save, stack
+from tests.support import huge, linear, made_report, mixed, python, save, stack
 
 SPARSE = """
 import re, resource, sys
@@ -26,29 +25,12 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 
 def test_inspect_reads_no_weight(tmp_path: Path) -> None:
-    """A weight of 20 GB, in a file that is only said to be so large."""
-    k, n = 1 << 18, 160_000
-    model = linear(Weight())
-    shapes = {"w": (k, n), "w_s": (k // 32, n), "w_z": (k // 32, n)}
-    offset = 0
-    for tensor in model.graph.initializer:
-        del tensor.dims[:]
-        tensor.dims.extend(shapes[tensor.name])
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        nbytes = shapes[tensor.name][0] * n * (4 if tensor.name == "w_s" else 1) // (1 if tensor.name == "w_s" else 2)
-        for key, value in (("location", "huge.data"), ("offset", str(offset)), ("length", str(nbytes))):
-            tensor.external_data.add(key=key, value=value)
-        offset += nbytes
-    with (tmp_path / "huge.data").open("wb") as file:
-        file.truncate(offset)
-    assert offset > 20 << 30
-    stored = save(model, tmp_path, "file")
+    stored = huge(tmp_path)
     done = python(SPARSE, stored)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300_000
     assert (tmp_path / "huge.data").stat().st_blocks == 0
-    assert inspect(stored).fused[0].k == k
+    assert inspect(stored).fused[0].k == 1 << 18
 
 
 @pytest.mark.parametrize("n_major", [False, True])

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from ort_qdq_plugin.cache.manifest import KEY_BYTES
 from ort_qdq_plugin.cache.prune import StoredEntry, prune, stored_entries
 from ort_qdq_plugin.cache.store import LINK, LOCK, MANIFEST, Store
 from tests.cache.support import PACKED, entries, locked_elsewhere, make_entry, without_locks, written_back
 
 NBYTES = 100_000
 YEAR = 365 * 24 * 3600.0
+OLDEST, OLDER, OLD, LINKED = (digit * 2 * KEY_BYTES for digit in "3210")
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def source(tmp_path: Path) -> Path:
 def store(tmp_path: Path, source: Path) -> Store:
     """Three entries: the first one was not used for three years, the last one for one."""
     store = Store(str(tmp_path / "cache"))
-    for age, key in enumerate(["oldest", "older", "old"]):
+    for age, key in enumerate([OLDEST, OLDER, OLD]):
         make_entry(store, source=source, key=key, packed=bytes(NBYTES))
         used(store, key, years_ago=3 - age)
     written_back(tmp_path / "cache")
@@ -56,41 +58,42 @@ def test_entries_as_they_lie_there(store: Store) -> None:
     stored = {entry.key: entry for entry in stored_entries(store)}
     assert {key: entry.nbytes for key, entry in stored.items()} == {key: taken(store, key) for key in stored}
     assert min(entry.nbytes for entry in stored.values()) >= NBYTES
-    ages = [(time.time() - stored[key].used) / YEAR for key in ("oldest", "older", "old")]
+    ages = [(time.time() - stored[key].used) / YEAR for key in (OLDEST, OLDER, OLD)]
     assert ages == pytest.approx([3, 2, 1], rel=0.01)
 
 
 def test_links_of_the_models_own_files_count(store: Store, source: Path) -> None:
-    make_entry(store, source=source, key="linked", location=LINK + "0", packed=bytes(NBYTES))
+    make_entry(store, source=source, key=LINKED, location=LINK + "0", packed=bytes(NBYTES))
     stored = {entry.key: entry.nbytes for entry in stored_entries(store)}
-    assert stored["linked"] >= stored["old"] + NBYTES
+    assert stored[LINKED] >= stored[OLD] + NBYTES
 
 
 def test_a_sparse_file_takes_what_is_on_the_disk(store: Store) -> None:
-    packed = Path(store.path_of("old"), PACKED)
+    packed = Path(store.path_of(OLD), PACKED)
     packed.chmod(0o600)
     os.truncate(packed, 1 << 40)
     assert max(entry.nbytes for entry in stored_entries(store)) < 10 * NBYTES
 
 
 def test_what_is_no_entry_is_not_counted(store: Store) -> None:
-    store.begin("unfinished")
+    store.begin(LINKED)
+    Path(store.folder, "folder").mkdir()
     Path(store.folder, "file").touch()
-    Path(store.folder, "link").symlink_to(store.path_of("old"))
-    assert {entry.key for entry in stored_entries(store)} == {"oldest", "older", "old"}
+    Path(store.folder, "link").symlink_to(store.path_of(OLD))
+    assert {entry.key for entry in stored_entries(store)} == {OLDEST, OLDER, OLD}
 
 
 def test_an_entry_that_nobody_is_known_to_have_used(store: Store) -> None:
-    os.unlink(store.path_of("old") + LOCK)
-    assert StoredEntry("old", taken(store, "old"), 0.0) in stored_entries(store)
+    os.unlink(store.path_of(OLD) + LOCK)
+    assert StoredEntry(OLD, taken(store, OLD), 0.0, 0) in stored_entries(store)
 
 
 def test_no_entry_was_used_in_the_future(store: Store) -> None:
-    used(store, "old", years_ago=-10)
+    used(store, OLD, years_ago=-10)
     assert all(entry.used <= time.time() for entry in stored_entries(store))
 
 
-@pytest.mark.parametrize("kept", [{"oldest", "older", "old"}, {"older", "old"}, {"old"}, set()])
+@pytest.mark.parametrize("kept", [{OLDEST, OLDER, OLD}, {OLDER, OLD}, {OLD}, set()])
 def test_the_least_recently_used_go_first(store: Store, kept: set[str]) -> None:
     room = sum(entry.nbytes for entry in stored_entries(store) if entry.key in kept)
     prune(store, room)
@@ -100,42 +103,42 @@ def test_the_least_recently_used_go_first(store: Store, kept: set[str]) -> None:
 
 def test_a_byte_less_is_an_entry_less(store: Store) -> None:
     prune(store, sum(entry.nbytes for entry in stored_entries(store)) - 1)
-    assert keys(store) == {"older", "old"}
+    assert keys(store) == {OLDER, OLD}
 
 
 def test_entries_in_use_stay(store: Store) -> None:
-    found = store.hold("oldest")
-    with locked_elsewhere(Path(store.path_of("old"), MANIFEST), "LOCK_SH"):
+    found = store.hold(OLDEST)
+    with locked_elsewhere(Path(store.path_of(OLD), MANIFEST), "LOCK_SH"):
         prune(store, 0)
-    assert keys(store) == {"oldest", "old"}
+    assert keys(store) == {OLDEST, OLD}
     os.close(found)
     prune(store, 0)
     assert not keys(store)
 
 
 def test_an_entry_that_is_being_made_anew_stays(store: Store) -> None:
-    with store.locked("oldest"):
+    with store.locked(OLDEST):
         prune(store, 0)
-    assert keys(store) == {"oldest"}
+    assert keys(store) == {OLDEST}
 
 
 def test_entries_in_use_do_not_keep_others_from_going(store: Store) -> None:
-    (oldest,) = (entry for entry in stored_entries(store) if entry.key == "oldest")
-    holder = store.hold("oldest")
+    (oldest,) = (entry for entry in stored_entries(store) if entry.key == OLDEST)
+    holder = store.hold(OLDEST)
     prune(store, oldest.nbytes)
     os.close(holder)
-    assert keys(store) == {"oldest"}
+    assert keys(store) == {OLDEST}
 
 
 def test_an_entry_without_a_manifest_goes(store: Store) -> None:
-    os.unlink(Path(store.path_of("oldest"), MANIFEST))
+    os.unlink(Path(store.path_of(OLDEST), MANIFEST))
     prune(store, sum(entry.nbytes for entry in stored_entries(store)) - 1)
-    assert keys(store) == {"older", "old"}
+    assert keys(store) == {OLDER, OLD}
 
 
 def test_a_fifo_in_place_of_a_manifest_is_not_waited_for(store: Store) -> None:
-    os.unlink(Path(store.path_of("oldest"), MANIFEST))
-    os.mkfifo(Path(store.path_of("oldest"), MANIFEST))
+    os.unlink(Path(store.path_of(OLDEST), MANIFEST))
+    os.mkfifo(Path(store.path_of(OLDEST), MANIFEST))
     prune(store, 0)
     assert not keys(store)
 

@@ -367,6 +367,14 @@ def test_a_clock_that_was_ahead_does_not_keep_an_entry_for_ever(tmp_path: Path, 
     assert load(path, cache).report.cache == "made"
 
 
+def test_folders_of_others_are_not_taken_for_entries(model: Path, cache: Path) -> None:
+    theirs = cache / "web"
+    theirs.mkdir(parents=True)
+    (theirs / "manifest.json").write_text("{}")
+    load(model, cache, cache_max_bytes=0)
+    assert (theirs / "manifest.json").exists()
+
+
 # ---- lifetimes, threads, processes
 
 
@@ -440,7 +448,10 @@ def test_what_a_killed_process_leaves_is_swept(tmp_path: Path, cache: Path, mill
 
 
 def test_warming_up(model: Path, cache: Path) -> None:
-    assert [warm(model, options=Options(cache_dir=cache)).cache for _ in range(2)] == ["made", "used"]
+    assert warm(model, options=Options(cache_dir=cache)).cache == "made"
+    (entry,) = entries(cache)
+    assert (entry / "on-disk").exists()
+    assert warm(model, options=Options(cache_dir=cache)).cache == "used"
     assert load(model, cache).report.cache == "used"
     assert not mapped(cache)
     with pytest.raises(ValueError, match="cache_dir"):

@@ -1,0 +1,74 @@
+"""What is in a cache's directory, for people to look at: whose each entry is, and whether it can still be used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ort_qdq_plugin.cache.manifest import InvalidEntry, Manifest, is_key, parse_manifest
+from ort_qdq_plugin.cache.prune import StoredEntry, stored_entries
+from ort_qdq_plugin.cache.store import MANIFEST, Store
+
+__all__ = ["Item", "inventory", "keys"]
+
+
+class Item(NamedTuple):
+    """An entry, and what it says of itself.
+
+    Attributes:
+        stored: The entry.
+        model: The path of the model that it was made of; "" if it does not say.
+        made: When, in seconds since the epoch; 0 if it does not say.
+        shared: Whether it has pre-packed weights.
+        verified: Whether the content of its files was compared with what it was.
+        problem: Why it cannot be used any more; "" if it can.
+    """
+
+    stored: StoredEntry
+    model: str = ""
+    made: float = 0.0
+    shared: bool = False
+    verified: bool = False
+    problem: str = ""
+
+
+def inventory(store: Store, *, verify: bool, progress: Callable[[int, int], None]) -> list[Item]:
+    """All entries, those that were used last first.
+
+    Args:
+        store: The directory.
+        verify: Whether to compare the content of all files, where it was recorded.
+        progress: Called with (bytes looked at, bytes to look at).
+    """
+    stored = sorted(stored_entries(store), key=lambda entry: -entry.used)
+    total, done, items = sum(entry.nbytes for entry in stored), 0, []
+    for entry in stored:
+        items.append(_item(store, entry, verify))
+        done += entry.nbytes
+        progress(done, total)
+    return items
+
+
+def keys(store: Store) -> set[str]:
+    """The keys of all entries, and of those that killed processes left unfinished."""
+    return {key for name in os.listdir(store.folder) if is_key(key := name.partition(".")[0])}
+
+
+def _item(store: Store, stored: StoredEntry, verify: bool) -> Item:
+    item, recorded = Item(stored), False
+    with contextlib.suppress(OSError, InvalidEntry, ValueError, TypeError):
+        manifest, made = _manifest(os.path.join(store.path_of(stored.key), MANIFEST))
+        recorded = all(source.digest for source in manifest.sources)
+        item = item._replace(model=manifest.sources[0].path, made=made, shared=manifest.prepacked_bytes > 0)
+    try:
+        store.checked(stored.key, verify=verify and recorded).close()
+    except (InvalidEntry, OSError) as problem:
+        return item._replace(problem=str(problem))
+    return item._replace(verified=verify and recorded)
+
+
+def _manifest(path: str) -> tuple[Manifest, float]:
+    with open(path, "rb") as file:
+        return parse_manifest(file.read()), os.fstat(file.fileno()).st_mtime

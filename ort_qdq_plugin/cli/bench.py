@@ -1,0 +1,225 @@
+"""``ort-qdq bench``: a model loaded and run in several ways, each in processes of its own, compared."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from ort_qdq_plugin.cli.console import Column, UsageError, count, missing, progress, say, say_json, say_table, size
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.cli.measure import Peer, Run
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "compare", "run", "say_peers"]
+
+HELP = "load and run a model in several ways, and compare time, memory and outputs"
+EXAMPLE = "ort-qdq bench model.onnx --plot memory.png"
+
+_OURS = "ours"
+_PEERS = ("stock", "qoperator", "cached", "shared")
+_RUNS = 5
+_NEEDED_MEMORY, _NEEDED_DISK = 3, 6  # times the model: stock's peak; the model, cache entries and pre-packed weights
+
+_MILLISECONDS = 1e3
+_MB = 1e6
+
+
+class _Figure(NamedTuple):
+    title: str
+    of: Callable[[Run], float]
+    digits: int
+
+
+_TABLES = (
+    (
+        _Figure("init s", lambda run: run.init, 2),
+        _Figure("first run ms", lambda run: run.first * _MILLISECONDS, 1),
+        _Figure("steady run ms", lambda run: run.steady * _MILLISECONDS, 1),
+    ),
+    (
+        _Figure("peak MB", lambda run: run.peak / _MB, 0),
+        _Figure("anonymous MB", lambda run: max((memory.anonymous for _, memory in run.samples), default=0) / _MB, 0),
+        _Figure("file-backed MB", lambda run: max((memory.file for _, memory in run.samples), default=0) / _MB, 0),
+    ),
+    (
+        _Figure("after runs MB", lambda run: sum(run.resident) / _MB, 0),
+        _Figure("anonymous MB", lambda run: run.resident.anonymous / _MB, 0),
+        _Figure("file-backed MB", lambda run: run.resident.file / _MB, 0),
+    ),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("model", nargs="?", help="an .onnx file; without one, a decoder as large as the machine can take")
+    parser.add_argument(
+        "--peers",
+        default=",".join(_PEERS),
+        help="what to compare with, by commas (default: all). stock: ONNX Runtime, this model. qoperator: ONNX Runtime, the "
+        "fused model. cached: this package, from a cache. shared: the same with shared weights",
+    )
+    parser.add_argument("--runs", type=int, default=_RUNS, help=f"processes of each (default {_RUNS})")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=SHAPE", help="the shape of an input, such as ids=1x128"
+    )
+    parser.add_argument("--layers", type=int, help="without a model: of the decoder (default: at most 32)")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw memory over time")
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Compare. 1 if a way failed."""
+    names = [name for name in given.peers.split(",") if name]
+    for name in names:
+        if name not in _PEERS:
+            raise UsageError(f"there is no peer {name}; peers are {', '.join(_PEERS)}")
+    if given.runs < 1 or (given.layers is not None and given.layers < 1):
+        raise UsageError("--runs and --layers are numbers from 1")
+    shapes = dict(map(_shape, given.input))
+    if given.plot and (problem := missing("matplotlib", "plot")):
+        raise problem
+    with tempfile.TemporaryDirectory(prefix="ort-qdq-bench-") as scratch, _model(given, Path(scratch)) as model:
+        peers = compare(model, [*names, _OURS], given.runs, shapes, Path(scratch))
+        differences = _differences(peers)
+    if given.json:
+        say_json({"model": given.model, "peers": {name: _plain(peer, differences[name]) for name, peer in peers.items()}})
+    else:
+        say_peers(peers, differences)
+    if given.plot:
+        from ort_qdq_plugin.cli.plot import draw
+
+        draw({name: peer.runs for name, peer in peers.items() if peer.runs}, given.plot)
+    return int(any(peer.failure for peer in peers.values()))
+
+
+def compare(
+    model: str, names: Sequence[str], runs: int, shapes: Mapping[str, tuple[int, ...]], scratch: Path
+) -> dict[str, Peer]:
+    """Load and run a model in several ways.
+
+    Args:
+        model: Its path.
+        names: Of the ways.
+        runs: Processes of each.
+        shapes: Of inputs that are to have others than the model suggests.
+        scratch: A folder for what is needed on the way. Outputs stay there.
+
+    Raises:
+        UsageError: Inputs for it cannot be made up.
+        ModelError, OSError: The model cannot be opened.
+    """
+    import numpy as np
+
+    from ort_qdq_plugin.cli.inputs import random_inputs
+    from ort_qdq_plugin.cli.measure import Job, Peer, in_turns
+
+    inputs = scratch / "inputs.npz"
+    made = random_inputs(model, shapes)
+    np.savez(inputs, *made.values())
+    peers = {}
+    for name in names:
+        peer = Peer(Job(model, None if name == "stock" else {}, str(inputs), tuple(made), str(scratch / f"{name}.npz")))
+        if name in ("qoperator", "cached", "shared"):
+            _prepare(peer, name, scratch)
+        peers[name] = peer
+    with progress("loading", of_bytes=False) as show:
+        in_turns(peers, runs, show)
+    return peers
+
+
+def _prepare(peer: Peer, name: str, scratch: Path) -> None:
+    """Fill the cache that a peer loads from. An entry of it is a QOperator model that ONNX Runtime can open."""
+    from ort_qdq_plugin.cache.inventory import keys
+    from ort_qdq_plugin.cache.store import MODEL, Store
+    from ort_qdq_plugin.options import Options
+    from ort_qdq_plugin.session import warm
+
+    folder = scratch / ("shared" if name == "shared" else "cached")
+    options = {"cache_dir": str(folder), "share_weights": name == "shared"}
+    with progress(f"packing: {name}") as show:
+        report = warm(peer.job.model, options=Options(cache_dir=folder, share_weights=name == "shared", progress=show))
+    if not report.cache:
+        peer.failure = report.passed_through or "its operators need a library of their own"
+    elif name == "qoperator":
+        (key,) = keys(Store(str(folder)))
+        peer.job = peer.job._replace(model=str(folder / key / MODEL), options=None)
+    else:
+        peer.job = peer.job._replace(options=options)
+
+
+@contextmanager
+def _model(given: argparse.Namespace, scratch: Path) -> Iterator[str]:
+    """The model to measure."""
+    if given.model:
+        yield given.model
+        return
+    from ort_qdq_plugin.demo_model import PHI_3_MINI, write_model
+
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        free = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
+    disk = os.statvfs(scratch)
+    room = min(free // _NEEDED_MEMORY, disk.f_bavail * disk.f_frsize // _NEEDED_DISK)
+    layers = given.layers or max(1, min(PHI_3_MINI.layers, PHI_3_MINI.layers * room // PHI_3_MINI.nbytes))
+    decoder = PHI_3_MINI._replace(layers=layers)
+    if not given.json:
+        say(f"A decoder of {count(layers, 'layer')} as in Phi-3-mini, {size(decoder.nbytes)} of uint4 weights with scales")
+    with progress("writing the model") as show:
+        path = write_model(scratch / "model", True, decoder, show)
+    yield str(path)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, shape = text.rpartition("=")
+    lengths = shape.replace(",", "x").split("x")
+    if not name or not all(length.isascii() and length.isdigit() for length in lengths):
+        raise UsageError(f"--input {text}: a name and a shape are wanted, such as ids=1x128")
+    return name, tuple(map(int, lengths))
+
+
+def _differences(peers: Mapping[str, Peer]) -> dict[str, float | None]:
+    """How far outputs are from those of the first way that gave some."""
+    from ort_qdq_plugin.cli.measure import difference
+
+    reference = next((peer for peer in peers.values() if peer.runs), None)
+    return {name: None if reference is None else difference(peer, reference) for name, peer in peers.items()}
+
+
+def say_peers(peers: Mapping[str, Peer], differences: Mapping[str, float | None]) -> None:
+    """Print what came of it: medians, and in brackets the least and the most."""
+    done = {name: peer for name, peer in peers.items() if peer.runs}
+    for figures in _TABLES if done else ():
+        columns = [Column(""), *(Column(figure.title, right=True) for figure in figures)]
+        rows = [[name, *(_spread(figure, peer.runs) for figure in figures)] for name, peer in done.items()]
+        if figures is _TABLES[0]:
+            columns.append(Column("outputs", right=True))
+            rows = [[*row, _apart(differences[row[0]])] for row in rows]
+        say_table(columns, rows)
+        say()
+    for name, peer in peers.items():
+        if peer.failure:
+            say(f"{name} failed: {peer.failure}")
+        elif peer.runs[-1].report:
+            say(f"{name}: {peer.runs[-1].report}")
+
+
+def _spread(figure: _Figure, runs: Sequence[Run]) -> str:
+    values = sorted(map(figure.of, runs))
+    least, middle, most = (f"{value:.{figure.digits}f}" for value in (values[0], median(values), values[-1]))
+    return middle if least == most else f"{middle} ({least}-{most})"
+
+
+def _apart(difference: float | None) -> str:
+    if difference is None:
+        return "-"
+    return "identical" if difference == 0 else f"{difference:.1e} apart"
+
+
+def _plain(peer: Peer, difference: float | None) -> dict[str, object]:
+    runs = [{**run._asdict(), "resident": run.resident._asdict(), "samples": run.samples} for run in peer.runs]
+    return {"failure": peer.failure, "difference": difference, "runs": runs}

@@ -1,0 +1,148 @@
+"""``ort-qdq cache``: what is in a cache's directory, and making room there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from ort_qdq_plugin.cli.console import Column, UsageError, count, progress, say, say_json, say_table, size, yes_to
+from ort_qdq_plugin.environment import PREFIX
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.cache.inventory import Item
+    from ort_qdq_plugin.cache.store import Store
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "directory", "run"]
+
+HELP = "show, check or empty a cache of prepared models"
+EXAMPLE = "ort-qdq cache list --dir /var/cache/models"
+
+_VARIABLE = f"{PREFIX}_CACHE_DIR"
+_ACTIONS = ("list", "prune", "clear", "verify")
+_COLUMNS = (
+    Column("size", right=True),
+    Column("made", right=True),
+    Column("used", right=True),
+    Column("hits", right=True),
+    Column("state"),
+    Column("model"),
+)
+_AGES = (("d", 86400), ("h", 3600), ("min", 60))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument(
+        "action",
+        choices=_ACTIONS,
+        help="list: what is there. verify: the same, with the content of files that was recorded compared; exit code 1 for "
+        "entries that cannot be used any more. prune: remove these. clear: remove all. Entries in use stay",
+    )
+    parser.add_argument("--dir", help=f"the cache's directory (default: ${_VARIABLE})")
+    parser.add_argument("--max-bytes", type=int, help="prune also what was not used for the longest time, down to this size")
+    parser.add_argument("--yes", action="store_true", help="remove without asking")
+    parser.add_argument("--json", action="store_true", help="list and verify: print JSON")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do what is asked with the directory."""
+    from ort_qdq_plugin.cache.inventory import inventory, keys
+    from ort_qdq_plugin.cache.store import Store
+
+    if given.max_bytes is not None and (given.action != "prune" or given.max_bytes < 0):
+        raise UsageError("--max-bytes is a number of bytes for prune")
+    folder = directory(given.dir)
+    if not os.path.isdir(folder):
+        raise UsageError(f"{folder}: no such directory")
+    store = Store(folder)
+    with progress("reading") as show:
+        items = inventory(store, verify=given.action == "verify", progress=show)
+    bad = {item.stored.key for item in items if item.problem}
+    if given.action == "clear":
+        return _remove(store, items, keys(store), given)
+    if given.action == "prune":
+        unfinished = keys(store) - {item.stored.key for item in items}
+        return _remove(store, items, bad | unfinished | _least_used(items, given.max_bytes), given)
+    if given.json:
+        say_json([{**item._asdict(), "stored": item.stored._asdict()} for item in items])
+    else:
+        _say_items(items, folder)
+    return int(given.action == "verify" and bool(bad))
+
+
+def directory(given: str | None) -> str:
+    """The directory that is given on the command line or by the environment.
+
+    Raises:
+        UsageError: There is none.
+    """
+    folder = given or os.environ.get(_VARIABLE, "")
+    if not folder:
+        raise UsageError(f"which directory? Say --dir, or set {_VARIABLE}")
+    return folder
+
+
+def _least_used(items: Sequence[Item], max_bytes: int | None) -> set[str]:
+    """The keys of entries without which the others have at most so many bytes."""
+    left, chosen = sum(item.stored.nbytes for item in items if not item.problem), set()
+    for item in reversed(items):
+        if max_bytes is not None and left > max_bytes and not item.problem:
+            chosen.add(item.stored.key)
+            left -= item.stored.nbytes
+    return chosen
+
+
+def _remove(store: Store, items: Sequence[Item], condemned: Collection[str], given: argparse.Namespace) -> int:
+    from ort_qdq_plugin.cache.prune import remove
+
+    shown = [item for item in items if item.stored.key in condemned]
+    if not condemned:
+        say("There is nothing to remove.")
+        return 0
+    nbytes = sum(item.stored.nbytes for item in shown)
+    if not given.yes:
+        _say_items(shown, store.folder)
+        if not yes_to(f"Remove {count(len(condemned), 'entry')}?"):
+            return 0
+    stayed = [key for key in condemned if not remove(store, key)]
+    nbytes -= sum(item.stored.nbytes for item in shown if item.stored.key in stayed)
+    in_use = f"; {count(len(stayed), 'entry')} in use" if stayed else ""
+    say(f"Removed {count(len(condemned) - len(stayed), 'entry')}, {size(nbytes)}{in_use}.")
+    return 0
+
+
+def _say_items(items: Sequence[Item], folder: str) -> None:
+    bad = [index for index, item in enumerate(items) if item.problem]
+    rows = [
+        [
+            size(item.stored.nbytes),
+            _age(item.made),
+            _age(item.stored.used),
+            str(item.stored.hits),
+            _state(item),
+            item.model or item.stored.key,
+        ]
+        for item in items
+    ]
+    if rows:
+        say_table(_COLUMNS, rows, marked=bad)
+    for index in bad:
+        say(f"{items[index].stored.key}: {items[index].problem}")
+    say(f"{folder}: {count(len(items), 'entry')}, {size(sum(item.stored.nbytes for item in items))}")
+
+
+def _state(item: Item) -> str:
+    if item.problem:
+        return "unusable"
+    return f"{'shared' if item.shared else 'ready'}{', verified' if item.verified else ''}"
+
+
+def _age(moment: float) -> str:
+    """How long ago that was."""
+    if not moment:
+        return "-"
+    seconds = max(0.0, time.time() - moment)
+    return next((f"{seconds / length:.0f} {unit}" for unit, length in _AGES if seconds >= length), f"{seconds:.0f} s")

@@ -1,0 +1,150 @@
+"""What commands print: text, tables, progress and numbers with their units.
+
+It looks better where rich is installed and a terminal shows it; what is redirected is plain text.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import IO, Any, NamedTuple
+
+__all__ = ["Column", "UsageError", "count", "missing", "progress", "say", "say_json", "say_table", "size", "yes_to"]
+
+_GAP = "  "
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+# What is done sooner needs no bar.
+_PATIENCE_SECONDS = 1.0
+
+
+class UsageError(Exception):
+    """The command cannot be carried out as it was given: bad arguments, or something that is missing."""
+
+
+class Column(NamedTuple):
+    """A column of a table. Numbers stand on the right."""
+
+    title: str
+    right: bool = False
+
+
+def say(text: str = "") -> None:
+    """Print a line."""
+    sys.stdout.write("".join(map(_printable, text)) + "\n")
+    sys.stdout.flush()
+
+
+def say_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print a value as JSON."""
+    say(json.dumps(value))
+
+
+def say_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], marked: Collection[int] = ()) -> None:
+    """Print a table.
+
+    Args:
+        columns: Its columns.
+        rows: A text for each column.
+        marked: The numbers of rows that deserve attention.
+    """
+    if not _is_rich(sys.stdout):
+        widths = [max(map(len, texts)) for texts in zip([column.title for column in columns], *rows, strict=True)]
+        for row in ([column.title for column in columns], *rows):
+            cells = [
+                text.rjust(width) if column.right else text.ljust(width)
+                for text, width, column in zip(row, widths, columns, strict=True)
+            ]
+            say(_GAP.join(cells).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, len(_GAP), 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    for index, row in enumerate(rows):
+        texts = ("".join(map(_printable, text)) for text in row)
+        table.add_row(*map(Text, texts), style="yellow" if index in marked else None)
+    Console().print(table)
+
+
+@contextmanager
+def progress(title: str, *, of_bytes: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal how far something is that takes more than a second.
+
+    Args:
+        title: What is done.
+        of_bytes: Whether it is counted in bytes.
+
+    Yields:
+        What is to be called with (done, to do), by any thread.
+    """
+    if not _is_rich(sys.stderr):
+        yield lambda done, total: None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    counted: tuple[bars.ProgressColumn, ...] = (bars.MofNCompleteColumn(),)
+    if of_bytes:
+        counted = (bars.DownloadColumn(), bars.TransferSpeedColumn())
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *counted, bars.TimeRemainingColumn())
+    bar = bars.Progress(*columns, console=Console(stderr=True), transient=True)
+    task, began, starting = bar.add_task(title, total=None), time.monotonic(), threading.Lock()
+
+    def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if time.monotonic() - began > _PATIENCE_SECONDS:
+            with starting:
+                bar.start()
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+def yes_to(question: str) -> bool:
+    """Ask on the terminal.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on: say --yes")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def missing(module: str, extra: str) -> UsageError | None:
+    """What to say where a module is not installed, and which extra has it; None where it is."""
+    if find_spec(module) is not None:
+        return None
+    return UsageError(f"{module} is not installed: pip install 'ort-qdq-plugin[{extra}]'")
+
+
+def size(nbytes: float) -> str:
+    """A number of bytes for people."""
+    return next((f"{nbytes / factor:.1f} {unit}" for unit, factor in _UNITS if nbytes >= factor), f"{nbytes:.0f} B")
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things whose plural ends with s or ies."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def _is_rich(stream: IO[str]) -> bool:
+    return stream.isatty() and find_spec("rich") is not None
+
+
+def _printable(character: str) -> str:
+    """Names in a model are anybody's: they must not move a terminal's cursor."""
+    return character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()

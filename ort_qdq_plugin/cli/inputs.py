@@ -1,0 +1,92 @@
+"""Random inputs for a model that is only known as a file: of its own types and shapes, so that it can be run with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ort_qdq_plugin.cli.console import UsageError
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.elements import ELEMENTS
+from ort_qdq_plugin.model.opened import parse
+from ort_qdq_plugin.model.skeleton import open_skeleton
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ValueInfoProto
+
+__all__ = ["random_inputs"]
+
+_MAX_BYTES = 1 << 30
+_LOOKS_UP = ("Gather", "GatherBlockQuantized")
+_PASSES_ON = ("Cast", "Identity", "DequantizeLinear")
+
+
+def random_inputs(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Inputs for one run, the same ones each time.
+
+    A dimension that the model leaves open is 1, or 0 if it is the length of a past: a cache of keys and values begins empty.
+    Integers are rows of the table that they look up, and 1 elsewhere, as in a mask.
+
+    Args:
+        model: Its path.
+        shapes: Of inputs that are to have other shapes.
+
+    Raises:
+        UsageError: A shape is for no input, or an input cannot be made up.
+        ModelError, OSError: The model cannot be opened.
+    """
+    skeleton = open_skeleton(model, None)
+    if skeleton is None:
+        raise UsageError("inputs cannot be made up for a model in ORT format")
+    with closing(skeleton):
+        graph = parse(skeleton).proto.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    unknown = shapes.keys() - {value.name for value in inputs}
+    if unknown:
+        names = ", ".join(value.name for value in inputs)
+        raise UsageError(f"there is no input {', '.join(sorted(unknown))}; inputs are {names}")
+    rng, rows = np.random.default_rng(0), _rows(graph)
+    return {value.name: _random(value, shapes.get(value.name), rows.get(value.name, 0), rng) for value in inputs}
+
+
+def _random(value: ValueInfoProto, given: tuple[int, ...] | None, rows: int, rng: np.random.Generator) -> np.ndarray:
+    tensor = value.type.tensor_type
+    element = ELEMENTS.get(tensor.elem_type)
+    if element is None or not element.numpy:
+        raise UsageError(f"input {value.name} is no tensor of numbers that could be made up")
+    shape = given
+    if shape is None:
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") else int(not _is_past(dim.dim_param)) for dim in tensor.shape.dim
+        )
+    if math.prod(shape) * element.bits // 8 > _MAX_BYTES:
+        raise ModelError(f"input {value.name} of shape {list(shape)} is too large to be made up")
+    kind = np.dtype(element.numpy)
+    if kind.kind == "f":
+        return rng.standard_normal(shape).astype(kind)
+    return (rng.integers(0, rows, shape) if rows else np.ones(shape)).astype(kind)
+
+
+def _is_past(dimension: str) -> bool:
+    """Whether a dimension is what came before this run; "past + 1" is not, nor is a total."""
+    return "past" in dimension and "+" not in dimension and "total" not in dimension
+
+
+def _rows(graph: GraphProto) -> dict[str, int]:
+    """How many rows the smallest table has that an input looks up: the input's name -> rows."""
+    dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    origin: dict[str, str] = {}
+    rows: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in _PASSES_ON and node.input and node.output:
+            origin[node.output[0]] = origin.get(node.input[0], node.input[0])
+        elif node.op_type in _LOOKS_UP and len(node.input) >= 2:
+            table, looked_up = (origin.get(name, name) for name in node.input[:2])
+            if len(dims.get(table, ())) > 1:
+                rows[looked_up] = min(rows.get(looked_up, dims[table][0]), dims[table][0])
+    return rows

@@ -1,0 +1,152 @@
+"""``ort-qdq inspect``: what this package would do with each quantized weight of a model, and what the others cost."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_table, size
+from ort_qdq_plugin.report import Fusion, Report, Unfused
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "groups", "run"]
+
+HELP = "show what can be done for each quantized weight of a model, and what the others cost"
+EXAMPLE = "ort-qdq inspect model.onnx"
+
+_COLUMNS = (
+    Column("#", right=True),
+    Column("kind"),
+    Column("K x N", right=True),
+    Column("bits", right=True),
+    Column("block", right=True),
+    Column("layout"),
+    Column("stored", right=True),
+    Column("outcome"),
+    Column("per run", right=True),
+)
+
+
+class Group(NamedTuple):
+    """Weights that are alike: a row of the table.
+
+    Attributes:
+        kind: The operator type of what reads them, "" where they stay.
+        shape: [K, N], or as they are stored where they stay.
+        bits: Of an element.
+        block: Elements that share a scale; 0 if there are no blocks.
+        layout: How they are stored, "" where that cannot be said.
+        outcome: "packed", "in place", or the reason why they stay.
+        fused: Whether they are fused.
+        names: Of their DequantizeLinear nodes.
+        stored_bytes: Of all of them, each counted once.
+        bytes_per_run: That are written dequantizing all of them, on each run.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    bits: int
+    block: int
+    layout: str
+    outcome: str
+    fused: bool
+    names: tuple[str, ...] = ()
+    stored_bytes: int = 0
+    bytes_per_run: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("model", help="an .onnx file")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--unfused", action="store_true", help="only what stays unfused, by name; exit code 1 if that costs anything"
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    """Inspect the model."""
+    from ort_qdq_plugin.session import inspect
+
+    report = inspect(given.model)
+    if given.json:
+        say_json({"model": given.model, **report.to_dict()})
+    else:
+        shown = groups(() if given.unfused else report.fused, report.unfused)
+        _say_groups(shown, given.unfused)
+        _say_totals(report)
+        say(f"Verdict: {_verdict(report)}")
+    return int(given.unfused and any(entry.bytes_per_run for entry in report.unfused))
+
+
+def groups(fused: Iterable[Fusion], unfused: Iterable[Unfused]) -> list[Group]:
+    """Rows of the table: what costs most on each run first, then what is largest."""
+    found: dict[Group, list[tuple[str, int, int]]] = {}
+    for entry in fused:
+        outcome = "packed" if entry.packed_bytes else "in place"
+        group = Group(entry.kind, (entry.k, entry.n), entry.bits, entry.block_size, entry.layout, outcome, True)
+        found.setdefault(group, []).append((entry.dequantize, entry.stored_bytes, 0))
+    for left in unfused:
+        group = Group("", left.shape, left.bits, left.block_size, "", str(left.reason), False)
+        found.setdefault(group, []).append((left.dequantize, left.stored_bytes, left.bytes_per_run))
+    rows = []
+    for group, members in found.items():
+        once = {name: (stored, per_run) for name, stored, per_run in members}
+        stored, per_run = (sum(column) for column in zip(*once.values(), strict=True))
+        rows.append(group._replace(names=tuple(once), stored_bytes=stored, bytes_per_run=per_run))
+    return sorted(rows, key=lambda group: (-group.bytes_per_run, -group.stored_bytes))
+
+
+def _say_groups(shown: Sequence[Group], by_name: bool) -> None:
+    unfused = [group for group in shown if not group.fused]
+    if shown:
+        rows = [_cells(group, group.outcome if group.fused else f"unfused ({unfused.index(group) + 1})") for group in shown]
+        say_table(_COLUMNS, rows, marked=[index for index, group in enumerate(shown) if not group.fused])
+        say()
+    for index, group in enumerate(unfused):
+        say(f"({index + 1}) {group.outcome}")
+        if group.bytes_per_run:
+            values, nbytes = math.prod(group.shape), group.bytes_per_run / len(group.names)
+            say(f"    Each run dequantizes {values:,} values of each, which is {size(nbytes)}.")
+        for name in group.names if by_name else ():
+            say(f"    {name}")
+    if unfused:
+        say()
+
+
+def _cells(group: Group, outcome: str) -> list[str]:
+    return [
+        str(len(group.names)),
+        group.kind or "-",
+        " x ".join(map(str, group.shape)) or "scalar",
+        str(group.bits or "-"),
+        str(group.block or "-"),
+        group.layout or "-",
+        size(group.stored_bytes),
+        outcome,
+        size(group.bytes_per_run) if group.bytes_per_run else "-",
+    ]
+
+
+def _say_totals(report: Report) -> None:
+    stored = {entry.dequantize: entry.stored_bytes for entry in report.fused}
+    stored |= {entry.dequantize: entry.stored_bytes for entry in report.unfused}
+    if stored:
+        say(f"{count(len(stored), 'quantized weight')}, {size(sum(stored.values()))} with scales and zero points.")
+        say(f"{size(report.packed_bytes)} are packed for a session, {size(report.borrowed_bytes)} are used in place.")
+
+
+def _verdict(report: Report) -> str:
+    """What it comes to, in one line."""
+    left = {entry.dequantize for entry in report.unfused}
+    fused = {entry.dequantize for entry in report.fused} - left
+    nbytes = sum(entry.bytes_per_run for entry in report.unfused)
+    per_run = f"; {size(nbytes)} of float are written on each run" if nbytes else ""
+    if report.passed_through is not None:
+        return f"stock ONNX Runtime loads it as it is: {report.passed_through}{per_run}"
+    if not fused and not left:
+        return "nothing is left to fuse; its weights are handed over without a copy"
+    if not left:
+        return f"all fused, {count(len(fused), 'quantized weight')}"
+    return f"{len(fused)} of {count(len(fused) + len(left), 'quantized weight')} fused{per_run}"

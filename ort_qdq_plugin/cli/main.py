@@ -1,0 +1,97 @@
+"""The command line: finds the command, runs it, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn, Protocol
+
+import ort_qdq_plugin
+from ort_qdq_plugin.cli import bench, cache, demo, inspect, run, warm
+from ort_qdq_plugin.cli.console import UsageError
+from ort_qdq_plugin.errors import ModelError, QdqPluginError
+
+__all__ = ["main"]
+
+_BAD_INPUT = 2
+_SIGNAL = 128  # what shells add to the number of the signal that ended a program
+_EPILOG = "Exit codes: 0 good, 1 a finding, 2 bad usage or unreadable input."
+
+
+class _Command(Protocol):
+    """A module of this folder. Commands import what they need when they run."""
+
+    HELP: str
+    EXAMPLE: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, given: argparse.Namespace) -> int: ...
+
+
+_COMMANDS: Mapping[str, _Command] = {
+    "inspect": inspect,
+    "bench": bench,
+    "run": run,
+    "warm": warm,
+    "cache": cache,
+    "demo": demo,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out a command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    given = _parser().parse_args(argv)
+    # Ends like an interrupt: temporary files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGNAL + signal.SIGTERM))
+    try:
+        return int(_COMMANDS[given.command].run(given))
+    except KeyboardInterrupt:
+        return _SIGNAL + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read it has seen enough. The interpreter must not try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGNAL + signal.SIGPIPE
+    except OSError as error:
+        _complain(given, f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except ModelError as error:
+        _complain(given, f"no ONNX model that can be read: {error}")
+    except (UsageError, QdqPluginError) as error:
+        _complain(given, str(error))
+    return _BAD_INPUT
+
+
+def _complain(given: argparse.Namespace, fault: str) -> None:
+    """One line on stderr, which names the model that it is about."""
+    model = getattr(given, "model", None)
+    named = fault if model is None or model in fault else f"{model}: {fault}"
+    line = " ".join(f"ort-qdq {given.command}: {named}".split())
+    sys.stderr.write(f"{line}\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="ort-qdq", description="Quantized ONNX models in ONNX Runtime, seen and measured.", epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"ort-qdq {ort_qdq_plugin.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in _COMMANDS.items():
+        described = f"{command.HELP[0].upper()}{command.HELP[1:]}."
+        own = commands.add_parser(name, help=command.HELP, description=described, epilog=f"Example: {command.EXAMPLE}")
+        command.add_arguments(own)
+    return parser

@@ -1,0 +1,60 @@
+"""``ort-qdq run``: any program with this package switched on, and at its end what that did."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ort_qdq_plugin.cli.console import UsageError
+from ort_qdq_plugin.environment import PREFIX
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
+
+HELP = "run a program with this package switched on for it and its children, and say at the end what that did"
+EXAMPLE = "ort-qdq run -- python program.py"
+
+_SIGNAL = 128  # what shells add to the number of the signal that ended a program
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_TUNABLES, _HUGE_HEAP = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...", help="the program and its arguments")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the program; its own exit code."""
+    command = given.program[1:] if given.program[:1] == ["--"] else given.program
+    if not command:
+        raise UsageError("which program?")
+    with tempfile.NamedTemporaryFile(prefix="ort-qdq-run-", suffix=".log") as log:
+        try:
+            process = subprocess.Popen(command, env=_environment(log.name))
+        except OSError as error:
+            raise UsageError(f"{command[0]}: {error.strerror}") from error
+        # A terminal interrupts both; the program decides what comes of it.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        code = process.wait()
+        lines = log.read().decode(errors="replace").splitlines()
+    told = lines or ["ort-qdq run: no Python that has this package installed has created a session"]
+    sys.stderr.write("".join(f"{line}\n" for line in told))
+    return code if code >= 0 else _SIGNAL - code
+
+
+def _environment(log: str) -> dict[str, str]:
+    """That of the program."""
+    environment = {**os.environ, PREFIX: "1", f"{PREFIX}_LOG_FILE": log}
+    # A level above info would hide sessions.
+    environment.pop(f"{PREFIX}_LOG", None)
+    tunables = environment.get(_TUNABLES, "")
+    # Where it says "always" nothing is to be gained, and where it says "never" nothing can be.
+    if _HUGE_PAGES.exists() and "[madvise]" in _HUGE_PAGES.read_text() and _HUGE_HEAP not in tunables:
+        environment[_TUNABLES] = ":".join(filter(None, [tunables, f"{_HUGE_HEAP}=1"]))
+    return environment

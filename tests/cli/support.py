@@ -1,0 +1,83 @@
+"""Running the command line: in this process, in one of its own, and on a terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
+from typing import NamedTuple
+
+import pytest
+
+from ort_qdq_plugin.cli.main import main
+from tests.support import ROOT
+
+__all__ = ["Outcome", "apart", "here", "on_terminal"]
+
+_TIMEOUT = 120
+
+
+class Outcome(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    """The command in this process."""
+    capsys.readouterr()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = main([*map(str, arguments)])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return Outcome(code, *capsys.readouterr())
+
+
+def apart(*arguments: object, text: str | None = None, **variables: str) -> Outcome:
+    """The command in a process of its own; `text` is what it reads."""
+    done = subprocess.run(
+        _command(arguments), env=_environment(variables), capture_output=True, text=True, timeout=_TIMEOUT, input=text or ""
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def on_terminal(*arguments: object, columns: int = 80, typed: str = "", **variables: str) -> Outcome:
+    """The command on a terminal, which shows stdout and stderr alike; `typed` is what somebody types there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    process = subprocess.Popen(
+        _command(arguments), env=_environment({"TERM": "xterm-256color", **variables}),
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, typed.encode())
+    shown = b""
+    # Reading fails once nobody has the other end any more.
+    with suppress(OSError):
+        while chunk := os.read(ours, 1 << 16):
+            shown += chunk
+    os.close(ours)
+    return Outcome(process.wait(_TIMEOUT), shown.decode(), "")
+
+
+def _command(arguments: tuple[object, ...]) -> list[str]:
+    return [sys.executable, "-m", "ort_qdq_plugin", *map(str, arguments)]
+
+
+def _environment(variables: dict[str, str]) -> dict[str, str]:
+    # What a terminal is like is for each test to say.
+    dropped = ("ORT_QDQ", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return {**kept, "PYTHONPATH": str(ROOT), **variables}

@@ -1,0 +1,162 @@
+"""`bench` and `demo`: what is measured of whom, the inputs that are made up, and the picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin.cli.console import UsageError
+from ort_qdq_plugin.cli.inputs import random_inputs
+from tests.cli.support import apart, here, on_terminal
+from tests.support import save, stack
+
+PEERS = ["stock", "qoperator", "cached", "shared", "ours"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(save(stack(2, 256), tmp_path, "external"))  # type: ignore[arg-type]
+
+
+def test_every_way_is_measured_and_gives_the_same(model: Path) -> None:
+    done = apart("bench", model, "--runs", 2, "--json")
+    assert done.code == 0, done.err
+    plain = json.loads(done.out)
+    assert list(plain["peers"]) == PEERS
+    for peer in plain["peers"].values():
+        assert (peer["failure"], peer["difference"], len(peer["runs"])) == ("", 0.0, 2)
+        for run in peer["runs"]:
+            assert 0 < run["init"] < run["loaded"] < run["finished"]
+            assert 0 < run["samples"][0][0] < run["samples"][-1][0] <= run["finished"]
+            assert min(run["first"], run["steady"]) > 0
+            assert run["peak"] >= sum(run["resident"].values()) > 10e6
+    fused = {name: peer["runs"][0]["fused"] for name, peer in plain["peers"].items()}
+    assert fused == {"stock": 0, "qoperator": 0, "cached": 2, "shared": 2, "ours": 2}
+
+
+def test_tables_have_medians_and_spread(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "bench", model, "--peers", "stock", "--runs", 3)
+    assert done.code == 0, done.err
+    assert max(len(line) for line in done.out.splitlines() if not line.startswith("ours: ")) <= 80
+    titles = [line.split("  ") for line in done.out.splitlines() if line.startswith("      ")]
+    assert len(titles) == 3
+    assert done.out.count("identical") == 2
+    assert "qoperator" not in done.out
+
+
+def test_a_way_that_fails_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draft = Draft("float")
+    draft.input("x", ["m", 8])
+    draft.output("y", ["m", 8])
+    draft.node("Relu", ["x"], "y")
+    done = here(capsys, "bench", save(draft.model(), tmp_path, "file"), "--peers", "qoperator", "--runs", 1)
+    assert done.code == 1
+    assert "qoperator failed: nothing in it is quantized" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--peers", "stock,nobody"], "nobody"),
+        (["--runs", "0"], "--runs"),
+        (["--input", "x"], "--input x"),
+        (["--input", "x=3xm"], "x=3xm"),
+        (["--input", "z=1x256"], "no input z; inputs are x"),
+    ],
+)
+def test_bad_usage(arguments: list[str], fault: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "bench", model, *arguments)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert fault in done.err
+
+
+def test_a_model_of_our_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ort_qdq_plugin import demo_model
+
+    monkeypatch.setattr(demo_model, "PHI_3_MINI", demo_model.Decoder(32, 64, 128, 96))
+    done = here(capsys, "bench", "--layers", 2, "--peers", "stock", "--runs", 1)
+    assert done.code == 0, done.err
+    assert "A decoder of 2 layers" in done.out
+    assert "9 fused" in done.out
+
+
+def test_the_picture(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    picture = tmp_path / "memory.png"
+    arguments = ["bench", model, "--peers", "stock", "--runs", 1, "--plot", picture]
+    assert here(capsys, *arguments).code == 0
+    pixels = image.imread(picture)
+    # Two curves, each in the colour of its own.
+    for colour in ("#1f77b4", "#ff7f0e"):
+        wanted = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+        assert (np.abs(pixels[:, :, :3] - wanted).max(axis=2) < 0.01).sum() > 200
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = here(capsys, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "pip install 'ort-qdq-plugin[plot]'" in done.err
+
+
+def test_progress_only_on_a_terminal(model: Path) -> None:
+    pytest.importorskip("rich")
+    arguments = ("bench", model, "--peers", "stock", "--runs", 3)
+    assert "loading" in on_terminal(*arguments).out
+    assert "loading" not in "".join(map(str, apart(*arguments)))
+
+
+def test_the_demo_agrees() -> None:
+    done = apart(text="")
+    assert done.code == 0, done.err
+    assert "Both ways agree." in done.out
+
+
+# ---- inputs
+
+
+def decoder(folder: Path) -> str:
+    """Embeddings of token ids, seen through a mask, with a cache of keys that is handed through."""
+    draft = Draft("decoder")
+    for name, shape in (("ids", ["batch", "sequence"]), ("mask", ["batch", "total_sequence_length"])):
+        draft.input(name, shape, "int64")
+    draft.input("past", ["batch", 2, "past_sequence_length", 8])
+    table = draft.weight(Weight(k=50, n=64, block=32), "table", axis=1)
+    embedded = draft.node("Gather", [table, "ids"], "embedded")
+    mask = draft.node("Cast", ["mask"], "seen", to=TensorProto.FLOAT)
+    seen = draft.node("Unsqueeze", [mask, draft.constant(helper.make_tensor("axes", TensorProto.INT64, [1], [2]))], "column")
+    draft.node("Mul", [embedded, seen], "y")
+    draft.node("Identity", ["past"], "present")
+    draft.output("y", ["batch", "sequence", 64])
+    draft.output("present", ["batch", 2, "past_sequence_length", 8])
+    return str(save(draft.model(), folder, "file"))
+
+
+def test_inputs_make_sense_to_a_decoder(tmp_path: Path) -> None:
+    path = decoder(tmp_path)
+    inputs = random_inputs(path, {"ids": (1, 400), "mask": (1, 400)})
+    assert {name: (array.shape, array.dtype.name) for name, array in inputs.items()} == {
+        "ids": ((1, 400), "int64"),
+        "mask": ((1, 400), "int64"),
+        "past": ((1, 2, 0, 8), "float32"),
+    }
+    assert set(inputs["mask"].flat) == {1}
+    assert 40 < len(set(inputs["ids"].flat)) <= 50
+    assert (inputs["ids"].min(), inputs["ids"].max() < 50) == (0, True)
+    ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, random_inputs(path, {}))
+
+
+def test_inputs_that_cannot_be_made_up(tmp_path: Path) -> None:
+    draft = Draft("bfloat16")
+    draft.input("x", ["m"], "bfloat16")
+    draft.output("y", ["m"], "bfloat16")
+    draft.node("Identity", ["x"], "y")
+    with pytest.raises(UsageError, match="input x is no tensor of numbers"):
+        random_inputs(str(save(draft.model(), tmp_path, "file")), {})

@@ -1,0 +1,165 @@
+"""`warm` and `cache`: what they make, show and remove, and what they leave alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ort_qdq_plugin import Options, create_session
+from tests.cache.support import entries, load
+from tests.cli.support import apart, here, on_terminal
+from tests.support import CPU, save, stack
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[Path]:
+    return [Path(save(stack(2, 256, seed=name), tmp_path, "external", name)) for name in ("a", "b")]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def warmed(models: list[Path], cache: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A cache with both models; the second one has changed since."""
+    for model in models:
+        assert here(capsys, "warm", model, "--dir", cache).code == 0
+    os.utime(models[1])
+    return cache
+
+
+def test_a_model_that_was_warmed_is_found(models: list[Path], cache: Path) -> None:
+    done = apart("warm", models[0], ORT_QDQ_PLUGIN_CACHE_DIR=str(cache))
+    assert (done.code, done.err) == (0, "")
+    assert "is in the cache now" in done.out
+    assert load(models[0], cache).report.cache == "used"
+    assert "was there already" in apart("warm", models[0], "--dir", cache).out
+
+
+def test_options_are_those_of_the_environment(models: list[Path], cache: Path) -> None:
+    apart("warm", models[0], "--dir", cache, "--share-weights", ORT_QDQ_PLUGIN_ACCURACY_LEVEL="0")
+    report = load(models[0], cache, accuracy_level=0, share_weights=True).report
+    assert (report.cache, report.route) == ("used", "shared")
+    assert len(entries(cache)) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["warm", "nothing.onnx", "--dir", "there"], ["warm", "nothing.onnx"], ["cache", "list"]]
+)
+def test_what_cannot_be_done(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ORT_QDQ_PLUGIN_CACHE_DIR", raising=False)
+    done = here(capsys, *arguments)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "nothing.onnx" in done.err or "--dir" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_looking_at_a_directory_does_not_make_it(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here(capsys, "cache", "list", "--dir", cache).code == 2
+    assert not cache.exists()
+
+
+def test_list_shows_models_hits_and_what_is_wrong(
+    warmed: Path, models: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        load(models[0], warmed)
+    done = here(capsys, "cache", "list", "--dir", warmed)
+    assert done.code == 0
+    rows = {line.split()[-1]: line.split() for line in done.out.splitlines()}
+    assert rows[str(models[0])][-3:-1] == ["3", "ready"]
+    assert rows[str(models[1])][-3:-1] == ["0", "unusable"]
+    assert f"{models[1]} has changed" in done.out
+    items = json.loads(here(capsys, "cache", "list", "--dir", warmed, "--json").out)
+    assert {item["model"]: item["stored"]["hits"] for item in items} == {str(models[0]): 3, str(models[1]): 0}
+
+
+def test_verify_compares_content_where_it_was_recorded(
+    models: list[Path], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(models[0], cache, verify="content")
+    load(models[1], cache)
+    done = here(capsys, "cache", "verify", "--dir", cache)
+    assert done.code == 0
+    assert done.out.count("verified") == 1
+    # A byte that is changed behind everybody's back.
+    packed = next(path for entry in entries(cache) for path in entry.glob("packed-*") if models[0].name in _manifest(entry))
+    times = packed.stat()
+    packed.chmod(0o600)
+    with packed.open("r+b") as file:
+        file.write(b"\xff\xfe\xfd")
+    packed.chmod(0o400)
+    os.utime(packed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = here(capsys, "cache", "verify", "--dir", cache)
+    assert done.code == 1
+    assert f"{packed.name} is damaged" in done.out
+    assert here(capsys, "cache", "list", "--dir", cache).out.count("ready") == 2
+
+
+def _manifest(entry: Path) -> str:
+    return (entry / "manifest.json").read_text()
+
+
+def test_prune_removes_what_cannot_be_used(warmed: Path, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished = warmed / f"{'f' * 32}.0123.tmp"
+    unfinished.mkdir()
+    done = here(capsys, "cache", "prune", "--dir", warmed, "--yes")
+    assert (done.code, done.out.split(",")[0]) == (0, "Removed 2 entries")
+    assert len(entries(warmed)) == 1
+    assert not unfinished.exists()
+    assert load(models[0], warmed).report.cache == "used"
+    assert "nothing to remove" in here(capsys, "cache", "prune", "--dir", warmed, "--yes").out
+
+
+def test_prune_removes_what_was_not_used_for_long(
+    models: list[Path], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for age, model in enumerate(models):
+        load(model, cache)
+        for lock in cache.glob("*.lock"):
+            os.utime(lock, (lock.stat().st_mtime - 1000 * (2 - age),) * 2)
+    nbytes = sum(
+        item["stored"]["nbytes"] for item in json.loads(here(capsys, "cache", "list", "--dir", cache, "--json").out)
+    )
+    here(capsys, "cache", "prune", "--dir", cache, "--max-bytes", nbytes - 1, "--yes")
+    assert load(models[1], cache).report.cache == "used"
+    assert len(entries(cache)) == 1
+
+
+def test_clear_leaves_what_is_in_use_and_what_is_not_its_own(
+    warmed: Path, models: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (warmed / "mine").mkdir()
+    (warmed / "mine" / "manifest.json").touch()
+    session = create_session(str(models[0]), providers=CPU, options=Options(cache_dir=warmed))
+    done = here(capsys, "cache", "clear", "--dir", warmed, "--yes")
+    assert "Removed 1 entry" in done.out
+    assert "1 entry in use" in done.out
+    del session
+    assert "Removed 1 entry" in here(capsys, "cache", "clear", "--dir", warmed, "--yes").out
+    assert [path.name for path in warmed.iterdir()] == ["mine"]
+
+
+def test_it_asks_before_it_removes(warmed: Path) -> None:
+    refused = apart("cache", "clear", "--dir", warmed)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--yes" in refused.err
+    asked = on_terminal("cache", "clear", "--dir", warmed, typed="n\n")
+    assert (asked.code, "Remove 2 entries? [y/N]" in asked.out) == (0, True)
+    assert len(entries(warmed)) == 2
+    assert "Removed 2 entries" in on_terminal("cache", "clear", "--dir", warmed, typed="y\n").out
+    assert not entries(warmed)
+
+
+@pytest.mark.parametrize("arguments", [["list", "--max-bytes", "1"], ["prune", "--max-bytes", "-1"]])
+def test_sizes_are_for_prune(arguments: list[str], warmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "cache", *arguments, "--dir", warmed)
+    assert (done.code, "--max-bytes" in done.err) == (2, True)

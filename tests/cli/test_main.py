@@ -1,0 +1,80 @@
+"""The command line as a whole: what is wrong is said in one line, and the package does without it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import apart, here
+from tests.support import ROOT, mixed, python
+
+COMMANDS = sorted(path.stem for path in (ROOT / "ort_qdq_plugin" / "cli").glob("*.py") if "EXAMPLE" in path.read_text())
+
+
+@pytest.mark.parametrize("command", [*(set(COMMANDS) - {"main"})])
+def test_every_command_helps_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, command, "--help")
+    assert done.code == 0
+    assert f"Example: ort-qdq {command}" in " ".join(done.out.split())
+
+
+@pytest.mark.parametrize("arguments", [["inspect"], ["nonsense"], ["inspect", "m.onnx", "--nonsense"], []])
+def test_bad_usage_is_said_in_a_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert re.fullmatch(r"ort-qdq.*--help\)\n", done.err)
+
+
+@pytest.mark.parametrize("what", ["missing", "directory", "empty", "garbage", "text", "truncated", "forbidden"])
+def test_what_is_no_model_is_said_in_a_line(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    contents = {
+        "empty": b"",
+        "garbage": b"\xff" * 10_000,
+        "text": b"no model\n" * 100,
+        "truncated": mixed()[:-1000],
+        "forbidden": mixed(),
+    }
+    if what == "directory":
+        path.mkdir()
+    elif what in contents:
+        path.write_bytes(contents[what])
+    if what == "forbidden":
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("this user may read everything")
+    done = here(capsys, "inspect", path)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert str(path) in done.err
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(mixed())
+    shell = f"{sys.executable} -m ort_qdq_plugin inspect m.onnx | true; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # it may be faster than the reader is gone
+
+
+def test_names_in_a_model_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(mixed().replace(b"b_d_node", b"b\x1b[2Jnode"[:8]))
+    assert "\x1b" not in apart("inspect", "--unfused", path).out
+
+
+def test_the_package_does_without_it() -> None:
+    code = """
+import sys
+import ort_qdq_plugin
+from ort_qdq_plugin import Options, create_session, activate
+assert not [name for name in sys.modules if name.startswith(("ort_qdq_plugin.cli", "rich", "matplotlib", "argparse"))]
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
