@@ -56,14 +56,18 @@ def test_a_quantized_model_is_opened(path: Path, as_bytes: bool) -> None:
         assert skeleton.source.size == path.stat().st_size
 
 
+def test_an_empty_model_is_none() -> None:
+    with pytest.raises(ModelError, match="empty"):
+        open_model(asked("")._replace(model=b""))
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         (lambda asked: asked._replace(providers=("QNNExecutionProvider",)), "QNNExecutionProvider"),
         (lambda asked: asked._replace(session_options=session_entry("session.load_model_format", "ORT")), "ORT format"),
         (lambda asked: asked._replace(model="/no/such/model.ort"), "ORT format"),
-        (lambda asked: asked._replace(model=b"\x00\x00\x00\x00ORTM and more"), "no ONNX model"),
-        (lambda asked: asked._replace(model=b""), "no ONNX model"),
+        (lambda asked: asked._replace(model=b"\x00\x00\x00\x00ORTM and more"), "ORT format"),
         (lambda asked: asked._replace(model=plain().SerializeToString()), "nothing in it is quantized"),
         (
             lambda asked: asked._replace(session_options=session_entry("session.disable_quant_qdq", "1")),
