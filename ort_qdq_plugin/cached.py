@@ -10,15 +10,16 @@ import json
 import mmap
 import os
 from contextlib import ExitStack, closing
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import onnxruntime
 
 import ort_qdq_plugin
 from ort_qdq_plugin import log
+from ort_qdq_plugin.cache.durable import wait_until_on_disk
 from ort_qdq_plugin.cache.manifest import FORMAT, KEY_BYTES, Identity
 from ort_qdq_plugin.cache.prune import prune
-from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Entry, Store, wait_until_on_disk
+from ort_qdq_plugin.cache.store import MANIFEST, MODEL, SHARED_MODEL, Entry, Store
 from ort_qdq_plugin.cache.writer import EntryWriter
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
 from ort_qdq_plugin.model.sources import FileSource
@@ -32,7 +33,16 @@ from ort_qdq_plugin.providers import check_providers
 from ort_qdq_plugin.report import Journal, Report
 from ort_qdq_plugin.request import LoadRequest
 
-__all__ = ["Maker", "NotFromCache", "key_of", "prepared_through_cache", "shared_or_not", "wait_until_on_disk"]
+__all__ = [
+    "EntryFolder",
+    "Maker",
+    "NotFromCache",
+    "folder_through_cache",
+    "key_of",
+    "prepared_through_cache",
+    "shared_or_not",
+    "wait_until_on_disk",
+]
 
 # Pre-packed weights of fewer bytes cannot be told from what else a session takes.
 _TELLING_BYTES = 16 << 20
@@ -62,11 +72,87 @@ def prepared_through_cache(request: LoadRequest, journal: Journal, make: Maker) 
         OSError: The cache cannot be used.
         Exception: Anything that can go wrong in `make`.
     """
+    found = _found_or_made(request, journal, make)
+    if isinstance(found, PreparedModel):
+        return found
+    with closing(found), journal.stage("cache"):
+        return _used(found, request, journal)
+
+
+class _Held:
+    """Keeps an entry from being pruned: a descriptor of its manifest, which holds a shared lock."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def is_at(self, path: str) -> bool:
+        """Whether that manifest is the file at this path."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
+
+class EntryFolder(NamedTuple):
+    """An entry for others to open by path.
+
+    Attributes:
+        model: The path of its model.
+        report: What was done.
+        holder: Keeps the entry from being pruned as long as it lives.
+    """
+
+    model: str
+    report: Report
+    holder: _Held
+
+    def is_current(self) -> bool:
+        """Whether the folder still is the entry that was found. If not, what others read of it may be of two models."""
+        return self.holder.is_at(os.path.join(os.path.dirname(self.model), MANIFEST))
+
+
+def folder_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> EntryFolder:
+    """The folder of the prepared model, which has all that its model refers to (`request.by_itself`).
+
+    Args:
+        request: What is asked for: a model by path, and a directory for the cache.
+        journal: Of this load.
+        make: Prepares the model.
+
+    Raises:
+        LeaveToStock: There is nothing to do for this model.
+        OSError: The cache cannot be used.
+        Exception: Anything that can go wrong in `make`.
+    """
+    found = _found_or_made(request, journal, make)
+    made = isinstance(found, PreparedModel)
+    if isinstance(found, PreparedModel):
+        for buffer in found.packed:
+            buffer.seal()
+        entry = _store_of(request).find(key_of(request), verify=False)
+        if entry is None:
+            raise SourceChangedError(f"{request.model!r}: what was prepared of it cannot be used")
+    else:
+        entry = found
+    with closing(entry):
+        _plan_from(entry, journal)
+        is_shared = request.options.share_weights and SHARED_MODEL in entry.files
+        report = journal.finished("by path")._replace(cache="made" if made else "used")
+        if is_shared:
+            report = report._replace(shared_bytes=entry.manifest.prepacked_bytes)
+        model = os.path.join(entry.path, SHARED_MODEL if is_shared else MODEL)
+        return EntryFolder(model, report, _Held(os.dup(entry.holder)))
+
+
+def _found_or_made(request: LoadRequest, journal: Journal, make: Maker) -> Entry | PreparedModel:
+    """The entry, or, if there was none, what was prepared for it."""
     check_providers(request.providers)
-    options = request.options
-    verify = options.verify == "content"
+    verify = request.options.verify == "content"
     with journal.stage("cache"):
-        store, key = Store(os.fspath(options.cache_dir or "")), key_of(request)
+        store, key = _store_of(request), key_of(request)
         entry = store.find(key, verify=verify)
     if entry is None:
         with ExitStack() as waiting:
@@ -76,8 +162,11 @@ def prepared_through_cache(request: LoadRequest, journal: Journal, make: Maker) 
                 entry = store.find(key, verify=verify)
             if entry is None:
                 return _made(store, key, request, journal, make)
-    with closing(entry), journal.stage("cache"):
-        return _used(entry, request, journal)
+    return entry
+
+
+def _store_of(request: LoadRequest) -> Store:
+    return Store(os.fspath(request.options.cache_dir or ""), temporary=request.temporary)
 
 
 def key_of(request: LoadRequest) -> str:
@@ -94,6 +183,7 @@ def key_of(request: LoadRequest) -> str:
         request.accuracy_level,
         request.block_size,
         request.may_fuse,
+        request.by_itself,
         # Some models are left to stock because of these.
         config_entry(request.session_options, FORMAT_KEY) or "",
         options_are_in_models(),
@@ -103,20 +193,12 @@ def key_of(request: LoadRequest) -> str:
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=KEY_BYTES).hexdigest()
 
 
-class _Held:
-    """Keeps an entry from being pruned: a descriptor of its manifest, which holds a shared lock."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
-
-
 def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
     """Prepare the model, in an entry of its own."""
     options = request.options
-    writer = EntryWriter(store, key, verify=options.verify == "content", share=options.share_weights)
+    writer = EntryWriter(
+        store, key, verify=options.verify == "content", share=options.share_weights, by_itself=request.by_itself
+    )
     try:
         prepared = make(writer)
     finally:
@@ -141,16 +223,7 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
 def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
     """The prepared model that an entry holds."""
     manifest = entry.manifest
-    report = manifest.report
-    journal.planned(
-        fused=report.fused,
-        unfused=report.unfused,
-        packed_bytes=report.packed_bytes,
-        borrowed_bytes=report.borrowed_bytes,
-        cache="used",
-    )
-    if not manifest.files:
-        raise NothingToDo(report.passed_through or "")
+    _plan_from(entry, journal)
     settle_process()
     if supplies_initializers(request.session_options):
         raise LeaveToStock("initializers were added to its session options")
@@ -183,6 +256,24 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         report=journal.finished("borrowed"),
         holder=_Held(os.dup(entry.holder)),
     )
+
+
+def _plan_from(entry: Entry, journal: Journal) -> None:
+    """Tell the journal what was decided when the entry was made.
+
+    Raises:
+        NothingToDo: That was to leave the model to stock ONNX Runtime.
+    """
+    report = entry.manifest.report
+    journal.planned(
+        fused=report.fused,
+        unfused=report.unfused,
+        packed_bytes=report.packed_bytes,
+        borrowed_bytes=report.borrowed_bytes,
+        cache="used",
+    )
+    if not entry.manifest.files:
+        raise NothingToDo(report.passed_through or "")
 
 
 def _shared(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:

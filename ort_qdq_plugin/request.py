@@ -28,6 +28,8 @@ class LoadRequest(NamedTuple):
         options: The caller's options for this package.
         providers: Names of the execution providers that the session will have.
         disabled_optimizers: Names of ONNX Runtime's optimizers that are not to run.
+        by_itself: Whether what is prepared has to be a folder that others open by path: with all that it refers to.
+        temporary: Whether the cache goes when this process does, so that nothing in it has to reach the disk.
     """
 
     model: str | bytes
@@ -35,6 +37,8 @@ class LoadRequest(NamedTuple):
     options: Options
     providers: tuple[str, ...] = ()
     disabled_optimizers: frozenset[str] = frozenset()
+    by_itself: bool = False
+    temporary: bool = False
 
     @property
     def accuracy_level(self) -> int:

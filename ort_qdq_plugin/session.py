@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter
     from ort_qdq_plugin.prepared import PreparedModel
 
-__all__ = ["Loading", "create_session", "inspect", "load", "report_of", "warm"]
+__all__ = ["Loading", "create_session", "inspect", "load", "prepared_model", "report_of", "warm"]
 
 
 def create_session(
@@ -187,11 +187,11 @@ def _prepared_for(session: Any, loading: Loading, asked: Asked, journal: Journal
     if loading.prepared is not None and without_fused_nodes(names) is None:
         return loading.prepared
     if request.options.cache_dir is None or isinstance(request.model, bytes):
-        return _prepare(request, journal, None)
+        return prepared_model(request, journal)
     cached = _cached()
     try:
         prepared: PreparedModel = cached.prepared_through_cache(
-            request, journal, functools.partial(_prepare, request, journal)
+            request, journal, functools.partial(prepared_model, request, journal)
         )
         return prepared
     except SourceUnreadableError:
@@ -200,10 +200,16 @@ def _prepared_for(session: Any, loading: Loading, asked: Asked, journal: Journal
         pass
     except OSError as problem:
         log.warning("loading without the cache: %s", problem)
-    return _prepare(request, journal, None)
+    return prepared_model(request, journal)
 
 
-def _prepare(request: LoadRequest, journal: Journal, writer: EntryWriter | None) -> PreparedModel:
+def prepared_model(request: LoadRequest, journal: Journal, writer: EntryWriter | None = None) -> PreparedModel:
+    """Prepare a model, in an entry of a cache if there is a writer for one.
+
+    Raises:
+        LeaveToStock: There is nothing to do for this model.
+        QdqPluginError, OSError: It cannot be prepared.
+    """
     with what_cannot_be_opened_goes_to_stock(), journal.stage("open"):
         skeleton = open_model(request)
     with closing(skeleton):
@@ -282,7 +288,7 @@ def warm(path: str | os.PathLike[str], *, options: Options) -> Report:
         raise ValueError("the options have no cache_dir")
     request, journal = LoadRequest(os.fspath(path), None, options, provider_names(None, None)), Journal()
     try:
-        prepared = _cached().prepared_through_cache(request, journal, functools.partial(_prepare, request, journal))
+        prepared = _cached().prepared_through_cache(request, journal, functools.partial(prepared_model, request, journal))
     except LeaveToStock as because:
         return journal.finished("stock", passed_through=str(because))
     finally:

@@ -12,11 +12,11 @@ import contextlib
 import os
 import shutil
 import stat
-import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from ort_qdq_plugin import log
+from ort_qdq_plugin.cache.durable import write_back
 from ort_qdq_plugin.cache.lock import exclusive, hold_shared
 from ort_qdq_plugin.cache.manifest import (
     EntryFile,
@@ -40,7 +40,6 @@ __all__ = [
     "boot_id",
     "describe",
     "digest_at",
-    "wait_until_on_disk",
     "write_file",
 ]
 
@@ -54,8 +53,6 @@ LINK = "data-"
 LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
 _RANDOM_BYTES = 8
 _MAX_MANIFEST_BYTES = 256 << 20
-
-_WRITER = "ort-qdq-cache"  # the thread that sees to it that an entry reaches the disk
 
 # Seconds that a load waits for another process that makes the same entry, before it does without the cache.
 _PATIENCE = 600.0
@@ -85,12 +82,17 @@ class Entry(NamedTuple):
 class Store:
     """The entries in one directory, which is made if it does not exist.
 
+    Args:
+        folder: The directory.
+        temporary: Whether nothing has to reach the disk.
+
     Raises:
         OSError: It cannot be made, or is no directory.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, temporary: bool = False) -> None:
         self.folder = os.path.realpath(folder)
+        self._temporary = temporary
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
 
     def path_of(self, key: str) -> str:
@@ -221,8 +223,10 @@ class Store:
             # On file systems without locks two may make the same entry. The other one is as good.
             shutil.rmtree(path, ignore_errors=True)
             return
+        if self._temporary:
+            return
         names = [*(entry.name for entry in manifest.files), MANIFEST]
-        threading.Thread(target=_write_back, args=(self, final, names), name=_WRITER, daemon=True).start()
+        write_back(final, names, _ON_DISK, self.discard)
 
     def hold(self, key: str) -> int:
         """Keep the entry with this key from being pruned; a descriptor to be closed when it need not be any longer."""
@@ -317,28 +321,3 @@ def write_file(path: str, data: bytes) -> None:
             left = left[os.write(descriptor, left) :]
     finally:
         os.close(descriptor)
-
-
-def wait_until_on_disk() -> None:
-    """Wait for entries of this process that are being written to the disk."""
-    for thread in threading.enumerate():
-        if thread.name == _WRITER:
-            thread.join()
-
-
-def _write_back(store: Store, path: str, names: list[str]) -> None:
-    """Wait until the files are on disk, then say so in the entry. An entry that the disk refuses is removed."""
-    for name in names:
-        try:
-            descriptor = os.open(os.path.join(path, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return  # the entry was removed
-        try:
-            os.fsync(descriptor)
-        except OSError:
-            store.discard(path)
-            return
-        finally:
-            os.close(descriptor)
-    with contextlib.suppress(OSError):
-        write_file(os.path.join(path, _ON_DISK), b"")

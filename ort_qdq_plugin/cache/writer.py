@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
@@ -18,7 +19,10 @@ from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.process import not_forking
 from ort_qdq_plugin.report import Report
 
-__all__ = ["EntryWriter"]
+__all__ = ["EntryWriter", "copy_file"]
+
+_FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlonerange(2)
+_COPIED_BYTES = 8 << 20  # at a time
 
 
 class EntryWriter:
@@ -29,11 +33,13 @@ class EntryWriter:
         key: Of the entry.
         verify: Whether to record the content of all files.
         share: Whether it is to have pre-packed weights as well.
+        by_itself: Whether it has to have all that its model refers to. It gets copies of files that cannot be linked then.
     """
 
-    def __init__(self, store: Store, key: str, *, verify: bool, share: bool) -> None:
+    def __init__(self, store: Store, key: str, *, verify: bool, share: bool, by_itself: bool = False) -> None:
         self.committed = False
         self._share = share
+        self._by_itself = by_itself
         self._store = store
         self._key = key
         self._verify = verify
@@ -72,7 +78,8 @@ class EntryWriter:
         write_file(os.path.join(self._begun(), MODEL), model)
         described = tuple(self._described(source, locations.get(source.name, "")) for source in sources)
         prepacked_bytes = self._prepack() if self._share else 0
-        names = [name for name in os.listdir(self._begun()) if not name.startswith(LINK)]
+        linked = {source.location for source in described if source.linked}
+        names = set(os.listdir(self._begun())) - linked
         self._finish(
             Manifest(
                 key=self._key,
@@ -134,6 +141,8 @@ class EntryWriter:
     def _described(self, source: FileSource, location: str) -> SourceFile:
         path = os.path.realpath(source.name)
         linked = bool(location) and self._link(source, path, location)
+        if self._by_itself and location and not linked:
+            copy_file(path, os.path.join(self._begun(), location))
         digest = digest_at(path) if self._verify else ""
         # Linking has changed one of its times.
         identity = Identity.of(os.stat(path))
@@ -154,6 +163,23 @@ class EntryWriter:
         except OSError:  # another file system, or somebody else's file
             return False
         return True
+
+
+def copy_file(path: str, copy: str) -> None:
+    """Copy a file into a new one of mode 0400, sharing its blocks where the file system can.
+
+    Raises:
+        OSError: It cannot be copied.
+    """
+    with open(path, "rb") as source, open(copy, "xb", opener=_private) as target:
+        try:
+            fcntl.ioctl(target, _FICLONE, source.fileno())
+        except OSError:
+            shutil.copyfileobj(source, target, _COPIED_BYTES)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
 
 
 def prepacked_in_another_process(folder: str) -> int:

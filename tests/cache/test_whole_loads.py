@@ -244,7 +244,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(model: Path, cache: Path)
 def test_an_entry_that_was_not_on_disk_does_not_survive_a_restart(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_write_back", lambda *_: None)
+    monkeypatch.setattr(store_module, "write_back", lambda *_: None)
     load(model, cache)
     assert load(model, cache).report.cache == "used"
     monkeypatch.setattr(store_module, "boot_id", lambda: "the next one")
