@@ -4,7 +4,7 @@
 - `faults`: full disks, limits, signals and files that change while a model is loaded
 - `contracts`: what is relied on in ONNX Runtime
 - `tables`: what loading and running takes, measured (`conformance.tables.load`, `.layout`, `.startup`,
-  `.first_load`, `.cached_load`)
+  `.first_load`, `.cached_load`, `.genai`)
 - `fuzz`: models that nobody trusts
 - `soak` (a module): thousands of sessions, none of which may leave anything behind
 

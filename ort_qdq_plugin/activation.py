@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 # Nothing that imports onnxruntime: this module is imported while onnxruntime is being imported (startup.py), perhaps by a
 # module of this package.
 from ort_qdq_plugin import log
+from ort_qdq_plugin.awaiting import when_imported
 from ort_qdq_plugin.environment import NO, PREFIX, YES
 from ort_qdq_plugin.options import BUFFERS, MAX_ACCURACY_LEVEL, VERIFY, Options, is_accuracy_level
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 
-__all__ = ["PREFIX", "activate", "activate_from_environment", "deactivate", "options_from_environment"]
+__all__ = [
+    "PREFIX",
+    "activate",
+    "activate_from_environment",
+    "activate_genai",
+    "deactivate",
+    "options_from_environment",
+]
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -41,7 +51,7 @@ if hasattr(os, "register_at_fork"):
 def activate(options: Options | None = None) -> None:
     """Load the model of every ``onnxruntime.InferenceSession`` created from now on in this process as create_session does.
 
-    `report_of` tells of each session.
+    `report_of` tells of each session. So is every ``onnxruntime_genai.Model``, as by ``ort_qdq_plugin.genai.load``.
 
     Args:
         options: For all of them. A second call changes them.
@@ -55,6 +65,16 @@ def activate(options: Options | None = None) -> None:
         if _stock is None:
             _stock = getattr(onnxruntime.InferenceSession, CREATE_METHOD)
             setattr(onnxruntime.InferenceSession, CREATE_METHOD, _creating_method(_stock))
+    when_imported("onnxruntime_genai", activate_genai)
+
+
+def activate_genai(module: ModuleType) -> None:
+    """`activate` for onnxruntime-genai, which was just imported."""
+    if _stock is None:
+        return
+    from ort_qdq_plugin.genai import models
+
+    models.activate(module, _options)
 
 
 def deactivate() -> None:
@@ -66,6 +86,10 @@ def deactivate() -> None:
         if _stock is not None:
             setattr(onnxruntime.InferenceSession, CREATE_METHOD, _stock)
             _stock = None
+    if "ort_qdq_plugin.genai.models" in sys.modules:
+        from ort_qdq_plugin.genai import models
+
+        models.deactivate()
 
 
 def activate_from_environment() -> None:

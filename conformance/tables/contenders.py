@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conformance.tables.measuring import Run, facts, memory
+from conformance.tables.measuring import Run, facts, memory, read_files
 
 __all__ = ["CHILD", "CONTENDERS", "Contender", "Job", "Measurement", "runner"]
 
@@ -160,6 +161,8 @@ def _child(job: Job) -> Measurement:
     module = importlib.import_module(contender.module)
     getattr(module, "create_session", None)  # this package imports what it needs when it is first asked for it
     imported = time.perf_counter() - start
+    if job.cache_dir:
+        read_files(Path(job.cache_dir).rglob("*"))
     before = memory()
     start = time.perf_counter()
     loaded = contender.load(module, job)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -35,6 +35,7 @@ __all__ = [
     "interleave",
     "memory",
     "own_seconds",
+    "read_files",
     "row",
     "say",
     "stages",
@@ -181,10 +182,10 @@ def interleave(
 
 def _measure(module: str, job: _Job, kind: type[R], timeout: float = 1800) -> R:
     """Do a job in a fresh process; RuntimeError with the end of its messages if it fails."""
-    _warm(Path(job.model))
-    _settle_free_memory(
-        _TOUCHED_PER_BYTE * sum(path.stat().st_size for path in Path(job.model).parent.glob(f"{Path(job.model).stem}.*"))
-    )
+    model = Path(job.model)
+    _settle_free_memory(_TOUCHED_PER_BYTE * sum(path.stat().st_size for path in model.parent.glob(f"{model.stem}.*")))
+    # Last: touching memory may have taken pages of files away.
+    read_files([model, model.with_name(f"{model.name}.data")])
     command = [sys.executable, "-m", module, "--child", json.dumps(asdict(job))]  # type: ignore[call-overload]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peaks = [0, 0]
@@ -207,10 +208,10 @@ def _measure(module: str, job: _Job, kind: type[R], timeout: float = 1800) -> R:
     return replace(kind(**raw), peak_anon=peaks[0], peak_file=peaks[1])
 
 
-def _warm(model: Path) -> None:
-    """Read a model's files, so that they are in the page cache."""
-    for path in (model, model.with_name(model.name + ".data")):
-        if path.exists():
+def read_files(paths: Iterable[Path]) -> None:
+    """Read those that exist, so that they are in the page cache."""
+    for path in paths:
+        if path.is_file():
             with open(path, "rb", buffering=0) as file:
                 while file.read(_READ_BYTES):
                     pass

@@ -31,6 +31,8 @@ class Variant:
 
     checkpoint: str
     options: tuple[str, ...]
+    provider: str = "cpu"
+    precision: str = "int4"
 
 
 VARIANTS = {
@@ -39,6 +41,13 @@ VARIANTS = {
     "gptq": Variant("gptq", ("use_qdq=true", "is_symmetric=false")),
     "gptq_signed": Variant("gptq", ("use_qdq=true",)),
     "qoperator": Variant("float", ()),
+    # The builder quantizes no table in QDQ form: a tied one stays float, and the head has weights of its own.
+    "tied": Variant("tied", ("use_qdq=true", "is_symmetric=false", "shared_embeddings=false")),
+    # It writes float16 for CUDA only.
+    "float16": Variant("float", ("use_qdq=true",), "cuda"),
+    "float16_gptq": Variant("gptq", ("use_qdq=true", "is_symmetric=false"), "cuda"),
+    # Nor does it write whisper in QDQ form: that is left to ONNX Runtime's quantizer.
+    "whisper": Variant("whisper", (), precision="fp32"),
 }
 
 
@@ -120,23 +129,92 @@ def write_gptq_checkpoint(source: Path, folder: Path, group_size: int = 32) -> N
     (folder / "config.json").write_text(json.dumps(settings))
 
 
-def build(checkpoint: Path, folder: Path, options: tuple[str, ...]) -> None:
+def write_tied_checkpoint(source: Path, folder: Path) -> None:
+    """`source` with a head that has the embedding's weights."""
+    from transformers import LlamaForCausalLM
+
+    shutil.copytree(source, folder)
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(folder)
+
+
+def write_whisper_checkpoint(source: Path, folder: Path) -> None:
+    """A random whisper with `source`'s tokenizer."""
+    import torch
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    torch.manual_seed(3)
+    shape: dict[str, Any] = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in
+                             (("layers", 2), ("attention_heads", HEADS), ("ffn_dim", 2 * HIDDEN))}  # fmt: skip
+    config = WhisperConfig(
+        vocab_size=VOCABULARY,
+        d_model=HIDDEN,
+        max_target_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        decoder_start_token_id=1,
+        begin_suppress_tokens=None,
+        suppress_tokens=None,
+        **shape,
+    )
+    model: Any = WhisperForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder)
+
+
+def build(checkpoint: Path, folder: Path, variant: Variant) -> None:
     """What `python -m onnxruntime_genai.models.builder -p int4 -e cpu` does."""
     from onnxruntime_genai.models import builder
 
-    arguments = ("", str(checkpoint), str(folder), "int4", "cpu", str(folder / "cache"))
-    prepared = builder.parse_extra_options(*arguments, list(options))
+    arguments = ("", str(checkpoint), str(folder), variant.precision, variant.provider, str(folder / "cache"))
+    prepared = builder.parse_extra_options(*arguments, list(variant.options))
     builder.create_model(*arguments, **prepared)
+    if variant.provider != "cpu":
+        use_cpu(folder)
+
+
+def use_cpu(folder: Path) -> None:
+    """Have a model that was written for another provider run on the CPU."""
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["decoder"]["session_options"]["provider_options"] = []
+    path.write_text(json.dumps(config))
+
+
+def quantize(folder: Path) -> None:
+    """Quantize every ONNX file in a folder, in place."""
+    import onnx
+    from real_support import nbits
+
+    for path in folder.glob("*.onnx"):
+        save_in_place(nbits(onnx.load(path), symmetric=False), path)
+
+
+def save_in_place(model: Any, path: Path) -> None:
+    """Write a model over another one, with its weights beside it as that one had them."""
+    import onnx
+
+    data = path.with_name(f"{path.name}.data")
+    for old in (path, data):
+        old.unlink(missing_ok=True)
+    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
 
 
 def main(folder: Path) -> None:
     """Write every variant."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    checkpoints = {"float": folder / "checkpoint_float", "gptq": folder / "checkpoint_gptq"}
+    checkpoints = {name: folder / f"checkpoint_{name}" for name in ("float", "gptq", "tied", "whisper")}
     write_float_checkpoint(checkpoints["float"])
     write_gptq_checkpoint(checkpoints["float"], checkpoints["gptq"])
+    write_tied_checkpoint(checkpoints["float"], checkpoints["tied"])
+    write_whisper_checkpoint(checkpoints["float"], checkpoints["whisper"])
     for name, variant in VARIANTS.items():
-        build(checkpoints[variant.checkpoint], folder / name, variant.options)
+        build(checkpoints[variant.checkpoint], folder / name, variant)
+    quantize(folder / "whisper")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""The folder that onnxruntime-genai is given in place of the model's own: another configuration, links of everything else.
+
+It is temporary. A lock on it, which ends with its process, tells others whether it is in use: who makes the next one removes
+those of processes that were killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Mapping
+
+from ort_qdq_plugin.cache.lock import try_exclusive
+from ort_qdq_plugin.genai.config import CONFIG_NAME
+from ort_qdq_plugin.memory.buffer import spill_directories
+
+__all__ = ["ConfigFolder", "new_folder"]
+
+_PREFIX = "ort-qdq-genai-"
+_RANDOM_BYTES = 8
+
+
+class ConfigFolder:
+    """A folder that is removed when this object goes, or is closed.
+
+    Attributes:
+        path: Of the folder.
+    """
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._owner = os.getpid()
+
+    def fill(self, original: str, config: bytes, models: Mapping[str, str]) -> None:
+        """Put the configuration there, links of all other files of the model's folder, and of the folders of its models.
+
+        Args:
+            original: The model's folder.
+            config: The configuration.
+            models: Name -> folder that is to be found under it.
+
+        Raises:
+            OSError: It cannot be done.
+        """
+        original = os.path.abspath(original)
+        with os.scandir(original) as found:
+            links = {item.name: item.path for item in found if item.name != CONFIG_NAME}
+        for name, target in {**links, **models}.items():
+            os.symlink(target, os.path.join(self.path, name))
+        with open(os.path.join(self.path, CONFIG_NAME), "xb") as file:
+            file.write(config)
+
+    def close(self) -> None:
+        """Remove it. A process that was forked meanwhile only lets go of it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return
+        if self._owner == os.getpid():
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def new_folder(spill_dir: str | None, like: str) -> ConfigFolder:
+    """A new temporary folder of mode 0700. Those of processes that are gone are removed.
+
+    Args:
+        spill_dir: Where temporary files go; None for the system's own directories.
+        like: A path on the file system that it should rather be on: then files there can be linked.
+
+    Raises:
+        OSError: None can be had.
+    """
+    device = os.stat(like).st_dev
+    problem: OSError = FileNotFoundError("no directory for temporary files")
+    for directory in sorted(spill_directories(spill_dir), key=lambda path: _device(path) != device):
+        try:
+            real = os.path.realpath(directory)
+            _sweep(real)
+            return _made_in(real)
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def _device(path: str) -> int:
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_dev
+    return -1
+
+
+def _made_in(directory: str) -> ConfigFolder:
+    while True:
+        path = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM_BYTES).hex()}")
+        os.mkdir(path, 0o700)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.exists(path):
+            return ConfigFolder(path, descriptor)
+        # Another process took it for one that was left behind before it was locked.
+        os.close(descriptor)
+
+
+def _sweep(directory: str) -> None:
+    """Remove this user's folders whose processes are gone."""
+    for path in _left(directory):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(descriptor).st_uid == os.geteuid() and try_exclusive(descriptor):
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _left(directory: str) -> Iterable[str]:
+    with os.scandir(directory) as found:
+        items = [item for item in found if item.name.startswith(_PREFIX)]
+    return [item.path for item in items if stat.S_ISDIR(item.stat(follow_symlinks=False).st_mode)]

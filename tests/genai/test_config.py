@@ -1,0 +1,135 @@
+"""What is read of a genai_config.json, and what is written in its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ort_qdq_plugin.errors import LeaveToStock, ModelError
+from ort_qdq_plugin.genai.calls import Call, effect_of
+from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, merged, model_files, read_config, rewritten
+from ort_qdq_plugin.ort.keys import ACCURACY_KEY, PARALLEL_KEY, config_entry
+
+LEVEL_0 = {ACCURACY_KEY: "0"}
+
+
+def config(**model: Any) -> dict[str, Any]:
+    return {"model": {"type": "llama", **model}, "search": {"top_k": 1}}
+
+
+def test_every_onnx_file_once() -> None:
+    stages = [{"first": {"filename": "a.onnx"}}, {"second": {"filename": "sub/b.ONNX"}}, {"again": {"filename": "a.onnx"}}]
+    given = config(
+        decoder={"filename": "d.onnx", "pipeline": stages},
+        vision={"filename": "v.onnx", "config_filename": "processor.json"},
+        speech={"filename": "s.bin"},
+        encoder={"filename": 7},
+    )
+    assert [file.filename for file in model_files(given)] == ["d.onnx", "a.onnx", "sub/b.ONNX", "v.onnx"]
+
+
+def test_whose_session_options_a_file_has() -> None:
+    decoder = {"filename": "d.onnx", "session_options": {**LEVEL_0, "log_id": "x"}}
+    own = {"filename": "e.onnx", "session_options": {"intra_op_num_threads": 2}}
+    inheriting = {**own, "filename": "i.onnx", "inherit_session_options": True}
+    files = model_files(config(decoder=decoder, encoder=own, vision=inheriting, embedding={"filename": "m.onnx"}))
+    options = {file.filename: file.session_options for file in files}
+    assert options["d.onnx"] == options["m.onnx"] == decoder["session_options"]
+    assert options["e.onnx"] == {"intra_op_num_threads": 2}
+    assert options["i.onnx"] == {**LEVEL_0, "log_id": "x", "intra_op_num_threads": 2}
+
+
+@pytest.mark.parametrize("filename", ["/d.onnx", "../d.onnx", "a/../../d.onnx", "a\\..\\d.onnx"])
+def test_files_outside_the_folder_are_refused(filename: str) -> None:
+    with pytest.raises(ModelError, match="not below"):
+        model_files(config(decoder={"filename": filename}))
+
+
+def test_to_session_options() -> None:
+    given = {**LEVEL_0, "graph_optimization_level": "ORT_ENABLE_BASIC", "intra_op_num_threads": 3, "log_id": "x"}
+    made = ModelFile("d.onnx", given).to_session_options()
+    assert made.graph_optimization_level.name == "ORT_ENABLE_BASIC"
+    assert made.intra_op_num_threads == 3
+    assert config_entry(made, ACCURACY_KEY) == "0"
+
+
+@pytest.mark.parametrize(
+    "options", [{"graph_optimization_level": "FAST"}, {"intra_op_num_threads": "many"}, {ACCURACY_KEY: 4}, {"a.b": None}]
+)
+def test_session_options_that_make_no_sense(options: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"d\.onnx"):
+        ModelFile("d.onnx", options).to_session_options()
+
+
+def test_providers() -> None:
+    given: dict[str, Any] = {"provider_options": [{"cuda": {}}, {"OpenVINO": {}}, {"webgpu": {}}]}
+    names = ModelFile("d.onnx", given).providers
+    assert names == ("CUDAExecutionProvider", "OpenVINOExecutionProvider", "WebGpuExecutionProvider")
+    assert ModelFile("d.onnx", {}).providers == ()
+
+
+def test_rewritten() -> None:
+    given = config(
+        decoder={"filename": "d.onnx", "session_options": {"log_id": "x"}},
+        vision={"filename": "v.onnx", "session_options": {PARALLEL_KEY: "0"}},
+        embedding={"filename": "d.onnx"},
+    )
+    before = json.dumps(given)
+    made = json.loads(rewritten(given, {"d.onnx": "new/m.onnx", "v.onnx": "old/v.onnx"}))
+    assert json.dumps(given) == before
+    assert made["model"]["decoder"] == {"filename": "new/m.onnx", "session_options": {"log_id": "x", PARALLEL_KEY: "1"}}
+    assert made["model"]["vision"] == {"filename": "old/v.onnx", "session_options": {PARALLEL_KEY: "0"}}
+    assert made["model"]["embedding"] == {"filename": "new/m.onnx"}
+    assert made["search"] == given["search"]
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b"[" * 100_000, b"\xff"])
+def test_what_is_no_configuration(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / CONFIG_NAME).write_bytes(data)
+    with pytest.raises(ModelError, match=CONFIG_NAME):
+        read_config(str(tmp_path))
+
+
+def test_read_config(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_config(str(tmp_path))
+    (tmp_path / CONFIG_NAME).write_text('{"model": {}}')
+    assert read_config(str(tmp_path)) == {"model": {}}
+
+
+def test_merged() -> None:
+    assert merged({"a": {"b": 1, "c": [1]}, "d": 1}, {"a": {"c": [2], "e": 3}, "d": {"f": 1}}) == {
+        "a": {"b": 1, "c": [1, 2], "e": 3},
+        "d": {"f": 1},
+    }
+
+
+def providers_after(*calls: Call) -> tuple[str, ...]:
+    decoder = {"filename": "d.onnx", "session_options": {"provider_options": [{"cuda": {}}]}}
+    (file,) = model_files(effect_of(calls, config(decoder=decoder)))
+    return file.providers
+
+
+def test_what_a_configuration_is_told() -> None:
+    assert providers_after() == ("CUDAExecutionProvider",)
+    assert providers_after(Call("clear_providers", ())) == ()
+    assert providers_after(Call("clear_providers", ()), Call("append_provider", ("QNN",))) == ("QNNExecutionProvider",)
+    overlay = '{"model": {"decoder": {"session_options": {"provider_options": [{"dml": {}}]}}}}'
+    assert providers_after(Call("overlay", (overlay,))) == ("CUDAExecutionProvider", "DmlExecutionProvider")
+    assert providers_after(Call("set_decoder_provider_options_hardware_device_id", ("cuda", 1))) == providers_after()
+
+
+@pytest.mark.parametrize(
+    "call", [Call("add_model_data", ("d.onnx", b"")), Call("overlay", ('{"model": {"decoder": {"filename": "e.onnx"}}}',))]
+)
+def test_what_leaves_a_model_to_stock(call: Call) -> None:
+    with pytest.raises(LeaveToStock):
+        effect_of([call], config(decoder={"filename": "d.onnx"}))
+
+
+def test_an_overlay_that_is_no_object() -> None:
+    with pytest.raises(ModelError, match="overlay"):
+        effect_of([Call("overlay", ("[]",))], config())

@@ -1,0 +1,96 @@
+"""The temporary folders that onnxruntime-genai is given."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ort_qdq_plugin.genai import folder as module
+from ort_qdq_plugin.genai.config import CONFIG_NAME
+from ort_qdq_plugin.genai.folder import new_folder
+
+HOLD = """
+import sys
+from ort_qdq_plugin.genai.folder import new_folder
+folder = new_folder(sys.argv[1], sys.argv[1])
+print(folder.path, flush=True)
+sys.stdin.read()
+"""
+
+
+def made(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir())
+
+
+def test_filled_and_removed(tmp_path: Path) -> None:
+    original, directory = tmp_path / "original", tmp_path / "directory"
+    (original / "sub").mkdir(parents=True)
+    directory.mkdir()
+    (original / "tokenizer.json").write_text("tokens")
+    (original / CONFIG_NAME).write_text("old")
+    folder = new_folder(str(directory), str(original))
+    folder.fill(str(original), b"new", {"ort-qdq-0": str(tmp_path)})
+    path = Path(folder.path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert (path / CONFIG_NAME).read_text() == "new"
+    assert (path / "tokenizer.json").read_text() == "tokens"
+    assert (path / "sub").is_dir()
+    assert os.readlink(path / "ort-qdq-0") == str(tmp_path)
+    del folder
+    gc.collect()
+    assert made(directory) == []
+    assert (original / "tokenizer.json").read_text() == "tokens"
+
+
+def test_what_killed_processes_left_is_removed_and_no_other(tmp_path: Path) -> None:
+    holding = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    paths = []
+    for process in holding:
+        assert process.stdout is not None
+        paths.append(Path(process.stdout.readline().strip()))
+    holding[0].send_signal(signal.SIGKILL)
+    holding[0].communicate()
+    strange = [tmp_path / "ort-qdq-genai-file", tmp_path / "other"]
+    strange[0].touch()
+    strange[1].mkdir()
+    folder = new_folder(str(tmp_path), str(tmp_path))
+    assert made(tmp_path) == sorted([paths[1], Path(folder.path), *strange])
+    holding[1].communicate("")
+    assert not paths[1].exists()
+
+
+def test_a_forked_child_leaves_it_to_its_parent(tmp_path: Path) -> None:
+    folder = new_folder(str(tmp_path), str(tmp_path))
+    child = os.fork()
+    if child == 0:
+        folder.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert made(tmp_path) == [Path(folder.path)]
+
+
+def test_a_directory_on_the_same_file_system_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directories = [tmp_path / "a", tmp_path / "b"]
+    for directory in directories:
+        directory.mkdir()
+    monkeypatch.setattr(module, "spill_directories", lambda _given: map(str, directories))
+    monkeypatch.setattr(module, "_device", lambda path: os.stat(tmp_path).st_dev if path.endswith("b") else -1)
+    assert new_folder(None, str(tmp_path)).path.startswith(str(directories[1]))
+
+
+def test_where_nothing_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        new_folder(str(tmp_path / "file"), str(tmp_path))
