@@ -147,9 +147,11 @@ def _create_model(model: Any, folder_or_config: Any, options: Options | None) ->
         calls.create_stock_model(model, folder_or_config)
         return
     prepared = _prepared_or_not(folder, said, options)
-    if prepared.folder is not None and _created(model, prepared, said, options):
-        _prepared[model] = prepared
-        return
+    if prepared.folder is not None:
+        if _created(model, prepared, said, options):
+            _prepared[model] = prepared
+            return
+        prepared.folder.close()
     calls.create_stock_model(model, folder_or_config)
     _prepared[model] = prepared._replace(folder=None, entries=())
 
@@ -171,7 +173,7 @@ def _created(model: Any, prepared: Prepared, said: tuple[Call, ...], options: Op
     except Exception as error:
         if options.strict:
             raise
-        log.warning("loading with stock onnxruntime-genai, without this package: %s: %s", type(error).__name__, error)
+        _warn(error)
         return False
     return True
 
@@ -195,12 +197,17 @@ def _prepared_or_not(folder: str, said: tuple[Call, ...], options: Options) -> P
         if options.strict:
             raise
         if not _is_no_model(folder):
-            log.warning("loading with stock onnxruntime-genai, without this package: %s: %s", type(error).__name__, error)
+            _warn(error)
     except Exception as error:
         if options.strict:
             raise QdqPluginError(f"{type(error).__name__}: {error}") from error
-        log.warning("loading with stock onnxruntime-genai, without this package: %s: %s", type(error).__name__, error)
+        _warn(error)
     return Prepared(None, {name: report._replace(route="stock") for name, report in reports.items()})
+
+
+def _warn(error: Exception) -> None:
+    # Not the error itself: whoever keeps the record would keep what was prepared.
+    log.warning("loading with stock onnxruntime-genai, without this package: %s", f"{type(error).__name__}: {error}")
 
 
 def _is_no_model(folder: str) -> bool:
@@ -218,6 +225,16 @@ def _prepare(folder: str, config: Json, effective: Json, options: Options, repor
         # It would be looked for, and refused, below the folder that the configuration is read from.
         raise LeaveToStock("its configuration has a custom_ops_library")
     temporary = new_folder(None if options.spill_dir is None else os.fspath(options.spill_dir), folder)
+    try:
+        return _prepare_in(temporary, folder, config, files, options, reports)
+    except BaseException:
+        temporary.close()
+        raise
+
+
+def _prepare_in(
+    temporary: ConfigFolder, folder: str, config: Json, files: list[ModelFile], options: Options, reports: dict[str, Report]
+) -> Prepared:
     is_temporary = options.cache_dir is None
     if is_temporary:
         options = dataclasses.replace(options, cache_dir=os.path.join(temporary.path, _CACHE))
@@ -231,7 +248,6 @@ def _prepare(folder: str, config: Json, effective: Json, options: Options, repor
             reports[file.filename] = Report("stock", passed_through=str(because))
         log.info("%s: %s", path, reports[file.filename].summary())
     if not entries:
-        temporary.close()
         raise LeaveToStock("nothing in it can be fused")
     filenames = {file.filename: os.path.join(_ORIGINAL, file.filename) for file in files}
     links = {_ORIGINAL: os.path.abspath(folder)}
