@@ -78,7 +78,7 @@ class Report(NamedTuple):
     Attributes:
         route: "borrowed" (ONNX Runtime uses our buffers in place), "by path" (it maps the same files itself), "shared" (it
             maps those files together with pre-packed weights), "stock" (it
-            loads the untouched model) or "inspect" (no session was made).
+            loads the untouched model), "export" (the fused model was written) or "inspect" (no session was made).
         passed_through: Why the whole model went to stock ONNX Runtime; None if it did not.
         fused: What was fused.
         unfused: What was not, and why.

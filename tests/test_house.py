@@ -37,7 +37,7 @@ LAYERS = [
     ("opening", "cached"),
     ("pipeline",),
     ("session",),
-    ("genai",),
+    ("export", "genai"),
     ("activation",),
     ("startup",),
     ("cli",),
@@ -46,9 +46,12 @@ LAYERS = [
 MODULES = sorted(ROOT.rglob("*.py"))
 
 # Folders of the package whose modules each have a test module of the same name, in the folder of the same name in tests/.
-MIRRORED = ("fusion", "memory", "model", "packing")
+MIRRORED = ("cache", "fusion", "genai", "memory", "model", "ort", "packing")
 # Modules without one, and the test modules that test what they have.
 TESTED_ELSEWHERE = {
+    "cache/inventory.py": "cli/test_cache.py",
+    "genai/calls.py": "genai/test_config.py",  # what can be told without onnxruntime-genai, and the rest with it
+    "genai/models.py": "real/test_genai.py",
     "fusion/decision.py": "fusion/test_match.py",  # an exception, and who catches it
     "fusion/kind.py": "fusion/test_match.py",  # declarations alone: what matching says of a site, and asks of a fusion
 }

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import ort_qdq_plugin
-from ort_qdq_plugin.cli import bench, cache, demo, inspect, run, warm
+from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, run, warm
 from ort_qdq_plugin.cli.console import UsageError
 from ort_qdq_plugin.errors import ModelError, QdqPluginError
 
@@ -36,6 +36,7 @@ _COMMANDS: Mapping[str, _Command] = {
     "inspect": inspect,
     "bench": bench,
     "run": run,
+    "export": export,
     "warm": warm,
     "cache": cache,
     "demo": demo,

@@ -99,12 +99,13 @@ def _made_in(directory: str) -> ConfigFolder:
     while True:
         path = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM_BYTES).hex()}")
         os.mkdir(path, 0o700)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.path.exists(path):
-            return ConfigFolder(path, descriptor)
-        # Another process took it for one that was left behind before it was locked.
-        os.close(descriptor)
+        # Until it is locked, another process may take it for one that was left behind.
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.exists(path):
+                return ConfigFolder(path, descriptor)
+            os.close(descriptor)
 
 
 def _sweep(directory: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,25 @@ def test_what_killed_processes_left_is_removed_and_no_other(tmp_path: Path) -> N
     assert made(tmp_path) == sorted([paths[1], Path(folder.path), *strange])
     holding[1].communicate("")
     assert not paths[1].exists()
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
+def test_one_that_another_process_takes_for_left_behind(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name = (os, "open") if moment == "before it is opened" else (fcntl, "flock")
+    real = getattr(owner, name)
+    taken: list[Path] = []
+
+    def take_once(first: Any, *rest: Any) -> Any:
+        if not taken:
+            taken.append(made(tmp_path)[0])
+            taken[0].rmdir()
+        return real(first, *rest)
+
+    monkeypatch.setattr(owner, name, take_once)
+    folder = new_folder(str(tmp_path), str(tmp_path))
+    assert made(tmp_path) == [Path(folder.path)] != taken
 
 
 def test_a_forked_child_leaves_it_to_its_parent(tmp_path: Path) -> None:

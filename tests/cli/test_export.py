@@ -1,0 +1,39 @@
+"""``ort-qdq export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+
+from tests.cli.support import here
+from tests.support import mixed
+
+
+def test_a_model_that_stock_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.onnx").write_bytes(mixed())
+    done = here(capsys, "export", tmp_path / "m.onnx", tmp_path / "out.onnx", "--external-data")
+    assert (done.code, done.err) == (0, "")
+    assert f"{tmp_path / 'out.onnx'} and {tmp_path / 'out.onnx.data'}: 1 fused, 1 left" in done.out
+    ort.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
+    done = here(capsys, "export", tmp_path / "m.onnx", tmp_path / "out.onnx")
+    assert (done.code, done.out) == (2, "")
+    assert "out.onnx is there already: say --force" in done.err
+    assert here(capsys, "export", tmp_path / "m.onnx", tmp_path / "out.onnx", "--force").code == 0
+
+
+@pytest.mark.parametrize("what", ["missing", "garbage", "directory", "level", "no folder"])
+def test_what_cannot_be_exported(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    if what == "garbage":
+        model.write_bytes(b"\xff" * 1000)
+    elif what == "directory":
+        model.mkdir()
+    elif what != "missing":
+        model.write_bytes(mixed())
+    if what == "no folder":
+        out = tmp_path / "nowhere" / "out.onnx"
+    done = here(capsys, "export", model, out, *(["--accuracy-level", "9"] if what == "level" else []))
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ([] if what == "missing" else ["m.onnx"])
