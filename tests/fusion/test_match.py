@@ -199,7 +199,10 @@ def test_each_weight_is_told_of_in_order() -> None:
 @pytest.mark.parametrize(("scale", "element_bytes"), [("float", 4), ("float16", 2), ("bfloat16", 2)])
 def test_what_a_weight_that_stays_costs_for_each_run(scale: str, element_bytes: int) -> None:
     draft = Draft("match")
-    draft.weight(Weight(scale=scale))
+    draft.weight(Weight(scale=scale), "v")
+    (entry,) = matched(draft).unfused
+    assert entry.bytes_per_run == 0  # nothing reads it
+    draft.node("Mul", ["v_d", "x"], "y")
     (entry,) = matched(draft).unfused
     assert entry.bytes_per_run == 128 * 64 * element_bytes
 

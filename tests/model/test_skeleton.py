@@ -47,8 +47,15 @@ def test_nobody_can_guess_how_a_model_refers_to_itself() -> None:
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-@pytest.mark.parametrize("data", [b"", b"\x18\0\0\0ORTM", b"\x18\0\0\0ORTM and more"])
-def test_what_is_no_model_in_protobuf_form(data: bytes, in_file: bool, tmp_path: Path) -> None:
+def test_an_empty_model_is_none(in_file: bool, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ModelError, match="empty"):
+        open_skeleton(str(tmp_path / "model.onnx") if in_file else b"", None)
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("data", [b"\x18\0\0\0ORTM", b"\x18\0\0\0ORTM and more"])
+def test_a_model_in_ort_format_is_none(data: bytes, in_file: bool, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(data)
     assert open_skeleton(str(tmp_path / "model.onnx") if in_file else data, None) is None
 
