@@ -16,7 +16,7 @@ __all__ = ["check_functions"]
 
 # Functions may call each other: 2**30 nodes fit into 2 KB.
 _MAX_INLINED_BYTES = 64 << 20
-_MAX_CALL_DEPTH = 100  # ONNX's own inliner has the same limit
+_MAX_CALL_DEPTH = 100  # more than any exporter writes
 _NODE_BYTES = 100  # what a node takes in memory beside its names and attributes
 
 
