@@ -110,7 +110,10 @@ def supplies_initializers(session_options: Any | None) -> bool:
     options.log_severity_level = _FATAL
     session = _throw_away_session(options, small_model("Add", file="ort-qdq-plugin/no-such-file"))
     try:
-        session.initialize_session(["CPUExecutionProvider"], [{}], set())
+        # While a C++ exception looks for who handles it, it holds a lock of the dynamic linker's. A child that was forked at
+        # that moment would wait for it at its own first exception.
+        with not_forking:
+            session.initialize_session(["CPUExecutionProvider"], [{}], set())
     except Exception as error:
         return _NO_SUCH_FILE not in str(error)
     return True
