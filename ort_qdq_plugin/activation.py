@@ -72,9 +72,13 @@ def activate_genai(module: ModuleType) -> None:
     """`activate` for onnxruntime-genai, which was just imported."""
     if _stock is None:
         return
-    from ort_qdq_plugin.genai import models
+    try:
+        from ort_qdq_plugin.genai import models
 
-    models.activate(module, _options)
+        models.activate(module, _options)
+    except Exception as error:
+        # Whoever imports it must not fail, whatever version it is.
+        log.warning("cannot be used for onnxruntime-genai: %s: %s", type(error).__name__, error)
 
 
 def deactivate() -> None:

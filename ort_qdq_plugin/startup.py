@@ -37,8 +37,6 @@ def _activate(module: Any) -> None:
         if not _activated:
             _activated.append(module.__name__)
             activation.activate_from_environment()
-        if module.__name__ != "onnxruntime":
-            activation.activate_genai(module)
     except Exception as error:
         # A program must not fail because of a variable in its environment, even where it takes warnings for errors.
         import logging

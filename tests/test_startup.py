@@ -201,6 +201,17 @@ assert 'ort_qdq' not in str(onnxruntime.__loader__) + str(onnxruntime.__spec__.l
     assert (done.returncode, done.stdout, done.stderr) == (0, "True onnxruntime_genai\n", "")
 
 
+@pytest.mark.parametrize("first", ["import onnxruntime", "pass"])
+def test_an_onnxruntime_genai_that_is_not_as_known(first: str, tmp_path: Path) -> None:
+    """Its import does not fail, and what is wrong is told once."""
+    (tmp_path / "onnxruntime_genai.py").write_text("here = True")
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    code = f"{ACTIVE}{first}\nimport onnxruntime_genai\nprint(onnxruntime_genai.here, active())"
+    done = child(code, ORT_QDQ_PLUGIN="1", PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (0, "True True\n")
+    assert done.stderr.count("cannot be used for onnxruntime-genai") == 1
+
+
 def test_a_session_made_first_of_all_is_ours(tmp_path: Path) -> None:
     """Where this package was imported while it was being activated, it must still know the stock method."""
     path = save(linear(Weight()), tmp_path, "file")
