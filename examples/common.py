@@ -19,7 +19,7 @@ import onnxruntime
 from ort_qdq_plugin import Options, create_session, report_of
 from ort_qdq_plugin.demo_model import write_model
 
-__all__ = ["Work", "Worker", "add_batches", "batches", "parser", "print_facts", "work"]
+__all__ = ["Work", "Worker", "add_batches", "batches", "parser", "tell", "work"]
 
 _MB = 1e6
 _BATCHES, _TOKENS, _WIDTH = 16, 4, 2048  # of what is run if nothing is given
@@ -107,8 +107,10 @@ def work(given: argparse.Namespace) -> Iterator[Work]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def print_facts(facts: Sequence[dict[str, Any]]) -> None:
-    """A line for each node: what its workers did, and what they cost together."""
+def tell(given: argparse.Namespace, results: Sequence[np.ndarray], facts: Sequence[dict[str, Any]]) -> None:
+    """Write the results where they are wanted, and print a line for each node: what its workers did and cost together."""
+    if given.output:
+        np.save(given.output, np.stack(results))
     print(f"{'node':14} {'workers':>7} {'packed':>6} {'mapped':>6} {'slowest start':>14} {'anonymous':>10} {'PSS':>8}")
     for node in sorted({fact["node"] for fact in facts}):
         own = [fact for fact in facts if fact["node"] == node]

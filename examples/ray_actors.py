@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from common import Work, Worker, add_batches, batches, parser, print_facts, work
+from common import Work, Worker, add_batches, batches, parser, tell, work
 from ray.cluster_utils import Cluster
 from ray.util.actor_pool import ActorPool
 
@@ -76,9 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         start = time.perf_counter()
         results, facts = serve(asked, batches(given), given.nodes, given.actors)
         print(f"{len(results)} batches through {len(facts)} actors in {time.perf_counter() - start:.1f} s, cluster included")
-    if given.output:
-        np.save(given.output, np.stack(results))
-    print_facts(facts)
+    tell(given, results, facts)
     return 0
 
 

@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
-from common import Work, Worker, add_batches, batches, parser, print_facts, work
+from common import Work, Worker, add_batches, batches, parser, tell, work
 
 __all__ = ["main", "serve"]
 
@@ -55,9 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         start = time.perf_counter()
         results, facts = serve(asked, batches(given), given.workers)
         print(f"{len(results)} batches through {len(facts)} processes in {time.perf_counter() - start:.1f} s")
-    if given.output:
-        np.save(given.output, np.stack(results))
-    print_facts(facts)
+    tell(given, results, facts)
     return 0
 
 

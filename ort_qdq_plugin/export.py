@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, QdqPluginError, readable
 from ort_qdq_plugin.memory.buffer import trim_mapping
+from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
 from ort_qdq_plugin.model.messages import ModelProto, external_tensors, refer
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.report import Journal, Report
@@ -32,8 +33,8 @@ _ALIGNMENT = 4096
 _MAX_INLINE_BYTES = (1 << 31) - 1  # of a message (protobuf's documentation, "total size")
 _RANDOM_BYTES = 8
 
-# Keys of ModelProto.graph, GraphProto.initializer, TensorProto.raw_data: field number * 8 + 2, for bytes behind a length.
-_GRAPH, _INITIALIZER, _RAW_DATA = b"\x3a", b"\x2a", b"\x4a"
+# Numbers of the fields ModelProto.graph, GraphProto.initializer and TensorProto.raw_data.
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 
 Progress = Callable[[int, int], None]
 
@@ -187,27 +188,25 @@ def _write_beside(proto: ModelProto, stored: _Stored, written: _Written, tell: C
 
 def _write_inline(proto: ModelProto, stored: _Stored, written: _Written, tell: Callable[[int], None]) -> None:
     """Write the model with its weights inside: its own fields, then its graph's, then the graph's weights."""
-    outside = list(external_tensors(proto.graph))
-    of_graph = {id(tensor) for tensor in proto.graph.initializer}
-    if any(id(tensor) not in of_graph for tensor in outside):
+    outside = [tensor for tensor in proto.graph.initializer if tensor.data_location == tensor.EXTERNAL]
+    if len(outside) != sum(1 for _ in external_tensors(proto.graph)):
         raise ModelError("a subgraph has external data")
+    small = [tensor.SerializeToString() for tensor in proto.graph.initializer if tensor.data_location != tensor.EXTERNAL]
     heads = []
     for tensor in outside:
         place = stored.locate(tensor)
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
-        head = tensor.SerializeToString() + _RAW_DATA + _varint(place.nbytes)
-        heads.append((_INITIALIZER + _varint(len(head) + place.nbytes) + head, place))
-    kept = [tensor for tensor in proto.graph.initializer if id(tensor) not in {id(other) for other in outside}]
-    small = [tensor.SerializeToString() for tensor in kept]
+        head = tensor.SerializeToString() + bytes_head(_RAW_DATA, place.nbytes)
+        heads.append((bytes_head(_INITIALIZER, len(head) + place.nbytes) + head, place))
     del proto.graph.initializer[:]
-    graph = proto.graph.SerializeToString() + b"".join(_INITIALIZER + _varint(len(data)) + data for data in small)
+    graph = proto.graph.SerializeToString() + b"".join(bytes_field(_INITIALIZER, data) for data in small)
     proto.ClearField("graph")
     nbytes = len(graph) + sum(len(head) + place.nbytes for head, place in heads)
     own = proto.SerializeToString()
     if len(own) + nbytes + 16 > _MAX_INLINE_BYTES:
         raise QdqPluginError("the model would have 2 GiB or more in one file: it needs external data")
-    written.model.write(own + _GRAPH + _varint(nbytes) + graph)
+    written.model.write(own + bytes_head(_GRAPH, nbytes) + graph)
     done = 0
     for head, place in heads:
         written.model.write(head)
@@ -215,12 +214,3 @@ def _write_inline(proto: ModelProto, stored: _Stored, written: _Written, tell: C
             written.model.write(chunk)
             done += len(chunk)
             tell(done)
-
-
-def _varint(value: int) -> bytes:
-    """A whole number as protobuf writes one: 7 bits in a byte, the lowest first."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])

@@ -190,14 +190,19 @@ def _prepared_or_not(folder: str, said: tuple[Call, ...], options: Options) -> P
     reports: dict[str, Report] = {}
     try:
         config = read_config(folder)
+    except (QdqPluginError, OSError):
+        if options.strict:
+            raise
+        # onnxruntime-genai says what is wrong with it.
+        return Prepared(None, reports)
+    try:
         return _prepare(folder, config, calls.effect_of(said, config), options, reports)
     except LeaveToStock as because:
         log.info("%s: stock onnxruntime-genai: %s", folder, because)
     except (QdqPluginError, OSError) as error:
         if options.strict:
             raise
-        if not _is_no_model(folder):
-            _warn(error)
+        _warn(error)
     except Exception as error:
         if options.strict:
             raise QdqPluginError(f"{type(error).__name__}: {error}") from error
@@ -208,15 +213,6 @@ def _prepared_or_not(folder: str, said: tuple[Call, ...], options: Options) -> P
 def _warn(error: Exception) -> None:
     # Not the error itself: whoever keeps the record would keep what was prepared.
     log.warning("loading with stock onnxruntime-genai, without this package: %s", f"{type(error).__name__}: {error}")
-
-
-def _is_no_model(folder: str) -> bool:
-    """Whether onnxruntime-genai will complain of the folder itself."""
-    try:
-        read_config(folder)
-    except (QdqPluginError, OSError):
-        return True
-    return False
 
 
 def _prepare(folder: str, config: Json, effective: Json, options: Options, reports: dict[str, Report]) -> Prepared:

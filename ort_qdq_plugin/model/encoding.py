@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["FLOAT", "bytes_field", "external_entries", "number_field", "small_model", "varint"]
+__all__ = ["FLOAT", "bytes_field", "bytes_head", "external_entries", "number_field", "small_model", "varint"]
 
 _VARINT, _LENGTH = 0, 2  # wire types
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -28,9 +28,14 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+def bytes_head(number: int, nbytes: int) -> bytes:
+    """What comes before the payload of a field that is a message, a string or bytes."""
+    return varint(number << 3 | _LENGTH) + varint(nbytes)
+
+
 def bytes_field(number: int, payload: bytes) -> bytes:
     """A field that is a message, a string or bytes."""
-    return varint(number << 3 | _LENGTH) + varint(len(payload)) + payload
+    return bytes_head(number, len(payload)) + payload
 
 
 def number_field(number: int, value: int) -> bytes:
