@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conformance.tables.measuring import Run, facts, memory, read_files
+from conformance.tables.measuring import Run, facts, memory
+from ort_qdq_plugin.cli.machine import read_files
 
 __all__ = ["CHILD", "CONTENDERS", "Contender", "Job", "Measurement", "runner"]
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from conformance.tables.measuring import MB, Results, Run, Section, Target, finish, interleave, memory, read_files, row
+from conformance.tables.measuring import MB, Results, Run, Section, Target, finish, interleave, memory, row
+from ort_qdq_plugin.cli.machine import read_files
 
 __all__ = ["main"]
 

@@ -29,13 +29,13 @@ from conformance.tables.measuring import (
     Results,
     Section,
     Target,
-    available_memory,
     finish,
     interleave,
     row,
     say,
     stages,
 )
+from ort_qdq_plugin.cli.machine import available_memory
 
 if TYPE_CHECKING:
     from conformance.tables.decoder import ModelPair, ModelSpec

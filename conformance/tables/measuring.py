@@ -9,18 +9,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import mmap
 import os
 import platform
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
+
+from ort_qdq_plugin.cli.machine import read_files, settle_free_memory
 
 __all__ = [
     "MB",
@@ -29,13 +30,11 @@ __all__ = [
     "Run",
     "Section",
     "Target",
-    "available_memory",
     "facts",
     "finish",
     "interleave",
     "memory",
     "own_seconds",
-    "read_files",
     "row",
     "say",
     "stages",
@@ -43,7 +42,6 @@ __all__ = [
 
 MB = 1e6
 _SAMPLE_SECONDS = 0.005
-_READ_BYTES = 8 << 20
 # More than any contender needs: the packed weights and ONNX Runtime's copies of them.
 _TOUCHED_PER_BYTE = 3
 
@@ -183,7 +181,7 @@ def interleave(
 def _measure(module: str, job: _Job, kind: type[R], timeout: float = 1800) -> R:
     """Do a job in a fresh process; RuntimeError with the end of its messages if it fails."""
     model = Path(job.model)
-    _settle_free_memory(_TOUCHED_PER_BYTE * sum(path.stat().st_size for path in model.parent.glob(f"{model.stem}.*")))
+    settle_free_memory(_TOUCHED_PER_BYTE * sum(path.stat().st_size for path in model.parent.glob(f"{model.stem}.*")))
     # Last: touching memory may have taken pages of files away.
     read_files([model, model.with_name(f"{model.name}.data")])
     command = [sys.executable, "-m", module, "--child", json.dumps(asdict(job))]  # type: ignore[call-overload]
@@ -206,34 +204,6 @@ def _measure(module: str, job: _Job, kind: type[R], timeout: float = 1800) -> R:
     for key in ("before", "after", "end"):
         raw[key] = Memory(**raw[key])
     return replace(kind(**raw), peak_anon=peaks[0], peak_file=peaks[1])
-
-
-def read_files(paths: Iterable[Path]) -> None:
-    """Read those that exist, so that they are in the page cache."""
-    for path in paths:
-        if path.is_file():
-            with open(path, "rb", buffering=0) as file:
-                while file.read(_READ_BYTES):
-                    pass
-
-
-def _settle_free_memory(nbytes: int) -> None:
-    """Touch so much memory once and give it back.
-
-    A virtual machine's host takes free memory away after a while; who touches it first then pays for that, several times the
-    cost of clearing it. Done before every start, so that no contender finds more of it paid for by the one before him.
-    """
-    with mmap.mmap(
-        -1, max(mmap.PAGESIZE, min(nbytes, available_memory() // 2)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    ) as touched:
-        for offset in range(0, len(touched), mmap.PAGESIZE):
-            touched[offset] = 1
-
-
-def available_memory() -> int:
-    """Bytes that could be had without swapping."""
-    with open("/proc/meminfo") as meminfo:
-        return next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
 
 
 def _watch(process: subprocess.Popen[str], peaks: list[int]) -> None:

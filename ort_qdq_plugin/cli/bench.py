@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from ort_qdq_plugin.cli.console import Column, UsageError, count, missing, progress, say, say_json, say_table, size
+from ort_qdq_plugin.cli.machine import available_memory
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cli.measure import Peer, Run
@@ -118,13 +119,16 @@ def compare(
 
     from ort_qdq_plugin.cli.inputs import random_inputs
     from ort_qdq_plugin.cli.measure import Job, Peer, in_turns
+    from ort_qdq_plugin.model.files import data_files
 
     inputs = scratch / "inputs.npz"
     made = random_inputs(model, shapes)
     np.savez(inputs, *made.values())
+    files = (model, *data_files(model))
     peers = {}
     for name in names:
-        peer = Peer(Job(model, None if name == "stock" else {}, str(inputs), tuple(made), str(scratch / f"{name}.npz")))
+        job = Job(model, None if name == "stock" else {}, str(inputs), tuple(made), str(scratch / f"{name}.npz"), files)
+        peer = Peer(job)
         if name in ("qoperator", "cached", "shared"):
             _prepare(peer, name, scratch)
         peers[name] = peer
@@ -146,11 +150,14 @@ def _prepare(peer: Peer, name: str, scratch: Path) -> None:
         report = warm(peer.job.model, options=Options(cache_dir=folder, share_weights=name == "shared", progress=show))
     if not report.cache:
         peer.failure = report.passed_through or "its operators need a library of their own"
-    elif name == "qoperator":
+        return
+    if name == "qoperator":
         (key,) = keys(Store(str(folder)))
         peer.job = peer.job._replace(model=str(folder / key / MODEL), options=None)
     else:
         peer.job = peer.job._replace(options=options)
+    entry = (str(path) for path in folder.rglob("*") if path.is_file())
+    peer.job = peer.job._replace(files=(*peer.job.files, *entry))
 
 
 @contextmanager
@@ -161,10 +168,8 @@ def _model(given: argparse.Namespace, scratch: Path) -> Iterator[str]:
         return
     from ort_qdq_plugin.demo_model import PHI_3_MINI, write_model
 
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
-        free = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
     disk = os.statvfs(scratch)
-    room = min(free // _NEEDED_MEMORY, disk.f_bavail * disk.f_frsize // _NEEDED_DISK)
+    room = min(available_memory() // _NEEDED_MEMORY, disk.f_bavail * disk.f_frsize // _NEEDED_DISK)
     layers = given.layers or max(1, min(PHI_3_MINI.layers, PHI_3_MINI.layers * room // PHI_3_MINI.nbytes))
     decoder = PHI_3_MINI._replace(layers=layers)
     if not given.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ort_qdq_plugin
+from ort_qdq_plugin.cli.machine import read_files, settle_free_memory
 
 __all__ = ["Job", "Peer", "Run", "difference", "in_turns"]
 
@@ -23,6 +25,8 @@ _RUNS = 10
 # Where a run takes long, fewer of them will do.
 _RUNS_SECONDS = 60.0
 _SAMPLE_SECONDS = 0.01
+# More than any peer needs: the packed weights and ONNX Runtime's copies of them.
+_TOUCHED_PER_BYTE = 3
 _QUIET = 3  # ONNX Runtime's severity of errors
 _CPU = ["CPUExecutionProvider"]
 _MESSAGE = 300
@@ -37,6 +41,7 @@ class Job(NamedTuple):
         inputs: A file of arrays, for each run.
         names: Of the model's inputs that these are for.
         outputs: The file that the outputs go to.
+        files: What is to be in the page cache when it starts.
     """
 
     model: str
@@ -44,6 +49,7 @@ class Job(NamedTuple):
     inputs: str
     names: tuple[str, ...]
     outputs: str
+    files: tuple[str, ...]
 
 
 class Memory(NamedTuple):
@@ -97,12 +103,16 @@ class Peer:
 def in_turns(peers: Mapping[str, Peer], runs: int, progress: Callable[[int, int], None]) -> None:
     """Have every peer do its job so many times; they take turns, since a machine's speed drifts.
 
-    One more turn comes before that, which only brings files into the page cache. What failed is not tried again.
+    One more turn comes before that, which only brings programs into the page cache. What failed is not tried again.
     """
+    touched = _TOUCHED_PER_BYTE * min(sum(os.stat(file).st_size for file in peer.job.files) for peer in peers.values())
     done = 0
     for turn in range(-1, runs):
         for peer in peers.values():
             if not peer.failure:
+                settle_free_memory(touched)
+                # Last: touching memory may have taken pages of files away.
+                read_files(peer.job.files)
                 try:
                     run = _apart(peer.job)
                 except RuntimeError as error:

@@ -1,0 +1,64 @@
+"""Which files a model consists of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import pytest
+
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.files import data_files
+from tests.support import linear, save
+
+MODEL = linear(Weight(k=128, n=256))
+
+
+def test_a_model_with_its_weights_inside_has_none(tmp_path: Path) -> None:
+    assert data_files(str(save(MODEL, tmp_path, "file"))) == []
+
+
+def test_each_file_once_and_links_followed(tmp_path: Path) -> None:
+    model = onnx.load(str(save(MODEL, tmp_path, "external")), load_external_data=False)
+    (data,) = (path for path in tmp_path.iterdir() if path.suffix != ".onnx")
+    (tmp_path / "link").symlink_to(data)
+    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"]
+    assert len(entries) > 1
+    entries[0].value = "link"
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert data_files(str(tmp_path / "model.onnx")) == [os.path.realpath(data)]
+
+
+def test_those_of_subgraphs_count(tmp_path: Path) -> None:
+    inner = onnx.helper.make_graph([], "inner", [], [], [tensor("inner.data")])
+    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(
+        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [tensor("outer.data")])).SerializeToString()
+    )
+    for name in ("inner.data", "outer.data"):
+        (tmp_path / name).write_bytes(bytes(4096))
+    assert sorted(map(os.path.basename, data_files(str(path)))) == ["inner.data", "outer.data"]
+
+
+def tensor(location: str | None) -> onnx.TensorProto:
+    made = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1024], data_location=onnx.TensorProto.EXTERNAL)
+    if location is not None:
+        made.external_data.add(key="location", value=location)
+    return made
+
+
+@pytest.mark.parametrize("location", [None, "/etc/passwd", "../other.data", "missing.data"])
+def test_what_cannot_be_opened(location: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    graph = onnx.helper.make_graph([], "g", [], [], [tensor(location)])
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises((ModelError, OSError)):
+        data_files(str(path))
+
+
+def test_a_model_in_ort_format_has_none(tmp_path: Path) -> None:
+    (tmp_path / "m.ort").write_bytes(b"\x00\x00\x00\x00ORTM" + bytes(100))
+    assert data_files(str(tmp_path / "m.ort")) == []
