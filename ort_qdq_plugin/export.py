@@ -26,7 +26,7 @@ from ort_qdq_plugin.session import prepared_model
 if TYPE_CHECKING:
     from onnx import TensorProto
 
-__all__ = ["export"]
+__all__ = ["Progress", "export", "write_model"]
 
 _COPIED_BYTES = 8 << 20  # at a time
 _ALIGNMENT = 4096
@@ -72,15 +72,43 @@ def export(
     for wanted in filter(None, (path, data_path)):
         if os.path.lexists(wanted) and not force:
             raise FileExistsError(17, "is there already", wanted)
-    chosen = dataclasses.replace(options or Options(), progress=progress, cache_dir=None, share_weights=False, buffer="file")
-    request, journal = LoadRequest(os.fspath(model), None, chosen), Journal()
+    chosen = dataclasses.replace(options or Options(), progress=progress)
+    try:
+        return write_model(LoadRequest(os.fspath(model), None, chosen), path, data_path)
+    except LeaveToStock as because:
+        raise QdqPluginError(f"{os.fspath(model)}: {because}") from None
+
+
+def write_model(request: LoadRequest, path: str, data_path: str | None) -> Report:
+    """Write what is asked for to files, which get their names, whatever has them now, when they are complete.
+
+    Args:
+        request: Of its session options, accuracy level and block size count.
+        path: Of the new model.
+        data_path: Of the file for its weights; None for inside.
+
+    Raises:
+        LeaveToStock: There is nothing to fuse in the model.
+        QdqPluginError: It would have 2 GiB or more in one file.
+        ModelError, OSError: It cannot be read, or the new one not be written.
+    """
+    # None of the other session options may decide where weights are: no session is created.
+    options = dataclasses.replace(
+        request.options,
+        accuracy_level=request.accuracy_level,
+        block_size=request.block_size,
+        cache_dir=None,
+        share_weights=False,
+        buffer="file",
+    )
+    journal = Journal()
     with ExitStack() as undo:
         try:
-            prepared = prepared_model(request, journal)
+            prepared = prepared_model(request._replace(session_options=None, options=options), journal)
         except LeaveToStock as because:
             if isinstance(because.__cause__, QdqPluginError | OSError):
                 raise because.__cause__ from None
-            raise QdqPluginError(f"{request.model!s}: {because}") from None
+            raise
         for buffer in prepared.packed:
             undo.callback(buffer.discard)
         assert isinstance(prepared.model, bytes)
@@ -89,7 +117,7 @@ def export(
         written = _Written(path, data_path, undo)
         stored = _Stored(prepared.buffers)
         total = sum(stored.locate(tensor).nbytes for tensor in external_tensors(proto.graph))
-        tell = progress or (lambda _done, _total: None)
+        tell = options.progress or (lambda _done, _total: None)
         if data_path is None:
             _write_inline(proto, stored, written, lambda done: tell(done, total))
         else:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.cli.console import UsageError, progress, say, size
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.options import Options
+    from ort_qdq_plugin.report import Report
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -15,35 +21,61 @@ EXAMPLE = "ort-qdq export model.onnx fused.onnx --external-data"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
-    parser.add_argument("model", help="an .onnx file")
-    parser.add_argument("out", help="the new .onnx file")
-    parser.add_argument("--external-data", action="store_true", help="weights in a file of their own, OUT.data")
+    parser.add_argument("model", help="an .onnx file, or a folder with a genai_config.json")
+    parser.add_argument("out", help="the new .onnx file, or the new folder")
+    parser.add_argument(
+        "--external-data", action="store_true", help="weights in a file of their own, OUT.data; in folders they always are"
+    )
     parser.add_argument("--force", action="store_true", help="replace what is there")
-    parser.add_argument("--accuracy-level", type=int, help="of the fused nodes, 0 to 4 (default 4)")
+    parser.add_argument(
+        "--accuracy-level", type=int, help="of the fused nodes, 0 to 4 (default 4, or what genai_config.json says)"
+    )
 
 
 def run(given: argparse.Namespace) -> int:
     """Export the model."""
-    from ort_qdq_plugin.export import export
     from ort_qdq_plugin.options import Options
 
     try:
         options = Options(accuracy_level=given.accuracy_level)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    export = _export_folder if os.path.isdir(given.model) else _export_file
     try:
-        with progress("exporting") as show:
-            report = export(
-                given.model,
-                given.out,
-                external_data=given.external_data,
-                force=given.force,
-                progress=show,
-                options=options,
-            )
+        export(given, options)
     except FileExistsError as error:
-        raise UsageError(f"{error.filename} is there already: say --force") from error
-    written = [given.out, *([f"{given.out}.data"] if given.external_data else [])]
-    nbytes = sum(os.stat(path).st_size for path in written)
-    say(f"{' and '.join(written)}: {len(report.fused)} fused, {len(report.unfused)} left, {size(nbytes)}")
+        hint = "name another folder" if given.force else "say --force"
+        raise UsageError(f"{error.filename} is there already: {hint}") from error
     return 0
+
+
+def _export_file(given: argparse.Namespace, options: Options) -> None:
+    from ort_qdq_plugin.export import export
+
+    with progress("exporting") as show:
+        report = export(
+            given.model, given.out, external_data=given.external_data, force=given.force, progress=show, options=options
+        )
+    written = [given.out, *([f"{given.out}.data"] if given.external_data else [])]
+    say(f"{' and '.join(written)}: {_outcome(report)}, {size(_length(written))}")
+
+
+def _export_folder(given: argparse.Namespace, options: Options) -> None:
+    from ort_qdq_plugin.genai.export import export
+
+    with progress("exporting") as show:
+        reports: Mapping[str, Report] = export(given.model, given.out, force=given.force, progress=show, options=options)
+    for name, report in reports.items():
+        say(f"{os.path.join(given.out, name)}: {_outcome(report)}")
+    written = [os.path.join(at, name) for at, _, names in os.walk(given.out) for name in names]
+    say(f"{given.out}: {size(_length(written))}")
+
+
+def _outcome(report: Report) -> str:
+    if report.passed_through is not None:
+        return f"as it was: {report.passed_through}"
+    return f"{len(report.fused)} fused, {len(report.unfused)} left"
+
+
+def _length(paths: list[str]) -> int:
+    return sum(os.stat(path).st_size for path in paths)

@@ -129,6 +129,24 @@ def test_generates_what_the_qoperator_twin_does(variant: str, built: Path, twin:
     assert len(set(ours)) > 10 or variant == "tied"
 
 
+@pytest.mark.parametrize("variant", [*FUSED_BY_STOCK, *LEFT_BY_STOCK])
+def test_an_exported_folder_generates_what_the_prepared_one_does(variant: str, built: Path, tmp_path: Path) -> None:
+    from ort_qdq_plugin.genai import export
+
+    written = export(built / variant, tmp_path / "out")
+    assert all(report.route == "export" and not report.unfused for report in written.values())
+    stock = genai().Model(str(tmp_path / "out"))
+    assert reports(stock) == {}
+    assert tokens(stock) == tokens(load(built / variant))
+
+
+def test_an_exported_model_of_several_files(built: Path, tmp_path: Path) -> None:
+    from ort_qdq_plugin.genai import export
+
+    assert sorted(export(built / "whisper", tmp_path / "out")) == ["decoder.onnx", "encoder.onnx"]
+    assert heard(genai().Model(str(tmp_path / "out"))) == heard(load(built / "whisper"))
+
+
 def test_the_builders_own_qoperator_model(built: Path) -> None:
     assert tokens(load(built / "qoperator")) == tokens(genai().Model(str(built / "qoperator")))
 
