@@ -13,6 +13,7 @@ __all__ = [
     "SourceChangedError",
     "SourceUnreadableError",
     "readable",
+    "told",
 ]
 
 
@@ -52,3 +53,10 @@ def readable() -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(f"no readable model: {type(error).__name__}: {error}") from error
+
+
+def told(error: Exception) -> str:
+    """An error in the words of command lines: without the number of a system's error."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

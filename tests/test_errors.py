@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from onnx import ModelProto
 
@@ -13,6 +15,7 @@ from ort_qdq_plugin.errors import (
     SourceChangedError,
     SourceUnreadableError,
     readable,
+    told,
 )
 
 
@@ -36,3 +39,11 @@ def test_what_leaves_the_package_has_one_base() -> None:
     assert issubclass(SourceUnreadableError, OSError)
     assert issubclass(NothingToDo, LeaveToStock)
     assert not issubclass(LeaveToStock, QdqPluginError)
+
+
+def test_in_words(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="missing") as raised:
+        (tmp_path / "missing").stat()
+    assert told(raised.value) == f"{tmp_path / 'missing'}: No such file or directory"
+    assert told(OSError("short read")) == "short read"
+    assert told(ModelError("m")) == "m"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 
 from ort_qdq_plugin.cli.console import UsageError
 from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.genai.config import read_config
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.opened import parse
 from ort_qdq_plugin.model.skeleton import open_skeleton
@@ -29,6 +31,7 @@ def random_inputs(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     """Inputs for one run, the same ones each time.
 
     A dimension that the model leaves open is 1, or 0 if it is the length of a past: a cache of keys and values begins empty.
+    If the last dimension of such a cache is open, a genai_config.json beside the model says how long it is.
     Integers are rows of the table that they look up, and 1 elsewhere, as in a mask.
 
     Args:
@@ -50,20 +53,35 @@ def random_inputs(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     if unknown:
         names = ", ".join(value.name for value in inputs)
         raise UsageError(f"there is no input {', '.join(sorted(unknown))}; inputs are {names}")
-    rng, rows = np.random.default_rng(0), _rows(graph)
-    return {value.name: _random(value, shapes.get(value.name), rows.get(value.name, 0), rng) for value in inputs}
+    rng, rows, head_size = np.random.default_rng(0), _rows(graph), _head_size(model)
+    return {
+        value.name: _random(value, shapes.get(value.name) or _shape(value, head_size), rows.get(value.name, 0), rng)
+        for value in inputs
+    }
 
 
-def _random(value: ValueInfoProto, given: tuple[int, ...] | None, rows: int, rng: np.random.Generator) -> np.ndarray:
+def _shape(value: ValueInfoProto, head_size: int) -> tuple[int, ...]:
+    dims = value.type.tensor_type.shape.dim
+    shape = [dim.dim_value if dim.HasField("dim_value") else int(not _is_past(dim.dim_param)) for dim in dims]
+    if any(_is_past(dim.dim_param) for dim in dims[:-1]) and not dims[-1].HasField("dim_value"):
+        shape[-1] = head_size
+    return tuple(shape)
+
+
+def _head_size(model: str) -> int:
+    """How long keys and values are by the genai_config.json beside a model; 1 if there is none that says it."""
+    try:
+        size = read_config(os.path.dirname(os.path.abspath(model)))["model"]["decoder"]["head_size"]
+    except (ModelError, OSError, KeyError, TypeError):
+        return 1
+    return size if isinstance(size, int) and size > 0 else 1
+
+
+def _random(value: ValueInfoProto, shape: tuple[int, ...], rows: int, rng: np.random.Generator) -> np.ndarray:
     tensor = value.type.tensor_type
     element = ELEMENTS.get(tensor.elem_type)
     if element is None or not element.numpy:
         raise UsageError(f"input {value.name} is no tensor of numbers that could be made up")
-    shape = given
-    if shape is None:
-        shape = tuple(
-            dim.dim_value if dim.HasField("dim_value") else int(not _is_past(dim.dim_param)) for dim in tensor.shape.dim
-        )
     if math.prod(shape) * element.bits // 8 > _MAX_BYTES:
         raise ModelError(f"input {value.name} of shape {list(shape)} is too large to be made up")
     kind = np.dtype(element.numpy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ class Group(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
-    parser.add_argument("model", help="an .onnx file")
+    parser.add_argument("model", help="an .onnx file, or a folder with a genai_config.json")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--unfused", action="store_true", help="only what stays unfused, by name; exit code 1 if that costs anything"
@@ -66,18 +67,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Inspect the model."""
+    """Inspect the model, or all models of a folder."""
     from ort_qdq_plugin.session import inspect
 
-    report = inspect(given.model)
+    is_folder = os.path.isdir(given.model)
+    paths = _models_in(given.model) if is_folder else [given.model]
+    reports = {path: inspect(path) for path in paths}
     if given.json:
-        say_json({"model": given.model, **report.to_dict()})
+        plain = [{"model": path, **report.to_dict()} for path, report in reports.items()]
+        say_json(plain if is_folder else plain[0])
     else:
-        shown = groups(() if given.unfused else report.fused, report.unfused)
-        _say_groups(shown, given.unfused)
-        _say_totals(report)
-        say(f"Verdict: {_verdict(report)}")
-    return int(given.unfused and any(entry.bytes_per_run for entry in report.unfused))
+        for number, (path, report) in enumerate(reports.items()):
+            if is_folder:
+                say(f"{path}:" if not number else f"\n{path}:")
+            _say_report(report, given.unfused)
+    return int(given.unfused and any(entry.bytes_per_run for report in reports.values() for entry in report.unfused))
+
+
+def _models_in(folder: str) -> list[str]:
+    from ort_qdq_plugin.genai.config import model_files, read_config
+
+    return [os.path.join(folder, file.filename) for file in model_files(read_config(folder))]
+
+
+def _say_report(report: Report, unfused_only: bool) -> None:
+    _say_groups(groups(() if unfused_only else report.fused, report.unfused), unfused_only)
+    _say_totals(report)
+    say(f"Verdict: {_verdict(report)}")
 
 
 def groups(fused: Iterable[Fusion], unfused: Iterable[Unfused]) -> list[Group]:

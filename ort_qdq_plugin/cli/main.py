@@ -11,14 +11,17 @@ from typing import NoReturn, Protocol
 
 import ort_qdq_plugin
 from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, run, warm
-from ort_qdq_plugin.cli.console import UsageError
-from ort_qdq_plugin.errors import ModelError, QdqPluginError
+from ort_qdq_plugin.cli.console import UsageError, missing, say
+from ort_qdq_plugin.errors import ModelError, QdqPluginError, told
 
 __all__ = ["main"]
 
 _BAD_INPUT = 2
 _SIGNAL = 128  # what shells add to the number of the signal that ended a program
 _EPILOG = "Exit codes: 0 good, 1 a finding, 2 bad usage or unreadable input."
+_SHELLS = ("bash", "zsh", "tcsh")
+# Arguments that are paths.
+_PATHS = ("model", "out", "plot", "dir")
 
 
 class _Command(Protocol):
@@ -63,12 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read it has seen enough. The interpreter must not try once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _SIGNAL + signal.SIGPIPE
-    except OSError as error:
-        _complain(given, f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except ModelError as error:
         _complain(given, f"no ONNX model that can be read: {error}")
-    except (UsageError, QdqPluginError) as error:
-        _complain(given, str(error))
+    except (OSError, UsageError, QdqPluginError) as error:
+        _complain(given, told(error))
     return _BAD_INPUT
 
 
@@ -87,12 +88,31 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+class _PrintCompletion(argparse.Action):
+    """Prints what a shell has to read to complete commands, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _given: object, shell: object, _option: object = None) -> NoReturn:
+        if problem := missing("shtab", "cli"):
+            parser.error(str(problem))
+        import shtab
+
+        say(shtab.complete(_parser(shtab.FILE), str(shell)))
+        parser.exit(0)
+
+
+def _parser(files: object = None) -> argparse.ArgumentParser:
+    """The parser of all commands; `files` tells shells how to complete paths."""
     parser = _Parser(prog="ort-qdq", description="Quantized ONNX models in ONNX Runtime, seen and measured.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"ort-qdq {ort_qdq_plugin.__version__}")
+    parser.add_argument(
+        "--print-completion", choices=_SHELLS, action=_PrintCompletion, help="print what completes commands in this shell"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in _COMMANDS.items():
         described = f"{command.HELP[0].upper()}{command.HELP[1:]}."
         own = commands.add_parser(name, help=command.HELP, description=described, epilog=f"Example: {command.EXAMPLE}")
         command.add_arguments(own)
+        for action in own._actions:
+            if files is not None and action.dest in _PATHS:
+                action.complete = files  # type: ignore[attr-defined]  # an attribute of shtab's
     return parser

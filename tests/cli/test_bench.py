@@ -153,6 +153,28 @@ def test_inputs_make_sense_to_a_decoder(tmp_path: Path) -> None:
     ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, random_inputs(path, {}))
 
 
+@pytest.mark.parametrize(
+    ("config", "last"),
+    [
+        ('{"model": {"decoder": {"head_size": 8}}}', 8),
+        ('{"model": {"decoder": {"head_size": "8"}}}', 1),
+        ('{"model": {"decoder": []}}', 1),
+        ("[", 1),
+        (None, 1),
+    ],
+)
+def test_an_open_head_size_is_in_the_configuration_beside_the_model(config: str | None, last: int, tmp_path: Path) -> None:
+    draft = Draft("open")
+    draft.input("past", ["batch", 2, "past_sequence_length", "head"])
+    draft.input("x", ["batch", "width"])
+    draft.node("Identity", ["past"], "y")
+    draft.output("y", ["batch", 2, "past_sequence_length", "head"])
+    if config is not None:
+        (tmp_path / "genai_config.json").write_text(config)
+    inputs = random_inputs(str(save(draft.model(), tmp_path, "file")), {})
+    assert [array.shape for array in inputs.values()] == [(1, 2, 0, last), (1, 1)]
+
+
 def test_inputs_that_cannot_be_made_up(tmp_path: Path) -> None:
     draft = Draft("bfloat16")
     draft.input("x", ["m"], "bfloat16")

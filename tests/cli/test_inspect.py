@@ -114,3 +114,19 @@ def test_plain_text_without_rich(model: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setitem(sys.modules, "rich", None)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert here(capsys, "inspect", model) == redirected
+
+
+def test_all_models_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.onnx").write_bytes(mixed())
+    (tmp_path / "genai_config.json").write_text(
+        json.dumps({"model": {"decoder": {"filename": "m.onnx"}, "encoder": {"filename": "e.onnx"}}})
+    )
+    save(linear(Weight()), tmp_path, "file", "e")
+    done = here(capsys, "inspect", tmp_path)
+    assert done.code == 0, done.err
+    first, second = done.out.split(f"\n{tmp_path / 'e.onnx'}:\n")
+    assert first.startswith(f"{tmp_path / 'm.onnx'}:\n")
+    assert ("1 of 2 quantized weights fused" in first, "all fused, 1 quantized weight" in second) == (True, True)
+    assert here(capsys, "inspect", "--unfused", tmp_path).code == 1
+    plain = json.loads(here(capsys, "inspect", "--json", tmp_path).out)
+    assert [len(report["fused"]) for report in plain] == [1, 1]

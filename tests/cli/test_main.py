@@ -63,6 +63,32 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     assert done.returncode in (0, 141)  # it may be faster than the reader is gone
 
 
+def test_shells_complete_commands_options_and_paths(tmp_path: Path) -> None:
+    pytest.importorskip("shtab")
+    done = apart("--print-completion", "bash")
+    assert (done.code, done.err) == (0, "")
+    (tmp_path / "complete").write_text(done.out)
+    (tmp_path / "model.onnx").touch()
+    asked = """
+source complete
+for words in "insp" "inspect --unf" "inspect mod"; do
+  COMP_WORDS=(ort-qdq $words); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+  _shtab_ort_qdq ort-qdq
+  echo "${COMPREPLY[@]}"
+done
+"""
+    told = subprocess.run(["bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert told.stdout.split() == ["inspect", "--unfused", "model.onnx"], told
+
+
+def test_completion_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    done = here(capsys, "--print-completion", "zsh")
+    assert (done.code, done.out) == (2, "")
+    assert "pip install 'ort-qdq-plugin[cli]'" in done.err
+    assert here(capsys, "--print-completion", "cmd").code == 2
+
+
 def test_names_in_a_model_do_not_reach_the_terminal(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(mixed().replace(b"b_d_node", b"b\x1b[2Jnode"[:8]))
