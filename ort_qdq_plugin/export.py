@@ -72,6 +72,7 @@ def export(
     for wanted in filter(None, (path, data_path)):
         if os.path.lexists(wanted) and not force:
             raise FileExistsError(17, "is there already", wanted)
+    os.stat(os.path.dirname(os.path.abspath(path)))  # or it is the temporary file that cannot be found
     chosen = dataclasses.replace(options or Options(), progress=progress)
     try:
         return write_model(LoadRequest(os.fspath(model), None, chosen), path, data_path)

@@ -72,6 +72,7 @@ def export(
 
 
 def _check_places(source: str, target: str, force: bool) -> None:
+    os.stat(os.path.dirname(target))  # or it is the temporary folder that cannot be found
     ours, theirs = os.path.realpath(source), os.path.realpath(target)
     if os.path.commonpath([ours, theirs]) in (ours, theirs):
         raise QdqPluginError(f"{target}: one of the two folders would be inside the other")

@@ -36,6 +36,7 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert done.out.splitlines()[0] == f"{out / 'm.onnx'}: 1 fused, 1 left"
     assert done.out.splitlines()[1].startswith(f"{out}: ")
     ort.InferenceSession(out / "m.onnx", providers=["CPUExecutionProvider"])
+    assert f"{tmp_path / 'nowhere'}: No such file" in here(capsys, "export", folder, tmp_path / "nowhere" / "out").err
     assert "is there already: say --force" in here(capsys, "export", folder, out).err
     assert here(capsys, "export", folder, out, "--force").code == 0
     (out / "genai_config.json").unlink()
@@ -55,4 +56,5 @@ def test_what_cannot_be_exported(what: str, tmp_path: Path, capsys: pytest.Captu
         out = tmp_path / "nowhere" / "out.onnx"
     done = here(capsys, "export", model, out, *(["--accuracy-level", "9"] if what == "level" else []))
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert ".tmp" not in done.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ([] if what == "missing" else ["m.onnx"])
