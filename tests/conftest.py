@@ -1,13 +1,21 @@
-"""Processes that load models which nobody trusts, one module's tests after another."""
+"""What all tests find: interrupts that work, and processes that load models which nobody trusts."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from conformance.fuzz.judge import Judge
 from conformance.fuzz.worker import Worker
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts() -> None:
+    # A shell has what it runs in the background ignore them, and the processes that tests start would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

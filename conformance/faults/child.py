@@ -60,6 +60,8 @@ def do_job(job: Job) -> Outcome:
     listener = _Listener()
     logging.getLogger("ort_qdq_plugin").addHandler(listener)
     outcome, session = Outcome(), None
+    # A shell has what it runs in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if job.uid:
         os.setgroups([])
         os.setgid(job.uid)
@@ -68,8 +70,6 @@ def do_job(job: Job) -> Outcome:
         BREAKS[job.breaks](job)
     try:
         if job.wait:
-            # A shell has what it runs in the background ignore it.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             announce_stages()
             announce("ready")
             sys.stdin.readline()
