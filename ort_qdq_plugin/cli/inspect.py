@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_table, size
 from ort_qdq_plugin.report import Fusion, Report, Unfused
 
-__all__ = ["EXAMPLE", "HELP", "add_arguments", "groups", "run"]
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "groups", "models_in", "run"]
 
 HELP = "show what can be done for each quantized weight of a model, and what the others cost"
 EXAMPLE = "ort-qdq inspect model.onnx"
@@ -71,7 +71,7 @@ def run(given: argparse.Namespace) -> int:
     from ort_qdq_plugin.session import inspect
 
     is_folder = os.path.isdir(given.model)
-    paths = _models_in(given.model) if is_folder else [given.model]
+    paths = models_in(given.model) if is_folder else [given.model]
     reports = {path: inspect(path) for path in paths}
     if given.json:
         plain = [{"model": path, **report.to_dict()} for path, report in reports.items()]
@@ -84,7 +84,8 @@ def run(given: argparse.Namespace) -> int:
     return int(given.unfused and any(entry.bytes_per_run for report in reports.values() for entry in report.unfused))
 
 
-def _models_in(folder: str) -> list[str]:
+def models_in(folder: str) -> list[str]:
+    """The models that a folder's genai_config.json names."""
     from ort_qdq_plugin.genai.config import model_files, read_config
 
     return [os.path.join(folder, file.filename) for file in model_files(read_config(folder))]

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.cli.cache import directory
 from ort_qdq_plugin.cli.console import progress, say
+from ort_qdq_plugin.cli.inspect import models_in
 from ort_qdq_plugin.environment import PREFIX
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.options import Options
+    from ort_qdq_plugin.report import Report
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -18,7 +24,7 @@ EXAMPLE = "ort-qdq warm model.onnx --dir /var/cache/models"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
-    parser.add_argument("model", help="an .onnx file")
+    parser.add_argument("model", help="an .onnx file, or a folder with a genai_config.json")
     parser.add_argument("--dir", help=f"the cache's directory (default: ${PREFIX}_CACHE_DIR)")
     parser.add_argument("--share-weights", action="store_true", help="also ONNX Runtime's pre-packed weights")
 
@@ -26,19 +32,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Fill the cache."""
     from ort_qdq_plugin.activation import options_from_environment
-    from ort_qdq_plugin.session import inspect, warm
+    from ort_qdq_plugin.session import inspect
 
-    folder = directory(given.dir)
-    options = options_from_environment({**os.environ, f"{PREFIX}_CACHE_DIR": folder})
-    # What warm() takes for a model that is stock's to complain about is an error here.
-    inspect(given.model, options=options)
+    cache = directory(given.dir)
+    options = options_from_environment({**os.environ, f"{PREFIX}_CACHE_DIR": cache})
+    is_folder = os.path.isdir(given.model)
+    for path in models_in(given.model) if is_folder else [given.model]:
+        # What warm() takes for a model that is stock's to complain about is an error here.
+        inspect(path, options=options)
     with progress("packing") as show:
         shared = given.share_weights or options.share_weights
-        report = warm(given.model, options=replace(options, share_weights=shared, progress=show))
-    if report.passed_through is not None:
-        say(f"{given.model}: left to stock ONNX Runtime, which the cache remembers: {report.passed_through}")
-    elif not report.cache:
-        say(f"{given.model}: cannot be cached, since its operators need a library of their own")
-    else:
-        say(f"{given.model}: {'was there already' if report.cache == 'used' else 'is in the cache now'}: {folder}")
+        reports = (_warm_folder if is_folder else _warm_file)(
+            given.model, replace(options, share_weights=shared, progress=show)
+        )
+    for model, report in reports.items():
+        say(f"{model}: {_outcome(report, cache)}")
     return 0
+
+
+def _warm_file(model: str, options: Options) -> dict[str, Report]:
+    from ort_qdq_plugin.session import warm
+
+    return {model: warm(model, options=options)}
+
+
+def _warm_folder(folder: str, options: Options) -> dict[str, Report]:
+    from ort_qdq_plugin.genai import warm
+
+    return {os.path.join(folder, name): report for name, report in warm(folder, options=options).items()}
+
+
+def _outcome(report: Report, cache: str) -> str:
+    if report.passed_through is not None:
+        return f"left to stock ONNX Runtime: {report.passed_through}"
+    if not report.cache:
+        return "cannot be cached, since its operators need a library of their own"
+    return f"{'was there already' if report.cache == 'used' else 'is in the cache now'}: {cache}"

@@ -1,8 +1,8 @@
-"""Language models in onnxruntime-genai, on fused weights: `prepare`, `load`, `report_of`, `export`."""
+"""Language models in onnxruntime-genai, on fused weights: `prepare`, `load`, `report_of`, `warm`, `export`."""
 
 from __future__ import annotations
 
 from ort_qdq_plugin.genai.export import export
-from ort_qdq_plugin.genai.models import load, prepare, report_of
+from ort_qdq_plugin.genai.models import load, prepare, report_of, warm
 
-__all__ = ["export", "load", "prepare", "report_of"]
+__all__ = ["export", "load", "prepare", "report_of", "warm"]

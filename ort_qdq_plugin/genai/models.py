@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.cached import EntryFolder, folder_through_cache
+from ort_qdq_plugin.cached import EntryFolder, folder_through_cache, wait_until_on_disk
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError, SourceChangedError
 from ort_qdq_plugin.genai import calls
 from ort_qdq_plugin.genai.calls import Call
@@ -25,7 +25,7 @@ from ort_qdq_plugin.report import Journal, Report
 from ort_qdq_plugin.request import LoadRequest
 from ort_qdq_plugin.session import prepared_model
 
-__all__ = ["activate", "deactivate", "load", "prepare", "report_of"]
+__all__ = ["activate", "deactivate", "load", "prepare", "report_of", "warm"]
 
 _ENTRY, _ORIGINAL = "ort-qdq-{}", "ort-qdq-original"
 _CACHE = "ort-qdq-cache"
@@ -99,6 +99,31 @@ def report_of(model: Any) -> dict[str, Report]:
     """
     prepared = _prepared.get(model)
     return {} if prepared is None else dict(prepared.reports)
+
+
+def warm(folder: str | os.PathLike[str], *, options: Options) -> dict[str, Report]:
+    """Put a model's files into the cache, for loads to come. onnxruntime-genai need not be installed.
+
+    Args:
+        folder: The model's folder.
+        options: This package's own; they have a `cache_dir`. Later loads find the files if theirs are the same.
+
+    Returns:
+        A report for each ONNX file that genai_config.json names; `Report.cache` says whether it was there already.
+
+    Raises:
+        ValueError: There is no `cache_dir`.
+        QdqPluginError, OSError: The folder cannot be read, or a file not be put there.
+    """
+    if options.cache_dir is None:
+        raise ValueError("the options have no cache_dir")
+    reports: dict[str, Report] = {}
+    try:
+        _entries(os.fspath(folder), model_files(read_config(os.fspath(folder))), options, False, reports)
+    finally:
+        # The process may end now; what it has not written by then does not survive the system's next start.
+        wait_until_on_disk()
+    return reports
 
 
 def activate(module: ModuleType, options: Options) -> None:
@@ -234,15 +259,7 @@ def _prepare_in(
     is_temporary = options.cache_dir is None
     if is_temporary:
         options = dataclasses.replace(options, cache_dir=os.path.join(temporary.path, _CACHE))
-    entries: dict[str, EntryFolder] = {}
-    for file in files:
-        path = os.path.join(os.path.abspath(folder), file.filename)
-        try:
-            entries[file.filename] = _entry_for(path, file, options, is_temporary)
-            reports[file.filename] = entries[file.filename].report
-        except LeaveToStock as because:
-            reports[file.filename] = Report("stock", passed_through=str(because))
-        log.info("%s: %s", path, reports[file.filename].summary())
+    entries = _entries(folder, files, options, is_temporary, reports)
     if not entries:
         raise LeaveToStock("nothing in it can be fused")
     filenames = {file.filename: os.path.join(_ORIGINAL, file.filename) for file in files}
@@ -252,6 +269,22 @@ def _prepare_in(
         links[_ENTRY.format(number)] = os.path.dirname(entry.model)
     temporary.fill(folder, rewritten(config, filenames), links)
     return Prepared(temporary, reports, tuple(entries.values()))
+
+
+def _entries(
+    folder: str, files: list[ModelFile], options: Options, is_temporary: bool, reports: dict[str, Report]
+) -> dict[str, EntryFolder]:
+    """The entries of the files that can be fused, by their names; a report for each file."""
+    entries: dict[str, EntryFolder] = {}
+    for file in files:
+        path = os.path.join(os.path.abspath(folder), file.filename)
+        try:
+            entries[file.filename] = _entry_for(path, file, options, is_temporary)
+            reports[file.filename] = entries[file.filename].report
+        except LeaveToStock as because:
+            reports[file.filename] = Report("stock", passed_through=str(because))
+        log.info("%s: %s", path, reports[file.filename].summary())
+    return entries
 
 
 def _entry_for(path: str, file: ModelFile, options: Options, is_temporary: bool) -> EntryFolder:

@@ -6,8 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import onnx
 import pytest
 
+from conformance.drawing.draft import Draft
 from ort_qdq_plugin import Options, create_session
 from tests.cache.support import entries, load
 from tests.cli.support import apart, here, on_terminal
@@ -17,6 +19,14 @@ from tests.support import CPU, save, stack
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+def unquantized() -> onnx.ModelProto:
+    draft = Draft("float")
+    draft.input("x", ["m", 8])
+    draft.output("y", ["m", 8])
+    draft.node("Relu", ["x"], "y")
+    return draft.model()
 
 
 @pytest.fixture
@@ -39,6 +49,25 @@ def test_a_model_that_was_warmed_is_found(models: list[Path], cache: Path) -> No
     assert "is in the cache now" in done.out
     assert load(models[0], cache).report.cache == "used"
     assert "was there already" in apart("warm", models[0], "--dir", cache).out
+
+
+def test_the_models_of_a_folder(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save(stack(2, 256), folder, "external")
+    (folder / "float.onnx").write_bytes(unquantized().SerializeToString())
+    names = {"decoder": {"filename": "model.onnx"}, "encoder": {"filename": "float.onnx"}}
+    (folder / "genai_config.json").write_text(json.dumps({"model": names}))
+    for outcome in ("is in the cache now", "was there already"):
+        done = here(capsys, "warm", folder, "--dir", cache)
+        assert (done.code, done.err) == (0, "")
+        assert done.out.splitlines() == [
+            f"{folder / 'model.onnx'}: {outcome}: {cache}",
+            f"{folder / 'float.onnx'}: left to stock ONNX Runtime: nothing in it is quantized",
+        ]
+    (folder / "float.onnx").unlink()
+    done = here(capsys, "warm", folder, "--dir", cache)
+    assert (done.code, done.out, done.err) == (2, "", f"ort-qdq warm: {folder / 'float.onnx'}: No such file or directory\n")
 
 
 def test_options_are_those_of_the_environment(models: list[Path], cache: Path) -> None:

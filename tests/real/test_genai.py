@@ -140,6 +140,17 @@ def test_an_exported_folder_generates_what_the_prepared_one_does(variant: str, b
     assert tokens(stock) == tokens(load(built / variant))
 
 
+def test_what_was_warmed_is_found(built: Path, tmp_path: Path) -> None:
+    from ort_qdq_plugin.genai import warm
+
+    for name in ("symmetric", "whisper"):
+        made = warm(built / name, options=Options(cache_dir=tmp_path / "cache"))
+        assert {report.cache for report in made.values()} == {"made"}
+        found = reports(load(built / name, cache_dir=tmp_path / "cache"))
+        assert found.keys() == made.keys()
+        assert {report.cache for report in found.values()} == {"used"}
+
+
 def test_an_exported_model_of_several_files(built: Path, tmp_path: Path) -> None:
     from ort_qdq_plugin.genai import export
 
