@@ -224,7 +224,9 @@ def _unsigned(tensor: onnx.TensorProto) -> Array:
     return (values + (1 << (BITS[name] - 1)) if name in SIGNED else values).astype(np.uint8)
 
 
-def _matmul_nbits(found: WeightDequantize, accuracy_level: int) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+def _matmul_nbits(
+    found: WeightDequantize, accuracy_level: int, bias_add: onnx.NodeProto | None
+) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
     bits = BITS[found.type_name]
     weight, scales = _unsigned(found.weight), numpy_helper.to_array(found.scales)
     zeros = _unsigned(found.zero_points) if found.zero_points is not None else None
@@ -253,7 +255,7 @@ def _matmul_nbits(found: WeightDequantize, accuracy_level: int) -> tuple[onnx.No
     if zeros is not None:
         tensors.append(numpy_helper.from_array(_pack_rows(zeros, bits), f"{prefix}/zero_points"))
     inputs = [found.product.input[0], *(tensor.name for tensor in tensors)]
-    biased = found.bias_add or found.product
+    biased = bias_add or found.product
     bias = [name for name in biased.input if name not in (*found.product.input[:2], found.product.output[0])]
     if bias:
         inputs += [""] * (5 - len(inputs)) + bias
@@ -272,16 +274,23 @@ def _matmul_nbits(found: WeightDequantize, accuracy_level: int) -> tuple[onnx.No
     return node, tensors
 
 
-def qoperator_twin(model: onnx.ModelProto, accuracy_level: int = 4) -> onnx.ModelProto:
-    """The model with each DequantizeLinear -> [Transpose] -> MatMul | Gemm -> [Add] as one MatMulNBits."""
+def qoperator_twin(model: onnx.ModelProto, accuracy_level: int = 4, adds: bool = True) -> onnx.ModelProto:
+    """The model with each DequantizeLinear -> [Transpose] -> MatMul | Gemm -> [Add] as one MatMulNBits.
+
+    Args:
+        model: It is not changed.
+        accuracy_level: Of the new nodes.
+        adds: Whether biases that an Add adds become theirs.
+    """
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
     replaced: dict[str, onnx.NodeProto] = {}
     dropped: set[str] = set()
     for found in dequantized_weights(twin):
-        node, tensors = _matmul_nbits(found, accuracy_level)
+        bias_add = found.bias_add if adds else None
+        node, tensors = _matmul_nbits(found, accuracy_level, bias_add)
         replaced[node.output[0]] = node
-        folded = (found.product,) if found.bias_add is not None else ()
+        folded = (found.product,) if bias_add is not None else ()
         dropped.update(other.output[0] for other in (found.node, *found.passed, *folded))
         twin.graph.initializer.extend(tensors)
     nodes = [replaced.get(node.output[0], node) for node in twin.graph.node if node.output[0] not in dropped]

@@ -128,6 +128,7 @@ def test_fused_and_close(name: str, bits: int, folder: Path) -> None:
 @pytest.mark.parametrize("name", INPUTS)
 def test_equal_to_the_qoperator_twin(name: str, bits: int, folder: Path) -> None:
     path = folder / f"{name}_{bits}.onnx"
-    twin = stock_session(qoperator_twin(onnx.load(path)).SerializeToString())
+    # Where sequences are of any length, ONNX Runtime joins an Add with the Gelu behind it rather than with the product.
+    twin = stock_session(qoperator_twin(onnx.load(path), adds=name == "rows").SerializeToString())
     ours = create_session(path).run(None, {"x": INPUTS[name]})[0]
     assert np.array_equal(ours, twin.run(None, {"x": INPUTS[name]})[0])
