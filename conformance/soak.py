@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session, report_of
+from ort_qdq_plugin.process import sizes_of
 
 __all__ = ["main"]
 
@@ -77,12 +78,12 @@ class Sample:
         for _ in range(_COLLECTIONS):
             gc.collect()
         _give_back_free_memory()
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        sizes = sizes_of()
         mappings = Path("/proc/self/maps").read_text().splitlines()
         return Sample(
             cycles,
-            int(status["VmRSS"].split()[0]) * 1024,
-            int(status["RssAnon"].split()[0]) * 1024,
+            sizes["VmRSS"],
+            sizes["RssAnon"],
             len(os.listdir("/proc/self/fd")),
             len(os.listdir("/proc/self/task")),
             len(mappings),

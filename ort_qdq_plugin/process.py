@@ -15,6 +15,7 @@ __all__ = [
     "memory_is_limited",
     "not_forking",
     "processor",
+    "sizes_of",
 ]
 
 # A module that one thread imports while another one forks the process can never be imported in the child: the child would
@@ -52,11 +53,21 @@ def memory_is_limited() -> bool:
 
 def anonymous_bytes() -> int:
     """This process's anonymous memory; 0 where the system does not tell."""
+    return sizes_of().get("RssAnon", 0)
+
+
+def sizes_of(pid: int | str = "self") -> dict[str, int]:
+    """The sizes in /proc/PID/status, such as VmHWM and RssAnon, in bytes; {} where the system does not tell.
+
+    A zombie has none.
+    """
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon:")), 0)
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            lines = status.read().splitlines()
     except OSError:
-        return 0
+        return {}
+    fields = (line.split() for line in lines if line.startswith(("Vm", "Rss")))
+    return {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in fields}
 
 
 def processor() -> str:

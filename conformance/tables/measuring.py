@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
 
-from ort_qdq_plugin.cli.machine import read_files, settle_free_memory
+from ort_qdq_plugin.cli.machine import make_ready
+from ort_qdq_plugin.process import sizes_of
 
 __all__ = [
     "MB",
@@ -42,8 +43,6 @@ __all__ = [
 
 MB = 1e6
 _SAMPLE_SECONDS = 0.005
-# More than any contender needs: the packed weights and ONNX Runtime's copies of them.
-_TOUCHED_PER_BYTE = 3
 
 
 # ---- one run, in its own process -------------------------------------------------------------------
@@ -83,14 +82,9 @@ class Run:
 
 
 def memory(pid: int | str = "self") -> Memory:
-    """Read /proc/PID/status."""
-    with open(f"/proc/{pid}/status") as status:
-        fields = dict(line.split(":", 1) for line in status)
-
-    def size(key: str) -> int:
-        return int(fields[key].split()[0]) * 1024
-
-    return Memory(size("RssAnon"), size("RssFile") + size("RssShmem"), size("VmHWM"))
+    """Of a process; KeyError if it has none left."""
+    sizes = sizes_of(pid)
+    return Memory(sizes["RssAnon"], sizes["RssFile"] + sizes["RssShmem"], sizes["VmHWM"])
 
 
 def facts(report: Any) -> dict[str, Any]:
@@ -181,9 +175,8 @@ def interleave(
 def _measure(module: str, job: _Job, kind: type[R], timeout: float = 1800) -> R:
     """Do a job in a fresh process; RuntimeError with the end of its messages if it fails."""
     model = Path(job.model)
-    settle_free_memory(_TOUCHED_PER_BYTE * sum(path.stat().st_size for path in model.parent.glob(f"{model.stem}.*")))
-    # Last: touching memory may have taken pages of files away.
-    read_files([model, model.with_name(f"{model.name}.data")])
+    nbytes = sum(path.stat().st_size for path in model.parent.glob(f"{model.stem}.*"))
+    make_ready(nbytes, [model, model.with_name(f"{model.name}.data")])
     command = [sys.executable, "-m", module, "--child", json.dumps(asdict(job))]  # type: ignore[call-overload]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peaks = [0, 0]
@@ -211,7 +204,7 @@ def _watch(process: subprocess.Popen[str], peaks: list[int]) -> None:
     while process.poll() is None:
         try:
             now = memory(process.pid)
-        except (OSError, KeyError):
+        except KeyError:
             # It is gone, or a zombie, which has no memory left to tell of.
             return
         peaks[0] = max(peaks[0], now.anon)

@@ -8,10 +8,29 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["available_memory", "read_files", "settle_free_memory"]
+__all__ = ["available_memory", "make_ready", "read_files", "settle_free_memory"]
 
 _READ_BYTES = 8 << 20
+# More than any way of loading needs: the packed weights and ONNX Runtime's copies of them.
+_TOUCHED_PER_BYTE = 3
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), "/proc/self/cgroup"
+# By what /proc/self/cgroup has for controllers: the folder in which groups are (version 1, 2), and files in each.
+_LIMITS = {
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    "": ("", "memory.max", "memory.current"),
+}
+
+
+def make_ready(nbytes: int, files: Iterable[str | os.PathLike[str]]) -> None:
+    """Bring the machine into the state in which every load is to find it.
+
+    Args:
+        nbytes: Of the model that is loaded.
+        files: What is to be in the page cache.
+    """
+    settle_free_memory(_TOUCHED_PER_BYTE * nbytes)
+    # Last: touching memory may have taken pages of files away.
+    read_files(files)
 
 
 def available_memory() -> int:
@@ -26,21 +45,22 @@ def _left_by_groups() -> Iterator[int]:
 
     Source: the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
     """
+    for folder, limit, used in _groups():
+        with suppress(OSError, ValueError):
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            yield left + int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
+
+
+def _groups() -> Iterator[tuple[Path, str, str]]:
+    """The folders of this process's groups and of those that they are in, and their files for the limit and what is used."""
     with suppress(OSError):
         for line in Path(_OWN_GROUPS).read_text().splitlines():
             _, controllers, own = line.split(":", 2)
-            if controllers == "memory":
-                root, names = _GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            elif not controllers:
-                root, names = _GROUPS, ("memory.max", "memory.current")
-            else:
-                continue
-            group = Path(own.lstrip("/"))
-            for folder in (root / group, *(root / parent for parent in group.parents)):
-                with suppress(OSError, ValueError):
-                    limit, used = (int((folder / name).read_text()) for name in names)
-                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    yield limit - used + int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
+            if controllers in _LIMITS:
+                root, limit, used = _LIMITS[controllers]
+                group = Path(root, own.lstrip("/"))
+                yield from ((_GROUPS / folder, limit, used) for folder in (group, *group.parents))
 
 
 def settle_free_memory(nbytes: int) -> None:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ort_qdq_plugin
-from ort_qdq_plugin.cli.machine import read_files, settle_free_memory
+from ort_qdq_plugin.cli.machine import make_ready
+from ort_qdq_plugin.process import sizes_of
 
 __all__ = ["Job", "Peer", "Run", "difference", "in_turns"]
 
@@ -25,8 +26,6 @@ _RUNS = 10
 # Where a run takes long, fewer of them will do.
 _RUNS_SECONDS = 60.0
 _SAMPLE_SECONDS = 0.01
-# More than any peer needs: the packed weights and ONNX Runtime's copies of them.
-_TOUCHED_PER_BYTE = 3
 _QUIET = 3  # ONNX Runtime's severity of errors
 _CPU = ["CPUExecutionProvider"]
 _MESSAGE = 300
@@ -105,14 +104,13 @@ def in_turns(peers: Mapping[str, Peer], runs: int, progress: Callable[[int, int]
 
     One more turn comes before that, which only brings programs into the page cache. What failed is not tried again.
     """
-    touched = _TOUCHED_PER_BYTE * min(sum(os.stat(file).st_size for file in peer.job.files) for peer in peers.values())
+    # What peers have beside the model is made of it.
+    nbytes = min(sum(os.stat(file).st_size for file in peer.job.files) for peer in peers.values())
     done = 0
     for turn in range(-1, runs):
         for peer in peers.values():
             if not peer.failure:
-                settle_free_memory(touched)
-                # Last: touching memory may have taken pages of files away.
-                read_files(peer.job.files)
+                make_ready(nbytes, peer.job.files)
                 try:
                     run = _apart(peer.job)
                 except RuntimeError as error:
@@ -174,20 +172,16 @@ _CHILD = "from ort_qdq_plugin.cli.measure import child; child()"
 
 def _watch(process: subprocess.Popen[bytes], start: float, samples: list[tuple[float, Memory]]) -> None:
     # A process that is gone, or a zombie, has no memory left to tell of.
-    with suppress(OSError, KeyError):
+    with suppress(KeyError):
         while process.poll() is None:
             samples.append((time.monotonic() - start, _memory(process.pid)[0]))
             time.sleep(_SAMPLE_SECONDS)
 
 
 def _memory(pid: int | str) -> tuple[Memory, int]:
-    """What a process has, and the most that it ever had."""
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
-        fields = dict(line.split(":", 1) for line in status)
-    anonymous, file, shared, high = (
-        int(fields[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile", "RssShmem", "VmHWM")
-    )
-    return Memory(anonymous, file + shared), high
+    """What a process has, and the most that it ever had; KeyError if it has none left."""
+    sizes = sizes_of(pid)
+    return Memory(sizes["RssAnon"], sizes["RssFile"] + sizes["RssShmem"]), sizes["VmHWM"]
 
 
 def child() -> None:
