@@ -89,7 +89,6 @@ def do_job(job: Job) -> Outcome:
 
 def _load_again(job: Job, outcome: Outcome) -> Outcome:
     """The same once more, with the first session, if there is one, still alive."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.collect()
     left = os.listdir(job.spill_dir) if job.spill_dir else []
     again = _digest(_load(replace(job, breaks="")))

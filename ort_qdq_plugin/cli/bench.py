@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ort_qdq_plugin.cli.console import Column, UsageError, count, missing, progress, say, say_json, say_table, size
 from ort_qdq_plugin.cli.machine import available_memory
@@ -145,19 +145,17 @@ def _prepare(peer: Peer, name: str, scratch: Path) -> None:
     from ort_qdq_plugin.session import warm
 
     folder = scratch / ("shared" if name == "shared" else "cached")
-    options = {"cache_dir": str(folder), "share_weights": name == "shared"}
+    options: dict[str, Any] = {"cache_dir": str(folder), "share_weights": name == "shared"}
     with progress(f"packing: {name}") as show:
-        report = warm(peer.job.model, options=Options(cache_dir=folder, share_weights=name == "shared", progress=show))
+        report = warm(peer.job.model, options=Options(**options, progress=show))
     if not report.cache:
         peer.failure = report.passed_through or "its operators need a library of their own"
         return
+    entry = (str(path) for path in folder.rglob("*") if path.is_file())
+    peer.job = peer.job._replace(options=options, files=(*peer.job.files, *entry))
     if name == "qoperator":
         (key,) = keys(Store(str(folder)))
         peer.job = peer.job._replace(model=str(folder / key / MODEL), options=None)
-    else:
-        peer.job = peer.job._replace(options=options)
-    entry = (str(path) for path in folder.rglob("*") if path.is_file())
-    peer.job = peer.job._replace(files=(*peer.job.files, *entry))
 
 
 @contextmanager

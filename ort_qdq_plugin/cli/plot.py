@@ -33,9 +33,9 @@ def draw(peers: Mapping[str, Sequence[Run]], path: str) -> None:
         times = [time for time, _ in run.samples]
         anonymous = [memory.anonymous / _MB for _, memory in run.samples]
         everything = [(memory.anonymous + memory.file) / _MB for _, memory in run.samples]
+        at = min(range(len(times)), key=lambda index: abs(times[index] - run.loaded), default=None)
         for axes, values in ((whole, everything), (private, anonymous)):
             axes.plot(times, values, color=f"C{number}", linewidth=1.6, label=name)
-            at = min(range(len(times)), key=lambda index: abs(times[index] - run.loaded), default=None)
             if at is not None:
                 axes.plot(run.loaded, values[at], "o", color=f"C{number}", markeredgecolor="black", markersize=7)
     whole.plot([], [], "o", color="white", markeredgecolor="black", markersize=7, label="session created")

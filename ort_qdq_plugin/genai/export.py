@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
@@ -58,12 +58,15 @@ def export(
     made = f"{aside}.tmp"
     os.mkdir(made)
     try:
-        data = _DataFiles(source)
+        there = list(_files(source))
+        data = _DataFiles([path for path, _ in there])
         reports = dict(_written(source, made, files, data, chosen))
         if all(report.route == "stock" for report in reports.values()):
             raise QdqPluginError(f"{source}: nothing in it can be fused")
         fused = [os.path.join(source, filename) for filename, report in reports.items() if report.route == "export"]
-        _copy(source, made, data.only_of(fused), progress or (lambda _done, _total: None))
+        left_out = data.only_of(fused)
+        copied = [(path, name) for path, name in there if os.path.realpath(path) not in left_out]
+        _copy(copied, made, progress or (lambda _done, _total: None))
         _put(made, target, f"{aside}.old")
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
@@ -101,10 +104,13 @@ def _written(
 
 
 class _DataFiles:
-    """Which external data the ONNX files of a folder refer to. All paths have symbolic links followed."""
+    """Which external data the ONNX files of a folder refer to. All paths have symbolic links followed.
 
-    def __init__(self, folder: str) -> None:
-        paths = [path for path, _ in _files(folder)]
+    Args:
+        paths: Of all files in the folder.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
         self._of: dict[str, set[str]] = {}
         for path in paths:
             if path.lower().endswith(".onnx"):
@@ -126,10 +132,10 @@ class _DataFiles:
         return paths | (set().union(*(self._of[path] for path in paths)) - self.of_others(paths))
 
 
-def _copy(source: str, made: str, left_out: set[str], tell: Progress) -> None:
-    copied = [(path, name) for path, name in _files(source) if os.path.realpath(path) not in left_out]
-    total, done = sum(os.stat(path).st_size for path, _ in copied), 0
-    for path, name in copied:
+def _copy(files: Sequence[tuple[str, str]], made: str, tell: Progress) -> None:
+    """Copy files, each given with its path in the new folder."""
+    total, done = sum(os.stat(path).st_size for path, _ in files), 0
+    for path, name in files:
         new = os.path.join(made, name)
         os.makedirs(os.path.dirname(new), exist_ok=True)
         if os.path.exists(new):
