@@ -41,6 +41,7 @@ __all__ = [
     "settled_descriptors",
     "stack",
     "stock",
+    "unquantized",
     "varint",
     "x_of",
 ]
@@ -88,6 +89,15 @@ def mixed() -> bytes:
     bias = draft.weight(Weight(k=1, n=64, block=-1, element="int8"), "b")
     draft.node("Mul", [product, bias], "y")
     return bytes(draft.model().SerializeToString())
+
+
+def unquantized() -> onnx.ModelProto:
+    """A model without weights."""
+    draft = Draft("float")
+    draft.input("x", ["m", 8])
+    draft.output("y", ["m", 8])
+    draft.node("Relu", ["x"], "y")
+    return draft.model()
 
 
 def huge(folder: Path) -> str:

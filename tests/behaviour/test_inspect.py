@@ -7,10 +7,9 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session, inspect
-from tests.support import huge, linear, made_report, mixed, python, save, stack
+from tests.support import huge, linear, made_report, mixed, python, save, stack, unquantized
 
 SPARSE = """
 import re, resource, sys
@@ -49,11 +48,7 @@ def test_inspect_takes_options() -> None:
 
 
 def test_inspect_without_anything_to_do(tmp_path: Path) -> None:
-    draft = Draft("float")
-    draft.input("x", ["m", 8])
-    draft.output("y", ["m", 8])
-    draft.node("Relu", ["x"], "y")
-    report = inspect(Path(str(save(draft.model(), tmp_path, "file"))))
+    report = inspect(Path(str(save(unquantized(), tmp_path, "file"))))
     assert report.passed_through is not None
     assert "quantized" in report.passed_through
     assert not report.fused

@@ -16,7 +16,7 @@ from conformance.drawing.weight import Weight
 from ort_qdq_plugin.cli.console import UsageError
 from ort_qdq_plugin.cli.inputs import random_inputs
 from tests.cli.support import apart, here, on_terminal
-from tests.support import save, stack
+from tests.support import save, stack, unquantized
 
 PEERS = ["stock", "qoperator", "cached", "shared", "ours"]
 
@@ -53,11 +53,7 @@ def test_tables_have_medians_and_spread(model: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_way_that_fails_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = Draft("float")
-    draft.input("x", ["m", 8])
-    draft.output("y", ["m", 8])
-    draft.node("Relu", ["x"], "y")
-    done = here(capsys, "bench", save(draft.model(), tmp_path, "file"), "--peers", "qoperator", "--runs", 1)
+    done = here(capsys, "bench", save(unquantized(), tmp_path, "file"), "--peers", "qoperator", "--runs", 1)
     assert done.code == 1
     assert "qoperator failed: nothing in it is quantized" in done.out
 

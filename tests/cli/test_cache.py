@@ -6,27 +6,17 @@ import json
 import os
 from pathlib import Path
 
-import onnx
 import pytest
 
-from conformance.drawing.draft import Draft
 from ort_qdq_plugin import Options, create_session
 from tests.cache.support import entries, load
 from tests.cli.support import apart, here, on_terminal
-from tests.support import CPU, save, stack
+from tests.support import CPU, save, stack, unquantized
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-def unquantized() -> onnx.ModelProto:
-    draft = Draft("float")
-    draft.input("x", ["m", 8])
-    draft.output("y", ["m", 8])
-    draft.node("Relu", ["x"], "y")
-    return draft.model()
 
 
 @pytest.fixture

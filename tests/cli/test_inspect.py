@@ -13,7 +13,7 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Reason, inspect
 from tests.cli.support import apart, here, on_terminal
-from tests.support import huge, linear, mixed, save, stack
+from tests.support import huge, linear, mixed, save, stack, unquantized
 
 
 @pytest.fixture
@@ -71,11 +71,7 @@ def test_integer_kernels_are_no_finding(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_model_without_weights_of_that_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = Draft("float")
-    draft.input("x", ["m", 8])
-    draft.output("y", ["m", 8])
-    draft.node("Relu", ["x"], "y")
-    done = here(capsys, "inspect", save(draft.model(), tmp_path, "file"))
+    done = here(capsys, "inspect", save(unquantized(), tmp_path, "file"))
     assert done == (0, "Verdict: stock ONNX Runtime loads it as it is: nothing in it is quantized\n", "")
 
 

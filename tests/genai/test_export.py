@@ -15,10 +15,8 @@ import pytest
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin import Options, create_session, genai
 from ort_qdq_plugin.errors import ModelError, QdqPluginError
-from ort_qdq_plugin.genai import export as module
-from ort_qdq_plugin.genai import export as package_export
 from ort_qdq_plugin.genai.config import CONFIG_NAME
 from ort_qdq_plugin.genai.export import export
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY
@@ -86,7 +84,7 @@ def test_everything_comes_along_and_what_was_fused_is_new(folder: Path, tmp_path
     assert same(folder / DECODER, out / DECODER)
     assert {name: (folder / name).read_bytes() for name in names(folder)} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
-    assert package_export is module
+    assert genai.export is export
 
 
 def test_accuracy_level_of_the_configuration_and_of_the_options(folder: Path, tmp_path: Path) -> None:

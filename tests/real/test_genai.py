@@ -20,7 +20,7 @@ import genai_models
 import numpy as np
 import onnx
 import pytest
-from real_support import needs, qoperator_twin, run_script
+from real_support import needs, qoperator_twin
 
 from ort_qdq_plugin import Options, activate, deactivate
 
@@ -31,13 +31,6 @@ LENGTH = 60
 FUSED_BY_STOCK = ("symmetric", "asymmetric", "tied", "float16")
 LEFT_BY_STOCK = ("gptq", "gptq_signed", "float16_gptq")
 PREFIX = "ort-qdq-genai-"
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("genai")
-    run_script("genai_models.py", made)
-    return made
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,6 @@ from real_support import (
     needs,
     qoperator_twin,
     relative_error,
-    run_script,
     stock_session,
 )
 
@@ -36,21 +35,14 @@ N_MAJOR = ("gptq", "gptq_signed")
 NONSENSE = "gptq_signed"
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("genai")
-    run_script("genai_models.py", made)
-    return made
-
-
-@pytest.fixture(scope="session")
-def stock(folder: Path) -> Callable[[str], Decoded]:
+@pytest.fixture(scope="module")
+def stock(built: Path) -> Callable[[str], Decoded]:
     """What stock ONNX Runtime decodes, once for each variant."""
     known: dict[str, Decoded] = {}
 
     def decoded(variant: str) -> Decoded:
         if variant not in known:
-            known[variant] = decode(stock_session(folder / variant / "model.onnx"))
+            known[variant] = decode(stock_session(built / variant / "model.onnx"))
         return known[variant]
 
     return decoded
@@ -66,8 +58,8 @@ def same_tokens(ours: Decoded, theirs: Decoded) -> bool:
 
 
 @pytest.mark.parametrize("variant", K_MAJOR + N_MAJOR)
-def test_builder_writes_what_we_expect(variant: str, folder: Path) -> None:
-    model = onnx.load(folder / variant / "model.onnx", load_external_data=False)
+def test_builder_writes_what_we_expect(variant: str, built: Path) -> None:
+    model = onnx.load(built / variant / "model.onnx", load_external_data=False)
     found = dequantized_weights(model)
     assert len(found) == LINEAR_LAYERS
     assert any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
@@ -75,14 +67,14 @@ def test_builder_writes_what_we_expect(variant: str, folder: Path) -> None:
     assert {weight.axis for weight in found} == {0 if variant in K_MAJOR else -1}
     assert all(bool(weight.passed) == (variant in N_MAJOR) for weight in found)
     assert all(weight.weight.data_location == onnx.TensorProto.EXTERNAL for weight in found)
-    assert fused_by_stock(folder / variant / "model.onnx", folder)["MatMulNBits"] == (
+    assert fused_by_stock(built / variant / "model.onnx", built)["MatMulNBits"] == (
         LINEAR_LAYERS if variant in K_MAJOR else 0
     )
 
 
 @pytest.mark.parametrize("variant", K_MAJOR + N_MAJOR)
-def test_every_linear_layer_is_fused(variant: str, folder: Path) -> None:
-    path = folder / variant / "model.onnx"
+def test_every_linear_layer_is_fused(variant: str, built: Path) -> None:
+    path = built / variant / "model.onnx"
     report = report_of(create_session(path))
     assert_all_fused(report, onnx.load(path))
     assert report is not None
@@ -93,9 +85,9 @@ def test_every_linear_layer_is_fused(variant: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", K_MAJOR)
-def test_decodes_as_stock_fuses(variant: str, folder: Path, stock: Callable[[str], Decoded]) -> None:
+def test_decodes_as_stock_fuses(variant: str, built: Path, stock: Callable[[str], Decoded]) -> None:
     """Stock ONNX Runtime fuses these itself: not one bit may differ."""
-    ours = decode(create_session(folder / variant / "model.onnx"))
+    ours = decode(create_session(built / variant / "model.onnx"))
     theirs = stock(variant)
     assert ours.tokens == theirs.tokens
     assert np.array_equal(ours.logits, theirs.logits)
@@ -103,9 +95,9 @@ def test_decodes_as_stock_fuses(variant: str, folder: Path, stock: Callable[[str
 
 
 @pytest.mark.parametrize("variant", N_MAJOR)
-def test_decodes_as_stock_computes(variant: str, folder: Path, stock: Callable[[str], Decoded]) -> None:
+def test_decodes_as_stock_computes(variant: str, built: Path, stock: Callable[[str], Decoded]) -> None:
     """Stock ONNX Runtime dequantizes these to float on every run, which accuracy level 0 comes close to."""
-    ours = decode(create_session(folder / variant / "model.onnx", options=Options(accuracy_level=0)))
+    ours = decode(create_session(built / variant / "model.onnx", options=Options(accuracy_level=0)))
     theirs = stock(variant)
     assert ours.tokens == theirs.tokens
     assert relative_error(ours.logits, theirs.logits) <= 1e-4
@@ -114,9 +106,9 @@ def test_decodes_as_stock_computes(variant: str, folder: Path, stock: Callable[[
         assert len(set(ours.tokens)) > 32, "a model that repeats itself shows little"
 
 
-def test_default_accuracy_decodes_the_same(folder: Path, stock: Callable[[str], Decoded]) -> None:
+def test_default_accuracy_decodes_the_same(built: Path, stock: Callable[[str], Decoded]) -> None:
     """Accuracy level 4 rounds activations too, and still chooses the same tokens."""
-    ours = decode(create_session(folder / "gptq" / "model.onnx"))
+    ours = decode(create_session(built / "gptq" / "model.onnx"))
     theirs = stock("gptq")
     assert ours.tokens == theirs.tokens
     assert relative_error(ours.logits, theirs.logits) <= 5e-2
@@ -125,10 +117,10 @@ def test_default_accuracy_decodes_the_same(folder: Path, stock: Callable[[str], 
 @pytest.mark.parametrize("variant", K_MAJOR + N_MAJOR)
 @pytest.mark.parametrize("accuracy_level", [0, 4])
 def test_decodes_as_its_qoperator_twin(
-    variant: str, accuracy_level: int, folder: Path, record_property: Callable[[str, object], None]
+    variant: str, accuracy_level: int, built: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """MatMulNBits nodes with equal bytes, packed by plain NumPy."""
-    path = folder / variant / "model.onnx"
+    path = built / variant / "model.onnx"
     twin = decode(stock_session(qoperator_twin(onnx.load(path), accuracy_level).SerializeToString()))
     ours = decode(create_session(path, options=Options(accuracy_level=accuracy_level)))
     assert ours.tokens == twin.tokens
@@ -136,19 +128,19 @@ def test_decodes_as_its_qoperator_twin(
     record_property("milliseconds a token", {"ours": ours.milliseconds, "QOperator twin": twin.milliseconds})
 
 
-def test_the_builders_own_qoperator_model(folder: Path, stock: Callable[[str], Decoded]) -> None:
+def test_the_builders_own_qoperator_model(built: Path, stock: Callable[[str], Decoded]) -> None:
     """A model that already holds MatMulNBits keeps giving what it gave."""
-    session = create_session(folder / "qoperator" / "model.onnx")
+    session = create_session(built / "qoperator" / "model.onnx")
     assert np.array_equal(decode(session).logits, stock("qoperator").logits)
 
 
 @pytest.mark.parametrize("variant", K_MAJOR + N_MAJOR)
 def test_time_of_a_token(
     variant: str,
-    folder: Path,
+    built: Path,
     stock: Callable[[str], Decoded],
     record_property: Callable[[str, object], None],
 ) -> None:
     """For information: these models are too small to assert a time on."""
-    ours = decode(create_session(folder / variant / "model.onnx"))
+    ours = decode(create_session(built / variant / "model.onnx"))
     record_property("milliseconds a token", {"ours": ours.milliseconds, "stock": stock(variant).milliseconds})
