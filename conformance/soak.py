@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session, report_of
-from ort_qdq_plugin.process import sizes_of
+from ort_qdq_plugin.system.process import sizes_of
 
 __all__ = ["main"]
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 
 from ort_qdq_plugin import Options, create_session, report_of
-from ort_qdq_plugin.demo_model import write_model
+from ort_qdq_plugin.cli.demo_model import write_model
 
 __all__ = ["Work", "Worker", "add_batches", "batches", "parser", "tell", "work"]
 

@@ -6,15 +6,16 @@ TYPE_CHECKING = False  # typing takes longer to import than all that a process r
 if TYPE_CHECKING:
     from typing import Any
 
-    from ort_qdq_plugin.activation import activate, deactivate
+    from ort_qdq_plugin import genai
     from ort_qdq_plugin.errors import ModelError, QdqPluginError, SourceChangedError, SourceUnreadableError
+    from ort_qdq_plugin.load.export import export
     from ort_qdq_plugin.options import Options
-    from ort_qdq_plugin.reason import Reason
-    from ort_qdq_plugin.report import Fusion, Report, Unfused
+    from ort_qdq_plugin.report import FusedWeight, Reason, Report, UnfusedWeight
     from ort_qdq_plugin.session import create_session, inspect, report_of, warm
+    from ort_qdq_plugin.switch.activation import activate, deactivate
 
 __all__ = [
-    "Fusion",
+    "FusedWeight",
     "ModelError",
     "Options",
     "QdqPluginError",
@@ -22,10 +23,12 @@ __all__ = [
     "Report",
     "SourceChangedError",
     "SourceUnreadableError",
-    "Unfused",
+    "UnfusedWeight",
     "activate",
     "create_session",
     "deactivate",
+    "export",
+    "genai",
     "inspect",
     "report_of",
     "warm",
@@ -33,22 +36,24 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Imported when they are first asked for: processes that only wait for onnxruntime (startup.py) should not pay for it.
+# Imported when they are first asked for: processes that only wait for onnxruntime (switch/startup.py) should not pay for it.
 _MODULES = {
-    "activation": ("activate", "deactivate"),
     "errors": ("ModelError", "QdqPluginError", "SourceChangedError", "SourceUnreadableError"),
-    "reason": ("Reason",),
+    "load.export": ("export",),
     "options": ("Options",),
-    "report": ("Fusion", "Report", "Unfused"),
+    "report": ("FusedWeight", "Reason", "Report", "UnfusedWeight"),
     "session": ("create_session", "inspect", "report_of", "warm"),
+    "switch.activation": ("activate", "deactivate"),
 }
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "genai":
+        return importlib.import_module(f"{__name__}.genai")
     for module, names in _MODULES.items():
         if name in names:
-            import importlib
-
             value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
             globals()[name] = value
             return value

@@ -12,8 +12,8 @@ __all__ = [
     "QdqPluginError",
     "SourceChangedError",
     "SourceUnreadableError",
+    "error_text",
     "readable",
-    "told",
 ]
 
 
@@ -55,7 +55,7 @@ def readable() -> Iterator[None]:
         raise ModelError(f"no readable model: {type(error).__name__}: {error}") from error
 
 
-def told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error in the words of command lines: without the number of a system's error."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"

@@ -1,22 +1,48 @@
-"""What was done with a model, and what was not."""
+"""What was done with a model; what was not, and why."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from enum import Enum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ort_qdq_plugin.reason import Reason
-
-__all__ = ["Fusion", "Journal", "Report", "Unfused"]
+__all__ = ["FusedWeight", "Reason", "Report", "UnfusedWeight"]
 
 _MB = 1e6
 _FLOAT_BYTES = 4  # of a dequantized element
 
 
-class Fusion(NamedTuple):
+class Reason(Enum):
+    """Why a DequantizeLinear of a constant weight was left alone. ``str(reason)`` is the sentence."""
+
+    OVERRIDABLE = "An operand is also a graph input, so the caller of run() may replace it."
+    NOT_CONSTANT = "The scales or the zero points are computed at run time."
+    WEIGHT_TYPE = "The weight's type is not a 2-, 4- or 8-bit integer."
+    SCALE_TYPE = "The scales are neither float, float16 nor bfloat16."
+    PRODUCT_TYPE = "The product is computed in a type that no fused kernel takes."
+    RANK = "The weight is not a matrix."
+    BATCHED = "The weight is a stack of matrices, one per batch."
+    RESHAPE = "A Reshape on the way to the product splits an axis of the stored weight, or its shape is not constant."
+    INTERLEAVED = "The axes of the stored weight that make up K and N are interleaved."
+    BLOCKS_ALONG_N = "Scales vary along K index by index, or blocks lie along N: the fused operator needs blocks along K."
+    BLOCK_SIZE = "No power of two from 16 to 256 divides the block size at a cost below twice the operand's bytes."
+    CONSUMER = "The result feeds something other than a matrix product or a Gather."
+    LEFT_OPERAND = "The weight is the left operand of the product, and the right one's rank is not known."
+    TRANSPOSED_ACTIVATION = "The product transposes its other operand, whose rank is not known, or batches its axes."
+    ACTIVATION_RANK = "The weight has leading axes, and the rank of the product's other operand is not known."
+    INTEGER_KERNEL = "The activations are quantized too: ONNX Runtime's integer kernels apply."
+    GATHER = "GatherBlockQuantized takes tables of 4-bit or unsigned 8-bit rows in blocks along the last axis."
+    ALPHA = "The product's alpha is so large or so small that scales times alpha may leave their type's range."
+    UNUSED = "Nothing reads the result."
+    GRAPH_OUTPUT = "The result is an output of the graph."
+    INVALID = "The operands do not fit together; ONNX Runtime decides what to say."
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class FusedWeight(NamedTuple):
     """A node that became a fused low-bit operator.
 
     Attributes:
@@ -48,7 +74,7 @@ class Fusion(NamedTuple):
     has_bias: bool
 
 
-class Unfused(NamedTuple):
+class UnfusedWeight(NamedTuple):
     """A DequantizeLinear of a constant weight that stays.
 
     Attributes:
@@ -92,8 +118,8 @@ class Report(NamedTuple):
 
     route: str
     passed_through: str | None = None
-    fused: tuple[Fusion, ...] = ()
-    unfused: tuple[Unfused, ...] = ()
+    fused: tuple[FusedWeight, ...] = ()
+    unfused: tuple[UnfusedWeight, ...] = ()
     packed_bytes: int = 0
     borrowed_bytes: int = 0
     cache: str = ""
@@ -138,42 +164,3 @@ class Report(NamedTuple):
             f"  unfused {entry.dequantize}: {entry.reason} ({entry.bytes_per_run / _MB:.1f} MB dequantized per run)"
             for entry in self.unfused
         ]
-
-
-class Journal:
-    """What has been done with a model so far, for its report."""
-
-    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
-        self._seconds = dict(seconds or {})
-        self._report = Report("stock")
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def planned(
-        self,
-        *,
-        fused: Iterable[Fusion],
-        unfused: Iterable[Unfused],
-        packed_bytes: int,
-        borrowed_bytes: int,
-        cache: str = "",
-    ) -> None:
-        """Say what is going to be done."""
-        self._report = self._report._replace(
-            fused=tuple(fused),
-            unfused=tuple(unfused),
-            packed_bytes=packed_bytes,
-            borrowed_bytes=borrowed_bytes,
-            cache=cache,
-        )
-
-    def finished(self, route: str, passed_through: str | None = None) -> Report:
-        """The report: how the model was loaded, and why ONNX Runtime got it as it is, if it did."""
-        return self._report._replace(route=route, passed_through=passed_through, seconds=dict(self._seconds))

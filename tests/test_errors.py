@@ -14,8 +14,8 @@ from ort_qdq_plugin.errors import (
     QdqPluginError,
     SourceChangedError,
     SourceUnreadableError,
+    error_text,
     readable,
-    told,
 )
 
 
@@ -44,6 +44,6 @@ def test_what_leaves_the_package_has_one_base() -> None:
 def test_in_words(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing") as raised:
         (tmp_path / "missing").stat()
-    assert told(raised.value) == f"{tmp_path / 'missing'}: No such file or directory"
-    assert told(OSError("short read")) == "short read"
-    assert told(ModelError("m")) == "m"
+    assert error_text(raised.value) == f"{tmp_path / 'missing'}: No such file or directory"
+    assert error_text(OSError("short read")) == "short read"
+    assert error_text(ModelError("m")) == "m"

@@ -25,22 +25,17 @@ MAX_LINES = 350
 # Layers, from the ground up. A module may import those of lower layers, and those of its own folder as long as there is no
 # cycle; of a layer's modules none imports another one of that layer in another folder.
 LAYERS = [
-    ("awaiting", "demo_model", "environment", "errors", "log", "options", "process", "reason"),
-    ("report",),
+    ("errors", "log", "options", "report", "system"),
     ("model",),
     ("memory",),
     ("ort",),
     ("fusion",),
     ("packing",),
-    ("assemble", "prepared", "providers", "request"),
     ("cache",),
-    ("opening", "cached"),
-    ("pipeline",),
+    ("load",),
     ("session",),
-    ("export",),
     ("genai",),
-    ("activation",),
-    ("startup",),
+    ("switch",),
     ("cli",),
     ("__main__", "__init__"),
 ]
@@ -140,7 +135,7 @@ def test_tests_mirror_the_package(folder: str) -> None:
     assert all((TESTS / tests).exists() for tests in excepted.values())
 
 
-HEAVY = ("onnx", "google.protobuf", "ort_qdq_plugin.pipeline", "logging", "subprocess", "tempfile")
+HEAVY = ("onnx", "google.protobuf", "ort_qdq_plugin.load.prepare", "logging", "subprocess", "tempfile")
 LOADS = """
 import sys
 import onnxruntime
@@ -170,7 +165,7 @@ def test_a_quantized_model_imports_messages_but_not_onnx(tmp_path: Path) -> None
     path = tmp_path / "model.onnx"
     path.write_bytes(linear(Weight()).SerializeToString())
     imported = loaded_by(path)
-    assert "ort_qdq_plugin.pipeline" in imported
+    assert "ort_qdq_plugin.load.prepare" in imported
     assert not [name for name in imported if name.split(".")[0] == "onnx"]
 
 

@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from ort_qdq_plugin import Options
+from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.ort.keys import config_entry
-from ort_qdq_plugin.request import LoadRequest
 
 
 def test_defaults() -> None:

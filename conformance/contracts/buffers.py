@@ -53,7 +53,7 @@ def _written_after_load(options: Any, mapping: mmap.mmap) -> bool:
 @CHAPTER.contract
 def _files_in_memory_are_borrowed(_folder: Path) -> str:
     """With session.use_external_initializer_file_buffers_directly=1 a session uses the buffers given to
-    add_external_initializers_from_files_in_memory in place (memory/handover.py, `borrow`)."""
+    add_external_initializers_from_files_in_memory in place (ort/buffers.py, `borrow`)."""
     mapping = mapping_of(counted())
     options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping)
     expect(_written_after_load(options, mapping), "a write to the buffer after the load did not show")
@@ -62,7 +62,7 @@ def _files_in_memory_are_borrowed(_folder: Path) -> str:
 
 @CHAPTER.contract
 def _files_in_memory_are_copied_without_the_key(_folder: Path) -> str:
-    """Without that key ONNX Runtime copies every tensor: why the key is set (memory/handover.py, `borrow`)."""
+    """Without that key ONNX Runtime copies every tensor: why the key is set (ort/buffers.py, `borrow`)."""
     mapping = mapping_of(counted())
     shown = _written_after_load(with_files(options_with(), w=mapping), mapping)
     expect(not shown, "a write shows: the key is not needed any more")
@@ -71,7 +71,7 @@ def _files_in_memory_are_copied_without_the_key(_folder: Path) -> str:
 
 @CHAPTER.contract
 def _add_external_initializers_copies(_folder: Path) -> str:
-    """add_external_initializers copies every tensor, and keeps the originals: why it is not used (memory/handover.py)."""
+    """add_external_initializers copies every tensor, and keeps the originals: why it is not used (ort/buffers.py)."""
     values = counted()
     value = ort.OrtValue.ortvalue_from_numpy(values)
     options = options_with()
@@ -118,7 +118,7 @@ def _subgraphs_read_borrowed_initializers(_folder: Path) -> str:
 @CHAPTER.contract
 def _subgraphs_own_no_files_in_memory(_folder: Path) -> str:
     """External initializers of a subgraph itself must name files that exist, also where they are in memory: those of
-    subgraphs cannot be borrowed where they are (memory/handover.py, `Places`)."""
+    subgraphs cannot be borrowed where they are (ort/buffers.py, `ExternalData`)."""
     model = _if_model(lambda name, index: external_tensor(name, "w", 4 * WIDTH * index, 4 * WIDTH), inside=True)
     options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping_of(np.zeros(2 * WIDTH, np.float32)))
     said = refusal_of(lambda: load(model.SerializeToString(), options))
@@ -154,7 +154,7 @@ def _read_only_buffers_are_accepted(folder: Path) -> str:
 @CHAPTER.contract
 def _files_in_memory_are_all_or_nothing(folder: Path) -> str:
     """Once one file is in memory, ONNX Runtime looks for none on disk: all of a model's files are handed over, and never on
-    the caller's options, where they would break the next model (memory/handover.py)."""
+    the caller's options, where they would break the next model (ort/buffers.py)."""
     (folder / "on_disk").write_bytes(counted().tobytes())
     tensors = [external_tensor("v", "in_memory", 0, 4 * WIDTH), external_tensor("w", "on_disk", 0, 4 * WIDTH)]
     path = folder / "model.onnx"
@@ -181,7 +181,7 @@ def _borrowed_buffers_survive_set_providers(_folder: Path) -> str:
 @CHAPTER.contract
 def _dropping_pages_during_the_load_is_harmless(folder: Path) -> str:
     """MADV_DONTNEED on a shared file mapping drops pages from the process alone, at any moment, also while ONNX Runtime
-    reads them (memory/handover.py, `trimming`)."""
+    reads them (ort/buffers.py, `trimming`)."""
     k, n = 1024, 4096
     rng = np.random.default_rng(2)
     b = rng.integers(0, 256, k * n // 2, np.uint8)
@@ -218,7 +218,7 @@ def _dropping_pages_during_the_load_is_harmless(folder: Path) -> str:
 
 @CHAPTER.contract
 def _parallel_prepacking_changes_nothing(_folder: Path) -> str:
-    """session.prepack.enable_parallel=1 gives the same bits (memory/handover.py sets it where the caller did not)."""
+    """session.prepack.enable_parallel=1 gives the same bits (ort/buffers.py sets it where the caller did not)."""
     k, n, count = 256, 512, 6
     rng = np.random.default_rng(3)
     nodes, tensors = [], []

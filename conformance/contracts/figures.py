@@ -31,7 +31,7 @@ from conformance.contracts.small_models import (
     with_files,
 )
 from conformance.markdown import table
-from ort_qdq_plugin.process import sizes_of
+from ort_qdq_plugin.system.process import sizes_of
 
 __all__ = ["WAYS", "LayerBytes", "figures", "measure_way"]
 

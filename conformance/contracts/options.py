@@ -41,7 +41,7 @@ CHAPTER = Chapter()
 @CHAPTER.contract
 def _native_sessions_copy_options(_folder: Path) -> str:
     """The options of a native session that was never initialized are an independent copy of those it was given, with config
-    entries, plain attributes, free dimensions and added files, and outlive it (memory/handover.py, `private_options`)."""
+    entries, plain attributes, free dimensions and added files, and outlive it (ort/copies.py, `private_options`)."""
     options = options_with(**{"session.qdq_matmulnbits_accuracy_level": "2"})
     options.inter_op_num_threads = 3
     options.enable_mem_pattern = False
@@ -73,7 +73,7 @@ def _copied(options: Any) -> Any:
 @CHAPTER.contract
 def _copied_options_lose_providers_and_custom_operators(_folder: Path) -> str:
     """Such a copy does not have added providers (has_providers tells) or custom-op libraries: those models go by path
-    (memory/handover.py, `copy_loses_something`)."""
+    (ort/copies.py, `copy_loses_something`)."""
     options = options_with()
     options.add_provider("CPUExecutionProvider", {})
     expect(options.has_providers(), "has_providers does not tell of an added provider")
@@ -103,7 +103,7 @@ def _unset_config_entries_raise(_folder: Path) -> str:
 @CHAPTER.contract
 def _empty_entries_count_as_unset(folder: Path) -> str:
     """The folder and the parallel pre-packing entries, once set and then put back to the empty string, behave as if they had
-    never been set (memory/handover.py, `by_path`)."""
+    never been set (ort/buffers.py, `by_path`)."""
     (folder / "data").write_bytes(counted().tobytes())
     path = folder / "model.onnx"
     path.write_bytes(sum_model(external_tensor("w", "data", 0, 4 * WIDTH)))
@@ -120,7 +120,7 @@ def _empty_entries_count_as_unset(folder: Path) -> str:
 @CHAPTER.contract
 def _the_folder_entry_takes_the_root_directory(folder: Path) -> str:
     """A model given as bytes finds external data anywhere below the folder entry, also when that is the root directory
-    (memory/handover.py, `by_path`)."""
+    (ort/buffers.py, `by_path`)."""
     (folder / "data").write_bytes(counted().tobytes())
     location = os.path.relpath(os.path.realpath(folder / "data"), os.sep)
     options = options_with(**{FOLDER_KEY: os.sep})
@@ -145,7 +145,7 @@ def _external_files_by_path_may_be_unlinked(folder: Path) -> str:
 @CHAPTER.contract
 def _initializers_on_the_options_can_be_told(_folder: Path) -> str:
     """A model whose external file does not exist fails with "External data path validation failed", unless the caller added
-    initializers or files to the options: then it fails otherwise (memory/handover.py, `supplies_initializers`)."""
+    initializers or files to the options: then it fails otherwise (ort/copies.py, `supplies_initializers`)."""
     model = sum_model(external_tensor("w", "no-such-file", 0, 4 * WIDTH))
     added = options_with()
     added.add_external_initializers(["v"], [ort.OrtValue.ortvalue_from_numpy(counted())])

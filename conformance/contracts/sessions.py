@@ -38,7 +38,7 @@ CHAPTER = Chapter()
 
 @CHAPTER.contract
 def _loading_releases_the_interpreter(_folder: Path) -> str:
-    """initialize_session releases the GIL, so that a thread can drop pages meanwhile (memory/handover.py, `trimming`)."""
+    """initialize_session releases the GIL, so that a thread can drop pages meanwhile (ort/buffers.py, `trimming`)."""
     k, n = 4096, 16384
     rng = np.random.default_rng(4)
     tensors = [
@@ -73,7 +73,7 @@ def _threads() -> int:
 @CHAPTER.contract
 def _weak_references_end_after_the_session(folder: Path) -> str:
     """Native sessions can be weakly referenced, and their finalizers run when the C++ destructor has: its profile is
-    complete, its threads are gone. Only then are borrowed buffers let go (memory/handover.py, `keep_until_destroyed`)."""
+    complete, its threads are gone. Only then are borrowed buffers let go (ort/buffers.py, `keep_until_destroyed`)."""
     options = options_with()
     options.intra_op_num_threads = 4
     options.enable_profiling = True
@@ -106,7 +106,7 @@ def _is_complete(profile: Path) -> bool:
 @CHAPTER.contract
 def _bindings_keep_the_native_session(_folder: Path) -> str:
     """What needs the native session after its Python wrapper is gone keeps it, so that the weak reference lives on
-    (memory/handover.py, `keep_until_destroyed`)."""
+    (ort/buffers.py, `keep_until_destroyed`)."""
     session = load(sum_model(inline_tensor("w", counted())))
     reference = weakref.ref(session._sess)
     holders = {"binding": session.io_binding(), "metadata": session.get_modelmeta()}

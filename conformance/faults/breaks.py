@@ -16,7 +16,7 @@ from pathlib import Path
 from conformance.faults.job import MB, Job
 from conformance.faults.moments import at_stage, once_packed, while_packing
 from conformance.faults.processes import FILLER
-from ort_qdq_plugin.process import sizes_of
+from ort_qdq_plugin.system.process import sizes_of
 
 __all__ = ["BREAKS", "CHANGES", "MOMENTS", "QUICK_CHANGES", "TIMED", "fill_disk"]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import inspect, report
+from ort_qdq_plugin import inspect
+from ort_qdq_plugin.load.journal import Journal
 
 __all__ = ["import_everything", "on_every_stage"]
 
@@ -25,7 +26,7 @@ def on_every_stage(entering: Callable[[str], object]) -> None:
 
     There is no public way to hear of it: the journal that measures the stages is told.
     """
-    clock: Any = report.Journal
+    clock: Any = Journal
     original = clock.stage
 
     def stage(clock: Any, name: str) -> Any:

@@ -16,7 +16,7 @@ from conformance.drawing.elements import Array
 from conformance.fuzz.outcome import Failure, Outcome, Way
 from conformance.sessions import CPU, quiet_options
 from ort_qdq_plugin import create_session, inspect, report_of
-from ort_qdq_plugin.process import sizes_of
+from ort_qdq_plugin.system.process import sizes_of
 
 __all__ = ["outcome_of"]
 

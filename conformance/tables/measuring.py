@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
 
 from ort_qdq_plugin.cli.machine import make_ready
-from ort_qdq_plugin.process import sizes_of
+from ort_qdq_plugin.system.process import sizes_of
 
 __all__ = [
     "MB",

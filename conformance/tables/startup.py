@@ -27,7 +27,7 @@ from statistics import median
 __all__ = ["main"]
 
 _ROOT = Path(__file__).resolve().parents[2]
-_START_FILE = _ROOT / "ort_qdq_plugin" / "ort_qdq_plugin.pth"
+_START_FILE = _ROOT / "ort_qdq_plugin" / "switch" / "ort_qdq_plugin.pth"
 _VARIABLE = "ORT_QDQ_PLUGIN"
 _HEAVY = ("numpy", "onnx", "onnxruntime")
 _TARGET_MS = 1.0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ort_qdq_plugin.cache.manifest import InvalidEntry, Manifest, is_key, parse_manifest
 from ort_qdq_plugin.cache.prune import StoredEntry, stored_entries
 from ort_qdq_plugin.cache.store import MANIFEST, Store
-from ort_qdq_plugin.errors import told
+from ort_qdq_plugin.errors import error_text
 
 __all__ = ["Item", "inventory", "keys"]
 
@@ -66,7 +66,7 @@ def _item(store: Store, stored: StoredEntry, verify: bool) -> Item:
     try:
         store.checked(stored.key, verify=verify and recorded).close()
     except (InvalidEntry, OSError) as problem:
-        return item._replace(problem=told(problem))
+        return item._replace(problem=error_text(problem))
     return item._replace(verified=verify and recorded)
 
 

@@ -11,8 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ort_qdq_plugin.reason import Reason
-from ort_qdq_plugin.report import Fusion, Report, Unfused
+from ort_qdq_plugin.report import FusedWeight, Reason, Report, UnfusedWeight
 
 __all__ = [
     "FORMAT",
@@ -169,8 +168,9 @@ def digest_of(content: bytes | int) -> str:
 
 
 def _report(plain: Mapping[str, Any]) -> Report:
-    fused = tuple(Fusion(**entry) for entry in plain["fused"])
+    fused = tuple(FusedWeight(**entry) for entry in plain["fused"])
     unfused = tuple(
-        Unfused(**{**entry, "reason": Reason[entry["reason"]], "shape": tuple(entry["shape"])}) for entry in plain["unfused"]
+        UnfusedWeight(**{**entry, "reason": Reason[entry["reason"]], "shape": tuple(entry["shape"])})
+        for entry in plain["unfused"]
     )
     return Report(**{**plain, "fused": fused, "unfused": unfused, "seconds": {}})

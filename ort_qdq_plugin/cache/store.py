@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.cache.durable import write_back
 from ort_qdq_plugin.cache.lock import exclusive, hold_shared
 from ort_qdq_plugin.cache.manifest import (
     EntryFile,
@@ -27,6 +26,7 @@ from ort_qdq_plugin.cache.manifest import (
     digest_of,
     parse_manifest,
 )
+from ort_qdq_plugin.cache.write_back import write_back
 
 __all__ = [
     "LINK",

@@ -12,12 +12,12 @@ import ort_qdq_plugin
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
 from ort_qdq_plugin.cache.store import LINK, MODEL, Store, boot_id, describe, digest_at, write_file
-from ort_qdq_plugin.environment import PREFIX
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
-from ort_qdq_plugin.process import not_forking
 from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.system.environment import PREFIX
+from ort_qdq_plugin.system.process import fork_lock
 
 __all__ = ["EntryWriter", "copy_file"]
 
@@ -33,13 +33,13 @@ class EntryWriter:
         key: Of the entry.
         verify: Whether to record the content of all files.
         share: Whether it is to have pre-packed weights as well.
-        by_itself: Whether it has to have all that its model refers to. It gets copies of files that cannot be linked then.
+        self_contained: Whether it needs all files that its model refers to. It gets copies of those that cannot be linked.
     """
 
-    def __init__(self, store: Store, key: str, *, verify: bool, share: bool, by_itself: bool = False) -> None:
+    def __init__(self, store: Store, key: str, *, verify: bool, share: bool, self_contained: bool = False) -> None:
         self.committed = False
         self._share = share
-        self._by_itself = by_itself
+        self._by_itself = self_contained
         self._store = store
         self._key = key
         self._verify = verify
@@ -184,7 +184,7 @@ def _private(path: str, flags: int) -> int:
 
 def prepacked_in_another_process(folder: str) -> int:
     """Run prepack.py on a folder; how many bytes it pre-packed. 0, and one warning, if that failed."""
-    with not_forking:
+    with fork_lock:
         import subprocess
     # The package need not be where that process would look for it, nor be switched on in it.
     paths = [os.path.dirname(os.path.dirname(ort_qdq_plugin.__file__)), *filter(None, [os.environ.get("PYTHONPATH")])]

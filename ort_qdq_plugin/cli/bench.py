@@ -164,7 +164,7 @@ def _model(given: argparse.Namespace, scratch: Path) -> Iterator[str]:
     if given.model:
         yield given.model
         return
-    from ort_qdq_plugin.demo_model import PHI_3_MINI, write_model
+    from ort_qdq_plugin.cli.demo_model import PHI_3_MINI, write_model
 
     disk = os.statvfs(scratch)
     room = min(available_memory() // _NEEDED_MEMORY, disk.f_bavail * disk.f_frsize // _NEEDED_DISK)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.cli.console import Column, UsageError, count, progress, say, say_json, say_table, size, yes_to
-from ort_qdq_plugin.environment import PREFIX
+from ort_qdq_plugin.system.environment import PREFIX
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.inventory import Item

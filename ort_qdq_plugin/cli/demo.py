@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Compare, in the two orders in which weights are stored. 1 if outputs are not as they should be."""
+    from ort_qdq_plugin.cli.demo_model import SMALL, write_model
     from ort_qdq_plugin.cli.measure import difference
-    from ort_qdq_plugin.demo_model import SMALL, write_model
 
     say(f"Decoders of {SMALL.layers} layers, {size(SMALL.nbytes)} of uint4 weights with scales.")
     say("Models this small show that it works; fixed costs weigh less on larger ones.")

@@ -50,7 +50,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _export_file(given: argparse.Namespace, options: Options) -> None:
-    from ort_qdq_plugin.export import export
+    from ort_qdq_plugin.load.export import export
 
     with progress("exporting") as show:
         report = export(
@@ -61,7 +61,7 @@ def _export_file(given: argparse.Namespace, options: Options) -> None:
 
 
 def _export_folder(given: argparse.Namespace, options: Options) -> None:
-    from ort_qdq_plugin.genai.export import export
+    from ort_qdq_plugin.genai.export_folder import export
 
     with progress("exporting") as show:
         reports: Mapping[str, Report] = export(given.model, given.out, force=given.force, progress=show, options=options)

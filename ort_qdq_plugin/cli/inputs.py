@@ -14,7 +14,7 @@ from ort_qdq_plugin.cli.console import UsageError
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.genai.config import read_config
 from ort_qdq_plugin.model.elements import ELEMENTS
-from ort_qdq_plugin.model.opened import parse
+from ort_qdq_plugin.model.parsed import parse
 from ort_qdq_plugin.model.skeleton import open_skeleton
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_table, size
-from ort_qdq_plugin.report import Fusion, Report, Unfused
+from ort_qdq_plugin.report import FusedWeight, Report, UnfusedWeight
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "groups", "models_in", "run"]
 
@@ -97,7 +97,7 @@ def _say_report(report: Report, unfused_only: bool) -> None:
     say(f"Verdict: {_verdict(report)}")
 
 
-def groups(fused: Iterable[Fusion], unfused: Iterable[Unfused]) -> list[Group]:
+def groups(fused: Iterable[FusedWeight], unfused: Iterable[UnfusedWeight]) -> list[Group]:
     """Rows of the table: what costs most on each run first, then what is largest."""
     found: dict[Group, list[tuple[str, int, int]]] = {}
     for entry in fused:

@@ -12,7 +12,7 @@ from typing import NoReturn, Protocol
 import ort_qdq_plugin
 from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, run, warm
 from ort_qdq_plugin.cli.console import UsageError, missing, say
-from ort_qdq_plugin.errors import ModelError, QdqPluginError, told
+from ort_qdq_plugin.errors import ModelError, QdqPluginError, error_text
 
 __all__ = ["main"]
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModelError as error:
         _complain(given, f"no ONNX model that can be read: {error}")
     except (OSError, UsageError, QdqPluginError) as error:
-        _complain(given, told(error))
+        _complain(given, error_text(error))
     return _BAD_INPUT
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 import ort_qdq_plugin
 from ort_qdq_plugin.cli.machine import make_ready
-from ort_qdq_plugin.process import sizes_of
+from ort_qdq_plugin.system.process import sizes_of
 
 __all__ = ["Job", "Peer", "Run", "difference", "in_turns"]
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from ort_qdq_plugin.cli.console import UsageError
-from ort_qdq_plugin.environment import PREFIX
+from ort_qdq_plugin.system.environment import PREFIX
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ort_qdq_plugin.cli.cache import directory
 from ort_qdq_plugin.cli.console import progress, say
 from ort_qdq_plugin.cli.inspect import models_in
-from ort_qdq_plugin.environment import PREFIX
+from ort_qdq_plugin.system.environment import PREFIX
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.options import Options
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Fill the cache."""
-    from ort_qdq_plugin.activation import options_from_environment
     from ort_qdq_plugin.session import inspect
+    from ort_qdq_plugin.switch.activation import options_from_environment
 
     cache = directory(given.dir)
     options = options_from_environment({**os.environ, f"{PREFIX}_CACHE_DIR": cache})

@@ -11,10 +11,10 @@ from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Locate, is_dequantize
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT16, bits_of
-from ort_qdq_plugin.model.graph import Location, Scope
+from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import attribute, is_standard, made_tensor
 from ort_qdq_plugin.model.tensors import MAX_RANK
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -47,7 +47,7 @@ class Bias(NamedTuple):
 
     own: str | TensorProto | None = None
     addend: Addend | None = None
-    add: Location | None = None
+    add: NodeRef | None = None
 
 
 def check_bias(scope: Scope, node: NodeProto, weight_on_left: bool, n: int, locate: Locate) -> None:

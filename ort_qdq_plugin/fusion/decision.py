@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 
 __all__ = ["NotFusable"]
 

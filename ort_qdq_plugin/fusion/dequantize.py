@@ -14,7 +14,7 @@ from ort_qdq_plugin.model.elements import ELEMENTS, SCALE_TYPES, WEIGHT_TYPES
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import attributes
 from ort_qdq_plugin.model.tensors import StoredTensor, shape_of
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from ort_qdq_plugin.fusion.chain import Chain
 from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized
+from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import Site
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, INT4, UINT4, UINT8
 from ort_qdq_plugin.model.messages import attribute, is_standard
 from ort_qdq_plugin.model.operands import Operands, as_stored, borrowed_bytes, packed_bytes, stored_bytes
-from ort_qdq_plugin.reason import Reason
-from ort_qdq_plugin.report import Fusion as ReportEntry
+from ort_qdq_plugin.report import FusedWeight, Reason
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -52,20 +51,20 @@ class GatherFusion(NamedTuple):
         """The type of the fused node."""
         return "GatherBlockQuantized"
 
-    def emit(self, chain: Chain, operands: Mapping[str, str]) -> None:
+    def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
         """Gather rows, and cast them where the product wants another type."""
         inputs = [operands["data"], self.indices, operands["scales"]]
         inputs += [operands["zero_points"]] if "zero_points" in operands else []
-        value = chain.fused(
+        value = emitter.fused(
             self.operator, inputs, gather_axis=0, quantize_axis=1, block_size=self.block_size, bits=self._bits
         )  # fmt: skip
         if self.cast_to is not None:
-            chain.node("Cast", [value], to=self.cast_to)
+            emitter.node("Cast", [value], to=self.cast_to)
 
-    def entry(self) -> ReportEntry:
+    def entry(self) -> FusedWeight:
         """What the report says of it."""
         rows, columns = self.table.weight.shape
-        return ReportEntry(
+        return FusedWeight(
             node=self.site.name,
             dequantize=self.site.dequantize,
             kind=self.site.kind,

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from ort_qdq_plugin.fusion.chain import Chain
-from ort_qdq_plugin.model.graph import Location
+from ort_qdq_plugin.fusion.emit import NodeEmitter
+from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.operands import Operands
-from ort_qdq_plugin.report import Fusion as ReportEntry
+from ort_qdq_plugin.report import FusedWeight
 
-__all__ = ["Fusion", "Site", "Wishes"]
+__all__ = ["Fusion", "FusionSettings", "Site"]
 
 
-class Wishes(NamedTuple):
+class FusionSettings(NamedTuple):
     """What is asked of fused nodes.
 
     Attributes:
@@ -43,7 +43,7 @@ class Site(NamedTuple):
     name: str
     weight: str
     output: str
-    replaced: tuple[Location, ...]
+    replaced: tuple[NodeRef, ...]
 
 
 class Fusion(Protocol):
@@ -61,8 +61,8 @@ class Fusion(Protocol):
     def operands(self) -> Operands:
         """The constant inputs of the fused node."""
 
-    def emit(self, chain: Chain, operands: Mapping[str, str]) -> None:
+    def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
         """Add the fused node, and what it needs around it, to the chain. `operands`: the names that its operands got."""
 
-    def entry(self) -> ReportEntry:
+    def entry(self) -> FusedWeight:
         """What the report says of it."""

@@ -18,15 +18,14 @@ from ort_qdq_plugin.fusion.dequantize import (
     read_dequantize,
 )
 from ort_qdq_plugin.fusion.gather import fuse_gather, is_gather
-from ort_qdq_plugin.fusion.kind import Fusion, Site, Wishes
+from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.matmul import fuse_product, is_product
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, bits_of
-from ort_qdq_plugin.model.graph import Location, Scope, scopes
+from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import attribute
 from ort_qdq_plugin.model.tensors import MAX_RANK, shape_of, tensor_bytes
-from ort_qdq_plugin.reason import Reason
-from ort_qdq_plugin.report import Unfused
+from ort_qdq_plugin.report import Reason, UnfusedWeight
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -42,10 +41,10 @@ class Matches(NamedTuple):
     """What was decided for every DequantizeLinear of a constant weight."""
 
     fusions: tuple[Fusion, ...] = ()
-    unfused: tuple[Unfused, ...] = ()
+    unfused: tuple[UnfusedWeight, ...] = ()
 
 
-def match(scope: Scope, locate: Locate, wishes: Wishes) -> Matches:
+def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     """Decide every DequantizeLinear of a constant weight in a model.
 
     Shapes, types and attributes decide. Of the bytes only zero points are read, to see whether they are needed at all, and
@@ -54,16 +53,16 @@ def match(scope: Scope, locate: Locate, wishes: Wishes) -> Matches:
     Args:
         scope: Of the model's main graph.
         locate: Finds the bytes of a constant.
-        wishes: What is asked of fused nodes.
+        settings: What is asked of fused nodes.
     """
     fusions: list[Fusion] = []
-    unfused: list[Unfused] = []
-    context = _Context(locate, wishes, Centred())
+    unfused: list[UnfusedWeight] = []
+    context = _Context(locate, settings, Centred())
     for inner in scopes(scope):
         for node in inner.nodes:
             if not is_dequantize(node) or not has_constant_weight(inner, node):
                 continue
-            decision = _Decision(inner, node, context)
+            decision = _WeightMatch(inner, node, context)
             fusions += decision.fusions
             if decision.reason is not None:
                 unfused.append(_unfused(inner, node, decision.reason))
@@ -74,7 +73,7 @@ class _Context(NamedTuple):
     """What all decisions about one model share."""
 
     locate: Locate
-    wishes: Wishes
+    settings: FusionSettings
     is_centred: Centred
 
 
@@ -82,7 +81,7 @@ class _Use(NamedTuple):
     """A node that reads the weight behind mere views: how it sees it, or why nobody can tell, and under what name."""
 
     view: View | NotFusable
-    location: Location
+    location: NodeRef
     name: str
 
     @property
@@ -91,7 +90,7 @@ class _Use(NamedTuple):
         return scope.nodes[index]
 
 
-class _Decision:
+class _WeightMatch:
     """What becomes of one DequantizeLinear: fusions, and the reason if one of its readers needs it to stay."""
 
     def __init__(self, scope: Scope, node: NodeProto, context: _Context) -> None:
@@ -130,7 +129,7 @@ class _Decision:
             replaced=(use.location,),
         )
         if is_product(node):
-            return fuse_product(site, dequantized, use.view, wishes=context.wishes, locate=context.locate)
+            return fuse_product(site, dequantized, use.view, settings=context.settings, locate=context.locate)
         if is_gather(node):
             return fuse_gather(site, dequantized, use.view)
         raise NotFusable(Reason.CONSUMER)
@@ -159,18 +158,18 @@ class _Decision:
                 waiting.append(_readers(seen, scope, node.output[0]))
 
 
-def _readers(view: View, scope: Scope, name: str) -> Iterator[tuple[View, Location, str]]:
+def _readers(view: View, scope: Scope, name: str) -> Iterator[tuple[View, NodeRef, str]]:
     return ((view, use, name) for use in dict.fromkeys(scope.uses(name)))
 
 
-def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> Unfused:
+def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> UnfusedWeight:
     operands = [scope.constant(name) for name in node.input[:3]]
     weight, scales = operands[0], operands[1]
     has_shape = weight is not None and len(weight.dims) <= MAX_RANK and min(weight.dims, default=0) >= 0
     shape = tuple(weight.dims) if weight is not None and has_shape else (0,)
     block_size = attribute(node, "block_size")
     element_bytes = 4 if scales is None or scales.data_type == FLOAT else 2
-    return Unfused(
+    return UnfusedWeight(
         dequantize=node.name or node.output[0],
         weight=node.input[0],
         reason=reason,

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Addend, Bias, check_bias, following_bias, own_bias
-from ort_qdq_plugin.fusion.chain import Chain
 from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized, Locate, QuantizedMatrix, is_dequantize
-from ort_qdq_plugin.fusion.kind import Site, Wishes
+from ort_qdq_plugin.fusion.emit import NodeEmitter
+from ort_qdq_plugin.fusion.kind import FusionSettings, Site
 from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, kernel_takes, kernel_type, operands_of
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import ELEMENTS, INT8, UINT8
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import attributes, is_standard, made_tensor
 from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes, stored_bytes
-from ort_qdq_plugin.reason import Reason
-from ort_qdq_plugin.report import Fusion as ReportEntry
+from ort_qdq_plugin.report import FusedWeight, Reason
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["MatMulFusion", "fuse_product", "is_product"]
 
 
-class Around(NamedTuple):
+class OuterNodes(NamedTuple):
     """What has to stand around a fused product whose weight was not the plain right operand.
 
     Attributes:
@@ -70,44 +69,44 @@ class MatMulFusion(NamedTuple):
     accuracy_level: int
     activation: str
     bias: Bias
-    around: Around
+    around: OuterNodes
 
     @property
     def operator(self) -> str:
         """The type of the fused node."""
         return "MatMulNBits"
 
-    def emit(self, chain: Chain, operands: Mapping[str, str]) -> None:
+    def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
         """Transpose and cast the activation, multiply, and undo both for the result; then add what is not a bias."""
         value, around = self.activation, self.around
         if around.before is not None:
-            value = chain.node("Transpose", [value], perm=around.before)
+            value = emitter.node("Transpose", [value], perm=around.before)
         if self.casts_from is not None:
-            value = chain.node("Cast", [value], to=self.kernel_type)
+            value = emitter.node("Cast", [value], to=self.kernel_type)
         bias = self.bias.own or ""
         if not isinstance(bias, str):
-            bias = chain.constant(bias, f"{self.site.name}.bias")
+            bias = emitter.constant(bias, f"{self.site.name}.bias")
         # The fifth input is g_idx, the order of the rows.
         inputs = [value, operands["B"], operands["scales"], operands.get("zero_points", ""), "", bias]
         while not inputs[-1]:
             inputs.pop()
-        value = chain.fused(
+        value = emitter.fused(
             self.operator, inputs, K=self.matrix.k, N=self.matrix.n, bits=self.matrix.bits, block_size=self.block_size,
             accuracy_level=self.accuracy_level,
         )  # fmt: skip
         if self.casts_from is not None:
-            value = chain.node("Cast", [value], to=self.casts_from)
+            value = emitter.node("Cast", [value], to=self.casts_from)
         if around.after is not None:
-            value = chain.node("Transpose", [value], perm=around.after)
+            value = emitter.node("Transpose", [value], perm=around.after)
         if around.new_axes:
-            value = chain.unsqueezed(value, around.new_axes)
+            value = emitter.unsqueezed(value, around.new_axes)
         if self.bias.addend is not None:
-            chain.node("Add", [value, self._scaled(self.bias.addend, chain)])
+            emitter.node("Add", [value, self._scaled(self.bias.addend, emitter)])
 
-    def entry(self) -> ReportEntry:
+    def entry(self) -> FusedWeight:
         """What the report says of it."""
         operands = self.operands
-        return ReportEntry(
+        return FusedWeight(
             node=self.site.name,
             dequantize=self.site.dequantize,
             kind=self.site.kind,
@@ -122,15 +121,15 @@ class MatMulFusion(NamedTuple):
             has_bias=self.bias.own is not None,
         )
 
-    def _scaled(self, addend: Addend, chain: Chain) -> str:
+    def _scaled(self, addend: Addend, emitter: NodeEmitter) -> str:
         if addend.beta == 1.0:
             return addend.name
         data_type = self.casts_from or self.kernel_type
         # bfloat16, which NumPy does not have, is the upper half of float.
         name = ELEMENTS[data_type].numpy
         raw = np.array(addend.beta, name).tobytes() if name else _bfloat16(addend.beta)
-        beta = chain.constant(made_tensor(data_type, (), raw), f"{self.site.name}.beta")
-        return chain.node("Mul", [addend.name, beta])
+        beta = emitter.constant(made_tensor(data_type, (), raw), f"{self.site.name}.beta")
+        return emitter.node("Mul", [addend.name, beta])
 
 
 class _Product(NamedTuple):
@@ -150,14 +149,16 @@ def is_product(node: NodeProto) -> bool:
     return standard or (node.op_type == "FusedMatMul" and node.domain == "com.microsoft")
 
 
-def fuse_product(site: Site, dequantized: Dequantized, view: View, *, wishes: Wishes, locate: Locate) -> MatMulFusion:
+def fuse_product(
+    site: Site, dequantized: Dequantized, view: View, *, settings: FusionSettings, locate: Locate
+) -> MatMulFusion:
     """Fuse the product at a site.
 
     Args:
         site: Where; `site.weight` is the name under which the product reads the weight.
         dequantized: What is dequantized.
         view: How the product sees it.
-        wishes: What is asked of the fused node.
+        settings: What is asked of the fused node.
         locate: Finds the bytes of other constants.
 
     Raises:
@@ -174,7 +175,7 @@ def fuse_product(site: Site, dequantized: Dequantized, view: View, *, wishes: Wi
         raise NotFusable(Reason.INTEGER_KERNEL)
     computed_in, casts_from = kernel_type(view.data_type, matrix.scales.data_type)
     check_bias(scope, node, product.weight_on_left, matrix.n, locate)
-    block_size = block_size_for(matrix, wishes.block_size)
+    block_size = block_size_for(matrix, settings.block_size)
     around = _around(scope, product, len(view.axes))
     plain = casts_from is None and around.after is None and not around.new_axes
     bias = own_bias(scope, product.bias, matrix.n, view.data_type, locate) if plain else Bias(addend=product.bias)
@@ -190,7 +191,7 @@ def fuse_product(site: Site, dequantized: Dequantized, view: View, *, wishes: Wi
         block_size=block_size,
         kernel_type=computed_in,
         casts_from=casts_from,
-        accuracy_level=wishes.accuracy_level,
+        accuracy_level=settings.accuracy_level,
         activation=product.activation,
         bias=bias,
         around=around,
@@ -226,7 +227,7 @@ def _read_product(node: NodeProto, weight: str) -> _Product:
     )
 
 
-def _around(scope: Scope, product: _Product, weight_rank: int) -> Around:
+def _around(scope: Scope, product: _Product, weight_rank: int) -> OuterNodes:
     """What has to stand around the fused node when the weight is made the right operand.
 
     With the weight on the left, ``W x`` is computed as the transpose of ``x' W'``.
@@ -234,7 +235,7 @@ def _around(scope: Scope, product: _Product, weight_rank: int) -> Around:
     swaps = product.transposes_activation != product.weight_on_left
     swaps_result = product.weight_on_left
     if not swaps and not swaps_result and weight_rank == 2:
-        return Around()
+        return OuterNodes()
     shape = scope.shape(product.activation)
     if shape is None:
         unknown = Reason.TRANSPOSED_ACTIVATION if swaps else Reason.ACTIVATION_RANK
@@ -244,7 +245,7 @@ def _around(scope: Scope, product: _Product, weight_rank: int) -> Around:
         raise NotFusable(Reason.INVALID)
     # A vector is a row on the left and a column on the right: x and W x have the same axes whichever side x is on.
     swap = (*range(rank - 2), rank - 1, rank - 2) if rank >= 2 else None
-    return Around(swap if swaps else None, swap if swaps_result else None, max(0, weight_rank - max(rank, 2)))
+    return OuterNodes(swap if swaps else None, swap if swaps_result else None, max(0, weight_rank - max(rank, 2)))
 
 
 def _is_from_bytes(scope: Scope, name: str) -> bool:

@@ -13,7 +13,7 @@ from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, UINT8, bits_of
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 
 __all__ = ["block_size_for", "kernel_takes", "kernel_type", "operands_of"]
 
@@ -103,7 +103,7 @@ def kernel_type(product_type: int, scale_type: int) -> tuple[int, int | None]:
 
 
 def block_size_for(matrix: QuantizedMatrix, wanted: int) -> int:
-    """The block size of the fused node; `wanted` is for a matrix without blocks (`Wishes.block_size`).
+    """The block size of the fused node; `wanted` is for a matrix without blocks (`FusionSettings.block_size`).
 
     Raises:
         NotFusable: No block size fits.

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion.chain import CONTRIB_DOMAIN, CONTRIB_VERSION, Chain, FreshNames
+from ort_qdq_plugin.fusion.emit import CONTRIB_DOMAIN, CONTRIB_VERSION, FreshNames, NodeEmitter
 from ort_qdq_plugin.fusion.kind import Fusion
-from ort_qdq_plugin.fusion.schemas import check_removed
-from ort_qdq_plugin.fusion.specification import newest_opset
-from ort_qdq_plugin.model.graph import Location, Scope, scopes
+from ort_qdq_plugin.fusion.operators import newest_opset
+from ort_qdq_plugin.fusion.validity import check_removed
+from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import made_node, subgraphs
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Rewriter:
             raise ModelError(f"opset {max(opsets)}")
         self._opset = max(opsets, default=0)
         self._initializers: list[TensorProto] = []
-        self._replaced: dict[Location, list[NodeProto]] = {}
-        self._removed: set[Location] = set()
+        self._replaced: dict[NodeRef, list[NodeProto]] = {}
+        self._removed: set[NodeRef] = set()
         self._dropped: dict[Scope, set[str]] = {}
         self._reads_left: dict[tuple[Scope, str], int] = {}
         self._read_anew: set[tuple[Scope, str]] = set()
@@ -57,11 +57,11 @@ class Rewriter:
     def put(self, fusion: Fusion, operands: Mapping[str, str]) -> None:
         """Replace a fusion's nodes by its fused node. `operands`: the names of its constant inputs."""
         site = fusion.site
-        chain = Chain(site.output, site.name, self._names, self._opset)
-        fusion.emit(chain, operands)
-        self._initializers += chain.constants
+        emitter = NodeEmitter(site.output, site.name, self._names, self._opset)
+        fusion.emit(emitter, operands)
+        self._initializers += emitter.constants
         # In the place of the last node replaced: everything that the new ones read has been produced by then.
-        nodes, scope = chain.finished(), site.replaced[0][0]
+        nodes, scope = emitter.finished(), site.replaced[0][0]
         self._replaced[site.replaced[-1]] = nodes
         self._removed.update(site.replaced[:-1])
         self._read_anew.update((scope.definer(name), name) for node in nodes for name in node.input)
@@ -92,7 +92,7 @@ class Rewriter:
             self._model.opset_import.add(domain=CONTRIB_DOMAIN, version=CONTRIB_VERSION)
         return self._initializers
 
-    def _release(self, location: Location) -> None:
+    def _release(self, location: NodeRef) -> None:
         """A node is gone: remove what produced its inputs, and so on upwards, where nothing reads that any more."""
         waiting = [location]
         while waiting:

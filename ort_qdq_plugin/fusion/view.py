@@ -14,7 +14,7 @@ from ort_qdq_plugin.model.elements import INT64
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import attribute, is_standard
 from ort_qdq_plugin.model.tensors import MAX_RANK
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 
 if TYPE_CHECKING:
     from onnx import NodeProto

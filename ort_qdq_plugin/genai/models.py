@@ -14,16 +14,17 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.cached import EntryFolder, folder_through_cache, wait_until_on_disk
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError, SourceChangedError
 from ort_qdq_plugin.genai import calls
 from ort_qdq_plugin.genai.calls import Call
 from ort_qdq_plugin.genai.config import Json, ModelFile, model_files, read_config, rewritten
 from ort_qdq_plugin.genai.folder import ConfigFolder, new_folder
+from ort_qdq_plugin.load import journey
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.load.through_cache import EntryFolder, entry_folder_through_cache, wait_until_on_disk
 from ort_qdq_plugin.options import Options
-from ort_qdq_plugin.report import Journal, Report
-from ort_qdq_plugin.request import LoadRequest
-from ort_qdq_plugin.session import prepared_model
+from ort_qdq_plugin.report import Report
 
 __all__ = ["activate", "deactivate", "load", "prepare", "report_of", "warm"]
 
@@ -288,6 +289,8 @@ def _entries(
 
 
 def _entry_for(path: str, file: ModelFile, options: Options, is_temporary: bool) -> EntryFolder:
-    request = LoadRequest(path, file.to_session_options(), options, file.providers, by_itself=True, temporary=is_temporary)
+    request = LoadRequest(
+        path, file.to_session_options(), options, file.providers, self_contained=True, temporary=is_temporary
+    )
     journal = Journal()
-    return folder_through_cache(request, journal, functools.partial(prepared_model, request, journal))
+    return entry_folder_through_cache(request, journal, functools.partial(journey.prepare, request, journal))

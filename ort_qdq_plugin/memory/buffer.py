@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.process import not_forking
+from ort_qdq_plugin.system.process import fork_lock
 
 if sys.platform != "win32":
     import fcntl
     import resource
 
 if TYPE_CHECKING:
-    from ort_qdq_plugin.memory.named import Name
+    from ort_qdq_plugin.memory.named_files import Name
 
 __all__ = ["PackedBuffer", "buffer_at", "make_buffers", "spill_directories", "trim_mapping"]
 
@@ -290,15 +290,15 @@ def _open_spill(directory: str, name: Name | None) -> tuple[FileIO, str | None]:
 
 def _named() -> ModuleType:
     """What only files with names need."""
-    with not_forking:
-        from ort_qdq_plugin.memory import named
+    with fork_lock:
+        from ort_qdq_plugin.memory import named_files as named
 
         return named
 
 
 def _tempfile() -> ModuleType:
     # Its import takes some milliseconds, and is needed for the second choice only.
-    with not_forking:
+    with fork_lock:
         import tempfile
 
         return tempfile

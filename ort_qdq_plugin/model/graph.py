@@ -14,7 +14,7 @@ from ort_qdq_plugin.model.shapes import Shape, followed_shapes, inferred_graph, 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["Location", "Scope", "check_imports", "domains", "domains_once_inlined", "model_scope", "scopes"]
+__all__ = ["NodeRef", "Scope", "check_imports", "domains", "domains_once_inlined", "model_scope", "scopes"]
 
 # Initializers that are also graph inputs can be overridden at run time from this IR version on (onnx.proto, IR_VERSION 4).
 _FIRST_IR_WITH_OVERRIDES = 4
@@ -199,7 +199,7 @@ class Scope:
         return name in self.definer(name).outputs
 
 
-Location = tuple[Scope, int]
+NodeRef = tuple[Scope, int]
 """A node: its scope and its index there."""
 
 

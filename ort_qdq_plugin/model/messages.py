@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ort_qdq_plugin.process import not_forking
+from ort_qdq_plugin.system.process import fork_lock
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto
@@ -71,7 +71,7 @@ if not TYPE_CHECKING:
 
 def onnx_library(module: str) -> ModuleType:
     """A module of the onnx package, such as ``onnx.inliner``, for the few models that need more than messages."""
-    with not_forking:
+    with fork_lock:
         return importlib.import_module(module)
 
 

@@ -15,14 +15,14 @@ from onnxruntime.capi import _pybind_state as _native
 from ort_qdq_plugin.model.encoding import small_model
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import options_are_in_models
-from ort_qdq_plugin.process import not_forking
+from ort_qdq_plugin.system.process import fork_lock
 
 __all__ = [
     "added_providers",
     "copy_loses_something",
     "foreign_domains",
+    "initialize_ort_once",
     "private_options",
-    "settle_process",
     "supplies_initializers",
 ]
 
@@ -71,7 +71,7 @@ def copy_loses_something(session_options: Any | None, domains: Iterable[str]) ->
     return session_options is not None and (any(domains) or bool(session_options.has_providers()))
 
 
-def settle_process() -> None:
+def initialize_ort_once() -> None:
     """Have all made that ONNX Runtime makes once in a process, under locks, if another thread might fork the process."""
     if threading.active_count() > 1:
         _create_first_session()
@@ -79,7 +79,7 @@ def settle_process() -> None:
 
 @functools.cache
 def _create_first_session() -> None:
-    with not_forking:
+    with fork_lock:
         supplies_initializers(onnxruntime.SessionOptions())
 
 
@@ -90,7 +90,7 @@ def added_providers(session_options: Any) -> tuple[str, ...]:
     """
     if session_options.enable_profiling or session_options.optimized_model_filepath:
         return ("an added provider that cannot be told",)
-    settle_process()
+    initialize_ort_once()
     session = _throw_away_session(session_options, small_model("Identity"))
     session.initialize_session([], [], set())
     return tuple(session.get_providers())
@@ -112,7 +112,7 @@ def supplies_initializers(session_options: Any | None) -> bool:
     try:
         # While a C++ exception looks for who handles it, it holds a lock of the dynamic linker's. A child that was forked at
         # that moment would wait for it at its own first exception.
-        with not_forking:
+        with fork_lock:
             session.initialize_session(["CPUExecutionProvider"], [{}], set())
     except Exception as error:
         return _NO_SUCH_FILE not in str(error)

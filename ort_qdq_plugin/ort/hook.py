@@ -16,17 +16,17 @@ from onnxruntime.capi import _pybind_state as _native
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 
 __all__ = [
-    "Asked",
-    "asked_of",
+    "CreateCall",
     "available_providers",
+    "constructor_arguments",
     "create_stock",
     "native_session",
-    "say_options",
-    "standing_in",
+    "set_reported_options",
+    "substituted",
 ]
 
 
-class Asked(NamedTuple):
+class CreateCall(NamedTuple):
     """What InferenceSession gives the method that creates its native session."""
 
     providers: Any
@@ -39,19 +39,19 @@ _replaced_or_not = getattr(onnxruntime.InferenceSession, CREATE_METHOD)
 _stock_method = getattr(_replaced_or_not, "_ort_qdq_stock", _replaced_or_not)
 
 
-def create_stock(session: Any, asked: Asked) -> None:
+def create_stock(session: Any, asked: CreateCall) -> None:
     """Create the native session as ONNX Runtime does."""
     _stock_method(session, *asked)
 
 
-def asked_of(session: Any) -> tuple[str | bytes, Any | None]:
+def constructor_arguments(session: Any) -> tuple[str | bytes, Any | None]:
     """The model, as a path or as bytes, and the SessionOptions that an InferenceSession was given."""
     model = session._model_path if session._model_path is not None else session._model_bytes
     return model, session._sess_options
 
 
 @contextmanager
-def standing_in(session: Any, model: bytes | str, session_options: Any) -> Iterator[None]:
+def substituted(session: Any, model: bytes | str, session_options: Any) -> Iterator[None]:
     """While the block runs, the session has another model and other options than it was given."""
     path, data, options = session._model_path, session._model_bytes, session._sess_options
     is_path = isinstance(model, str)
@@ -63,7 +63,7 @@ def standing_in(session: Any, model: bytes | str, session_options: Any) -> Itera
         session._model_path, session._model_bytes, session._sess_options = path, data, options
 
 
-def say_options(session: Any, session_options: Any) -> None:
+def set_reported_options(session: Any, session_options: Any) -> None:
     """Let ``get_session_options`` give these."""
     session._sess_options = session_options
 

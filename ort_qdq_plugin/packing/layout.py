@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ort_qdq_plugin.model.operands import Operand
 
-__all__ = ["Layout", "Move", "Place", "plan_layout"]
+__all__ = ["Layout", "Move", "Slot", "plan_layout"]
 
 _PAGE_BYTES = 4096
 _CACHE_LINE_BYTES = 64
@@ -15,7 +15,7 @@ _CACHE_LINE_BYTES = 64
 _PAGE_ALIGNED_BYTES = 1 << 16
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Byte `offset` of the packed buffer number `segment`."""
 
     segment: int
@@ -26,7 +26,7 @@ class Move(NamedTuple):
     """An operand on its way to its place."""
 
     operand: Operand
-    place: Place
+    place: Slot
 
 
 class Layout(NamedTuple):
@@ -38,11 +38,11 @@ class Layout(NamedTuple):
         sizes: Of the buffers, in bytes.
     """
 
-    places: Mapping[tuple[object, ...], Place]
+    places: Mapping[tuple[object, ...], Slot]
     moves: tuple[Move, ...]
     sizes: tuple[int, ...]
 
-    def place_of(self, key: tuple[object, ...]) -> Place | None:
+    def slot_of(self, key: tuple[object, ...]) -> Slot | None:
         """Where the operand with this key goes; None if it is used where it is stored."""
         return self.places.get(key)
 
@@ -85,10 +85,10 @@ class _Planner:
         places = {key: move.place for key, move in self._moves.items()} | dict.fromkeys(self._zeros, zeros)
         return Layout(places, tuple(self._moves.values()), tuple(size for size in self._sizes if size))
 
-    def _next(self, segment: int, nbytes: int) -> Place:
+    def _next(self, segment: int, nbytes: int) -> Slot:
         size = self._sizes[segment]
         alignment = _PAGE_BYTES if nbytes >= _PAGE_ALIGNED_BYTES else _CACHE_LINE_BYTES
         offset = -(-size // alignment) * alignment
         if nbytes:
             self._sizes[segment] = offset + nbytes
-        return Place(segment, offset)
+        return Slot(segment, offset)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, QdqPluginError, create_session, pipeline
+from ort_qdq_plugin import Options, QdqPluginError, create_session
+from ort_qdq_plugin.load import pack as pack_stage
 from tests.support import (
     CPU,
     FORMS,
@@ -42,7 +43,7 @@ def test_the_fallback_warns_once_and_works(
     stored = save(stack(2, 128), tmp_path, form)
     spill = tmp_path / "spill"
     spill.mkdir()
-    monkeypatch.setattr(pipeline, "pack", breaking)
+    monkeypatch.setattr(pack_stage, "pack", breaking)
     before = settled_descriptors()
     with caplog.at_level(logging.DEBUG, "ort_qdq_plugin"):
         session = create_session(stored, make(), options=Options(buffer="file", spill_dir=spill))
@@ -60,7 +61,7 @@ def test_the_fallback_warns_once_and_works(
 
 @pytest.mark.parametrize("make", [quiet, added_provider])
 def test_strict_raises(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "pack", breaking)
+    monkeypatch.setattr(pack_stage, "pack", breaking)
     options = Options(strict=True, buffer="file", spill_dir=tmp_path)
     with pytest.raises(QdqPluginError, match="packing broke") as caught:
         create_session(save(linear(Weight()), tmp_path, "bytes"), make(), options=options)
@@ -78,7 +79,7 @@ def test_strict_raises_once_and_without_stocks_retry(
         calls.append(1)
         breaking()
 
-    monkeypatch.setattr(pipeline, "pack", counting)
+    monkeypatch.setattr(pack_stage, "pack", counting)
     with pytest.raises(QdqPluginError, match="packing broke"):
         create_session(save(linear(Weight()), Path(), "bytes"), quiet(), CPU, options=Options(strict=True))
     assert len(calls) == 1

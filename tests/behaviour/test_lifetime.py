@@ -20,8 +20,9 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from ort_qdq_plugin import Options, create_session, pipeline
-from ort_qdq_plugin.ort import handover
+from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin.load import prepare
+from ort_qdq_plugin.ort import buffers
 from tests.support import (
     CPU,
     ROOT,
@@ -57,20 +58,20 @@ def borrowed(stored: str | bytes, folder: Path) -> tuple[ort.InferenceSession, w
     options = Options(buffer="file", spill_dir=folder)
     session: Any = create_session(stored, quiet(), CPU, options=options)
     assert made_report(session).route == "borrowed"
-    buffers = list(session._ort_qdq_loading.prepared.buffers.values())
+    buffers = list(session._ort_qdq_state.prepared.buffers.values())
     assert mapped(folder)
     return session, weakref.ref(buffers[0])
 
 
 def test_dropping_the_session_releases_everything(stored: str, tmp_path: Path) -> None:
     gc.collect()
-    before, kept = settled_descriptors(), len(handover._kept)
+    before, kept = settled_descriptors(), len(buffers._kept)
     session, buffer = borrowed(stored, tmp_path)
     result(session)
     del session
     assert buffer() is None, "without waiting for the garbage collector"
     assert not mapped(tmp_path)
-    assert (descriptors(), len(handover._kept)) == (before, kept)
+    assert (descriptors(), len(buffers._kept)) == (before, kept)
 
 
 def test_weights_in_place_are_released_too(in_place: str, tmp_path: Path) -> None:
@@ -82,15 +83,15 @@ def test_weights_in_place_are_released_too(in_place: str, tmp_path: Path) -> Non
 
 
 def test_the_callers_bytes_are_released(tmp_path: Path) -> None:
-    before = len(handover._kept)
+    before = len(buffers._kept)
     data = save(stack(2, 256, n_major=True), tmp_path, "bytes")
     session = create_session(data, quiet(), CPU)
-    assert any(buffer is data for kept in handover._kept.values() for buffer in kept)
+    assert any(buffer is data for kept in buffers._kept.values() for buffer in kept)
     del data
     gc.collect()
     assert np.isfinite(result(session)).all()
     del session
-    assert len(handover._kept) == before
+    assert len(buffers._kept) == before
 
 
 def binding_of(session: ort.InferenceSession) -> Callable[[], Array]:
@@ -176,38 +177,38 @@ def test_any_order_of_deletion(stored: str, tmp_path: Path, order: tuple[int, ..
 
 
 def test_set_providers_and_then_drop(stored: str, tmp_path: Path) -> None:
-    kept = len(handover._kept)
+    kept = len(buffers._kept)
     session, buffer = borrowed(stored, tmp_path)
     wanted = result(session)
     for _ in range(3):
         session.set_providers(CPU)
         gc.collect()
         np.testing.assert_array_equal(result(session), wanted)
-        assert len(handover._kept) == kept + 1
+        assert len(buffers._kept) == kept + 1
     del session
     gc.collect()
     assert buffer() is None
-    assert len(handover._kept) == kept
+    assert len(buffers._kept) == kept
 
 
 def test_a_failed_load_keeps_nothing(stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime may refuse what we made of the model."""
-    kept, before = len(handover._kept), settled_descriptors()
-    original = handover.borrow
+    kept, before = len(buffers._kept), settled_descriptors()
+    original = buffers.borrow
 
     def spoil(options: Any, buffers: Any) -> None:
         original(options, buffers)
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "nonsense")
         options.add_external_initializers(["no such name"], [ort.OrtValue.ortvalue_from_numpy(np.zeros(3, np.float32))])
 
-    monkeypatch.setattr(pipeline, "borrow", spoil)
+    monkeypatch.setattr(prepare, "borrow", spoil)
     session = create_session(stored, quiet(), CPU, options=Options(buffer="file", spill_dir=tmp_path))
     assert made_report(session).route == "stock"
     assert np.isfinite(result(session)).all()
     gc.collect()
     assert not mapped(tmp_path)
     del session
-    assert (len(handover._kept), descriptors()) == (kept, before)
+    assert (len(buffers._kept), descriptors()) == (kept, before)
 
 
 def test_sessions_by_path_hold_no_file(stored: str, tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_threads_that_make_run_and_drop(tmp_path: Path) -> None:
     models = [save(stack(2, 128, seed=str(seed), n_major=bool(seed % 2)), tmp_path, "bytes") for seed in range(4)]
     wanted = [result(create_session(model, quiet(), CPU)) for model in models]
     gc.collect()
-    kept, before, running = len(handover._kept), settled_descriptors(), threading.active_count()
+    kept, before, running = len(buffers._kept), settled_descriptors(), threading.active_count()
     options = quiet()
     options.intra_op_num_threads = 1
 
@@ -247,7 +248,7 @@ def test_threads_that_make_run_and_drop(tmp_path: Path) -> None:
             future.result()
     del future
     gc.collect()
-    assert (len(handover._kept), descriptors(), threading.active_count()) == (kept, before, running)
+    assert (len(buffers._kept), descriptors(), threading.active_count()) == (kept, before, running)
     assert not mapped(tmp_path)
 
 

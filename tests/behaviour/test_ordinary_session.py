@@ -14,7 +14,7 @@ from onnx import helper
 from conformance.drawing.weight import Weight
 from conformance.tables.decoder import ensure_pair, spec_of
 from ort_qdq_plugin import Options, create_session
-from ort_qdq_plugin import providers as providers_module
+from ort_qdq_plugin.ort import providers as providers_module
 from tests.support import (
     CPU,
     FORMS,

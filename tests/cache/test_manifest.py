@@ -25,10 +25,10 @@ from ort_qdq_plugin.cache.manifest import (
     digest_of,
     parse_manifest,
 )
-from ort_qdq_plugin.report import Fusion, Unfused
+from ort_qdq_plugin.report import FusedWeight, UnfusedWeight
 
-FUSION = Fusion("p", "d", "MatMul", 128, 64, 4, 32, "K-major", 1, 2, 3, False)
-UNFUSED = Unfused("d2", "w2", Reason.GATHER, (4, 5), 6, 7, 8, 9)
+FUSION = FusedWeight("p", "d", "MatMul", 128, 64, 4, 32, "K-major", 1, 2, 3, False)
+UNFUSED = UnfusedWeight("d2", "w2", Reason.GATHER, (4, 5), 6, 7, 8, 9)
 SOURCE = SourceFile("/models/m.onnx", Identity(1, 2, 3, 4, 5), ("/models/link",), "data-0", True, "ab")
 MANIFEST = Manifest(
     key="key",
@@ -71,7 +71,7 @@ manifests = st.builds(
         st.none() | texts,
         st.just((FUSION, FUSION._replace(has_bias=True))),
         st.lists(
-            st.builds(Unfused, texts, texts, st.sampled_from(Reason), st.just((3, 4)), counts, counts, counts, counts),
+            st.builds(UnfusedWeight, texts, texts, st.sampled_from(Reason), st.just((3, 4)), counts, counts, counts, counts),
             max_size=3,
         ).map(tuple),
         counts,

@@ -75,7 +75,7 @@ def test_bad_usage(arguments: list[str], fault: str, model: Path, capsys: pytest
 
 
 def test_a_model_of_our_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ort_qdq_plugin import demo_model
+    from ort_qdq_plugin.cli import demo_model
 
     monkeypatch.setattr(demo_model, "PHI_3_MINI", demo_model.Decoder(32, 64, 128, 96))
     done = here(capsys, "bench", "--layers", 2, "--peers", "stock", "--runs", 1)

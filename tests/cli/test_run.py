@@ -16,7 +16,7 @@ from tests.cli.support import Outcome, apart, here
 from tests.support import CPU, ROOT, save, stack
 
 # The line that every start of an interpreter runs where the package is installed.
-START = f"import sys; exec(open({str(ROOT / 'ort_qdq_plugin' / 'ort_qdq_plugin.pth')!r}).read())\n"
+START = f"import sys; exec(open({str(ROOT / 'ort_qdq_plugin' / 'switch' / 'ort_qdq_plugin.pth')!r}).read())\n"
 LOAD = f"import onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers={CPU!r})\n"
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ort_qdq_plugin.demo_model import write_model
+from ort_qdq_plugin.cli.demo_model import write_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -13,20 +13,20 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from conformance.drawing.draft import Draft
-from ort_qdq_plugin.fusion.chain import Chain, FreshNames
 from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, is_dequantize, read_dequantize
-from ort_qdq_plugin.fusion.kind import Fusion, Site, Wishes
+from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
+from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.graph import Scope, model_scope
 from ort_qdq_plugin.model.sources import ExternalFiles, MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor, tensor_bytes
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 from tests.support import Array
 
 __all__ = ["WISHES", "emitted", "evaluated", "integers_of", "locate", "read", "refused", "scope_and_site", "stored"]
 
-WISHES = Wishes(block_size=0, accuracy_level=4)
+WISHES = FusionSettings(block_size=0, accuracy_level=4)
 
 
 def locate(tensor: TensorProto) -> StoredTensor:
@@ -70,9 +70,9 @@ def scope_and_site(draft: Draft, weight: str = "w_d") -> tuple[Scope, Site]:
 def emitted(fusion: Fusion, opset: int = 21) -> tuple[list[NodeProto], list[TensorProto]]:
     """The nodes and constants of a fusion. Its operands are called as the operator's specification calls them."""
     scope = fusion.site.replaced[0][0]
-    chain = Chain(fusion.site.output, fusion.site.name, FreshNames(scope), opset)
-    fusion.emit(chain, {name: name for name in fusion.operands})
-    return chain.finished(), chain.constants
+    emitter = NodeEmitter(fusion.site.output, fusion.site.name, FreshNames(scope), opset)
+    fusion.emit(emitter, {name: name for name in fusion.operands})
+    return emitter.finished(), emitter.constants
 
 
 def integers_of(node: NodeProto) -> dict[str, int]:

@@ -17,7 +17,7 @@ from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Addend, Bias, check_bias, fol
 from ort_qdq_plugin.fusion.dequantize import Locate
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.tensors import MAX_RANK, StoredTensor
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 from tests.fusion.support import locate, refused
 from tests.support import Array
 

@@ -14,7 +14,7 @@ from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from ort_qdq_plugin.fusion.gather import GatherFusion, fuse_gather, is_gather
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 from tests.fusion.support import emitted, integers_of, read, refused, scope_and_site
 
 

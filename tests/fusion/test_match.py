@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin.fusion.match import Matches, match
-from ort_qdq_plugin.model.graph import Location, model_scope
+from ort_qdq_plugin.model.graph import NodeRef, model_scope
 from ort_qdq_plugin.model.tensors import MAX_RANK
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 from tests.fusion.support import WISHES, locate
 
 
@@ -28,7 +28,7 @@ def draft_of(element: str = "uint4") -> Draft:
     return draft
 
 
-def outputs_of(replaced: tuple[Location, ...]) -> list[str]:
+def outputs_of(replaced: tuple[NodeRef, ...]) -> list[str]:
     return [scope.nodes[index].output[0] for scope, index in replaced]
 
 

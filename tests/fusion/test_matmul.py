@@ -15,11 +15,11 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, unpack
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Bias
-from ort_qdq_plugin.fusion.kind import Wishes
+from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse_product, is_product
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 from tests.fusion.support import WISHES, emitted, evaluated, integers_of, locate, read, refused, scope_and_site
 from tests.support import Array
 
@@ -51,10 +51,10 @@ def product_of(
     return draft
 
 
-def fused(draft: Draft, wishes: Wishes = WISHES, seen: View | None = None) -> MatMulFusion:
+def fused(draft: Draft, settings: FusionSettings = WISHES, seen: View | None = None) -> MatMulFusion:
     scope, site = scope_and_site(draft)
     found = read(scope)
-    return fuse_product(site, found, seen or found.view, wishes=wishes, locate=locate)
+    return fuse_product(site, found, seen or found.view, settings=settings, locate=locate)
 
 
 # Which nodes
@@ -184,7 +184,7 @@ def test_gemm(on_left: bool, turns: tuple[bool, bool], bias: Any, constant: bool
 
 
 def test_a_plain_product_is_one_node() -> None:
-    fusion = fused(product_of(weight={"block": 16}), Wishes(block_size=0, accuracy_level=2))
+    fusion = fused(product_of(weight={"block": 16}), FusionSettings(block_size=0, accuracy_level=2))
     (node,), constants = emitted(fusion)
     assert (node.op_type, node.domain, node.name) == ("MatMulNBits", "com.microsoft", "y_node")
     assert list(node.input) == ["x", "B", "scales", "zero_points"]
@@ -221,7 +221,7 @@ def test_the_add_that_follows_goes_with_the_product() -> None:
     scope, site = scope_and_site(draft)
     site = site._replace(replaced=((scope, 1),), output="y", name="y_node", kind="MatMul")
     found = read(scope)
-    fusion = fuse_product(site, found, found.view, wishes=WISHES, locate=locate)
+    fusion = fuse_product(site, found, found.view, settings=WISHES, locate=locate)
     assert fusion.site.replaced == ((scope, 1), (scope, 2))
     (node,), _ = emitted(fusion)
     assert list(node.output) == ["z"]
@@ -271,7 +271,9 @@ def test_what_the_report_says() -> None:
 @pytest.mark.parametrize(("k", "block", "taken"), [(64, 64, 64), (48, 48, 0), (64, 100, 0), (48, 49, 0), (96, 48, 48)])
 def test_one_block_for_all_of_k_is_a_scale_for_each_column(k: int, block: int, taken: int) -> None:
     """Where the kernel does not take blocks of that size: then they may be as large as they are wanted."""
-    fusion = fused(product_of(x=("m", k), shape=(k, 32), weight={"block": block}), Wishes(block_size=64, accuracy_level=4))
+    fusion = fused(
+        product_of(x=("m", k), shape=(k, 32), weight={"block": block}), FusionSettings(block_size=64, accuracy_level=4)
+    )
     assert (fusion.matrix.block, fusion.block_size) == (taken, 16 if taken == 48 else 64)
 
 

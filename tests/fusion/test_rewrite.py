@@ -11,10 +11,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion.chain import FreshNames
+from ort_qdq_plugin.fusion.emit import FreshNames
 from ort_qdq_plugin.fusion.match import match
+from ort_qdq_plugin.fusion.operators import newest_opset
 from ort_qdq_plugin.fusion.rewrite import Rewriter, lift_from_subgraphs
-from ort_qdq_plugin.fusion.specification import newest_opset
 from ort_qdq_plugin.model.graph import Scope, model_scope
 from ort_qdq_plugin.model.messages import refer
 from tests.fusion.support import WISHES, locate

@@ -21,7 +21,7 @@ from ort_qdq_plugin.fusion.decision import NotFusable
 from ort_qdq_plugin.fusion.view import View, constant_integers, follow, view_of
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.tensors import MAX_RANK, StoredTensor
-from ort_qdq_plugin.reason import Reason
+from ort_qdq_plugin.report import Reason
 from tests.fusion.support import locate, refused
 
 Array = NDArray[np.int64]

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.messages import external_tensors
-from ort_qdq_plugin.model.opened import parse
+from ort_qdq_plugin.model.parsed import parse
 from ort_qdq_plugin.model.skeleton import open_skeleton
 from ort_qdq_plugin.model.sources import ByteSource, FileSource, MemorySource
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES, without_large_tensors

@@ -11,18 +11,18 @@ import pytest
 
 from ort_qdq_plugin import activate, deactivate, report_of
 from ort_qdq_plugin.ort.hook import (
-    Asked,
-    asked_of,
+    CreateCall,
     available_providers,
+    constructor_arguments,
     create_stock,
     native_session,
-    say_options,
-    standing_in,
+    set_reported_options,
+    substituted,
 )
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 from tests.support import CPU, quiet, result, stack, stock
 
-ASKED = Asked(CPU, None, None)
+ASKED = CreateCall(CPU, None, None)
 
 
 def model(seed: str = "stack") -> bytes:
@@ -35,14 +35,14 @@ class Asking(ort.InferenceSession):  # type: ignore[misc]  # onnxruntime is unty
     stands_in: tuple[bytes | str, ort.SessionOptions] | None = None
 
     def _create_inference_session(self, *asked: Any) -> None:
-        self.before = asked_of(self)
+        self.before = constructor_arguments(self)
         if self.stands_in is None:
-            create_stock(self, Asked(*asked))
+            create_stock(self, CreateCall(*asked))
             return
-        with standing_in(self, *self.stands_in):
-            self.meanwhile = asked_of(self)
-            create_stock(self, Asked(*asked))
-        self.after = asked_of(self)
+        with substituted(self, *self.stands_in):
+            self.meanwhile = constructor_arguments(self)
+            create_stock(self, CreateCall(*asked))
+        self.after = constructor_arguments(self)
 
 
 def test_a_model_given_as_a_path(tmp_path: Path) -> None:
@@ -78,10 +78,10 @@ def test_standing_in(tmp_path: Path, as_path: bool) -> None:
 
 def test_standing_in_ends_with_an_error() -> None:
     session = stock(model())
-    before = asked_of(session)
-    with pytest.raises(KeyboardInterrupt), standing_in(session, b"no model", None):
+    before = constructor_arguments(session)
+    with pytest.raises(KeyboardInterrupt), substituted(session, b"no model", None):
         raise KeyboardInterrupt
-    assert asked_of(session) == before
+    assert constructor_arguments(session) == before
 
 
 def test_the_stock_session_is_stock_where_the_package_is_activated() -> None:
@@ -98,7 +98,7 @@ def test_the_stock_session_is_stock_where_the_package_is_activated() -> None:
 def test_what_options_are_said_to_be() -> None:
     session = stock(model())
     options = quiet()
-    say_options(session, options)
+    set_reported_options(session, options)
     assert session.get_session_options() is options
 
 

@@ -12,7 +12,7 @@ from ort_qdq_plugin.model.elements import FLOAT, UINT8
 from ort_qdq_plugin.model.operands import Operand, Order, as_stored, zeros
 from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor
-from ort_qdq_plugin.packing.layout import Layout, Place, plan_layout
+from ort_qdq_plugin.packing.layout import Layout, Slot, plan_layout
 
 CACHE_LINE, PAGE, PAGE_ALIGNED = 64, 4096, 1 << 16
 
@@ -33,9 +33,9 @@ def check(layout: Layout, groups: Sequence[Sequence[Operand]], segments: int) ->
     """Every operand to be packed has room of its own, aligned, within the buffers."""
     assert len(layout.sizes) <= segments
     assert all(layout.sizes)
-    taken: dict[Place, tuple[tuple[object, ...], int]] = {}
+    taken: dict[Slot, tuple[tuple[object, ...], int]] = {}
     for operand in (operand for group in groups for operand in group):
-        place = layout.place_of(operand.key)
+        place = layout.slot_of(operand.key)
         assert (place is None) == (operand.in_place is not None)
         if place is None:
             continue
@@ -116,7 +116,7 @@ def test_the_same_of_the_same_bytes_is_moved_once() -> None:
 def test_all_zeros_share_one_run_behind_the_rest() -> None:
     groups = [[zeros(UINT8, 10), packed(100, 1)], [zeros(UINT8, 500)], [packed(70, 2)]]
     layout = plan_layout(groups, 1)
-    behind = Place(0, 256)
+    behind = Slot(0, 256)
     assert [layout.places[zeros(UINT8, nbytes).key] for nbytes in (10, 500)] == [behind, behind]
     assert layout.sizes == (256 + 500,)
     assert len(layout.moves) == 2

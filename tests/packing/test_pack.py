@@ -106,7 +106,7 @@ class Drawn:
             bits = scale_bits if name == "scales" else case.bits
             expected = packed_rows(lines[name], bits, row_bytes[name])
             assert operand.nbytes == expected.size
-            place = layout.place_of(operand.key)
+            place = layout.slot_of(operand.key)
             if place is None:
                 self._expect_in_place(operand, lines[name], bits, row_bytes[name])
             else:

@@ -148,7 +148,7 @@ DIFFERENCES: Mapping[str, Difference] = {
     ),
     "vars(session)": Difference(
         "what this package knows of a session, for report_of and set_providers",
-        _more_attributes, [], ["_ort_qdq_loading"], (_K_MAJOR, _N_MAJOR, _UNQUANTIZED, _MATMUL_NBITS),
+        _more_attributes, [], ["_ort_qdq_state"], (_K_MAJOR, _N_MAJOR, _UNQUANTIZED, _MATMUL_NBITS),
     ),
     "get_session_config_entry of the caller's options, by path": Difference(
         "an entry that was changed during the call cannot be removed again; ONNX Runtime takes an empty one for none",

@@ -14,7 +14,8 @@ import pytest
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, SourceChangedError, create_session, inspect, pipeline
+from ort_qdq_plugin import Options, SourceChangedError, create_session, inspect
+from ort_qdq_plugin.load import pack as pack_stage
 from ort_qdq_plugin.packing import pack as packing_module
 from tests.support import added_provider, made_report, quiet, save, stack
 
@@ -47,7 +48,7 @@ def change_while_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
             real(*args)
             how(path)
 
-        monkeypatch.setattr(pipeline, "pack", packing)
+        monkeypatch.setattr(pack_stage, "pack", packing)
 
     return arrange
 

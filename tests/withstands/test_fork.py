@@ -192,7 +192,7 @@ def test_a_pool_of_forked_processes(stored: str, spill_dir: Path) -> None:
 
 SPILL_FILE = """
 from ort_qdq_plugin.memory.buffer import make_buffers
-from ort_qdq_plugin.memory.named import sweep
+from ort_qdq_plugin.memory.named_files import sweep
 (buffer,) = make_buffers([1 << 16], "file", spill_dir, linkable=True)
 buffer.array[:] = 7
 buffer.link()
@@ -223,7 +223,7 @@ def test_spill_files_of_the_parent_stay_its_own(stored: str, spill_dir: Path) ->
 
 
 CHANGING = """
-from ort_qdq_plugin.ort.sharing import changing, reading
+from ort_qdq_plugin.ort.options_lock import changing, reading
 options = {name: ort.SessionOptions() for name in ("changed", "read", "read here")}
 KEY = "session.some"
 inside, go_on = threading.Barrier(3), threading.Event()

@@ -1,0 +1,92 @@
+"""The nodes that take the place of fused ones: one after another, each reading what the one before it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ort_qdq_plugin.model.elements import INT64
+from ort_qdq_plugin.model.graph import Scope, scopes
+from ort_qdq_plugin.model.messages import made_node, made_tensor
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
+
+__all__ = ["CONTRIB_DOMAIN", "CONTRIB_VERSION", "FreshNames", "NodeEmitter"]
+
+CONTRIB_DOMAIN, CONTRIB_VERSION = "com.microsoft", 1
+
+# Since this opset Unsqueeze takes its axes as an input.
+_UNSQUEEZE_AXES_INPUT = 13
+
+
+class FreshNames:
+    """Names for values and nodes that a model does not have yet, in any of its graphs."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
+        for inner in scopes(scope):
+            self._taken.update(inner.initializers)
+            self._taken.update(value.name for value in inner.graph.input)
+            self._taken.update(name for node in inner.nodes for name in (node.name, *node.output))
+
+    def fresh(self, wanted: str) -> str:
+        """`wanted`, with a number if that name is taken. The result is taken from now on."""
+        name, number = wanted, self._numbers.get(wanted, 0)
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}.{number}"
+        self._numbers[wanted] = number
+        self._taken.add(name)
+        return name
+
+
+class NodeEmitter:
+    """Nodes one after another, the last of which produces `output`.
+
+    Attributes:
+        constants: The small initializers that the nodes read.
+    """
+
+    def __init__(self, output: str, name: str, names: FreshNames, opset: int) -> None:
+        self.constants: list[TensorProto] = []
+        self._nodes: list[NodeProto] = []
+        self._output = output
+        self._name = name
+        self._names = names
+        self._opset = opset
+
+    def fused(self, op_type: str, inputs: Sequence[str], **numbers: int) -> str:
+        """Add the fused node itself, an operator of ONNX Runtime's own domain. Returns the name of its output."""
+        return self._add(op_type, inputs, self._name, CONTRIB_DOMAIN, numbers)
+
+    def node(self, op_type: str, inputs: Sequence[str], **numbers: Any) -> str:
+        """Add a standard node; its attributes are whole numbers or sequences of them. Returns the name of its output."""
+        return self._add(op_type, inputs, "", "", numbers)
+
+    def unsqueezed(self, value: str, count: int) -> str:
+        """Add nodes that give `value` so many leading axes of size 1. Returns the name of the result."""
+        axes = list(range(count))
+        if self._opset < _UNSQUEEZE_AXES_INPUT:
+            return self.node("Unsqueeze", [value], axes=axes)
+        tensor = made_tensor(INT64, (count,), np.array(axes, "<i8").tobytes())
+        return self.node("Unsqueeze", [value, self.constant(tensor, "axes")])
+
+    def constant(self, tensor: TensorProto, name: str) -> str:
+        """Add an initializer. Returns its name, which is `name` if nothing else is called so."""
+        tensor.name = self._names.fresh(name)
+        self.constants.append(tensor)
+        return tensor.name
+
+    def finished(self) -> list[NodeProto]:
+        """The nodes."""
+        self._nodes[-1].output[0] = self._output
+        return self._nodes
+
+    def _add(self, op_type: str, inputs: Sequence[str], name: str, domain: str, numbers: dict[str, Any]) -> str:
+        output = self._names.fresh(f"{self._output}.{op_type}")
+        self._nodes.append(made_node(op_type, inputs, [output], name=name or output, domain=domain, **numbers))
+        return output

@@ -1,0 +1,57 @@
+"""The last stage of a load: ONNX Runtime creates the native session from a prepared model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.prepared import PreparedModel
+from ort_qdq_plugin.ort import hook
+from ort_qdq_plugin.ort.buffers import by_path, keep_until_destroyed, trimming
+from ort_qdq_plugin.ort.copies import private_options
+from ort_qdq_plugin.ort.hook import CreateCall
+from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.system.process import anonymous_bytes
+
+__all__ = ["hand_over"]
+
+
+def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report:
+    """Create the native session of an InferenceSession from a prepared model.
+
+    The packed buffers are owned by `prepared` before, and by the native session afterwards.
+
+    Returns:
+        What was done.
+
+    Raises:
+        Exception: Of ONNX Runtime's, and OSError where the disk has refused what was packed.
+    """
+    journal = Journal(prepared.report.seconds)
+    # What get_session_options() will give: the caller may load other models with it. Made before the session is, because a
+    # profile that copying begins has the name of one that is begun within the same second.
+    reported_options = private_options(hook.constructor_arguments(session)[1])
+    anonymous_before = anonymous_bytes() if prepared.report.shared_bytes else 0
+    handing_over = by_path(prepared.session_options) if prepared.by_path else trimming(prepared.mappings)
+    try:
+        with (
+            hook.substituted(session, prepared.model, prepared.session_options),
+            journal.stage("create session"),
+            handing_over,
+        ):
+            hook.create_stock(session, call)
+    finally:
+        for buffer in prepared.packed:
+            buffer.unlink()
+    if not prepared.by_path:
+        keep_until_destroyed(hook.native_session(session), (*prepared.buffers.values(), prepared.holder))
+    for buffer in prepared.packed:
+        # Only now is it certain that ONNX Runtime has read what was packed.
+        buffer.seal()
+    hook.set_reported_options(session, reported_options)
+    report = prepared.report
+    if report.shared_bytes:
+        from ort_qdq_plugin.load.through_cache import check_shared
+
+        report = check_shared(report, anonymous_bytes() - anonymous_before)
+    return report._replace(seconds=journal.finished(report.route).seconds)

@@ -1,0 +1,158 @@
+"""One load, from a request to a session; and the fallback to stock ONNX Runtime.
+
+    request -> open -> [plan -> pack -> assemble] -> hand over
+                 \\________ through the cache _______/
+
+This module imports nothing heavy. What only quantized models need is imported when the first of them comes.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+
+from ort_qdq_plugin import log
+from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, QdqPluginError, SourceUnreadableError
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.open import glance_at, leave_unreadable_to_stock, open_model
+from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.options import Options
+from ort_qdq_plugin.ort import hook
+from ort_qdq_plugin.ort.hook import CreateCall
+from ort_qdq_plugin.ort.options_lock import reading
+from ort_qdq_plugin.ort.providers import provider_names, without_fused_nodes
+from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.system.process import fork_lock
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.cache.writer import EntryWriter
+    from ort_qdq_plugin.load.prepared import PreparedModel
+
+__all__ = ["SessionState", "create_native_session", "decide", "prepare"]
+
+
+class SessionState:
+    """What this package knows of one session.
+
+    Attributes:
+        options: How it was asked to load it.
+        prepared: What it prepared; kept for `set_providers`, which makes the native session anew.
+        report: What came of it.
+        undecided: What was asked for, if a glance showed that nothing can be fused. The report does not yet say why then.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.prepared: PreparedModel | None = None
+        self.report = Report("stock")
+        self.undecided: LoadRequest | None = None
+
+
+def create_native_session(session: Any, state: SessionState, call: CreateCall) -> None:
+    """Create the native session of an InferenceSession, in place of its own method."""
+    model, session_options = hook.constructor_arguments(session)
+    if session_options is not None and not isinstance(session_options, onnxruntime.SessionOptions):
+        # For ONNX Runtime to complain about.
+        hook.create_stock(session, call)
+        return
+    if not _created_from_prepared(session, state, call):
+        state.prepared = None
+        with reading(session_options):
+            hook.create_stock(session, call)
+    log.info("%s: %s", model if isinstance(model, str) else "<bytes>", state.report.summary())
+
+
+def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) -> bool:
+    """Create the native session from a prepared model; False, with the reason in the report, if stock has to do it."""
+    journal = Journal()
+    state.undecided = None
+    try:
+        with reading(hook.constructor_arguments(session)[1]):
+            prepared = _prepared_for(session, state, call, journal)
+        with fork_lock:
+            from ort_qdq_plugin.load.hand_over import hand_over
+        state.report = hand_over(session, prepared, call)
+        # By path, the session was made from the caller's own options: there is nothing to keep.
+        state.prepared = None if prepared.by_path else prepared
+    except LeaveToStock as because:
+        state.report = journal.finished("stock", passed_through=str(because))
+        if isinstance(because, NothingToDo) and not state.report.unfused:
+            state.undecided = LoadRequest(*hook.constructor_arguments(session), state.options)
+    except SourceUnreadableError:
+        # Stock ONNX Runtime has no error for this.
+        raise
+    except Exception as error:
+        if state.options.strict:
+            if isinstance(error, (ValueError, RuntimeError)):
+                # The base class would take these for a provider's and try again with another one.
+                raise QdqPluginError(f"{type(error).__name__}: {error}") from error
+            raise
+        state.report = Report("stock", passed_through=f"{type(error).__name__}: {error}")
+        log.warning("loading with stock ONNX Runtime, without this package: %s", state.report.passed_through)
+    else:
+        return True
+    return False
+
+
+def _prepared_for(session: Any, state: SessionState, call: CreateCall, journal: Journal) -> PreparedModel:
+    model, session_options = hook.constructor_arguments(session)
+    names = provider_names(call.providers, session_options)
+    request = LoadRequest(model, session_options, state.options, names, frozenset(call.disabled_optimizers or ()))
+    if state.prepared is not None and without_fused_nodes(names) is None:
+        return state.prepared
+    if request.options.cache_dir is None or isinstance(request.model, bytes):
+        return prepare(request, journal)
+    with fork_lock:
+        from ort_qdq_plugin.load.through_cache import NotFromCache, prepare_through_cache
+    try:
+        return prepare_through_cache(request, journal, functools.partial(prepare, request, journal))
+    except SourceUnreadableError:
+        raise
+    except NotFromCache:
+        pass
+    except OSError as problem:
+        log.warning("loading without the cache: %s", problem)
+    return prepare(request, journal)
+
+
+def prepare(request: LoadRequest, journal: Journal, writer: EntryWriter | None = None) -> PreparedModel:
+    """Make all that a session needs, in an entry of the cache if there is a writer for one.
+
+    Raises:
+        LeaveToStock: There is nothing to do for this model.
+        QdqPluginError, OSError: It cannot be prepared.
+    """
+    with leave_unreadable_to_stock(), journal.stage("open"):
+        skeleton = open_model(request)
+    with closing(skeleton):
+        try:
+            with journal.stage("open"):
+                glance_at(skeleton)
+            with fork_lock:
+                from ort_qdq_plugin.load.prepare import prepare_opened
+            return prepare_opened(skeleton, request, journal, writer)
+        except NothingToDo as because:
+            if writer is not None:
+                writer.commit_nothing(skeleton.file_sources, journal.finished("stock", passed_through=str(because)))
+            raise
+
+
+def decide(request: LoadRequest, journal: Journal) -> None:
+    """Decide what would be fused, and why not what would not be. The journal has it; nothing is packed.
+
+    Raises:
+        LeaveToStock: There is nothing to do for this model.
+        ModelError, OSError: It cannot be opened.
+    """
+    with journal.stage("open"):
+        skeleton = open_model(request)
+    with closing(skeleton):
+        with fork_lock:
+            from ort_qdq_plugin.load.plan import plan_model
+            from ort_qdq_plugin.model.parsed import parse
+        with journal.stage("open"):
+            parsed = parse(skeleton)
+        plan_model(parsed, request, journal)

@@ -1,0 +1,47 @@
+"""Packing: operands of fused nodes are brought into the order that ONNX Runtime's kernels want, in buffers of their own."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
+from ort_qdq_plugin.packing.layout import Layout
+from ort_qdq_plugin.packing.pack import pack
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.cache.writer import EntryWriter
+
+__all__ = ["packed_buffers"]
+
+
+def packed_buffers(
+    layout: Layout, request: LoadRequest, *, by_path: bool, writer: EntryWriter | None, undo: ExitStack
+) -> list[PackedBuffer]:
+    """Make the buffers of a layout, and fill them.
+
+    Args:
+        layout: Where every operand goes.
+        request: What is asked for.
+        by_path: Whether ONNX Runtime is to open the buffers' files by their names.
+        writer: Of the entry of the cache that the files are to be part of; None for no cache.
+        undo: Discards the buffers, unless the caller takes that over.
+
+    Raises:
+        SourceChangedError, SourceUnreadableError, OSError: A weight cannot be read, or a buffer not be written.
+    """
+    spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
+    if writer is not None:
+        packed = writer.make_buffers(layout.sizes)
+    else:
+        packed = make_buffers(layout.sizes, request.options.buffer, spill_dir, linkable=by_path)
+    for buffer in packed:
+        undo.callback(buffer.discard)
+    if packed:
+        pack(layout, packed, request.threads, request.options.progress)
+    if by_path:
+        for buffer in packed:
+            buffer.link()
+    return packed

@@ -1,0 +1,109 @@
+"""Deciding: what is fused, where every operand goes, and by which route ONNX Runtime gets it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
+
+from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo, readable
+from ort_qdq_plugin.fusion.kind import FusionSettings
+from ort_qdq_plugin.fusion.match import Matches, match
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.model.graph import Scope, check_imports, domains, domains_once_inlined, model_scope
+from ort_qdq_plugin.model.messages import external_tensors
+from ort_qdq_plugin.model.operands import Operand, as_stored, borrowed_bytes, packed_bytes
+from ort_qdq_plugin.model.parsed import ParsedModel
+from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
+from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, supplies_initializers
+from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.packing.layout import Layout, plan_layout
+
+__all__ = ["Plan", "goes_by_path", "plan_model"]
+
+# Packed weights take about as many bytes as the model's files, some dozen times that where blocks are mostly padding. Only
+# hundreds of tensors that overlap each other, as no exporter writes them, go beyond both of these.
+_GROWTH, _GROWTH_BYTES = 16, 64 << 20
+
+
+class Plan(NamedTuple):
+    """What is going to be done with a model.
+
+    Attributes:
+        parsed: The model.
+        scope: Of its main graph.
+        domains: Of all its operators, but for those of its own functions.
+        matches: What is fused, and what is not.
+        layout: Where the operands of fused nodes go.
+    """
+
+    parsed: ParsedModel
+    scope: Scope
+    domains: frozenset[str]
+    matches: Matches
+    layout: Layout
+
+
+def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> Plan:
+    """Decide what is fused and where everything goes. The journal's report says so, also if nothing is to be done.
+
+    Raises:
+        LeaveToStock: There is nothing to do for this model.
+        ModelError: The model is not as its format has it.
+    """
+    with journal.stage("match"), readable():
+        scope, matches = model_scope(parsed.proto), Matches()
+        if request.may_fuse:
+            matches = match(scope, parsed.locate, FusionSettings(request.block_size, request.accuracy_level))
+    with journal.stage("plan"):
+        groups = [tuple(fusion.operands.values()) for fusion in matches.fusions]
+        operands = {operand.key: operand for group in groups for operand in group}.values()
+        layout = plan_layout([*groups, _to_be_aligned(parsed, operands)], request.threads)
+        journal.planned(
+            fused=[fusion.entry() for fusion in matches.fusions],
+            unfused=matches.unfused,
+            packed_bytes=packed_bytes(operands),
+            borrowed_bytes=borrowed_bytes(operands),
+        )
+    used = domains(scope)
+    check_imports(parsed.proto, used)
+    # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs it.
+    borrows = parsed.skeleton.mentions("MatMulNBits") and any(external_tensors(parsed.proto.graph))
+    if not matches.fusions and not borrows and EXTENSIONS_DOMAIN not in used:
+        raise NothingToDo("nothing in it can be fused")
+    stored, packed = parsed.skeleton.stored_bytes, sum(layout.sizes)
+    if packed > max(_GROWTH_BYTES, _GROWTH * stored):
+        raise NothingToDo(f"its {stored} bytes would be {packed} when packed")
+    return Plan(parsed, scope, frozenset(domains_once_inlined(parsed.proto, used)), matches, layout)
+
+
+def goes_by_path(plan: Plan, request: LoadRequest) -> bool:
+    """Whether ONNX Runtime has to open the packed files itself.
+
+    Raises:
+        LeaveToStock: It can be given them in no way.
+    """
+    session_options = request.session_options
+    if supplies_initializers(session_options):
+        raise LeaveToStock("initializers were added to its session options")
+    by_path = copy_loses_something(session_options, foreign_domains(plan.domains))
+    if session_options is not None and by_path and session_options.optimized_model_filepath:
+        # It would be saved with references to files that are about to go.
+        raise LeaveToStock("its optimized model is to be saved")
+    return by_path
+
+
+def _to_be_aligned(parsed: ParsedModel, fused: Iterable[Operand]) -> list[Operand]:
+    """Large tensors that ONNX Runtime would copy into memory of its own, because they are not aligned where they are stored.
+
+    Copied into a packed buffer instead, they are pages of a file. Tensors that only fused nodes read are left out.
+    """
+    gone = {operand.source.storage for operand in fused if operand.source is not None}
+    copies = []
+    for tensor in external_tensors(parsed.proto.graph):
+        with suppress(ModelError):
+            stored = parsed.locate(tensor)
+            if not stored.is_aligned and stored.storage not in gone and stored.nbytes >= LARGE_TENSOR_BYTES:
+                copies.append(as_stored(stored, stored.shape))
+    return copies

@@ -1,0 +1,85 @@
+"""The stages between an opened model and one that is ready to be handed over: parse, plan, pack, assemble.
+
+One way through: each stage takes the previous one's values and returns new ones. Nothing later reaches back into the model's
+files except packing, which reads each weight once.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from ort_qdq_plugin.load.assemble import assemble
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.open import leave_unreadable_to_stock
+from ort_qdq_plugin.load.pack import packed_buffers
+from ort_qdq_plugin.load.plan import goes_by_path, plan_model
+from ort_qdq_plugin.load.prepared import PreparedModel
+from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.memory.external_data import ExternalData
+from ort_qdq_plugin.model.parsed import parse
+from ort_qdq_plugin.model.skeleton import Skeleton
+from ort_qdq_plugin.ort.buffers import borrow
+from ort_qdq_plugin.ort.copies import foreign_domains, initialize_ort_once, private_options
+from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
+from ort_qdq_plugin.system.process import collecting_no_garbage
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.cache.writer import EntryWriter
+
+__all__ = ["prepare_opened"]
+
+
+def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, writer: EntryWriter | None) -> PreparedModel:
+    """Make everything that a session needs.
+
+    Args:
+        skeleton: The model.
+        request: What is asked for.
+        journal: Of this load.
+        writer: Of the entry of the cache that the packed buffers are to be in; None for no cache.
+
+    Raises:
+        LeaveToStock: There is nothing to do for this model, or ONNX Runtime has to see it as it is.
+        Exception: Anything that can go wrong on the way.
+    """
+    with collecting_no_garbage():
+        with leave_unreadable_to_stock(), journal.stage("open"):
+            parsed = parse(skeleton)
+        plan = plan_model(parsed, request, journal)
+    initialize_ort_once()
+    by_path = goes_by_path(plan, request)
+    writer = None if by_path else writer
+    uses_extensions = EXTENSIONS_DOMAIN in plan.domains
+    with ExitStack() as undo:
+        with journal.stage("pack"):
+            packed = packed_buffers(plan.layout, request, by_path=by_path, writer=writer, undo=undo)
+        with journal.stage("assemble"), collecting_no_garbage():
+            external_data = ExternalData(by_path, packed)
+            model = assemble(parsed, plan.scope, plan.matches.fusions, plan.layout, external_data)
+            session_options = request.session_options
+            if not by_path:
+                session_options = private_options(session_options)
+                if uses_extensions:
+                    register_extensions(session_options)
+                borrow(session_options, external_data.buffers)
+        if writer is not None:
+            with journal.stage("share" if request.options.share_weights else "cache"):
+                writer.commit(
+                    model,
+                    skeleton.file_sources,
+                    external_data.locations,
+                    report=journal.finished("borrowed"),
+                    extensions=uses_extensions,
+                    foreign=sorted(foreign_domains(plan.domains)),
+                )
+        undo.pop_all()
+    return PreparedModel(
+        model=model,
+        session_options=session_options,
+        by_path=by_path,
+        buffers=external_data.buffers,
+        mappings=external_data.mappings,
+        packed=tuple(packed),
+        report=journal.finished("by path" if by_path else "borrowed"),
+    )

@@ -1,0 +1,91 @@
+"""What is asked for: a model, and how it is to be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import onnxruntime
+
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.options import Options, is_accuracy_level, is_block_size
+from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, NO_QDQ_KEY, config_entry
+from ort_qdq_plugin.system.process import available_processors, memory_is_limited
+
+__all__ = ["LoadRequest"]
+
+_DEFAULT_ACCURACY_LEVEL = 4  # what ONNX Runtime's own fusion takes
+_DEFAULT_BLOCK_SIZE = 0
+_QDQ_OPTIMIZER = "QDQSelectorActionTransformer"
+
+
+class LoadRequest(NamedTuple):
+    """What is to be loaded, and how.
+
+    Attributes:
+        model: Its path, or the model itself as bytes.
+        session_options: The caller's onnxruntime.SessionOptions. They are read, never changed.
+        options: The caller's options for this package.
+        providers: Names of the execution providers that the session will have.
+        disabled_optimizers: Names of ONNX Runtime's optimizers that are not to run.
+        self_contained: Whether what is prepared has to be a folder that others open by path: with all that it refers to.
+        temporary: Whether the cache goes when this process does, so that nothing in it has to reach the disk.
+    """
+
+    model: str | bytes
+    session_options: Any | None
+    options: Options
+    providers: tuple[str, ...] = ()
+    disabled_optimizers: frozenset[str] = frozenset()
+    self_contained: bool = False
+    temporary: bool = False
+
+    @property
+    def accuracy_level(self) -> int:
+        """The accuracy level of fused nodes.
+
+        Raises:
+            ModelError: The session's own entry makes no sense; ONNX Runtime refuses it.
+        """
+        return self._setting(self.options.accuracy_level, ACCURACY_KEY, _DEFAULT_ACCURACY_LEVEL, is_accuracy_level)
+
+    @property
+    def block_size(self) -> int:
+        """The block size for weights without blocks.
+
+        Raises:
+            ModelError: The session's own entry makes no sense; ONNX Runtime refuses it.
+        """
+        return self._setting(self.options.block_size, BLOCK_SIZE_KEY, _DEFAULT_BLOCK_SIZE, is_block_size)
+
+    def _setting(self, ours: int | None, key: str, default: int, makes_sense: Callable[[int], bool]) -> int:
+        if ours is not None:
+            return ours
+        text = config_entry(self.session_options, key)
+        if not text:
+            return default
+        try:
+            value = int(text)
+        except ValueError:
+            raise ModelError(f"session option {key} is {text!r}") from None
+        if not makes_sense(value):
+            raise ModelError(f"session option {key} is {text!r}")
+        return value
+
+    @property
+    def may_fuse(self) -> bool:
+        """Whether the session's options leave fusing QDQ to ONNX Runtime."""
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options = self.session_options
+        below = options is not None and options.graph_optimization_level.value < level.value
+        return not (below or config_entry(options, NO_QDQ_KEY) == "1" or _QDQ_OPTIMIZER in self.disabled_optimizers)
+
+    @property
+    def threads(self) -> int:
+        """How many threads pack."""
+        if self.options.threads is not None:
+            return self.options.threads
+        if memory_is_limited():
+            return 1
+        intra_op = 0 if self.session_options is None else int(self.session_options.intra_op_num_threads)
+        return intra_op if intra_op > 0 else available_processors()

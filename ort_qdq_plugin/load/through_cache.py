@@ -1,0 +1,311 @@
+"""Loading through the cache: the first load of a model makes an entry, and every later one maps it.
+
+It imports nothing of matching and packing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from contextlib import ExitStack, closing
+from typing import NamedTuple, Protocol
+
+import onnxruntime
+
+import ort_qdq_plugin
+from ort_qdq_plugin import log
+from ort_qdq_plugin.cache.manifest import FORMAT, KEY_BYTES, Identity
+from ort_qdq_plugin.cache.prune import prune
+from ort_qdq_plugin.cache.store import MANIFEST, MODEL, SHARED_MODEL, Entry, Store
+from ort_qdq_plugin.cache.write_back import wait_until_on_disk
+from ort_qdq_plugin.cache.writer import EntryWriter
+from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.prepared import PreparedModel
+from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.model.sources import FileSource
+from ort_qdq_plugin.ort.buffers import borrow
+from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once, private_options, supplies_initializers
+from ort_qdq_plugin.ort.extensions import register_extensions
+from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, config_entry, options_are_in_models
+from ort_qdq_plugin.ort.providers import check_providers
+from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.system.process import processor
+
+__all__ = [
+    "EntryFolder",
+    "Maker",
+    "NotFromCache",
+    "check_shared",
+    "entry_folder_through_cache",
+    "key_of",
+    "prepare_through_cache",
+    "wait_until_on_disk",
+]
+
+# Pre-packed weights of fewer bytes cannot be told from what else a session takes.
+_TELLING_BYTES = 16 << 20
+
+
+class NotFromCache(Exception):
+    """This session cannot be given what is in the cache."""
+
+
+class Maker(Protocol):
+    """Prepares the model, with its packed buffers in the entry that is being written, if there is one."""
+
+    def __call__(self, writer: EntryWriter | None) -> PreparedModel: ...
+
+
+def prepare_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
+    """The prepared model from its entry in the cache, which is made if there is none.
+
+    Args:
+        request: What is asked for: a model by path, and a directory for the cache.
+        journal: Of this load.
+        make: Prepares the model.
+
+    Raises:
+        LeaveToStock: There is nothing to do for this model, or for this session.
+        NotFromCache: This session needs something that a cached model cannot have.
+        OSError: The cache cannot be used.
+        Exception: Anything that can go wrong in `make`.
+    """
+    found = _found_or_made(request, journal, make)
+    if isinstance(found, PreparedModel):
+        return found
+    with closing(found), journal.stage("cache"):
+        return _used(found, request, journal)
+
+
+class _Held:
+    """Keeps an entry from being pruned: a descriptor of its manifest, which holds a shared lock."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def is_at(self, path: str) -> bool:
+        """Whether that manifest is the file at this path."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
+
+class EntryFolder(NamedTuple):
+    """An entry for others to open by path.
+
+    Attributes:
+        model: The path of its model.
+        report: What was done.
+        holder: Keeps the entry from being pruned as long as it lives.
+    """
+
+    model: str
+    report: Report
+    holder: _Held
+
+    def is_current(self) -> bool:
+        """Whether the folder still is the entry that was found. If not, what others read of it may be of two models."""
+        return self.holder.is_at(os.path.join(os.path.dirname(self.model), MANIFEST))
+
+
+def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> EntryFolder:
+    """The folder of the prepared model, which has all that its model refers to (`request.self_contained`).
+
+    Args:
+        request: What is asked for: a model by path, and a directory for the cache.
+        journal: Of this load.
+        make: Prepares the model.
+
+    Raises:
+        LeaveToStock: There is nothing to do for this model.
+        OSError: The cache cannot be used.
+        Exception: Anything that can go wrong in `make`.
+    """
+    found = _found_or_made(request, journal, make)
+    made = isinstance(found, PreparedModel)
+    if isinstance(found, PreparedModel):
+        for buffer in found.packed:
+            buffer.seal()
+        entry = _store_of(request).find(key_of(request), verify=False)
+        if entry is None:
+            raise SourceChangedError(f"{request.model!r}: what was prepared of it cannot be used")
+    else:
+        entry = found
+    with closing(entry):
+        _plan_from(entry, journal)
+        is_shared = request.options.share_weights and SHARED_MODEL in entry.files
+        report = journal.finished("by path")._replace(cache="made" if made else "used")
+        if is_shared:
+            report = report._replace(shared_bytes=entry.manifest.prepacked_bytes)
+        model = os.path.join(entry.path, SHARED_MODEL if is_shared else MODEL)
+        return EntryFolder(model, report, _Held(os.dup(entry.holder)))
+
+
+def _found_or_made(request: LoadRequest, journal: Journal, make: Maker) -> Entry | PreparedModel:
+    """The entry, or, if there was none, what was prepared for it."""
+    check_providers(request.providers)
+    verify = request.options.verify == "content"
+    with journal.stage("cache"):
+        store, key = _store_of(request), key_of(request)
+        entry = store.find(key, verify=verify)
+    if entry is None:
+        with ExitStack() as waiting:
+            with journal.stage("cache"):
+                waiting.enter_context(store.locked(key))
+                # Another process may have made it meanwhile.
+                entry = store.find(key, verify=verify)
+            if entry is None:
+                return _made(store, key, request, journal, make)
+    return entry
+
+
+def _store_of(request: LoadRequest) -> Store:
+    return Store(os.fspath(request.options.cache_dir or ""), temporary=request.temporary)
+
+
+def key_of(request: LoadRequest) -> str:
+    """The name of the entry for a model and all that matters for what is made of it."""
+    model, folder = os.path.abspath(os.fsdecode(request.model)), config_entry(request.session_options, FOLDER_KEY) or ""
+    facts = (
+        FORMAT,
+        ort_qdq_plugin.__version__,
+        onnxruntime.__version__,
+        os.path.realpath(model),
+        # A model that is a link has its data beside the link.
+        os.path.realpath(os.path.dirname(model)),
+        folder and os.path.realpath(folder),
+        request.accuracy_level,
+        request.block_size,
+        request.may_fuse,
+        request.self_contained,
+        # Some models are left to stock because of these.
+        config_entry(request.session_options, FORMAT_KEY) or "",
+        options_are_in_models(),
+        # Pre-packed weights are those of one kind of processor.
+        processor() if request.options.share_weights else "",
+    )
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=KEY_BYTES).hexdigest()
+
+
+def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
+    """Prepare the model, in an entry of its own."""
+    options = request.options
+    writer = EntryWriter(
+        store, key, verify=options.verify == "content", share=options.share_weights, self_contained=request.self_contained
+    )
+    try:
+        prepared = make(writer)
+    finally:
+        writer.abandon()
+    if not writer.committed:
+        return prepared
+    holder = store.hold(key)
+    if options.cache_max_bytes is not None:
+        prune(store, options.cache_max_bytes)
+    made = prepared.report._replace(cache="made")
+    entry = store.find(key, verify=False) if options.share_weights else None
+    if entry is None:
+        return prepared._replace(report=made, holder=_Held(holder))
+    # What was packed is part of the entry, from where ONNX Runtime takes it together with what was pre-packed.
+    for buffer in prepared.packed:
+        buffer.discard()
+    with closing(entry):
+        used = _used(entry, request, journal)
+        return used._replace(report=used.report._replace(cache="made"))
+
+
+def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
+    """The prepared model that an entry holds."""
+    manifest = entry.manifest
+    _plan_from(entry, journal)
+    initialize_ort_once()
+    if supplies_initializers(request.session_options):
+        raise LeaveToStock("initializers were added to its session options")
+    if copy_loses_something(request.session_options, manifest.foreign):
+        raise NotFromCache
+    if request.options.share_weights and SHARED_MODEL in entry.files:
+        return _shared(entry, request, journal)
+    buffers: dict[str, mmap.mmap | bytes] = {}
+    for file in manifest.files:
+        if file.name != MODEL:
+            buffers[file.name] = mmap.mmap(entry.files[file.name], file.size, access=mmap.ACCESS_READ)
+    for source in manifest.sources:
+        if source.location:
+            with closing(FileSource(source.path)) as opened:
+                if Identity.of(opened.status) != source.identity:
+                    raise SourceChangedError(f"{source.path}: changed while it was being loaded")
+                buffers[source.location] = opened.buffer()
+    session_options = private_options(request.session_options)
+    if manifest.extensions:
+        register_extensions(session_options)
+    borrow(session_options, buffers)
+    model = os.pread(entry.files[MODEL], next(file.size for file in manifest.files if file.name == MODEL), 0)
+    return PreparedModel(
+        model=model,
+        session_options=session_options,
+        by_path=False,
+        buffers=buffers,
+        mappings=[buffer for buffer in buffers.values() if isinstance(buffer, mmap.mmap)],
+        packed=(),
+        report=journal.finished("borrowed"),
+        holder=_Held(os.dup(entry.holder)),
+    )
+
+
+def _plan_from(entry: Entry, journal: Journal) -> None:
+    """Tell the journal what was decided when the entry was made.
+
+    Raises:
+        NothingToDo: That was to leave the model to stock ONNX Runtime.
+    """
+    report = entry.manifest.report
+    journal.planned(
+        fused=report.fused,
+        unfused=report.unfused,
+        packed_bytes=report.packed_bytes,
+        borrowed_bytes=report.borrowed_bytes,
+        cache="used",
+    )
+    if not entry.manifest.files:
+        raise NothingToDo(report.passed_through or "")
+
+
+def _shared(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
+    """The prepared model with pre-packed weights, which ONNX Runtime only takes from files that it opens itself."""
+    session_options = private_options(request.session_options)
+    if config_entry(session_options, FOLDER_KEY):
+        session_options.add_session_config_entry(FOLDER_KEY, "")
+    if entry.manifest.extensions:
+        register_extensions(session_options)
+    return PreparedModel(
+        model=os.path.join(entry.path, SHARED_MODEL),
+        session_options=session_options,
+        by_path=False,
+        buffers={},
+        mappings=(),
+        packed=(),
+        report=journal.finished("shared")._replace(shared_bytes=entry.manifest.prepacked_bytes),
+        holder=_Held(os.dup(entry.holder)),
+    )
+
+
+def check_shared(report: Report, grown: int) -> Report:
+    """The report of a session that was just created with pre-packed weights: whether ONNX Runtime uses them.
+
+    On another kind of processor it pre-packs anew into memory of its own, and says nothing. The memory tells.
+
+    Args:
+        report: As if it did.
+        grown: By how many bytes the process's anonymous memory grew when the session was created.
+    """
+    if report.shared_bytes < _TELLING_BYTES or grown < report.shared_bytes // 2:
+        return report
+    log.warning("weights are not shared between processes: ONNX Runtime does not take what it pre-packed for the cache")
+    return report._replace(shared_bytes=0)

@@ -1,0 +1,77 @@
+"""Where the tensors of the rewritten model find their bytes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ort_qdq_plugin.memory.buffer import PackedBuffer
+from ort_qdq_plugin.model.messages import refer
+from ort_qdq_plugin.model.sources import ByteSource, MemorySource
+from ort_qdq_plugin.model.tensors import StoredTensor
+from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
+
+__all__ = ["ExternalData"]
+
+
+class ExternalData:
+    """Where external tensors of the rewritten model find their bytes.
+
+    Attributes:
+        buffers: A buffer for every location given out, if ONNX Runtime is to borrow them. If it is to open files by path,
+            there are none, and locations are paths below the root directory.
+        mappings: Those of them that are shared mappings of files, whose pages may be dropped at any moment.
+    """
+
+    def __init__(self, through_paths: bool, packed: Sequence[PackedBuffer]) -> None:
+        self.buffers: dict[str, mmap.mmap | bytes] = {}
+        self.mappings: list[mmap.mmap] = []
+        self._through_paths = through_paths
+        self._locations: dict[ByteSource, str] = {}
+        self._packed = [
+            _below_root(buffer.path) if buffer.path is not None else self._new_location(f"packed-{at}.bin", buffer.mapping)
+            for at, buffer in enumerate(packed)
+        ]
+        self.mappings += [buffer.mapping for buffer in packed if buffer.in_file]
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """The name of each source that is used in place -> its location in the model."""
+        return {source.name: location for source, location in self._locations.items()}
+
+    def put(self, tensor: TensorProto, stored: StoredTensor) -> None:
+        """Make `tensor` refer to `stored` where it is, or hold its bytes where nothing can refer to them."""
+        in_memory = isinstance(stored.source, MemorySource)
+        if (in_memory and (self._through_paths or stored.nbytes < LARGE_TENSOR_BYTES)) or not stored.nbytes:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = stored.read().tobytes()
+            return
+        if stored.source not in self._locations:
+            self._locations[stored.source] = (
+                _below_root(stored.source.name) if self._through_paths else self._borrow(stored.source)
+            )
+        refer(tensor, self._locations[stored.source], stored.offset, stored.nbytes)
+
+    def put_packed(self, tensor: TensorProto, segment: int, offset: int, nbytes: int) -> None:
+        """Make `tensor` refer to byte `offset` of a packed buffer."""
+        refer(tensor, self._packed[segment], offset, nbytes)
+
+    def _borrow(self, source: ByteSource) -> str:
+        buffer = source.buffer()
+        if isinstance(buffer, mmap.mmap):
+            self.mappings.append(buffer)
+        return self._new_location(f"data-{len(self._locations)}", buffer)
+
+    def _new_location(self, location: str, buffer: mmap.mmap | bytes) -> str:
+        self.buffers[location] = buffer
+        return location
+
+
+def _below_root(path: str) -> str:
+    return os.path.relpath(os.path.realpath(path), os.sep)

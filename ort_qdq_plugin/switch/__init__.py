@@ -1,0 +1,1 @@
+"""The environment variable: the start-up file, the import hook, and activation."""

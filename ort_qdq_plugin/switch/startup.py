@@ -1,0 +1,44 @@
+"""What a process runs at its start when ``ORT_QDQ_PLUGIN`` is set: nothing but waiting for somebody to import onnxruntime.
+
+``ort_qdq_plugin.pth`` imports this module where the variable is set to anything. It must import neither NumPy nor onnx nor
+onnxruntime, and does without typing, which takes longer to import than all of this.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ort_qdq_plugin.switch.import_hook import when_imported
+from ort_qdq_plugin.system.environment import PREFIX, YES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["install"]
+
+# onnxruntime-genai brings sessions of its own, and does not import onnxruntime.
+_AWAITED = ("onnxruntime", "onnxruntime_genai")
+
+_activated: list[str] = []
+
+
+def install() -> None:
+    """Where the variable says so, activate the package as soon as one of these has been imported, or now if one is."""
+    if os.environ.get(PREFIX, "").strip().lower() in YES:
+        for name in _AWAITED:
+            when_imported(name, _activate)
+
+
+def _activate(module: Any) -> None:
+    try:
+        from ort_qdq_plugin.switch import activation
+
+        if not _activated:
+            _activated.append(module.__name__)
+            activation.activate_from_environment()
+    except Exception as error:
+        # A program must not fail because of a variable in its environment, even where it takes warnings for errors.
+        import logging
+
+        logging.getLogger("ort_qdq_plugin").warning("cannot be activated: %s: %s", type(error).__name__, error)

@@ -1,0 +1,51 @@
+"""Files of entries on their way to the disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from ort_qdq_plugin.cache.write_back import wait_until_on_disk, write_back
+
+
+def written_back(folder: Path, names: list[str]) -> list[str]:
+    """What was discarded."""
+    discarded: list[str] = []
+    write_back(str(folder), names, "done", discarded.append)
+    wait_until_on_disk()
+    return discarded
+
+
+def test_the_marker_comes_when_all_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bool] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append((tmp_path / "done").exists())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x")
+    assert written_back(tmp_path, ["a", "b"]) == []
+    assert synced == [False, False]
+    assert stat.S_IMODE((tmp_path / "done").stat().st_mode) == 0o400
+
+
+def test_what_the_disk_refuses_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert written_back(tmp_path, ["a"]) == [str(tmp_path)]
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_folder_that_was_removed_meanwhile(tmp_path: Path) -> None:
+    assert written_back(tmp_path / "gone", ["a"]) == []
+    assert written_back(tmp_path, ["missing"]) == []
+    assert list(tmp_path.iterdir()) == []

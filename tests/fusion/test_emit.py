@@ -1,0 +1,100 @@
+"""Names that nothing has yet, and nodes one after another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import GraphProto, TensorProto, helper, numpy_helper
+
+from ort_qdq_plugin.fusion.emit import CONTRIB_DOMAIN, FreshNames, NodeEmitter
+from ort_qdq_plugin.model.graph import Scope
+from tests.fusion.support import evaluated
+
+UNSQUEEZE_AXES_INPUT = 13
+
+
+def names_of(graph: GraphProto | None = None) -> FreshNames:
+    return FreshNames(Scope(graph or helper.make_graph([], "g", [], []), None, 10))
+
+
+def emitter_of(opset: int = 21, names: FreshNames | None = None) -> NodeEmitter:
+    return NodeEmitter("y", "product", names or names_of(), opset)
+
+
+# Names
+
+
+def everything(*, branch: GraphProto | None = None, suffix: str = "") -> GraphProto:
+    """A graph with a name of every kind, and perhaps a branch."""
+    nodes = [helper.make_node("Neg", [f"input{suffix}"], [f"value{suffix}"], name=f"node{suffix}")]
+    if branch is not None:
+        nodes.append(helper.make_node("If", ["c"], ["y"], then_branch=branch))
+    inputs = [helper.make_tensor_value_info(f"input{suffix}", TensorProto.FLOAT, [])]
+    initializers = [numpy_helper.from_array(np.float32(1), f"initializer{suffix}")]
+    made: GraphProto = helper.make_graph(nodes, "g", inputs, [], initializers)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["input", "initializer", "value", "node"])
+@pytest.mark.parametrize("where", ["", "_inside"])
+def test_no_name_of_any_graph_is_given_again(kind: str, where: str) -> None:
+    names = names_of(everything(branch=everything(suffix="_inside")))
+    assert names.fresh(kind + where) == f"{kind}{where}.1"
+    assert names.fresh(kind + where) == f"{kind}{where}.2"
+
+
+def test_a_name_that_is_free_is_given_as_it_is_and_once() -> None:
+    names = names_of()
+    assert [names.fresh("a") for _ in range(3)] == ["a", "a.1", "a.2"]
+    assert [names.fresh("a.1") for _ in range(2)] == ["a.1.1", "a.1.2"]
+
+
+def test_numbers_that_are_taken_are_passed_over() -> None:
+    names = names_of(helper.make_graph([helper.make_node("Neg", ["x"], ["a"], name="a.2")], "g", [], []))
+    assert [names.fresh("a") for _ in range(3)] == ["a.1", "a.3", "a.4"]
+
+
+# Chains
+
+
+def test_the_last_node_gives_the_output_and_the_others_have_new_names() -> None:
+    emitter = emitter_of()
+    cast = emitter.node("Cast", ["x"], to=TensorProto.FLOAT)
+    product = emitter.fused("MatMulNBits", [cast, "b", "s", "", "", "bias"], K=64, N=32, bits=4, block_size=16)
+    emitter.node("Transpose", [product], perm=(1, 0))
+    first, fused, last = emitter.finished()
+    assert first == helper.make_node("Cast", ["x"], ["y.Cast"], name="y.Cast", domain="", to=TensorProto.FLOAT)
+    assert fused == helper.make_node(
+        "MatMulNBits", ["y.Cast", "b", "s", "", "", "bias"], ["y.MatMulNBits"], name="product", domain="com.microsoft",
+        K=64, N=32, bits=4, block_size=16,
+    )  # fmt: skip
+    assert last == helper.make_node("Transpose", ["y.MatMulNBits"], ["y"], name="y.Transpose", domain="", perm=[1, 0])
+    assert CONTRIB_DOMAIN == "com.microsoft"
+
+
+def test_two_nodes_of_a_kind_have_names_of_their_own() -> None:
+    emitter = emitter_of()
+    emitter.node("Cast", [emitter.node("Cast", ["x"], to=1)], to=10)
+    assert [(node.name, list(node.output)) for node in emitter.finished()] == [("y.Cast", ["y.Cast"]), ("y.Cast.1", ["y"])]
+
+
+def test_chains_of_one_model_share_no_name() -> None:
+    names = names_of()
+    emitters = [emitter_of(names=names) for _ in range(2)]
+    outputs = [emitter.node("Cast", ["x"], to=1) for emitter in emitters]
+    constants = [emitter.constant(TensorProto(), "beta") for emitter in emitters]
+    assert outputs == ["y.Cast", "y.Cast.1"]
+    assert constants == ["beta", "beta.1"]
+    assert [[tensor.name for tensor in emitter.constants] for emitter in emitters] == [["beta"], ["beta.1"]]
+
+
+@pytest.mark.parametrize("opset", [11, UNSQUEEZE_AXES_INPUT - 1, UNSQUEEZE_AXES_INPUT, 21])
+@pytest.mark.parametrize("count", [1, 3])
+def test_leading_axes(opset: int, count: int) -> None:
+    emitter = emitter_of(opset)
+    emitter.unsqueezed("x", count)
+    (node,) = emitter.finished()
+    assert (node.op_type, bool(node.attribute)) == ("Unsqueeze", opset < UNSQUEEZE_AXES_INPUT)
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    result = evaluated([node], emitter.constants, {"x": x}, "y", opset)
+    np.testing.assert_array_equal(result, x.reshape([1] * count + [2, 3]))

@@ -1,0 +1,229 @@
+"""Nodes that would be taken away: those that an opset has are let through, whatever else is wrong with one is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+
+from conformance.drawing.draft import Draft
+from conformance.drawing.elements import MS
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.fusion.validity import check_removed
+from ort_qdq_plugin.model.graph import model_scope
+
+FLOAT, FLOAT16, UINT4, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT4, TensorProto.INT64
+
+
+def check(draft: Draft, opset: int = 21) -> None:
+    """Check the last node that was drawn."""
+    check_removed(model_scope(draft.model()), len(draft.nodes) - 1, opset)
+
+
+def draft_of(op: str, *inputs: str, domain: str = "", **attributes: Any) -> Draft:
+    """A node behind values of every kind: x, y and half [m, 4], batch [b, m, 4], w_d of a weight, and v without a shape."""
+    draft = Draft("schemas")
+    draft.input("x", ["m", 4])
+    draft.input("y", ["m", 4])
+    draft.input("batch", ["b", "m", 4])
+    draft.dequantize("w", [4, 4], axis=0, block=4)
+    draft.node("Custom", ["x"], "v", domain="local")
+    draft.node("Cast", ["x"], "half", to=FLOAT16)
+    draft.ints("axes", [0])
+    draft.node(op, list(inputs), "out", domain=domain, **attributes)
+    return draft
+
+
+# What is as it should be
+
+FINE: dict[str, Draft] = {
+    "Add": draft_of("Add", "x", "y"),
+    "Cast": draft_of("Cast", "x", to=FLOAT16),
+    "Constant": draft_of("Constant", value=numpy_helper.from_array(np.float32(1))),
+    "DequantizeLinear": draft_of("DequantizeLinear", "w", "w_s", "w_z", axis=0, block_size=4),
+    "DequantizeLinear-without-zero-points": draft_of("DequantizeLinear", "w", "w_s", "", axis=0),
+    "Flatten": draft_of("Flatten", "x", axis=0),
+    "Gather": draft_of("Gather", "w_d", "axes", axis=0),
+    "Gemm": draft_of("Gemm", "x", "w_d", "y", alpha=2.0, beta=1.0, transA=0, transB=1),
+    "Gemm-of-unknown-rank": draft_of("Gemm", "v", "w_d"),
+    "Identity": draft_of("Identity", "x"),
+    "MatMul": draft_of("MatMul", "batch", "w_d"),
+    "MatMul-by-the-long-name": draft_of("MatMul", "batch", "w_d", domain="ai.onnx"),
+    "Reshape": draft_of("Reshape", "x", "axes", allowzero=0),
+    "Squeeze": draft_of("Squeeze", "x"),
+    "Transpose": draft_of("Transpose", "x", perm=[1, 0]),
+    "Unsqueeze": draft_of("Unsqueeze", "x", "axes"),
+    "DequantizeLinear-of-microsoft": draft_of("DequantizeLinear", "w", "w_s", domain=MS, axis=0),
+    "FusedMatMul": draft_of(
+        "FusedMatMul", "x", "w_d", domain=MS, alpha=0.5, transA=1, transB=0, transBatchA=0, transBatchB=1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_nodes_that_the_opset_has(name: str) -> None:
+    check(FINE[name])
+
+
+# What is not
+
+REFUSED: dict[str, Draft] = {
+    "no such operator": draft_of("MatMull", "x", "w_d"),
+    "an operator that nothing is known of": draft_of("Relu", "x"),
+    "the domain of another operator": draft_of("MatMul", "x", "w_d", domain=MS),
+    "an operator of ONNX Runtime in the standard domain": draft_of("FusedMatMul", "x", "w_d"),
+    "too few inputs": draft_of("MatMul", "x"),
+    "too many inputs": draft_of("MatMul", "x", "w_d", "y"),
+    "too many inputs for ONNX Runtime's operator": draft_of("FusedMatMul", "x", "w_d", "y", domain=MS),
+    "a constant of a type that it does not take": draft_of("MatMul", "x", "w"),
+    "indices of a type that it does not take": draft_of("Gather", "w_d", "w_s"),
+    "an attribute of another operator": draft_of("MatMul", "x", "w_d", alpha=1.0),
+    "an attribute of another type": draft_of("Transpose", "x", perm=1),
+    "an attribute of the standard operator": draft_of("DequantizeLinear", "w", "w_s", domain=MS, axis=0, block_size=4),
+    "an input that is nowhere": draft_of("MatMul", "x", "nowhere"),
+    "an input that it makes itself": draft_of("MatMul", "x", "out"),
+    "a Gemm of three axes": draft_of("Gemm", "batch", "w_d"),
+    "a Gemm of three axes on the right": draft_of("Gemm", "x", "batch"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_nodes_that_no_opset_has(name: str) -> None:
+    with pytest.raises(ModelError, match=r"'out_node' is not as opset 21 has it"):
+        check(REFUSED[name])
+
+
+@pytest.mark.parametrize(("outputs", "fits"), [([], False), (["a"], True), (["a", "b"], False), (["a", ""], False)])
+def test_there_is_one_output(outputs: list[str], fits: bool) -> None:
+    draft = draft_of("MatMul", "x", "w_d")
+    del draft.nodes[-1].output[:]
+    draft.nodes[-1].output.extend(outputs)
+    expect(draft, fits)
+
+
+def expect(draft: Draft, fits: bool, opset: int = 21) -> None:
+    if fits:
+        check(draft, opset)
+        return
+    with pytest.raises(ModelError):
+        check(draft, opset)
+
+
+@pytest.mark.parametrize(
+    ("draft", "opset", "fits"),
+    [
+        (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4), 20, False),
+        (draft_of("DequantizeLinear", "w", "w_s", axis=0, output_dtype=FLOAT), 21, False),
+        (draft_of("DequantizeLinear", "w", "w_s", axis=0, output_dtype=FLOAT), 23, True),
+        (draft_of("Unsqueeze", "x", axes=[0]), 12, True),
+        (draft_of("Unsqueeze", "x", axes=[0]), 13, False),
+        (draft_of("Unsqueeze", "x", "axes"), 12, False),
+        (draft_of("Reshape", "x", "axes", allowzero=1), 13, False),
+        (draft_of("Reshape", "x", "axes", allowzero=1), 14, True),
+        (draft_of("Gemm", "x", "w_d"), 10, False),
+        (draft_of("Gemm", "x", "w_d"), 11, True),
+        (draft_of("MatMul", "x", "w_d"), 0, False),
+        (draft_of("FusedMatMul", "x", "w_d", domain=MS), 1, True),
+    ],
+)
+def test_what_an_opset_has(draft: Draft, opset: int, fits: bool) -> None:
+    expect(draft, fits, opset)
+
+
+def attribute(name: str = "perm", kind: AttributeProto.AttributeType = AttributeProto.INTS, **value: Any) -> AttributeProto:
+    return AttributeProto(name=name, type=kind, **value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "fits"),
+    [
+        ([attribute(ints=[1, 0])], True),
+        ([attribute()], True),
+        ([attribute(ints=[1, 0], i=1)], False),
+        ([attribute(floats=[1.0])], False),
+        ([attribute(ints=[1, 0]), attribute(ints=[1, 0])], False),
+        ([attribute(kind=AttributeProto.UNDEFINED, ints=[1, 0])], False),
+        ([attribute(kind=AttributeProto.FLOATS, ints=[1, 0])], False),
+    ],
+    ids=["one", "empty", "two values", "the value of another type", "twice", "no type", "another type"],
+)
+def test_attributes_have_a_value_of_their_type(attributes: list[AttributeProto], fits: bool) -> None:
+    draft = draft_of("Transpose", "x")
+    draft.nodes[-1].attribute.extend(attributes)
+    expect(draft, fits)
+
+
+def test_a_number_is_not_left_out() -> None:
+    draft = draft_of("Flatten", "x")
+    draft.nodes[-1].attribute.append(attribute("axis", AttributeProto.INT))
+    expect(draft, False)
+
+
+# What the model states
+
+STATED: dict[str, tuple[Callable[[Draft], None], bool]] = {
+    "nothing": (lambda draft: None, True),
+    "the weight's own type": (lambda draft: draft.declare("w", [4, 4], "uint4"), True),
+    "another type of the weight": (lambda draft: draft.declare("w", [4, 4], "int4"), False),
+    "the type of the result": (lambda draft: draft.declare("out", [4, 4]), True),
+    "another type of the result": (lambda draft: draft.declare("out", [4, 4], "float16"), False),
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_types_are_as_stated(name: str) -> None:
+    draft = draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4)
+    change, fits = STATED[name]
+    change(draft)
+    expect(draft, fits)
+
+
+@pytest.mark.parametrize(
+    ("draft", "wanted", "others"),
+    [
+        (draft_of("Cast", "x", to=FLOAT16), {"float16"}, {"float", "bfloat16"}),
+        (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4), {"float"}, {"float16", "uint4"}),
+        (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4, output_dtype=0), {"float"}, {"float16"}),
+        (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4, output_dtype=FLOAT16), {"float16"}, {"float"}),
+        (draft_of("Constant", value=numpy_helper.from_array(np.int64(1))), {"int64"}, {"float"}),
+        (draft_of("Constant", value_int=1), {"float", "float16", "bfloat16"}, {"int64"}),
+        (draft_of("Transpose", "w_d"), {"float"}, {"float16"}),
+        (draft_of("Transpose", "half"), {"float16"}, {"float"}),
+        (draft_of("Identity", "axes"), {"int64"}, {"float"}),
+        (draft_of("MatMul", "x", "w_d"), {"float", "float16", "bfloat16"}, {"int64", "uint4"}),
+        (draft_of("MatMul", "half", "w_d"), {"float16"}, {"float"}),
+    ],
+)
+def test_the_type_of_a_result_follows_from_its_operands(draft: Draft, wanted: set[str], others: set[str]) -> None:
+    for kind in wanted | others:
+        draft.values.clear()
+        draft.declare("out", [4, 4], kind)
+        expect(draft, kind in wanted, 23)
+
+
+def test_types_that_nobody_knows_are_left_to_onnx_runtime() -> None:
+    draft = draft_of("MatMul", "x", "w")
+    weight = next(tensor for tensor in draft.initializers if tensor.name == "w")
+    weight.data_type = 29
+    check(draft)
+
+
+def test_a_node_in_a_branch_may_read_what_is_before_the_branch() -> None:
+    def branching(*reads: str) -> Draft:
+        nodes: list[NodeProto] = [helper.make_node("MatMul", list(reads), ["b"], "inside")]
+        branch = helper.make_graph(nodes, "branch", [], [helper.make_empty_tensor_value_info("b")])
+        draft = draft_of("If", "k", then_branch=branch)
+        draft.input("k", [], "bool")
+        draft.node("Neg", ["x"], "later")
+        return draft
+
+    for reads, fits in ((("x", "w_d"), True), (("later", "w_d"), False)):
+        (scope,) = model_scope(branching(*reads).model()).children
+        if fits:
+            check_removed(scope, 0, 21)
+        else:
+            with pytest.raises(ModelError, match="'inside'"):
+                check_removed(scope, 0, 21)

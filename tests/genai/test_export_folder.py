@@ -1,0 +1,246 @@
+"""Folders of models, exported: what is in them then, and what is never touched."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin import Options, create_session, genai
+from ort_qdq_plugin.errors import ModelError, QdqPluginError
+from ort_qdq_plugin.genai.config import CONFIG_NAME
+from ort_qdq_plugin.genai.export_folder import export
+from ort_qdq_plugin.ort.keys import ACCURACY_KEY
+from tests.support import CPU, linear, save, x_of
+
+DECODER, ENCODER = "decoder.onnx", "sub/encoder.onnx"
+
+
+def floats() -> onnx.ModelProto:
+    draft = Draft("float")
+    draft.input("x", ["m", 8])
+    draft.output("y", ["m", 8])
+    draft.node("MatMul", ["x", draft.constant(onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), "w"))], "y")
+    return draft.model()
+
+
+def config(**decoder: Any) -> str:
+    return json.dumps({"model": {"decoder": {"filename": DECODER, **decoder}, "encoder": {"filename": ENCODER}}})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A decoder that can be fused, an encoder that cannot, a model that nobody names, and other files."""
+    made = tmp_path / "model"
+    (made / "sub").mkdir(parents=True)
+    save(linear(Weight(k=128, n=256)), made, "external", "decoder")
+    save(floats(), made / "sub", "external", "encoder")
+    save(linear(Weight(k=64, n=64, n_major=True)), made, "external", "other")
+    (made / "tokenizer.json").write_text("tokens")
+    (made / CONFIG_NAME).write_text(config())
+    return made
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def data_of(model: Path) -> str:
+    return next(model.parent.glob(f"{model.stem}*data")).name
+
+
+def levels(model: Path) -> set[int]:
+    nodes = onnx.load(model).graph.node
+    return {attribute.i for node in nodes for attribute in node.attribute if attribute.name == "accuracy_level"}
+
+
+def same(ours: Path, exported: Path) -> bool:
+    session = create_session(ours, providers=CPU)
+    x = x_of(session)
+    stock = ort.InferenceSession(exported, providers=CPU)
+    return all(np.array_equal(a, b) for a, b in zip(session.run(None, x), stock.run(None, x), strict=True))
+
+
+def test_everything_comes_along_and_what_was_fused_is_new(folder: Path, tmp_path: Path) -> None:
+    before = {name: (folder / name).read_bytes() for name in names(folder)}
+    out = tmp_path / "out"
+    reports = export(folder, out)
+    assert [(name, report.route) for name, report in reports.items()] == [(DECODER, "export"), (ENCODER, "stock")]
+    assert reports[ENCODER].passed_through == "nothing in it is quantized"
+    old = data_of(folder / DECODER)
+    assert names(out) == sorted([*(set(before) - {old}), f"{DECODER}.data"])
+    assert {name: (out / name).read_bytes() for name in before if name not in (old, DECODER)} == {
+        name: content for name, content in before.items() if name not in (old, DECODER)
+    }
+    assert same(folder / DECODER, out / DECODER)
+    assert {name: (folder / name).read_bytes() for name in names(folder)} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+    assert genai.export is export
+
+
+def test_accuracy_level_of_the_configuration_and_of_the_options(folder: Path, tmp_path: Path) -> None:
+    (folder / CONFIG_NAME).write_text(config(session_options={ACCURACY_KEY: "1"}))
+    export(folder, tmp_path / "config")
+    export(folder, tmp_path / "options", options=Options(accuracy_level=2))
+    assert (levels(tmp_path / "config" / DECODER), levels(tmp_path / "options" / DECODER)) == ({1}, {2})
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"session_options": {"graph_optimization_level": "ORT_DISABLE_ALL"}},
+        {"session_options": {"provider_options": [{"OpenVINO": {}}]}},
+    ],
+)
+def test_what_may_not_be_fused_is_copied(decoder: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    (folder / CONFIG_NAME).write_text(
+        config(**decoder, pipeline=[{"stage": {"filename": "other.onnx", "session_options": {}}}])
+    )
+    reports = export(folder, tmp_path / "out")
+    assert [report.route for report in reports.values()] == ["stock", "export", "stock"]
+    assert (tmp_path / "out" / DECODER).read_bytes() == (folder / DECODER).read_bytes()
+
+
+def test_data_that_others_refer_to_too_is_kept(folder: Path, tmp_path: Path) -> None:
+    data = folder / data_of(folder / DECODER)
+    os.rename(data, folder / f"{DECODER}.data")
+    model = onnx.load(folder / DECODER, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = f"{DECODER}.data"
+    (folder / DECODER).write_bytes(model.SerializeToString())
+    (folder / "second.onnx").write_bytes(model.SerializeToString())
+    out = tmp_path / "out"
+    export(folder, out)
+    assert same(folder / DECODER, out / DECODER)
+    assert same(folder / DECODER, out / "second.onnx")
+    assert (out / f"{DECODER}.data").read_bytes() == (folder / f"{DECODER}.data").read_bytes()
+    (folder / "second.onnx").write_bytes(b"\xff" * 100)
+    export(folder, out, force=True)
+    assert f"{DECODER}.fused.data" in names(out)
+    (folder / "second.onnx").unlink()
+    export(folder, out, force=True)
+    assert f"{DECODER}.fused.data" not in names(out)
+    assert same(folder / DECODER, out / DECODER)
+
+
+def test_a_folder_of_links_as_in_hugging_faces_cache(folder: Path, tmp_path: Path) -> None:
+    blobs, links = tmp_path / "blobs", tmp_path / "links"
+    blobs.mkdir()
+    links.mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file() and path.suffix != ".onnx"]:
+        if not path.name.endswith("data"):
+            os.rename(path, blobs / path.name)
+            (folder / path.name).symlink_to(blobs / path.name)
+    (folder / "again").symlink_to(folder)
+    export(folder, tmp_path / "out")
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    assert "again" not in {path.name for path in (tmp_path / "out").iterdir()}
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "tokens"
+
+
+def test_what_is_there_is_kept(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    export(folder, out)
+    with pytest.raises(FileExistsError):
+        export(folder, out)
+    (out / "tokenizer.json").write_text("older")
+    export(folder, out, force=True)
+    assert (out / "tokenizer.json").read_text() == "tokens"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    for target in (mine, mine / "letter.txt", link):
+        with pytest.raises(FileExistsError):
+            export(folder, target, force=True)
+    for target in (folder, folder / "sub" / "new", tmp_path):
+        with pytest.raises(QdqPluginError, match="inside"):
+            export(folder, target, force=True)
+    assert (mine / "letter.txt").read_text() == "dear"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine", "model", "out"]
+
+
+def broken(folder: Path) -> None:
+    (folder / DECODER).write_bytes(b"\xff" * 1000)
+
+
+def missing(folder: Path) -> None:
+    (folder / DECODER).unlink()
+
+
+def unfusable(folder: Path) -> None:
+    save(floats(), folder, "file", "decoder")
+
+
+def without_config(folder: Path) -> None:
+    (folder / CONFIG_NAME).unlink()
+
+
+def no_config(folder: Path) -> None:
+    (folder / CONFIG_NAME).write_text("[")
+
+
+def strange_entry(folder: Path) -> None:
+    (folder / CONFIG_NAME).write_text(config(session_options={ACCURACY_KEY: "best"}))
+
+
+def pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (broken, ModelError),
+        (missing, FileNotFoundError),
+        (unfusable, QdqPluginError),
+        (without_config, FileNotFoundError),
+        (no_config, ModelError),
+        (strange_entry, ModelError),
+        (pipe, OSError),
+    ],
+)
+def test_what_cannot_be_exported_leaves_nothing(
+    spoil: Callable[[Path], None], error: type[Exception], folder: Path, tmp_path: Path
+) -> None:
+    spoil(folder)
+    with pytest.raises(error):
+        export(folder, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_folder_that_cannot_be_exchanged_stays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    export(folder, out)
+    rename = os.rename
+
+    def refuse(old: str, new: str) -> None:
+        if old.endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    before = names(out)
+    with pytest.raises(OSError, match="Input"):
+        export(folder, out, force=True)
+    assert names(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_progress(folder: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    export(folder, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] > 0

@@ -1,0 +1,117 @@
+"""The model that ONNX Runtime is given: one initializer for what is the same, and a place for every tensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+import onnx
+import pytest
+
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin import Options
+from ort_qdq_plugin.errors import SourceChangedError
+from ort_qdq_plugin.load.assemble import assemble
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.plan import plan_model
+from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.memory.buffer import make_buffers
+from ort_qdq_plugin.memory.external_data import ExternalData
+from ort_qdq_plugin.model.parsed import parse
+from ort_qdq_plugin.model.skeleton import open_skeleton
+from tests.support import linear, save, stack
+
+
+def assembled(path: str, meanwhile: Callable[[], object] = lambda: None) -> tuple[onnx.ModelProto, ExternalData]:
+    """The model that is made of the one at a path, packed into buffers of zeros."""
+    skeleton = open_skeleton(path, None)
+    assert skeleton is not None
+    with closing(skeleton):
+        plan = plan_model(parse(skeleton), LoadRequest(path, None, Options(threads=1)), Journal())
+        places = ExternalData(False, make_buffers(plan.layout.sizes, "memory", None))
+        meanwhile()
+        model = assemble(plan.parsed, plan.scope, plan.matches.fusions, plan.layout, places)
+    return onnx.load_from_string(model), places
+
+
+def references(model: onnx.ModelProto) -> dict[str, tuple[str, int, int]]:
+    """Location, offset and length of each external tensor."""
+    found = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == tensor.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            found[tensor.name] = (entries["location"], int(entries.get("offset", 0)), int(entries["length"]))
+    return found
+
+
+def shared_weight() -> onnx.ModelProto:
+    """Two products with one weight."""
+    draft = Draft("shared")
+    weight = draft.weight(Weight(k=128, n=128))
+    first = draft.node("MatMul", [draft.input("x", ["m", 128]), weight], "p")
+    draft.node("MatMul", [first, weight], "y")
+    draft.output("y", ["m", 128])
+    return draft.model()
+
+
+@pytest.mark.parametrize("form", ["file", "external"])
+@pytest.mark.parametrize("n_major", [False, True])
+def test_every_tensor_lies_in_a_buffer(tmp_path: Path, form: str, n_major: bool) -> None:
+    path = str(save(stack(2, 128, n_major=n_major), tmp_path, "file" if form == "file" else "external"))
+    model, places = assembled(path)
+    assert [node.op_type for node in model.graph.node].count("MatMulNBits") == 2
+    found = references(model)
+    assert {location for location, _, _ in found.values()} == set(places.buffers)
+    for location, offset, length in found.values():
+        assert 0 <= offset < offset + length <= len(places.buffers[location])
+    assert all(
+        before[0] != behind[0] or before[1] + before[2] <= behind[1] for before, behind in pairwise(sorted(found.values()))
+    )
+
+
+def test_what_is_the_same_is_one_initializer(tmp_path: Path) -> None:
+    model, _ = assembled(str(save(shared_weight(), tmp_path, "external")))
+    first, second = (node for node in model.graph.node if node.op_type == "MatMulNBits")
+    assert first.input[1:] == second.input[1:]
+    assert len(model.graph.initializer) == 3
+    assert len({tensor.name for tensor in model.graph.initializer}) == 3
+
+
+def test_what_nothing_reads_any_more_is_dropped(tmp_path: Path) -> None:
+    model, _ = assembled(str(save(linear(Weight()), tmp_path, "external")))
+    assert not [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    read = {name for node in model.graph.node for name in node.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= read
+
+
+def test_other_large_tensors_stay_where_they_are(tmp_path: Path) -> None:
+    draft = Draft("other")
+    product = draft.node("MatMul", [draft.input("x", ["m", 64]), draft.weight(Weight(k=64, n=64))], "p")
+    draft.node("MatMul", [product, draft.floats("other", [64, 64])], "y")
+    draft.output("y", ["m", 64])
+    path = str(save(draft.model(), tmp_path, "external"))
+    before = references(onnx.load(path, load_external_data=False))["other"]
+    model, places = assembled(path)
+    location, offset, length = references(model)["other"]
+    assert (offset, length) == (before[1], before[2])
+    assert bytes(places.buffers[location][:]) == (tmp_path / "model.data").read_bytes()
+
+
+def test_names_that_are_very_long_are_not_repeated_as_a_whole(tmp_path: Path) -> None:
+    model = linear(Weight())
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "w")
+    (dequantize,) = (node for node in model.graph.node if node.op_type == "DequantizeLinear")
+    weight.name = dequantize.input[0] = "w" * 900
+    rewritten, _ = assembled(str(save(model, tmp_path, "external")))
+    assert max(len(tensor.name) for tensor in rewritten.graph.initializer) < 300
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.data"])
+def test_a_file_that_has_changed_by_then(tmp_path: Path, name: str) -> None:
+    path = str(save(linear(Weight()), tmp_path, "external"))
+    with pytest.raises(SourceChangedError, match=name):
+        assembled(path, meanwhile=lambda: os.utime(tmp_path / name, (0, 0)))

@@ -1,0 +1,132 @@
+"""Opening a model: what goes to stock at first sight, and what is closed again then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin import Options
+from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
+from ort_qdq_plugin.load.open import glance_at, leave_unreadable_to_stock, open_model
+from ort_qdq_plugin.load.request import LoadRequest
+from tests.model.test_glance import product
+from tests.support import descriptors, linear, settled_descriptors
+from tests.test_house import plain
+
+
+def asked(model: str | bytes, session_options: Any = None, **others: Any) -> LoadRequest:
+    return LoadRequest(model, session_options, Options(), **others)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(linear(Weight()).SerializeToString())
+    return path
+
+
+def session_entry(key: str, value: str) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.add_session_config_entry(key, value)
+    return options
+
+
+def is_left_to_stock(request: LoadRequest, why: str) -> None:
+    """Check that the model is not opened, or closed again, also while somebody keeps the error."""
+    before = settled_descriptors()
+    with pytest.raises(LeaveToStock, match=why) as kept:
+        open_model(request)
+    assert descriptors() == before
+    assert kept.tb is not None
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_a_quantized_model_is_opened(path: Path, as_bytes: bool) -> None:
+    with closing(open_model(asked(path.read_bytes() if as_bytes else str(path)))) as skeleton:
+        assert skeleton.mentions("DequantizeLinear")
+        assert skeleton.source.size == path.stat().st_size
+
+
+def test_an_empty_model_is_none() -> None:
+    with pytest.raises(ModelError, match="empty"):
+        open_model(asked("")._replace(model=b""))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda asked: asked._replace(providers=("QNNExecutionProvider",)), "QNNExecutionProvider"),
+        (lambda asked: asked._replace(session_options=session_entry("session.load_model_format", "ORT")), "ORT format"),
+        (lambda asked: asked._replace(model="/no/such/model.ort"), "ORT format"),
+        (lambda asked: asked._replace(model=b"\x00\x00\x00\x00ORTM and more"), "ORT format"),
+        (lambda asked: asked._replace(model=plain().SerializeToString()), "nothing in it is quantized"),
+        (
+            lambda asked: asked._replace(session_options=session_entry("session.disable_quant_qdq", "1")),
+            "nothing in it is quantized",
+        ),
+    ],
+)
+def test_what_goes_to_stock(path: Path, change: Callable[[LoadRequest], LoadRequest], why: str) -> None:
+    is_left_to_stock(change(asked(str(path))), why)
+
+
+def test_what_goes_to_stock_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "plain.onnx").write_bytes(plain().SerializeToString())
+    is_left_to_stock(asked(str(tmp_path / "plain.onnx")), "quantized")
+
+
+def test_session_options_in_the_model(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx.load(path)
+    helper.set_model_props(model, {"ort_config": "{}"})
+    onnx.save(model, path)
+    open_model(asked(str(path))).close()
+    monkeypatch.setenv("ORT_LOAD_CONFIG_FROM_MODEL", "1")
+    is_left_to_stock(asked(str(path)), "options are in the model")
+
+
+@pytest.mark.parametrize("domain", ["com.microsoft", "ai.onnx.contrib"])
+def test_models_that_gain_by_the_hand_over_alone(domain: str) -> None:
+    model = plain()
+    model.graph.node[0].op_type, model.graph.node[0].domain = "MatMulNBits", domain
+    open_model(asked(model.SerializeToString(), session_entry("session.disable_quant_qdq", "1"))).close()
+
+
+def test_a_model_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_model(asked(str(tmp_path / "nowhere.onnx")))
+    os.mkfifo(tmp_path / "fifo.onnx")
+    with pytest.raises(ModelError, match="regular"):
+        open_model(asked(str(tmp_path / "fifo.onnx")))
+
+
+@pytest.mark.parametrize("error", [ModelError("the reason"), OSError("the reason"), KeyError("the reason")])
+def test_errors_of_opening_are_for_stock_to_complain_about(error: Exception) -> None:
+    wanted = KeyError if isinstance(error, KeyError) else LeaveToStock
+    with pytest.raises(wanted, match="the reason"), leave_unreadable_to_stock():
+        raise error
+
+
+def test_a_glance_tells_what_is_quantized_throughout() -> None:
+    model = product()
+    with closing(open_model(asked(model.SerializeToString()))) as skeleton, pytest.raises(NothingToDo, match="activations"):
+        glance_at(skeleton)
+
+
+@pytest.mark.parametrize("operator", ["MatMulNBits", "", None])
+def test_a_glance_passes_everything_else(operator: str | None) -> None:
+    """None: a model without quantized activations."""
+    model = linear(Weight()) if operator is None else product()
+    if operator is not None:
+        domain = "com.microsoft" if operator else "ai.onnx.contrib"
+        model.graph.node.append(helper.make_node(operator or "Op", ["some"], ["value"], domain=domain))
+    with closing(open_model(asked(model.SerializeToString()))) as skeleton:
+        glance_at(skeleton)

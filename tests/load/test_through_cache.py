@@ -1,0 +1,327 @@
+"""Loading through the cache: what has an entry of its own, what an entry gives, and which sessions it is not for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from ort_qdq_plugin import Options, Report
+from ort_qdq_plugin.cache.writer import EntryWriter
+from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.prepared import PreparedModel
+from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.load.through_cache import Maker, NotFromCache, check_shared, key_of, prepare_through_cache
+from ort_qdq_plugin.model.sources import FileSource
+from tests.cache.support import PACKED, entries, leftovers, written_back
+from tests.ort.test_buffers import COUNT, adding, plus
+from tests.support import CPU, added_provider, quiet, settled_descriptors
+
+ADDED = 3.0
+MB = 1 << 20
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Any file: what is made of it is up to `Making`."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"a model")
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def asked(model: Path, cache: Path, session_options: Any = None, **options: Any) -> LoadRequest:
+    return LoadRequest(str(model), session_options, Options(cache_dir=cache, **options), ("CPUExecutionProvider",))
+
+
+def load(request: LoadRequest, make: Maker) -> PreparedModel:
+    return prepare_through_cache(request, Journal(), make)
+
+
+class Making:
+    """Makes of any model file one that adds a packed number, and counts how often."""
+
+    def __init__(self, model: Path, foreign: Sequence[str] = ()) -> None:
+        self.count = 0
+        self._model = model
+        self._foreign = foreign
+
+    def __call__(self, writer: EntryWriter | None) -> PreparedModel:
+        assert writer is not None
+        self.count += 1
+        (packed,) = writer.make_buffers([COUNT * 4])
+        packed.array.view(np.float32)[:] = ADDED
+        report = Report("borrowed", packed_bytes=COUNT * 4)
+        source = FileSource(str(self._model))
+        writer.commit(adding(PACKED), [source], {}, report=report, extensions=False, foreign=self._foreign)
+        return PreparedModel(adding(PACKED), None, False, {PACKED: packed.mapping}, [packed.mapping], (packed,), report)
+
+
+# ---- the key
+
+
+def with_entry(key: str, value: str) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.add_session_config_entry(key, value)
+    return options
+
+
+def basic() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return options
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda asked: asked._replace(model=asked.model + "2"),
+        lambda asked: asked._replace(options=Options(accuracy_level=0)),
+        lambda asked: asked._replace(options=Options(block_size=64)),
+        lambda asked: asked._replace(options=Options(cache_dir="/anywhere", share_weights=True)),
+        lambda asked: asked._replace(session_options=with_entry("session.qdq_matmulnbits_accuracy_level", "1")),
+        lambda asked: asked._replace(session_options=with_entry("session.qdq_matmulnbits_block_size", "128")),
+        lambda asked: asked._replace(session_options=with_entry("session.disable_quant_qdq", "1")),
+        lambda asked: asked._replace(session_options=basic()),
+        lambda asked: asked._replace(disabled_optimizers=frozenset({"QDQSelectorActionTransformer"})),
+        lambda asked: asked._replace(
+            session_options=with_entry("session.model_external_initializers_file_folder_path", "/weights")
+        ),
+        lambda asked: asked._replace(session_options=with_entry("session.load_model_format", "ORT")),
+    ],
+)
+def test_what_matters_has_an_entry_of_its_own(
+    model: Path, cache: Path, change: Callable[[LoadRequest], LoadRequest]
+) -> None:
+    assert key_of(change(asked(model, cache))) != key_of(asked(model, cache))
+
+
+@pytest.mark.parametrize("module", ["ort_qdq_plugin", "onnxruntime"])
+def test_versions_have_entries_of_their_own(model: Path, cache: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of(asked(model, cache))
+    monkeypatch.setattr(f"{module}.__version__", "another one")
+    assert key_of(asked(model, cache)) != before
+
+
+def test_options_in_models_matter(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of(asked(model, cache))
+    monkeypatch.setenv("ORT_LOAD_CONFIG_FROM_MODEL", "1")
+    assert key_of(asked(model, cache)) != before
+
+
+def test_the_processor_matters_only_for_what_is_pre_packed(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [asked(model, cache, share_weights=share) for share in (False, True)]
+    before = [key_of(request) for request in requests]
+    monkeypatch.setattr("ort_qdq_plugin.load.through_cache.processor", lambda: "another one")
+    plain, shared = (key_of(request) for request in requests)
+    assert plain == before[0]
+    assert shared != before[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda asked: asked._replace(options=Options(accuracy_level=4, block_size=0)),
+        lambda asked: asked._replace(options=Options(buffer="memory", spill_dir="/anywhere", threads=3, strict=True)),
+        lambda asked: asked._replace(options=Options(cache_dir="/elsewhere", cache_max_bytes=0, verify="content")),
+        lambda asked: asked._replace(options=Options(progress=print)),
+        lambda asked: asked._replace(session_options=with_entry("session.some", "value")),
+        lambda asked: asked._replace(session_options=quiet()),
+        lambda asked: asked._replace(providers=("CUDAExecutionProvider",), disabled_optimizers=frozenset({"Other"})),
+    ],
+)
+def test_what_does_not_matter_shares_an_entry(
+    model: Path, cache: Path, change: Callable[[LoadRequest], LoadRequest]
+) -> None:
+    assert key_of(change(asked(model, cache))) == key_of(asked(model, cache))
+
+
+def test_a_model_has_one_entry_by_all_its_names(
+    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "name.onnx").symlink_to(model)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = [Path("model.onnx"), Path("./folder/../model.onnx"), tmp_path / "name.onnx", tmp_path / "folder" / "name.onnx"]
+    assert {key_of(asked(name, cache)) for name in names} == {key_of(asked(model, cache))}
+
+
+def test_a_link_in_another_folder_has_other_data_beside_it(model: Path, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    link = tmp_path / "other" / "model.onnx"
+    link.symlink_to(model)
+    assert key_of(asked(link, cache)) != key_of(asked(model, cache))
+
+
+def test_a_folder_of_data_is_where_it_leads_to(
+    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = with_entry("session.model_external_initializers_file_folder_path", "weights")
+    keys = []
+    for name in ("one", "two"):
+        (tmp_path / name / "weights").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        keys.append(key_of(asked(model, cache, relative)))
+    assert keys[0] != keys[1]
+
+
+# ---- entries
+
+
+def test_it_is_made_once_and_then_used(model: Path, cache: Path) -> None:
+    make = Making(model)
+    made, used, again = (load(asked(model, cache), make) for _ in range(3))
+    assert make.count == 1
+    assert [prepared.report.cache for prepared in (made, used, again)] == ["made", "used", "used"]
+    assert used.report.packed_bytes == made.report.packed_bytes
+    assert (used.model, used.by_path, used.packed) == (made.model, False, ())
+    assert {name: bytes(buffer[:]) for name, buffer in used.buffers.items()} == {PACKED: bytes(made.buffers[PACKED][:])}
+    session = ort.InferenceSession(used.model, used.session_options, CPU)
+    assert plus(session) == ADDED
+
+
+def test_threads_make_it_once(model: Path, cache: Path) -> None:
+    make = Making(model)
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda _: load(asked(model, cache), make).report.cache, range(6)))
+    assert make.count == 1
+    assert sorted(found) == ["made", *["used"] * 5]
+
+
+@pytest.mark.parametrize("how", ["made", "used"])
+def test_what_is_kept_keeps_the_entry(model: Path, cache: Path, how: str) -> None:
+    make = Making(model)
+    kept = load(asked(model, cache), make)
+    if how == "used":
+        kept = load(asked(model, cache), make)
+    load(asked(model, cache, accuracy_level=0, cache_max_bytes=0), make)
+    assert len(entries(cache)) == 2
+    assert kept.report.cache == how
+    del kept
+    load(asked(model, cache, accuracy_level=1, cache_max_bytes=0), make)
+    assert len(entries(cache)) == 1
+
+
+def test_nothing_stays_open(model: Path, cache: Path) -> None:
+    load(asked(model, cache), Making(model))
+    written_back(cache)
+    before = settled_descriptors()
+    used = load(asked(model, cache), Making(model))
+    assert settled_descriptors() > before
+    del used
+    assert settled_descriptors() == before
+
+
+def test_that_there_is_nothing_to_do_is_remembered(model: Path, cache: Path) -> None:
+    count = 0
+
+    def nothing(writer: EntryWriter | None) -> PreparedModel:
+        nonlocal count
+        count += 1
+        assert writer is not None
+        writer.commit_nothing([FileSource(str(model))], Report("stock", passed_through="the reason"))
+        raise NothingToDo("the reason")
+
+    for _ in range(3):
+        with pytest.raises(NothingToDo, match="the reason"):
+            load(asked(model, cache), nothing)
+    assert count == 1
+
+
+def test_what_fails_leaves_nothing(model: Path, cache: Path) -> None:
+    def fail(writer: EntryWriter | None) -> PreparedModel:
+        assert writer is not None
+        writer.make_buffers([100])
+        raise ModelError("no model")
+
+    with pytest.raises(ModelError):
+        load(asked(model, cache), fail)
+    assert not entries(cache)
+    assert not leftovers(cache)
+
+
+def test_what_is_not_put_into_the_cache_is_given_all_the_same(model: Path, cache: Path) -> None:
+    prepared = PreparedModel(b"", None, True, {}, (), (), Report("by path"))
+    for _ in range(2):
+        assert load(asked(model, cache), lambda writer: prepared) is prepared
+    assert not entries(cache)
+
+
+def test_a_changed_model_is_made_again(model: Path, cache: Path) -> None:
+    make = Making(model)
+    load(asked(model, cache), make)
+    os.utime(model, (0, 0))
+    assert load(asked(model, cache), make).report.cache == "made"
+
+
+# ---- sessions that it is not for
+
+
+def with_initializer() -> ort.SessionOptions:
+    options = quiet()
+    options.add_external_initializers(["w"], [ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32))])
+    return options
+
+
+@pytest.mark.parametrize(("session_options", "error"), [(added_provider, NotFromCache), (with_initializer, LeaveToStock)])
+def test_sessions_that_need_more(
+    model: Path, cache: Path, session_options: Callable[[], ort.SessionOptions], error: type[Exception]
+) -> None:
+    load(asked(model, cache), Making(model))
+    with pytest.raises(error):
+        load(asked(model, cache, session_options()), Making(model))
+
+
+def test_a_custom_library_of_the_callers(model: Path, cache: Path) -> None:
+    """The model has operators of a domain that only such a library can have, and a copy of the options would lose it."""
+    load(asked(model, cache), Making(model, ["some.domain"]))
+    with pytest.raises(NotFromCache):
+        load(asked(model, cache, quiet()), Making(model))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_providers_that_want_the_model_as_it_is(model: Path, cache: Path, first: bool) -> None:
+    make = Making(model)
+    if not first:
+        load(asked(model, cache), make)
+    with pytest.raises(LeaveToStock, match="TensorrtExecutionProvider"):
+        load(asked(model, cache)._replace(providers=("TensorrtExecutionProvider", "CPUExecutionProvider")), make)
+    assert make.count == (0 if first else 1)
+
+
+# ---- whether weights are shared
+
+
+@pytest.mark.parametrize(
+    ("shared", "grown", "told"),
+    [
+        (100 * MB, 0, 100 * MB),
+        (100 * MB, 49 * MB, 100 * MB),
+        (100 * MB, 50 * MB, 0),
+        (100 * MB, 500 * MB, 0),
+        (16 * MB, 16 * MB, 0),
+        (16 * MB - 1, 16 * MB, 16 * MB - 1),
+        (0, 500 * MB, 0),
+    ],
+)
+def test_memory_tells_whether_weights_are_shared(
+    shared: int, grown: int, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        report = check_shared(Report("shared", shared_bytes=shared, packed_bytes=7), grown)
+    assert (report.shared_bytes, report.packed_bytes) == (told, 7)
+    assert bool(caplog.records) == (told != shared)

@@ -1,0 +1,163 @@
+"""Handing buffers over: ONNX Runtime uses ours in place, as long as its session lives."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import sys
+import threading
+import time
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
+from ort_qdq_plugin.memory.external_data import ExternalData
+from ort_qdq_plugin.model.messages import refer
+from ort_qdq_plugin.model.sources import FileSource
+from ort_qdq_plugin.model.tensors import StoredTensor
+from ort_qdq_plugin.ort import buffers
+from ort_qdq_plugin.ort.buffers import borrow, by_path, keep_until_destroyed, trimming
+from ort_qdq_plugin.ort.keys import config_entry
+from tests.support import CPU, mapped, quiet
+
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+PARALLEL_KEY = "session.prepack.enable_parallel"
+DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
+COUNT = 2048
+
+
+def make_buffer(size: int, kind: str, spill_dir: str | None) -> PackedBuffer:
+    (buffer,) = make_buffers([size], kind, spill_dir)
+    return buffer
+
+
+def adding(location: str, offset: int = 0) -> bytes:
+    """y = x + w, with w where it is said."""
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[COUNT])
+    refer(tensor, location, offset, COUNT * 4)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [COUNT]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [tensor])
+    return bytes(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)]).SerializeToString())
+
+
+def plus(session: ort.InferenceSession) -> float:
+    return float(session.run(None, {"x": np.zeros(COUNT, np.float32)})[0][7])
+
+
+def test_borrowed_means_in_place() -> None:
+    """A write to the buffer after the load shows in the result."""
+    buffer = make_buffer(COUNT * 4 + 64, "file", None)
+    buffer.array[64:].view(np.float32)[:] = 5.0
+    places = ExternalData(False, [buffer])
+    (location,) = places.buffers
+    options = quiet()
+    borrow(options, places.buffers)
+    session = ort.InferenceSession(adding(location, 64), options, providers=CPU)
+    assert plus(session) == 5.0
+    buffer.array[64:].view(np.float32)[:] = 6.0
+    assert plus(session) == 6.0
+    buffer.trim(0, COUNT * 4)
+    assert plus(session) == 6.0
+    del session
+
+
+def test_borrowing_keeps_what_the_caller_said_of_pre_packing() -> None:
+    for said in (None, "0", "1"):
+        options = quiet()
+        if said is not None:
+            options.add_session_config_entry(PARALLEL_KEY, said)
+        borrow(options, {})
+        assert config_entry(options, PARALLEL_KEY) == (said or "1")
+
+
+def test_places_by_path(tmp_path: Path) -> None:
+    (tmp_path / "w.data").write_bytes(np.full(COUNT, 3, np.float32).tobytes())
+    source = FileSource(str(tmp_path / "w.data"))
+    places = ExternalData(True, [])
+    proto = TensorProto(name="w", data_type=1)
+    places.put(proto, StoredTensor("w", TensorProto.FLOAT, (COUNT,), source, 0, COUNT * 4))
+    assert not places.buffers
+    options = quiet()
+    with by_path(options):
+        session = ort.InferenceSession(adding(proto.external_data[0].value), options, providers=CPU)
+    assert plus(session) == 3.0
+
+
+@pytest.mark.parametrize("before", [{}, {FOLDER_KEY: "/tmp", PARALLEL_KEY: "0"}, {PARALLEL_KEY: "1"}])
+def test_by_path_puts_everything_back(before: dict[str, str]) -> None:
+    options = quiet()
+    for key, value in before.items():
+        options.add_session_config_entry(key, value)
+    with suppress(KeyboardInterrupt), by_path(options):
+        assert config_entry(options, FOLDER_KEY) == "/"
+        assert config_entry(options, PARALLEL_KEY) == before.get(PARALLEL_KEY, "1")
+        raise KeyboardInterrupt
+    for key in (FOLDER_KEY, PARALLEL_KEY, DIRECT_KEY):
+        assert (config_entry(options, key) or None) == before.get(key)
+
+
+def test_trimming_changes_no_byte() -> None:
+    buffer = make_buffer(1 << 20, "file", None)
+    data = np.random.default_rng(0).integers(0, 256, 1 << 20).astype(np.uint8)
+    buffer.write(0, data)
+    with trimming([buffer.mapping]):
+        for _ in range(20):
+            np.testing.assert_array_equal(buffer.array, data)
+            time.sleep(0.005)
+    np.testing.assert_array_equal(buffer.array, data)
+
+
+def test_trimming_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_TRIM_BYTES", 1 << 20)
+    buffer = make_buffer(1 << 20, "file", None)
+    before = threading.active_count()
+    with suppress(KeyboardInterrupt), trimming([buffer.mapping]):
+        assert threading.active_count() == before + 1
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+
+
+def test_trimming_drops_pages_from_the_process(tmp_path: Path) -> None:
+    buffer = make_buffer(1 << 20, "file", str(tmp_path))
+    with trimming([buffer.mapping]):
+        assert buffer.array.sum() == 0
+    smaps = Path("/proc/self/smaps").read_text().split(f"{tmp_path}/")[1]
+    rss = next(line for line in smaps.splitlines() if line.startswith("Rss:"))
+    assert int(rss.split()[1]) == 0
+
+
+def test_buffers_are_kept_until_the_native_session_is_gone(tmp_path: Path) -> None:
+    buffer = make_buffer(COUNT * 4, "file", str(tmp_path))
+    places = ExternalData(False, [buffer])
+    (location,) = places.buffers
+    options = quiet()
+    borrow(options, places.buffers)
+    session = ort.InferenceSession(adding(location), options, providers=CPU)
+    gone = weakref.ref(buffer.mapping)
+    keep_until_destroyed(session._sess, tuple(places.buffers.values()))
+    del buffer, places
+    gc.collect()
+    native = session._sess
+    del session
+    gc.collect()
+    assert gone() is not None
+    assert mapped(tmp_path)
+    del native
+    gc.collect()
+    assert gone() is None
+    assert not mapped(tmp_path)
+
+
+def test_at_exit_what_is_kept_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be unmapped by the interpreter's end, whichever module's names are cleared first."""
+    mapping = mmap.mmap(-1, 4096)
+    monkeypatch.setattr(buffers, "_kept", {object(): (mapping, b"bytes" * 1000)})
+    before = sys.getrefcount(mapping)
+    buffers._pin_for_good()
+    assert sys.getrefcount(mapping) == before + 1

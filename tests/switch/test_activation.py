@@ -1,0 +1,131 @@
+"""activate and deactivate: programs that create InferenceSessions themselves."""
+
+from __future__ import annotations
+
+import inspect as python_inspect
+import logging
+import pickle
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin import Options, activate, create_session, deactivate, report_of
+from ort_qdq_plugin.switch.activation import options_from_environment
+from tests.support import CPU, linear, quiet, result
+
+
+@pytest.fixture
+def activated() -> Iterator[None]:
+    activate()
+    yield
+    deactivate()
+
+
+def qdq_model() -> bytes:
+    return bytes(linear(Weight()).SerializeToString())
+
+
+def fused(session: ort.InferenceSession) -> int | None:
+    report = report_of(session)
+    return None if report is None else len(report.fused)
+
+
+def test_sessions_made_by_others_are_loaded_by_us(activated: None) -> None:
+    assert fused(ort.InferenceSession(qdq_model(), providers=CPU)) == 1
+
+
+def test_the_class_stays_what_it_is(activated: None) -> None:
+    signature = python_inspect.signature(ort.InferenceSession)
+    session = ort.InferenceSession(qdq_model(), providers=CPU)
+    assert type(session) is ort.InferenceSession
+    assert pickle.loads(pickle.dumps(ort.InferenceSession)) is ort.InferenceSession
+    deactivate()
+    assert python_inspect.signature(ort.InferenceSession) == signature
+
+
+def test_a_subclass_made_before_counts_too() -> None:
+    class Mine(ort.InferenceSession):  # type: ignore[misc]
+        pass
+
+    activate()
+    try:
+        assert fused(Mine(qdq_model(), providers=CPU)) == 1
+    finally:
+        deactivate()
+
+
+def test_deactivated_is_stock_again(activated: None) -> None:
+    during = ort.InferenceSession(qdq_model(), providers=CPU)
+    deactivate()
+    assert fused(ort.InferenceSession(qdq_model(), providers=CPU)) is None
+    assert fused(during) == 1
+    during.set_providers(CPU)
+
+
+def test_create_session_keeps_its_own_options(activated: None) -> None:
+    activate(Options(accuracy_level=4))
+    model, x = qdq_model(), np.random.default_rng(0).standard_normal((3, 64), dtype=np.float32)
+    name = ort.InferenceSession(model, providers=CPU).get_inputs()[0].name
+    shape = ort.InferenceSession(model, providers=CPU).get_inputs()[0].shape
+    x = np.resize(x, (3, shape[1]))
+    exact = create_session(model, None, CPU, options=Options(accuracy_level=0)).run(None, {name: x})[0]
+    rounded = ort.InferenceSession(model, providers=CPU).run(None, {name: x})[0]
+    assert not np.array_equal(exact, rounded)
+
+
+def test_switching_while_others_create_sessions() -> None:
+    """Each session is either ours or stock's, and right; afterwards everything is as before."""
+    model, method = qdq_model(), ort.InferenceSession._create_inference_session
+    wanted = result(create_session(model, quiet(), CPU))
+    stop = threading.Event()
+
+    def create() -> set[int | None]:
+        seen: set[int | None] = set()
+        while not stop.is_set() or not seen:
+            session = ort.InferenceSession(model, quiet(), providers=CPU)
+            np.testing.assert_array_equal(result(session), wanted)
+            seen.add(fused(session))
+        return seen
+
+    def switch() -> None:
+        for _ in range(200):
+            activate()
+            deactivate()
+
+    with ThreadPoolExecutor(5) as executor:
+        creating = [executor.submit(create) for _ in range(3)]
+        for switching in [executor.submit(switch) for _ in range(2)]:
+            switching.result()
+        stop.set()
+        assert set().union(*(future.result() for future in creating)) <= {1, None}
+    assert ort.InferenceSession._create_inference_session is method
+
+
+def test_the_environment_gives_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = {"ACCURACY_LEVEL": "0", "BUFFER": "memory", "SPILL_DIR": str(tmp_path), "THREADS": "3", "STRICT": "1"}
+    options = options_from_environment({f"ORT_QDQ_PLUGIN_{name}": value for name, value in given.items()})
+    assert options == Options(accuracy_level=0, buffer="memory", spill_dir=str(tmp_path), threads=3, strict=True)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ACCURACY_LEVEL", "9"),
+        ("ACCURACY_LEVEL", "x"),
+        ("BUFFER", "disk"),
+        ("SPILL_DIR", "/no/such"),
+        ("THREADS", "0"),
+        ("STRICT", "?"),
+    ],
+)
+def test_nonsense_in_the_environment_is_one_warning(variable: str, value: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        assert options_from_environment({f"ORT_QDQ_PLUGIN_{variable}": value}) == Options()
+    assert [f"ORT_QDQ_PLUGIN_{variable}" in record.getMessage() for record in caplog.records] == [True]
