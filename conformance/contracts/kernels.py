@@ -40,7 +40,7 @@ def _transpose_takes_bare_pointers(_folder: Path) -> str:
         session = load(model.SerializeToString())
         binding = session.io_binding()
         for shape in ((7, 130), (64, 64)):
-            matrix = rng.integers(0, 256, (*shape, kind().itemsize), np.uint8).view(kind).reshape(shape)
+            matrix = rng.integers(0, 256, (*shape, np.dtype(kind).itemsize), np.uint8).view(kind).reshape(shape)
             result = np.zeros(shape[::-1], kind)
             binding.bind_input("m", "cpu", 0, kind, shape, matrix.ctypes.data)
             binding.bind_output("t", "cpu", 0, kind, shape[::-1], result.ctypes.data)

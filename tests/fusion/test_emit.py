@@ -30,7 +30,7 @@ def everything(*, branch: GraphProto | None = None, suffix: str = "") -> GraphPr
     if branch is not None:
         nodes.append(helper.make_node("If", ["c"], ["y"], then_branch=branch))
     inputs = [helper.make_tensor_value_info(f"input{suffix}", TensorProto.FLOAT, [])]
-    initializers = [numpy_helper.from_array(np.float32(1), f"initializer{suffix}")]
+    initializers = [numpy_helper.from_array(np.array(1, np.float32), f"initializer{suffix}")]
     made: GraphProto = helper.make_graph(nodes, "g", inputs, [], initializers)
     return made
 

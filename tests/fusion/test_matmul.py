@@ -170,7 +170,7 @@ def test_gemm(on_left: bool, turns: tuple[bool, bool], bias: Any, constant: bool
     raw = next(tensor.raw_data for tensor in draft.initializers if tensor.name == "w")
     weight = unpack(np.frombuffer(raw, np.uint8), BITS)[: 5 * 6].astype(np.float32).reshape(weight_shape)
     left, right = (weight, x) if on_left else (x, weight)
-    wanted = np.float32(alpha) * (swapped(left, turns[0]) @ swapped(right, turns[1]))
+    wanted: Array = np.float32(alpha) * (swapped(left, turns[0]) @ swapped(right, turns[1]))
     if c is not None:
         wanted = wanted + np.float32(beta) * c
     fusion = fused(draft)

@@ -308,7 +308,7 @@ def lifted(*branches: GraphProto) -> GraphProto:
 def test_external_initializers_of_branches_move_into_the_main_graph() -> None:
     inner = branch("inner", [helper.make_node("Add", ["w", "v"], ["i"])], [external("v")])
     nodes = [helper.make_node("Mul", ["w", "w"], ["b"]), helper.make_node("If", ["k"], ["c"], then_branch=inner)]
-    small = numpy_helper.from_array(np.float32(1), "small")
+    small = numpy_helper.from_array(np.array(1, np.float32), "small")
     main = lifted(branch("outer", nodes, [external("w"), small]))
     assert initializers(main) == {"own", "w.lifted", "v.lifted"}
     assert all(tensor.external_data[0].value == "w.data" for tensor in main.initializer)

@@ -42,7 +42,7 @@ def draft_of(op: str, *inputs: str, domain: str = "", **attributes: Any) -> Draf
 FINE: dict[str, Draft] = {
     "Add": draft_of("Add", "x", "y"),
     "Cast": draft_of("Cast", "x", to=FLOAT16),
-    "Constant": draft_of("Constant", value=numpy_helper.from_array(np.float32(1))),
+    "Constant": draft_of("Constant", value=numpy_helper.from_array(np.array(1, np.float32))),
     "DequantizeLinear": draft_of("DequantizeLinear", "w", "w_s", "w_z", axis=0, block_size=4),
     "DequantizeLinear-without-zero-points": draft_of("DequantizeLinear", "w", "w_s", "", axis=0),
     "Flatten": draft_of("Flatten", "x", axis=0),
@@ -188,7 +188,7 @@ def test_types_are_as_stated(name: str) -> None:
         (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4), {"float"}, {"float16", "uint4"}),
         (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4, output_dtype=0), {"float"}, {"float16"}),
         (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4, output_dtype=FLOAT16), {"float16"}, {"float"}),
-        (draft_of("Constant", value=numpy_helper.from_array(np.int64(1))), {"int64"}, {"float"}),
+        (draft_of("Constant", value=numpy_helper.from_array(np.array(1, np.int64))), {"int64"}, {"float"}),
         (draft_of("Constant", value_int=1), {"float", "float16", "bfloat16"}, {"int64"}),
         (draft_of("Transpose", "w_d"), {"float"}, {"float16"}),
         (draft_of("Transpose", "half"), {"float16"}, {"float"}),

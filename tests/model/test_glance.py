@@ -35,8 +35,8 @@ def product(
     """x -> [QuantizeLinear -> DequantizeLinear] -> product with a dequantized weight -> [Relu]."""
     types = {"int8": np.int8, "uint8": np.uint8, "uint16": np.uint16, "int16": np.int16}
     tensors = [
-        numpy_helper.from_array(np.float32(0.1), "scale"),
-        numpy_helper.from_array(types[activation](3), "zero"),
+        numpy_helper.from_array(np.array(0.1, np.float32), "scale"),
+        numpy_helper.from_array(np.array(3, types[activation]), "zero"),
         numpy_helper.from_array(np.full(WIDTH, 0.01, np.float32), "weight_scales"),
         numpy_helper.from_array(np.zeros(WIDTH, types[weight]), "weight_zeros"),
     ]

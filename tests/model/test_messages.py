@@ -24,7 +24,8 @@ from ort_qdq_plugin.model.messages import (
 
 def graph(name: str, *nodes: NodeProto, external: str = "") -> GraphProto:
     """A graph of these nodes, with an initializer of its own and perhaps one whose bytes are elsewhere."""
-    made: GraphProto = helper.make_graph(list(nodes), name, [], [], [numpy_helper.from_array(np.float32(1), "own")])
+    own = numpy_helper.from_array(np.array(1, np.float32), "own")
+    made: GraphProto = helper.make_graph(list(nodes), name, [], [], [own])
     if external:
         made.initializer.append(TensorProto(name=external, data_location=TensorProto.EXTERNAL))
     return made

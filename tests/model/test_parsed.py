@@ -140,7 +140,7 @@ def branching(inside: NodeProto) -> NodeProto:
 @pytest.mark.parametrize("domain", ["", "ai.onnx"])
 def test_a_large_constant_becomes_an_initializer(inside: bool, domain: str) -> None:
     constant = helper.make_node("Constant", [], ["w"], domain=domain, value=large())
-    other = helper.make_node("Constant", [], ["small"], value=numpy_helper.from_array(np.float32(1)))
+    other = helper.make_node("Constant", [], ["small"], value=numpy_helper.from_array(np.array(1, np.float32)))
     parsed = opened(model_of(branching(constant) if inside else constant, other))
     graph = parsed.proto.graph
     graph = graph.node[0].attribute[0].g if inside else graph

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import create_session
 from tests.support import CPU, linear, made_report
 
 
-def test_operators_of_the_extensions_need_no_registration() -> None:
+def _text_beside_a_product() -> bytes:
     model = linear(Weight())
     model.graph.node.append(helper.make_node("StringUpper", ["text"], ["upper"], domain="ai.onnx.contrib"))
     model.graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, [1]))
     model.graph.output.append(helper.make_tensor_value_info("upper", TensorProto.STRING, [1]))
     model.opset_import.append(helper.make_opsetid("ai.onnx.contrib", 1))
+    return bytes(model.SerializeToString())
+
+
+def test_operators_of_the_extensions_need_no_registration() -> None:
+    pytest.importorskip("onnxruntime_extensions")
     onnx.checker.check_model(linear(Weight()))
-    session = create_session(bytes(model.SerializeToString()), None, CPU)
+    session = create_session(_text_beside_a_product(), None, CPU)
     assert len(made_report(session).fused) == 1
     assert session.run(["upper"], {"text": np.array(["abc"]), **_zeros(session)})[0] == ["ABC"]
+
+
+def test_without_the_extensions_the_model_is_for_stock(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime_extensions", None)
+    with pytest.raises(Fail, match=r"ai\.onnx\.contrib"):
+        create_session(_text_beside_a_product(), None, CPU)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "onnxruntime_extensions" in caplog.text
 
 
 def _zeros(session: ort.InferenceSession) -> dict[str, np.ndarray]:

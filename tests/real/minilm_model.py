@@ -125,7 +125,7 @@ class _Graph:
         self.constant("merged_shape", np.array([0, 0, HIDDEN]))
         self.constant("head_scale", np.array(HEAD_SIZE**-0.5, np.float32))
         self.node("Sub", [self.constant("one", np.array(1, np.float32)), self._mask_as_float()], "masked")
-        self.node("Mul", ["masked", self.constant("lowest", np.finfo(np.float32).min)], "mask_bias")
+        self.node("Mul", ["masked", self.constant("lowest", np.array(np.finfo(np.float32).min))], "mask_bias")
         hidden = self._embeddings()
         for layer in range(LAYERS):
             hidden = self._layer(hidden, f"encoder.layer.{layer}", "last_hidden_state" if layer == LAYERS - 1 else None)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import TensorProto
 
 from ort_qdq_plugin import Options
@@ -94,6 +95,7 @@ def _first_to_fail(side: Side) -> Any:
 
 
 def _extensions_unregistered(side: Side) -> Any:
+    pytest.importorskip("onnxruntime_extensions")
     model = side.save(with_operator(side.model.proto(), "StringUpper", EXTENSIONS, TensorProto.STRING), "texts")
     try:
         session = side.create(model=model)
