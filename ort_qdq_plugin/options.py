@@ -20,12 +20,12 @@ class Options:
     """How to load a model. The defaults do what ONNX Runtime's own fusion would.
 
     Attributes:
-        accuracy_level: MatMulNBits' attribute, 0 (activations stay float) to 4 (they are rounded to 8 bits: fastest).
+        accuracy_level: MatMulNBits' attribute, 0 (activations stay float) to 4 (they are rounded to 8 bits: mostly faster).
             None takes ``session.qdq_matmulnbits_accuracy_level`` of the session's options, else 4.
         block_size: For weights without blocks: a power of two from 16 to 256, 0 for ONNX Runtime's default of 32, or -1 for
             the one that pads K least. None takes ``session.qdq_matmulnbits_block_size``, else 0.
         buffer: Where packed weights go: "file" (a temporary file without a name), "memory", or "auto" (a file, unless they
-            are below 8 MB).
+            are below 1 MiB).
         spill_dir: The directory of that file. None takes TMPDIR if it is set, else the system's own.
         threads: How many threads pack. None takes the session's intra-op threads, else all processors; or one if the process
             may not map much memory (``ulimit -v``).

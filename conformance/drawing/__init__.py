@@ -5,8 +5,8 @@
 - `canvas`: nodes, inputs and outputs, and the model that they make
 - `draft`: a canvas with small random constants, for models of a few kilobytes
 
-The canvas for models of gigabytes is `conformance.tables.sheet`. Tensors are packed here with NumPy, so that nothing depends
-on how the `onnx` helpers spell the small types.
+Tensors are packed here with NumPy, so that nothing depends on how the `onnx` helpers write the small types. Models of
+gigabytes are written by `benchmarks`.
 """
 
 from __future__ import annotations

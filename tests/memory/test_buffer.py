@@ -20,7 +20,8 @@ import pytest
 from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers, spill_directories
 from tests.support import descriptors, mapped, python, settled_descriptors
 
-SIZE = 9 << 20  # a file where it may choose
+SIZE = 2 << 20
+FILE_FROM = 1 << 20  # where it may choose
 
 
 def make_buffer(size: int, kind: str, spill_dir: str | None, linkable: bool = False) -> PackedBuffer:
@@ -74,9 +75,11 @@ def test_holds_what_is_written(tmp_path: Path, kind: str, linkable: bool) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_small_ones_are_not_worth_a_file(tmp_path: Path) -> None:
-    assert not make_buffer(1000, "auto", str(tmp_path)).in_file
-    assert make_buffer(1000, "file", str(tmp_path)).in_file
+@pytest.mark.parametrize(("sizes", "in_file"), [([FILE_FROM - 1], False), ([FILE_FROM], True), ([FILE_FROM - 1, 1], True)])
+def test_small_ones_are_not_worth_a_file(tmp_path: Path, sizes: list[int], in_file: bool) -> None:
+    """What counts is how large they are together."""
+    assert [buffer.in_file for buffer in make_buffers(sizes, "auto", str(tmp_path))] == [in_file] * len(sizes)
+    assert [buffer.in_file for buffer in make_buffers(sizes, "file", str(tmp_path))] == [True] * len(sizes)
 
 
 def test_no_name_at_any_time(tmp_path: Path) -> None:

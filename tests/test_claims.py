@@ -1,0 +1,282 @@
+"""What the documentation says, and whether it is so: each claim is a page, words that stand there, and what has to hold."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import operator
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+import pytest
+
+import conformance
+import conformance.drawing
+import ort_qdq_plugin
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin import Options, create_session, export, inspect, report_of
+from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, raised, save, stack, stock, unquantized
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def text_of(page: str) -> str:
+    """A page, without line breaks."""
+    return " ".join((ROOT / page).read_text("utf-8").split())
+
+
+def rows_below(page: str, heading: str) -> list[list[str]]:
+    """The cells of a table, from the line behind its heading on."""
+    lines = (ROOT / page).read_text("utf-8").splitlines()
+    start = lines.index(heading) + 2
+    rows = [line.strip("| ").split(" | ") for line in lines[start:]]
+    return rows[: next(at for at, line in enumerate(lines[start:]) if not line.startswith("|"))]
+
+
+# ---- checks
+
+
+def file_from_1_mib(folder: Path) -> None:
+    # A column takes 656 bytes: 512 of weights, 128 of scales, 16 of zero points.
+    for columns, in_file in ((1590, False), (1610, True)):
+        spill = folder / str(columns)
+        spill.mkdir()
+        model = linear(Weight(k=1024, n=columns)).SerializeToString()
+        session = create_session(model, quiet(), CPU, options=Options(strict=True, spill_dir=spill))
+        assert (made_report(session).packed_bytes >= 1 << 20) == bool(mapped(spill)) == in_file
+
+
+GROWN = """
+import sys
+from ort_qdq_plugin import Options, create_session
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+create_session(sys.argv[1])
+before = anonymous()
+session = create_session(sys.argv[2], options=Options(strict=True, buffer=sys.argv[3], spill_dir=sys.argv[4]))
+print(anonymous() - before, *(["inferred"] if "onnx.shape_inference" in sys.modules else []))
+"""
+
+
+def grown(warm: str | bytes, model: str | bytes, buffer: str, folder: Path) -> tuple[int, bool]:
+    """Anonymous bytes that a load adds to a process which has loaded another model; whether it asked for shape inference."""
+    command = [sys.executable, "-c", GROWN, warm, model, buffer, str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    size, *inferred = done.stdout.split()
+    return int(size), bool(inferred)
+
+
+def memory_keeps_packed_bytes(folder: Path) -> None:
+    warm, model = save(linear(Weight()), folder, "file", "warm"), save(stack(11, 1024), folder, "file")
+    packed = inspect(model).packed_bytes
+    assert round(packed / 1e6, 1) == 7.4
+    in_memory, in_file = (grown(warm, model, buffer, folder)[0] for buffer in ("memory", "file"))
+    assert 0.9 * packed < in_memory - in_file < 1.1 * packed
+    assert in_file < 1.5 * packed
+
+
+def packs_unless_cached(folder: Path) -> None:
+    model = save(stack(2, 128), folder, "file")
+    for options in (Options(), Options(cache_dir=folder / "cache")):
+        reports = [made_report(create_session(model, quiet(), CPU, options=options)) for _ in range(2)]
+        assert "pack" in reports[0].seconds
+        assert ("pack" in reports[1].seconds) == (options.cache_dir is None)
+
+
+def routes_are_those(folder: Path) -> None:
+    model, nothing = save(linear(Weight()), folder, "file"), save(unquantized(), folder, "file", "nothing")
+    shared = Options(strict=True, cache_dir=folder / "cache", share_weights=True)
+    reports = [
+        made_report(create_session(model, quiet(), CPU)),
+        made_report(create_session(model, added_provider())),
+        made_report(create_session(model, quiet(), CPU, options=shared)),
+        made_report(create_session(nothing, quiet(), CPU)),
+        export(str(model), folder / "fused.onnx"),
+        inspect(model),
+    ]
+    rows = rows_below("docs/options.md", "| route | how ONNX Runtime got the model |")
+    assert [row[0] for row in rows] == [f'`"{report.route}"`' for report in reports]
+
+
+def two_exceptions(folder: Path) -> None:
+    draft = Draft("output_dtype", opset=23)
+    draft.input("x", ["m", 128])
+    draft.output("y", ["m", 64])
+    weight = draft.dequantize("w", (128, 64), axis=0, scale="float16", output_dtype=onnx.TensorProto.FLOAT)
+    draft.node("MatMul", ["x", weight], "y")
+    for number, model in enumerate((linear(Weight(scale="bfloat16")), draft.model())):
+        path = save(model, folder, "file", str(number))
+        assert raised(partial(stock, path)) is not None
+        assert len(made_report(create_session(path, quiet(), CPU)).fused) == 1
+    broken = linear(Weight())
+    broken.graph.node[-1].input[0] = "nothing"
+    outside = linear(Weight())
+    onnx.external_data_helper.set_external_data(outside.graph.initializer[0], "../outside.data")
+    outside.graph.initializer[0].ClearField("raw_data")
+    (folder / "inside").mkdir()
+    (folder / "outside.data").write_bytes(bytes(128 * 64))
+    for stem, model in (("broken", broken), ("outside", outside)):
+        path = save(model, folder / "inside", "file", stem)
+        theirs = raised(partial(stock, path))
+        assert theirs is not None
+        assert raised(partial(create_session, path, quiet(), CPU)) == theirs
+
+
+def headed(stated: bool) -> onnx.ModelProto:
+    """A biased product behind a Conv, of whose output no shape is stated."""
+    draft = Draft("conv")
+    draft.input("x", [1, 64, "n"])
+    draft.output("y", [1, "n", 64])
+    features = draft.node("Conv", ["x", draft.floats("kernel", [64, 64, 1])], "features")
+    rows = draft.node("Transpose", [features], "rows", perm=[0, 2, 1])
+    product = draft.node("MatMul", [rows, draft.weight(Weight("int8", 64, 64, 0, "none"))], "product")
+    draft.node("Add", [product, draft.floats("bias", [64])], "y")
+    if stated:
+        draft.declare("rows", [1, "n", 64])
+    return draft.model()
+
+
+def inference_costs(folder: Path) -> None:
+    warm = save(linear(Weight()), folder, "file", "warm")
+    stated, unstated = (
+        grown(warm, save(headed(stated), folder, "file", str(stated)), "auto", folder) for stated in (True, False)
+    )
+    assert (stated[1], unstated[1]) == (False, True)
+    assert 6e6 < unstated[0] - stated[0] < 18e6
+
+
+def commands_exist(_folder: Path) -> None:
+    names = re.findall(r"^- `(\w+)`", conformance.__doc__ or "", re.MULTILINE)
+    assert names
+    for name in names:
+        is_folder = (ROOT / "conformance" / name).is_dir()
+        assert find_spec(f"conformance.{name}.__main__" if is_folder else f"conformance.{name}") is not None
+
+
+def modules_are_those(_folder: Path) -> None:
+    named = re.findall(r"^- `(\w+)`", conformance.drawing.__doc__ or "", re.MULTILINE)
+    modules = [path.stem for path in (ROOT / "conformance/drawing").glob("*.py")]
+    assert sorted(named) == sorted({*modules} - {"__init__"})
+
+
+class Claim(NamedTuple):
+    """Words on a page, and what has to hold."""
+
+    page: str
+    words: str
+    holds: Callable[[Path], None]
+
+
+CLAIMS = [
+    Claim("docs/troubleshooting.md", "below 1 MiB in all", file_from_1_mib),
+    Claim("docs/options.md", '`"auto"` (a file, unless they are below 1 MiB)', file_from_1_mib),
+    Claim("docs/troubleshooting.md", "of 7.4 MB of packed weights takes 16.7 MB of anonymous", memory_keeps_packed_bytes),
+    Claim("docs/troubleshooting.md", "without [the cache](cache.md): each packs a copy of its own", packs_unless_cached),
+    Claim("README.md", "each process that loads a model packs it again", packs_unless_cached),
+    Claim("docs/options.md", "| route | how ONNX Runtime got the model |", routes_are_those),
+    Claim("docs/how-it-works.md", "is refused here too, with its own error", two_exceptions),
+    Claim("docs/how-it-works.md", "There are two exceptions", two_exceptions),
+    Claim("docs/troubleshooting.md", "about 11 MB of memory that stays", inference_costs),
+    Claim("conformance/__init__.py", "Each of these is one subject, and one command", commands_exist),
+    Claim("conformance/drawing/__init__.py", "Models, drawn node by node", modules_are_those),
+]
+# What only a measurement shows, and the command that a page names for it.
+MEASURED = [
+    ("docs/troubleshooting.md", "less than a tenth of a second of processor time", "`python -m benchmarks.first_load`"),
+    ("docs/troubleshooting.md", "0.3 times the time of level 0 for one row", "(measuring.md#two-accuracy-levels)"),
+    ("docs/measuring.md", "Which [accuracy level]", "ort-qdq bench level0.onnx"),
+    ("docs/measuring.md", "0.56 times the time (44 % less)", "`python -m benchmarks.cached_load`"),
+    (
+        "docs/measuring.md",
+        "1230 ms and 4.4 GB against 16 ms",
+        "`python -m benchmarks.load --layers 4 --variants uint4-nmajor`",
+    ),
+    ("docs/measuring.md", "861 MB in 200 MB", "systemd-run --scope -p MemoryMax=200M"),
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.page}: {claim.holds.__name__}")
+def test_claims_hold(claim: Claim, tmp_path: Path) -> None:
+    assert claim.words in text_of(claim.page)
+    claim.holds(tmp_path)
+
+
+@pytest.mark.parametrize(("page", "words", "command"), MEASURED)
+def test_pages_name_the_command_that_measures(page: str, words: str, command: str) -> None:
+    assert words in text_of(page)
+    assert command in text_of(page)
+
+
+# ---- code and names on the pages
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cache.md"])
+def test_python_on_the_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(linear(Weight()), tmp_path, "file")
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(page, "python")
+    names: dict[str, object] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(block.replace("/var/cache/models", str(tmp_path / "cache")), names)
+    assert [len(report.fused) for report in (report_of(names["session"]),) if report is not None] == [1]
+    assert ("fused   " in printed.getvalue()) == ("print" in block)
+
+
+def test_the_first_screen_has_what_a_stranger_needs() -> None:
+    screen = "\n".join((ROOT / "README.md").read_text("utf-8").splitlines()[:60])
+    assert len([line for line in blocks("README.md", "python")[0].splitlines() if line]) == 5
+    for words in ("1230 ms", "44 %", "200 MB", "\npip install .\n", "```python\n", "| load |"):
+        assert words in screen
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_of_the_package_on_the_pages_exist(page: str) -> None:
+    for name in re.findall(r"`ort_qdq_plugin\.(\w+(?:\.\w+)*)", text_of(page)):
+        if name != "pth":
+            operator.attrgetter(name)(ort_qdq_plugin)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_on_the_pages_are_taken(page: str) -> None:
+    lines = [line.strip() for block in blocks(page, "sh") for line in re.split(r"&&|\n", block)]
+    for line in [line for line in lines if line.startswith("ort-qdq ")]:
+        _, name, *arguments = shlex.split(line)
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        importlib.import_module(f"ort_qdq_plugin.cli.{name}").add_arguments(parser)
+        parser.parse_args(arguments)
+
+
+def test_changes_start_where_contributing_says() -> None:
+    rows = rows_below("CONTRIBUTING.md", "| change | where | what |")
+    assert len(rows) == 12
+    for change, where, what in rows:
+        paths = [ROOT / "ort_qdq_plugin" / path for path in re.findall(r"`([\w./]+)`", where)]
+        files = [file for path in paths for file in (path.glob("*.py") if path.is_dir() else [path])]
+        symbol = what.split("`")[1]
+        assert files, change
+        assert any(re.search(rf"\b{symbol}\b", file.read_text("utf-8")) for file in files), change
+
+
+def test_the_map_has_every_folder() -> None:
+    mapped_out = set(re.findall(r"`ort_qdq_plugin/(\w+)/`", (ROOT / "README.md").read_text("utf-8")))
+    assert mapped_out == {path.parent.name for path in (ROOT / "ort_qdq_plugin").glob("*/__init__.py")}
