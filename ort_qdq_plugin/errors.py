@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.report import Reason
 
 __all__ = [
     "LeaveToStock",
     "ModelError",
+    "NotFusable",
     "NothingToDo",
     "QdqPluginError",
     "SourceChangedError",
@@ -42,6 +47,14 @@ class LeaveToStock(Exception):
 
 class NothingToDo(LeaveToStock):
     """LeaveToStock because of what the model itself is: that will be so next time as well."""
+
+
+class NotFusable(Exception):
+    """A DequantizeLinear, or one reader of it, stays as it is. Never leaves matching."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class Reason(Enum):
     UNUSED = "Nothing reads the result."
     GRAPH_OUTPUT = "The result is an output of the graph."
     INVALID = "The operands do not fit together; ONNX Runtime decides what to say."
+    OPSET = "A node on the way is not as the model's opset has it, or no such operator is known; ONNX Runtime decides."
 
     def __str__(self) -> str:
         return self.value

@@ -16,7 +16,7 @@ from ort_qdq_plugin.load.journey import SessionState, create_native_session, dec
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.hook import CreateCall
-from ort_qdq_plugin.ort.providers import provider_names
+from ort_qdq_plugin.ort.providers import check_providers, provider_names
 from ort_qdq_plugin.report import Report, UnfusedWeight
 from ort_qdq_plugin.system.process import fork_lock
 
@@ -127,10 +127,11 @@ def warm(path: str | os.PathLike[str], *, options: Options) -> Report:
     """
     if options.cache_dir is None:
         raise ValueError("the options have no cache_dir")
-    request, journal = LoadRequest(os.fspath(path), None, options, provider_names(None, None)), Journal()
+    request, journal = LoadRequest(os.fspath(path), None, options), Journal()
     with fork_lock:
         from ort_qdq_plugin.load.through_cache import prepare_through_cache, wait_until_on_disk
     try:
+        check_providers(provider_names(None, None))
         prepared = prepare_through_cache(request, journal, functools.partial(prepare, request, journal))
     except LeaveToStock as because:
         return journal.finished("stock", passed_through=str(because))

@@ -44,6 +44,10 @@ def outcome_of(way: Way, model: str | bytes) -> Outcome:
             inputs = _inputs(session)
             if inputs is not None:
                 values = tuple(session.run(None, inputs))
+    except UnicodeDecodeError as problem:
+        # ONNX Runtime's error quotes a name that is not UTF-8, and so lost its class on its way into Python.
+        text = problem.object.decode("utf-8", "replace")
+        error = Failure("NotImplemented" if ": NOT_IMPLEMENTED :" in text else type(problem).__name__, text)
     except Exception as problem:
         error = Failure(type(problem).__name__, re.sub(r"0x[0-9a-f]+", "0x", str(problem)))
     seconds, nbytes = time.process_time() - start, sizes_of()["VmHWM"] - before

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion.decision import NotFusable
-from ort_qdq_plugin.fusion.dequantize import Locate, is_dequantize
+from ort_qdq_plugin.errors import ModelError, NotFusable
+from ort_qdq_plugin.fusion.dequantize import is_dequantize
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT16, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import attribute, is_standard, made_tensor
-from ort_qdq_plugin.model.tensors import MAX_RANK
+from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report import Reason
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def check_bias(scope: Scope, node: NodeProto, weight_on_left: bool, n: int, loca
         locate: Finds the bytes of constants.
 
     Raises:
-        NotFusable: The bias is not all there, or does not fit the result, or nobody can tell.
+        NotFusable: The bias is incomplete, or it does not fit the result as far as shapes are known.
     """
     if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
         return
@@ -73,7 +72,7 @@ def check_bias(scope: Scope, node: NodeProto, weight_on_left: bool, n: int, loca
     rows, columns = (1, 1, *shape)[-2:]
     along_n, along_other = (rows, columns) if weight_on_left else (columns, rows)
     fits = len(shape) <= 2 and along_n in (1, n, None)
-    # A shape may need inference, and is asked for last.
+    # Last, since a shape may need inference.
     if not fits or (along_other not in (1, None) and along_other != _activation_size(scope, node, weight_on_left)):
         raise NotFusable(Reason.INVALID)
 
@@ -82,7 +81,7 @@ def own_bias(scope: Scope, bias: Addend | None, n: int, data_type: int, locate: 
     """A Gemm's bias as MatMulNBits' own where it is one row, else as something to add.
 
     Raises:
-        NotFusable: The bias is not all there.
+        NotFusable: The bias is incomplete.
     """
     if bias is None:
         return Bias()
@@ -119,7 +118,7 @@ def following_bias(scope: Scope, product: NodeProto, activation: str, n: int, da
     bias = add.input[1] if add.input[0] == output else add.input[0]
     tensor = scope.constant(bias)
     fits = tensor is not None and _is_row(tensor, n) and tensor.data_type == data_type
-    # Asked last, because it may need shape inference.
+    # Last, since it may need shape inference.
     return Bias(own=bias, add=uses[0]) if fits and _takes_bias_first(scope, product, activation, data_type) else Bias()
 
 

@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion.decision import NotFusable
+from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.view import View, view_of
-from ort_qdq_plugin.model.elements import ELEMENTS, SCALE_TYPES, WEIGHT_TYPES
+from ort_qdq_plugin.model.elements import ELEMENTS, SCALE_TYPES, WEIGHT_TYPES, top_bits
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import attributes
-from ort_qdq_plugin.model.tensors import StoredTensor, shape_of
+from ort_qdq_plugin.model.operators import role_of
+from ort_qdq_plugin.model.tensors import Locate, StoredTensor, shape_of
 from ort_qdq_plugin.report import Reason
 
 if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
+    from onnx import NodeProto
 
 __all__ = [
     "Centred",
     "Dequantized",
-    "Locate",
     "QuantizedMatrix",
-    "default_zero_point",
     "has_constant_weight",
     "is_dequantize",
     "read_dequantize",
 ]
 
-Locate = Callable[["TensorProto"], StoredTensor]
-"""Finds the bytes of a tensor; raises ModelError when they are not all there."""
-
 # DequantizeLinear's default axis, in the ONNX specification since version 13 and in ONNX Runtime's contrib operators.
 _DEFAULT_AXIS = 1
 
-# Zero points are read to see whether they are needed: so many bytes first, then so many at a time, and so many in all.
+# Zero points are read to see whether they are needed: the first bytes, then a chunk at a time, up to a limit for a model.
 _HEAD_BYTES, _CHUNK_BYTES = 4096, 1 << 20
 _MAX_READ_BYTES = 1 << 30
-
-# The standard operator, and the contrib one that ONNX Runtime's quantizers write into models below opset 21.
-_DOMAINS = {"", "ai.onnx", "com.microsoft"}
-
-
-def default_zero_point(bits: int) -> int:
-    """What MatMulNBits takes without zero points: the middle of the unsigned range."""
-    return 1 << (bits - 1)
 
 
 class QuantizedMatrix(NamedTuple):
@@ -108,6 +94,11 @@ class Dequantized(NamedTuple):
     output_type: int
 
     @property
+    def bits(self) -> int:
+        """Bits of an element: 2, 4 or 8."""
+        return ELEMENTS[self.weight.data_type].bits
+
+    @property
     def view(self) -> View:
         """The dequantized tensor as it is stored."""
         return view_of(self.weight.shape, self.output_type)
@@ -159,7 +150,7 @@ class Dequantized(NamedTuple):
 
 def is_dequantize(node: NodeProto) -> bool:
     """Whether `node` is a DequantizeLinear."""
-    return node.op_type == "DequantizeLinear" and node.domain in _DOMAINS
+    return role_of(node) == "dequantize"
 
 
 def has_constant_weight(scope: Scope, node: NodeProto) -> bool:
@@ -215,9 +206,9 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
 
 
 class Centred:
-    """Tells whether zero points are those that MatMulNBits takes by itself, which it then need not be given.
+    """Whether zero points are those that MatMulNBits takes by itself, so that it need not be given them.
 
-    One object serves one model: it remembers what it has read, and once it has read very much it answers no.
+    One object serves one model: it remembers the answers, and says no once it has read _MAX_READ_BYTES.
     """
 
     def __init__(self) -> None:
@@ -231,8 +222,8 @@ class Centred:
             return signed
         key = (*zero_points.storage, zero_points.elements, data_type)
         if key not in self._known:
-            repeated = 0 if signed else default_zero_point(element.bits) * (0xFF // ((1 << element.bits) - 1))
-            self._known[key] = self._repeats(zero_points, element.bits, repeated)
+            # The middle of the unsigned range is an element of which only the top bit is set.
+            self._known[key] = self._repeats(zero_points, element.bits, 0 if signed else top_bits(element.bits))
         return self._known[key]
 
     def _repeats(self, zero_points: StoredTensor, bits: int, byte: int) -> bool:

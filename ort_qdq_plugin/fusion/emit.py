@@ -10,13 +10,12 @@ import numpy as np
 from ort_qdq_plugin.model.elements import INT64
 from ort_qdq_plugin.model.graph import Scope, scopes
 from ort_qdq_plugin.model.messages import made_node, made_tensor
+from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
-__all__ = ["CONTRIB_DOMAIN", "CONTRIB_VERSION", "FreshNames", "NodeEmitter"]
-
-CONTRIB_DOMAIN, CONTRIB_VERSION = "com.microsoft", 1
+__all__ = ["FreshNames", "NodeEmitter"]
 
 # Since this opset Unsqueeze takes its axes as an input.
 _UNSQUEEZE_AXES_INPUT = 13
@@ -68,7 +67,7 @@ class NodeEmitter:
         return self._add(op_type, inputs, "", "", numbers)
 
     def unsqueezed(self, value: str, count: int) -> str:
-        """Add nodes that give `value` so many leading axes of size 1. Returns the name of the result."""
+        """Add nodes that put `count` axes of size 1 before those of `value`. Returns the name of the result."""
         axes = list(range(count))
         if self._opset < _UNSQUEEZE_AXES_INPUT:
             return self.node("Unsqueeze", [value], axes=axes)

@@ -7,22 +7,20 @@ shape but one entry per block along ``quantize_axis``. Without zero points it ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ort_qdq_plugin.fusion.decision import NotFusable
+from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.emit import NodeEmitter
-from ort_qdq_plugin.fusion.kind import Site
+from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.view import View
-from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, INT4, UINT4, UINT8
-from ort_qdq_plugin.model.messages import attribute, is_standard
-from ort_qdq_plugin.model.operands import Operands, as_stored, borrowed_bytes, packed_bytes, stored_bytes
+from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, INT4, UINT4, UINT8
+from ort_qdq_plugin.model.messages import attribute
+from ort_qdq_plugin.model.operands import Operands, as_stored
+from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report import FusedWeight, Reason
 
-if TYPE_CHECKING:
-    from onnx import NodeProto
-
-__all__ = ["GatherFusion", "fuse_gather", "is_gather"]
+__all__ = ["GatherFusion", "fuse"]
 
 _MIN_BLOCK_SIZE = 16
 
@@ -56,7 +54,7 @@ class GatherFusion(NamedTuple):
         inputs = [operands["data"], self.indices, operands["scales"]]
         inputs += [operands["zero_points"]] if "zero_points" in operands else []
         value = emitter.fused(
-            self.operator, inputs, gather_axis=0, quantize_axis=1, block_size=self.block_size, bits=self._bits
+            self.operator, inputs, gather_axis=0, quantize_axis=1, block_size=self.block_size, bits=self.table.bits
         )  # fmt: skip
         if self.cast_to is not None:
             emitter.node("Cast", [value], to=self.cast_to)
@@ -64,42 +62,11 @@ class GatherFusion(NamedTuple):
     def entry(self) -> FusedWeight:
         """What the report says of it."""
         rows, columns = self.table.weight.shape
-        return FusedWeight(
-            node=self.site.name,
-            dequantize=self.site.dequantize,
-            kind=self.site.kind,
-            k=columns,
-            n=rows,
-            bits=self._bits,
-            block_size=self.block_size,
-            layout="N-major",
-            packed_bytes=packed_bytes(self.operands.values()),
-            borrowed_bytes=borrowed_bytes(self.operands.values()),
-            stored_bytes=stored_bytes(self.operands.values()),
-            has_bias=False,
-        )
-
-    @property
-    def _bits(self) -> int:
-        return ELEMENTS[self.table.weight.data_type].bits
+        return report_entry(self, k=columns, n=rows, bits=self.table.bits, block_size=self.block_size, layout="N-major")
 
 
-def is_gather(node: NodeProto) -> bool:
-    """Whether `node` is a Gather."""
-    return node.op_type == "Gather" and is_standard(node)
-
-
-def fuse_gather(site: Site, dequantized: Dequantized, view: View) -> GatherFusion:
-    """Fuse the Gather at a site.
-
-    Args:
-        site: Where; `site.weight` is the name under which the Gather reads the table.
-        dequantized: What is dequantized.
-        view: How the Gather sees it.
-
-    Raises:
-        NotFusable: GatherBlockQuantized cannot take its place.
-    """
+def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSettings, locate: Locate) -> GatherFusion:
+    """Fuse the Gather at a site (`kind.Fuse`). None of the settings matters to it."""
     scope, index = site.replaced[0]
     node, table = scope.nodes[index], dequantized.weight
     axis = attribute(node, "axis")

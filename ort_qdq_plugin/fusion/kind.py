@@ -1,20 +1,26 @@
-"""What a kind of fusion is. Each kind is one module; a new operator to fuse into is another one, and a line in match.py."""
+"""What a kind of fusion is: a module of this folder with a function `fuse`, which rows of `model.operators` name.
+
+Matching calls `fuse` for every reader of a dequantized weight whose operator is in such a row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.emit import NodeEmitter
+from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import NodeRef
-from ort_qdq_plugin.model.operands import Operands
+from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes, stored_bytes
+from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report import FusedWeight
 
-__all__ = ["Fusion", "FusionSettings", "Site"]
+__all__ = ["Fuse", "Fusion", "FusionSettings", "Site", "report_entry"]
 
 
 class FusionSettings(NamedTuple):
-    """What is asked of fused nodes.
+    """The user's settings for fused nodes.
 
     Attributes:
         block_size: For weights without blocks: a power of two from 16 to 256, 0 for ONNX Runtime's default of 32, or -1 for
@@ -47,7 +53,7 @@ class Site(NamedTuple):
 
 
 class Fusion(Protocol):
-    """A DequantizeLinear and one reader of it that become a fused node, with the cheap nodes that it may need around it."""
+    """A DequantizeLinear and one reader of it that become a fused node, and the cheap nodes that go before and behind it."""
 
     @property
     def site(self) -> Site:
@@ -62,7 +68,33 @@ class Fusion(Protocol):
         """The constant inputs of the fused node."""
 
     def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
-        """Add the fused node, and what it needs around it, to the chain. `operands`: the names that its operands got."""
+        """Give `emitter` the fused node and those that go before and behind it. `operands`: the names its operands got."""
 
     def entry(self) -> FusedWeight:
         """What the report says of it."""
+
+
+Fuse = Callable[[Site, Dequantized, View, FusionSettings, Locate], Fusion]
+"""``fuse(site, dequantized, view, settings, locate)``: fuse the reader at a site with what is dequantized, which the reader
+sees as `view`. `locate` finds the bytes of other constants. Raises NotFusable where no fused operator can do it."""
+
+
+def report_entry(
+    fusion: Fusion, *, k: int, n: int, bits: int, block_size: int, layout: str, has_bias: bool = False
+) -> FusedWeight:
+    """What the report says of a fusion; the arguments are those of FusedWeight."""
+    site, operands = fusion.site, fusion.operands.values()
+    return FusedWeight(
+        node=site.name,
+        dequantize=site.dequantize,
+        kind=site.kind,
+        k=k,
+        n=n,
+        bits=bits,
+        block_size=block_size,
+        layout=layout,
+        packed_bytes=packed_bytes(operands),
+        borrowed_bytes=borrowed_bytes(operands),
+        stored_bytes=stored_bytes(operands),
+        has_bias=has_bias,
+    )

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion.decision import NotFusable
+from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.dequantize import (
     Centred,
     Dequantized,
-    Locate,
     has_constant_weight,
     is_dequantize,
     read_dequantize,
 )
-from ort_qdq_plugin.fusion.gather import fuse_gather, is_gather
-from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
-from ort_qdq_plugin.fusion.matmul import fuse_product, is_product
+from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
+from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import attribute
-from ort_qdq_plugin.model.tensors import MAX_RANK, shape_of, tensor_bytes
+from ort_qdq_plugin.model.operators import OPERATORS, operator_of
+from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, shape_of, tensor_bytes
 from ort_qdq_plugin.report import Reason, UnfusedWeight
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
 __all__ = ["Matches", "match"]
+
+# Module of this folder -> its `fuse`.
+_KINDS: dict[str, Fuse] = {
+    kind: importlib.import_module(f"ort_qdq_plugin.fusion.{kind}").fuse
+    for kind in dict.fromkeys(row.fused_by for row in OPERATORS if row.fused_by)
+}
 
 # ONNX Runtime's integer kernels take the weight as it is, and it removes what nothing reads.
 _NEVER_RUN = (Reason.INTEGER_KERNEL, Reason.UNUSED)
@@ -53,16 +57,16 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     Args:
         scope: Of the model's main graph.
         locate: Finds the bytes of a constant.
-        settings: What is asked of fused nodes.
+        settings: The user's, for fused nodes.
     """
     fusions: list[Fusion] = []
     unfused: list[UnfusedWeight] = []
     context = _Context(locate, settings, Centred())
     for inner in scopes(scope):
-        for node in inner.nodes:
+        for index, node in enumerate(inner.nodes):
             if not is_dequantize(node) or not has_constant_weight(inner, node):
                 continue
-            decision = _WeightMatch(inner, node, context)
+            decision = _WeightMatch(inner, index, context)
             fusions += decision.fusions
             if decision.reason is not None:
                 unfused.append(_unfused(inner, node, decision.reason))
@@ -78,47 +82,64 @@ class _Context(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """A node that reads the weight behind mere views: how it sees it, or why nobody can tell, and under what name."""
+    """A node that reads the weight, maybe behind views: how it sees it, and under which name."""
 
-    view: View | NotFusable
-    location: NodeRef
+    view: View
+    node_ref: NodeRef
     name: str
-
-    @property
-    def node(self) -> NodeProto:
-        scope, index = self.location
-        return scope.nodes[index]
 
 
 class _WeightMatch:
     """What becomes of one DequantizeLinear: fusions, and the reason if one of its readers needs it to stay."""
 
-    def __init__(self, scope: Scope, node: NodeProto, context: _Context) -> None:
+    def __init__(self, scope: Scope, index: int, context: _Context) -> None:
         self.fusions: list[Fusion] = []
         self.reason: Reason | None = None
         self._context = context
+        node = scope.nodes[index]
         output = node.output[0] if node.output else ""
         self._name = node.name or output
         try:
             dequantized = read_dequantize(scope, node, context.locate, context.is_centred)
-            uses = list(self._uses(dequantized.view, scope, output))
+            _check((scope, index))
         except NotFusable as refusal:
             self.reason = refusal.reason
             return
         if scope.is_output(output):
             self.reason = Reason.GRAPH_OUTPUT
-        elif not uses:
-            self.reason = Reason.UNUSED
-        for use in uses:
+        # Through all views of the weight, to all that read it or one of them.
+        waiting = _readers(dequantized.view, scope, output)
+        while waiting:
+            use = waiting.pop()
+            scope, index = use.node_ref
             try:
-                self.fusions.append(self._fused(dequantized, use))
+                behind = self._view_behind(use)
+                if behind is None:
+                    self.fusions.append(self._fused(dequantized, use))
+                    continue
+                output = scope.nodes[index].output[0]
+                waiting += _readers(behind, scope, output)
+                if scope.is_output(output):
+                    raise NotFusable(Reason.GRAPH_OUTPUT)
             except NotFusable as refusal:
                 self.reason = refusal.reason if self.reason in (None, Reason.GRAPH_OUTPUT) else self.reason
+        if self.reason is None and not self.fusions:
+            self.reason = Reason.UNUSED
+
+    def _view_behind(self, use: _Use) -> View | None:
+        """What a node that is a view of the weight itself makes of it; None for other nodes."""
+        scope, index = use.node_ref
+        node = scope.nodes[index]
+        behind = follow(use.view, scope, node, self._context.locate) if node.input[0] == use.name else None
+        if behind is not None:
+            _check(use.node_ref)
+        return behind
 
     def _fused(self, dequantized: Dequantized, use: _Use) -> Fusion:
-        if isinstance(use.view, NotFusable):
-            raise use.view
-        node, context = use.node, self._context
+        (scope, index), context = use.node_ref, self._context
+        node, operator = scope.nodes[index], operator_of(scope.nodes[index])
+        if operator is None or operator.fused_by not in _KINDS:
+            raise NotFusable(Reason.CONSUMER)
         output = node.output[0] if node.output else ""
         site = Site(
             dequantize=self._name,
@@ -126,40 +147,24 @@ class _WeightMatch:
             kind=node.op_type,
             name=node.name or output,
             output=output,
-            replaced=(use.location,),
+            replaced=(use.node_ref,),
         )
-        if is_product(node):
-            return fuse_product(site, dequantized, use.view, settings=context.settings, locate=context.locate)
-        if is_gather(node):
-            return fuse_gather(site, dequantized, use.view)
-        raise NotFusable(Reason.CONSUMER)
-
-    def _uses(self, view: View, scope: Scope, name: str) -> Iterator[_Use]:
-        """All readers of a value, and of mere views of it."""
-        waiting = [_readers(view, scope, name)]
-        while waiting:
-            found = next(waiting[-1], None)
-            if found is None:
-                waiting.pop()
-                continue
-            view, where, name = found
-            scope, index = where
-            node = scope.nodes[index]
-            try:
-                seen = follow(view, scope, node, self._context.locate) if node.input and node.input[0] == name else None
-            except NotFusable as refusal:
-                yield _Use(refusal, where, name)
-                continue
-            if seen is None:
-                yield _Use(view, where, name)
-            else:
-                if scope.is_output(node.output[0]):
-                    yield _Use(NotFusable(Reason.GRAPH_OUTPUT), where, name)
-                waiting.append(_readers(seen, scope, node.output[0]))
+        fusion = _KINDS[operator.fused_by](site, dequantized, use.view, context.settings, context.locate)
+        for node_ref in fusion.site.replaced:
+            _check(node_ref)
+        return fusion
 
 
-def _readers(view: View, scope: Scope, name: str) -> Iterator[tuple[View, NodeRef, str]]:
-    return ((view, use, name) for use in dict.fromkeys(scope.uses(name)))
+def _check(node_ref: NodeRef) -> None:
+    """Raise NotFusable for a node that ONNX Runtime would refuse: a fusion must not hide it."""
+    scope, index = node_ref
+    if not is_as_specified(scope, index, scope.opset):
+        raise NotFusable(Reason.OPSET)
+
+
+def _readers(view: View, scope: Scope, name: str) -> list[_Use]:
+    """The readers of a value, the first one last."""
+    return [_Use(view, node_ref, name) for node_ref in reversed(dict.fromkeys(scope.uses(name)))]
 
 
 def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> UnfusedWeight:

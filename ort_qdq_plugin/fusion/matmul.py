@@ -11,27 +11,28 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Addend, Bias, check_bias, following_bias, own_bias
-from ort_qdq_plugin.fusion.decision import NotFusable
-from ort_qdq_plugin.fusion.dequantize import Dequantized, Locate, QuantizedMatrix, is_dequantize
+from ort_qdq_plugin.fusion.dequantize import Dequantized, QuantizedMatrix, is_dequantize
 from ort_qdq_plugin.fusion.emit import NodeEmitter
-from ort_qdq_plugin.fusion.kind import FusionSettings, Site
-from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, kernel_takes, kernel_type, operands_of
+from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
+from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, kernel_type, operands_of, shortened_block
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import ELEMENTS, INT8, UINT8
 from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.messages import attributes, is_standard, made_tensor
-from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes, stored_bytes
+from ort_qdq_plugin.model.messages import attributes, made_tensor
+from ort_qdq_plugin.model.operands import Operands
+from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report import FusedWeight, Reason
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["MatMulFusion", "fuse_product", "is_product"]
+__all__ = ["MatMulFusion", "fuse"]
 
 
 class OuterNodes(NamedTuple):
-    """What has to stand around a fused product whose weight was not the plain right operand.
+    """What has to stand before and behind a fused node whose weight was not the plain right operand.
 
     Attributes:
         before: The permutation of the activation's axes, or None.
@@ -57,7 +58,7 @@ class MatMulFusion(NamedTuple):
         accuracy_level: MatMulNBits' attribute.
         activation: The name of the other operand.
         bias: What is added to the product.
-        around: What else stands around the fused node.
+        outer: What else stands before and behind the fused node.
     """
 
     site: Site
@@ -69,7 +70,7 @@ class MatMulFusion(NamedTuple):
     accuracy_level: int
     activation: str
     bias: Bias
-    around: OuterNodes
+    outer: OuterNodes
 
     @property
     def operator(self) -> str:
@@ -78,9 +79,9 @@ class MatMulFusion(NamedTuple):
 
     def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
         """Transpose and cast the activation, multiply, and undo both for the result; then add what is not a bias."""
-        value, around = self.activation, self.around
-        if around.before is not None:
-            value = emitter.node("Transpose", [value], perm=around.before)
+        value, outer = self.activation, self.outer
+        if outer.before is not None:
+            value = emitter.node("Transpose", [value], perm=outer.before)
         if self.casts_from is not None:
             value = emitter.node("Cast", [value], to=self.kernel_type)
         bias = self.bias.own or ""
@@ -96,28 +97,23 @@ class MatMulFusion(NamedTuple):
         )  # fmt: skip
         if self.casts_from is not None:
             value = emitter.node("Cast", [value], to=self.casts_from)
-        if around.after is not None:
-            value = emitter.node("Transpose", [value], perm=around.after)
-        if around.new_axes:
-            value = emitter.unsqueezed(value, around.new_axes)
+        if outer.after is not None:
+            value = emitter.node("Transpose", [value], perm=outer.after)
+        if outer.new_axes:
+            value = emitter.unsqueezed(value, outer.new_axes)
         if self.bias.addend is not None:
             emitter.node("Add", [value, self._scaled(self.bias.addend, emitter)])
 
     def entry(self) -> FusedWeight:
         """What the report says of it."""
-        operands = self.operands
-        return FusedWeight(
-            node=self.site.name,
-            dequantize=self.site.dequantize,
-            kind=self.site.kind,
-            k=self.matrix.k,
-            n=self.matrix.n,
-            bits=self.matrix.bits,
+        matrix = self.matrix
+        return report_entry(
+            self,
+            k=matrix.k,
+            n=matrix.n,
+            bits=matrix.bits,
             block_size=self.block_size,
-            layout="K-major" if self.matrix.k_major else "N-major",
-            packed_bytes=packed_bytes(operands.values()),
-            borrowed_bytes=borrowed_bytes(operands.values()),
-            stored_bytes=stored_bytes(operands.values()),
+            layout="K-major" if matrix.k_major else "N-major",
             has_bias=self.bias.own is not None,
         )
 
@@ -143,41 +139,22 @@ class _Product(NamedTuple):
     bias: Addend | None
 
 
-def is_product(node: NodeProto) -> bool:
-    """Whether `node` is a matrix product of a kind that can be fused."""
-    standard = is_standard(node) and node.op_type in ("MatMul", "Gemm")
-    return standard or (node.op_type == "FusedMatMul" and node.domain == "com.microsoft")
-
-
-def fuse_product(
-    site: Site, dequantized: Dequantized, view: View, *, settings: FusionSettings, locate: Locate
-) -> MatMulFusion:
-    """Fuse the product at a site.
-
-    Args:
-        site: Where; `site.weight` is the name under which the product reads the weight.
-        dequantized: What is dequantized.
-        view: How the product sees it.
-        settings: What is asked of the fused node.
-        locate: Finds the bytes of other constants.
-
-    Raises:
-        NotFusable: MatMulNBits cannot take its place.
-    """
+def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSettings, locate: Locate) -> MatMulFusion:
+    """Fuse the product at a site (`kind.Fuse`)."""
     scope, index = site.replaced[0]
     node = scope.nodes[index]
     product = _read_product(node, site.weight)
     matrix = dequantized.matrix(view, product.transposes_weight != product.weight_on_left)
-    if matrix.block >= matrix.k and not kernel_takes(matrix.block, matrix.bits):
-        # A single block is one scale per column, and smaller blocks may repeat that.
-        matrix = matrix._replace(block=0)
+    if matrix.block >= matrix.k:
+        # A scale for each column, however long the block is.
+        matrix = matrix._replace(block=shortened_block(matrix))
     if matrix.bits == 8 and not matrix.block and _is_from_bytes(scope, product.activation):
         raise NotFusable(Reason.INTEGER_KERNEL)
     computed_in, casts_from = kernel_type(view.data_type, matrix.scales.data_type)
     check_bias(scope, node, product.weight_on_left, matrix.n, locate)
     block_size = block_size_for(matrix, settings.block_size)
-    around = _around(scope, product, len(view.axes))
-    plain = casts_from is None and around.after is None and not around.new_axes
+    outer = _outer_nodes(scope, product, len(view.axes))
+    plain = casts_from is None and outer.after is None and not outer.new_axes
     bias = own_bias(scope, product.bias, matrix.n, view.data_type, locate) if plain else Bias(addend=product.bias)
     if plain and product.bias is None:
         bias = following_bias(scope, node, product.activation, matrix.n, view.data_type)
@@ -194,7 +171,7 @@ def fuse_product(
         accuracy_level=settings.accuracy_level,
         activation=product.activation,
         bias=bias,
-        around=around,
+        outer=outer,
     )
 
 
@@ -227,8 +204,8 @@ def _read_product(node: NodeProto, weight: str) -> _Product:
     )
 
 
-def _around(scope: Scope, product: _Product, weight_rank: int) -> OuterNodes:
-    """What has to stand around the fused node when the weight is made the right operand.
+def _outer_nodes(scope: Scope, product: _Product, weight_rank: int) -> OuterNodes:
+    """What has to stand before and behind the fused node when the weight is made its right operand.
 
     With the weight on the left, ``W x`` is computed as the transpose of ``x' W'``.
     """

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import onnxruntime
 
-from ort_qdq_plugin.fusion.decision import NotFusable
+from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, UINT8, bits_of
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
 from ort_qdq_plugin.report import Reason
 
-__all__ = ["block_size_for", "kernel_takes", "kernel_type", "operands_of"]
+__all__ = ["block_size_for", "kernel_takes", "kernel_type", "operands_of", "shortened_block"]
 
 # Block sizes that the CPU kernel takes, all powers of two. Since the version given it takes larger ones for 4 and 8 bits.
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
 _LARGE_BLOCKS_SINCE = (1, 32)
 _DEFAULT_BLOCK_SIZE = 32  # what ONNX Runtime takes for weights without blocks
 _LEAST_PADDING = -1  # session.qdq_matmulnbits_block_size: choose by padding
+
+# From this size on, the length of a block that holds all of a column changes no bit of the result, for 4 and 8 bits. Shorter
+# ones have kernels of their own, which round otherwise at accuracy level 4; so does each block size for 2 bits.
+_SAME_RESULT_FROM = 128
 
 # Smaller blocks repeat scales: an operand may grow to this multiple of its stored bytes, not further.
 _MAX_GROWTH = 2
@@ -48,7 +52,7 @@ def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int, facto
             (matrix.n, blocks, block_bytes),
             lines=matrix.n,
             length=matrix.k,
-            row_bytes=blocks * block_bytes,
+            line_bytes=blocks * block_bytes,
             source=matrix.weight,
             order=order,
             bits=matrix.bits,
@@ -59,7 +63,7 @@ def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int, facto
             (matrix.n * blocks,),
             lines=matrix.n,
             length=blocks,
-            row_bytes=blocks * bits_of(scale_type) // 8,
+            line_bytes=blocks * bits_of(scale_type) // 8,
             source=matrix.scales,
             order=per_block,
             bits=bits_of(stored_type),
@@ -67,14 +71,14 @@ def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int, facto
             conversion=None if (stored_type, factor) == (scale_type, 1.0) else Conversion(stored_type, scale_type, factor),
         ),
     }
-    row_bytes = (blocks * matrix.bits + 7) // 8
+    line_bytes = (blocks * matrix.bits + 7) // 8
     if matrix.zero_points is not None:
         operands["zero_points"] = Operand(
             UINT8,
-            (matrix.n * row_bytes,),
+            (matrix.n * line_bytes,),
             lines=matrix.n,
             length=blocks,
-            row_bytes=row_bytes,
+            line_bytes=line_bytes,
             source=matrix.zero_points,
             order=per_block,
             bits=matrix.bits,
@@ -82,7 +86,7 @@ def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int, facto
             repeat=repeat,
         )
     elif not matrix.centred:
-        operands["zero_points"] = zeros(UINT8, matrix.n * row_bytes)
+        operands["zero_points"] = zeros(UINT8, matrix.n * line_bytes)
     return operands
 
 
@@ -114,11 +118,24 @@ def block_size_for(matrix: QuantizedMatrix, wanted: int) -> int:
     if kernel_takes(block, matrix.bits):
         return block
     divisor = min(block & -block, _MAX_BLOCK_SIZE)
-    # A scale, and perhaps a zero point, for each block of so many elements.
+    # Bits of the scale of a block, and of its zero point where there is one.
     per_scale = bits_of(matrix.scales.data_type) + (matrix.bits if matrix.zero_points is not None else 0)
     if divisor < _MIN_BLOCK_SIZE or matrix.bits + per_scale / divisor > _MAX_GROWTH * (matrix.bits + per_scale / block):
         raise NotFusable(Reason.BLOCK_SIZE)
     return divisor
+
+
+def shortened_block(matrix: QuantizedMatrix) -> int:
+    """The block size for a matrix whose blocks are at least as long as K: the shortest with the same result to the last bit.
+
+    Returns:
+        The size; 0 (a scale for each column, in blocks of any size) if the kernel does not take the matrix's own.
+    """
+    if not kernel_takes(matrix.block, matrix.bits):
+        return 0
+    if matrix.bits == 2:
+        return matrix.block
+    return min(matrix.block, max(_SAME_RESULT_FROM, 1 << (matrix.k - 1).bit_length()))
 
 
 def kernel_takes(block: int, bits: int) -> bool:

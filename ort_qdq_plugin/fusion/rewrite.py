@@ -6,22 +6,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion.emit import CONTRIB_DOMAIN, CONTRIB_VERSION, FreshNames, NodeEmitter
+from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
 from ort_qdq_plugin.fusion.kind import Fusion
-from ort_qdq_plugin.fusion.operators import newest_opset
-from ort_qdq_plugin.fusion.validity import check_removed
+from ort_qdq_plugin.fusion.validity import is_as_specified, newest_opset
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
-from ort_qdq_plugin.model.messages import made_node, subgraphs
+from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, made_node, subgraphs
+from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN, role_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 __all__ = ["Rewriter", "lift_from_subgraphs"]
 
-# Nodes that may exist only to bring a weight to what reads it.
-_WEIGHT_CHAIN = {
-    "DequantizeLinear", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Constant",
-}  # fmt: skip
+_BRINGS_A_WEIGHT = ("dequantize", "constant", "view")
+_CONTRIB_VERSION = 1
 
 
 class Rewriter:
@@ -40,13 +38,12 @@ class Rewriter:
         self._model = model
         self._scope = scope
         self._names = names
-        opsets = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+        opsets = {entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS}
         if len(opsets) > 1:
             raise ModelError(f"opsets {sorted(opsets)} at once")
         if any(entry.domain == "ai.onnx" and entry.version > newest_opset() for entry in model.opset_import):
             # Under this name ONNX Runtime notices an opset that it does not know only if a node is left that needs it.
             raise ModelError(f"opset {max(opsets)}")
-        self._opset = max(opsets, default=0)
         self._initializers: list[TensorProto] = []
         self._replaced: dict[NodeRef, list[NodeProto]] = {}
         self._removed: set[NodeRef] = set()
@@ -57,7 +54,7 @@ class Rewriter:
     def put(self, fusion: Fusion, operands: Mapping[str, str]) -> None:
         """Replace a fusion's nodes by its fused node. `operands`: the names of its constant inputs."""
         site = fusion.site
-        emitter = NodeEmitter(site.output, site.name, self._names, self._opset)
+        emitter = NodeEmitter(site.output, site.name, self._names, self._scope.opset)
         fusion.emit(emitter, operands)
         self._initializers += emitter.constants
         # In the place of the last node replaced: everything that the new ones read has been produced by then.
@@ -71,30 +68,19 @@ class Rewriter:
 
         Returns:
             The small initializers that the new nodes need.
-
-        Raises:
-            ModelError: A node that would go is not as the specification has it.
         """
-        for location in list(dict.fromkeys((*self._removed, *self._replaced))):
-            self._release(location)
-        for scope, index in dict.fromkeys((*self._removed, *self._replaced)):
-            check_removed(scope, index, self._opset)
-        removed: dict[Scope, set[int]] = {}
-        for scope, index in self._removed:
-            removed.setdefault(scope, set()).add(index)
-        replaced: dict[Scope, dict[int, list[NodeProto]]] = {}
-        for (scope, index), nodes in self._replaced.items():
-            replaced.setdefault(scope, {})[index] = nodes
+        for node_ref in list(dict.fromkeys((*self._removed, *self._replaced))):
+            self._release(node_ref)
         # Innermost first: replacing a graph's nodes copies the subgraphs in them.
         for inner in reversed(list(scopes(self._scope))):
-            self._apply(inner, removed.get(inner, set()), replaced.get(inner, {}))
+            self._apply(inner)
         if self._replaced and all(opset.domain != CONTRIB_DOMAIN for opset in self._model.opset_import):
-            self._model.opset_import.add(domain=CONTRIB_DOMAIN, version=CONTRIB_VERSION)
+            self._model.opset_import.add(domain=CONTRIB_DOMAIN, version=_CONTRIB_VERSION)
         return self._initializers
 
-    def _release(self, location: NodeRef) -> None:
-        """A node is gone: remove what produced its inputs, and so on upwards, where nothing reads that any more."""
-        waiting = [location]
+    def _release(self, node_ref: NodeRef) -> None:
+        """A node is gone: remove what brought a weight to it, and so on upwards, where nothing reads that any more."""
+        waiting = [node_ref]
         while waiting:
             scope, index = waiting.pop()
             for name in filter(None, scope.nodes[index].input):
@@ -105,29 +91,38 @@ class Rewriter:
                 found = scope.producer(name)
                 if found is None:
                     self._dropped.setdefault(value[0], set()).add(name)
-                elif found[2].op_type in _WEIGHT_CHAIN and len(found[2].output) == 1 and found[:2] not in self._removed:
+                elif found[:2] not in self._removed and self._may_go(*found[:2]):
                     self._removed.add(found[:2])
                     waiting.append(found[:2])
 
-    def _apply(self, scope: Scope, removed: set[int], replaced: dict[int, list[NodeProto]]) -> None:
-        graph = scope.graph
-        gone = self._dropped.get(scope, set()) | {name for index in removed for name in scope.nodes[index].output}
-        if removed or replaced:
-            kept = [replaced.get(index, [node]) for index, node in enumerate(scope.nodes) if index not in removed]
-            _set_nodes(graph, [node for nodes in kept for node in nodes])
+    def _may_go(self, scope: Scope, index: int) -> bool:
+        """Whether a node may be there for a weight alone. One that ONNX Runtime would refuse stays, for it to see."""
+        return role_of(scope.nodes[index]) in _BRINGS_A_WEIGHT and is_as_specified(scope, index, self._scope.opset)
+
+    def _apply(self, scope: Scope) -> None:
+        graph, gone = scope.graph, self._dropped.get(scope, set())
+        kept: list[NodeProto] = []
+        for index, node in enumerate(scope.nodes):
+            if (scope, index) in self._removed:
+                gone.update(node.output)
+            else:
+                kept += self._replaced.get((scope, index), [node])
+        if kept != scope.nodes:
+            del graph.node[:]
+            graph.node.extend(kept)
         for field in (graph.initializer, graph.value_info):
             for at in reversed([at for at, item in enumerate(field) if item.name in gone]):
                 del field[at]
 
 
-def lift_from_subgraphs(graph: GraphProto, names: FreshNames) -> None:
-    """Move external initializers of the subgraphs of `graph`, a main graph, into it.
+def lift_from_subgraphs(graph: GraphProto, names: FreshNames, main: GraphProto | None = None) -> None:
+    """Move external initializers of the subgraphs of `graph` into the main graph, which is `graph` itself if `main` is None.
 
     ONNX Runtime looks for the files of a subgraph's initializers on disk, even if it is given them in memory.
     """
     for node in graph.node:
         for subgraph in subgraphs(node):
-            _lift(subgraph, graph, names)
+            _lift(subgraph, main or graph, names)
 
 
 def _lift(graph: GraphProto, main: GraphProto, names: FreshNames) -> None:
@@ -142,9 +137,7 @@ def _lift(graph: GraphProto, main: GraphProto, names: FreshNames) -> None:
         _rename(graph, name, outer)
         if any(value.name == name for value in graph.output):
             graph.node.append(made_node("Identity", [outer], [name], name=names.fresh(f"{name}.Identity")))
-    for node in graph.node:
-        for subgraph in subgraphs(node):
-            _lift(subgraph, main, names)
+    lift_from_subgraphs(graph, names, main)
 
 
 def _rename(graph: GraphProto, name: str, new: str) -> None:
@@ -155,8 +148,3 @@ def _rename(graph: GraphProto, name: str, new: str) -> None:
                 node.input[at] = new
         for subgraph in subgraphs(node):
             _rename(subgraph, name, new)
-
-
-def _set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
-    del graph.node[:]
-    graph.node.extend(nodes)

@@ -2,86 +2,158 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
-from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion.operators import Operator, operator_at
-from ort_qdq_plugin.model.elements import SCALE_TYPES
+from ort_qdq_plugin.model.elements import CODES, SCALE_TYPES
 from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.messages import AttributeProto, is_standard
+from ort_qdq_plugin.model.messages import AttributeProto, onnx_library
+from ort_qdq_plugin.model.operators import LAST_OPSET, Operator, operator_of
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["check_removed"]
+__all__ = ["Schema", "is_as_specified", "newest_opset", "schema_at"]
 
-# AttributeProto.AttributeType -> the field that has the value, and whether it may be empty
-_VALUE_FIELDS = {
-    AttributeProto.FLOAT: ("f", False), AttributeProto.INT: ("i", False), AttributeProto.STRING: ("s", False),
-    AttributeProto.TENSOR: ("t", False), AttributeProto.FLOATS: ("floats", True), AttributeProto.INTS: ("ints", True),
-    AttributeProto.STRINGS: ("strings", True), AttributeProto.SPARSE_TENSOR: ("sparse_tensor", False),
-}  # fmt: skip
-_FIELDS = {name for name, _ in _VALUE_FIELDS.values()} | {"g", "graphs", "tensors", "type_protos", "tp", "sparse_tensors"}
-_LAST_TYPE = 28  # TensorProto.DataType
+_MAX_OPSET = 2**31 - 1  # as ONNX Runtime takes it
 _MATRIX = 2  # its rank
 
-_ANY = frozenset(range(_LAST_TYPE + 1))
-# ONNX Runtime's contrib operators, which the specification does not have.
-_CONTRIB = {
-    "DequantizeLinear": Operator((_ANY,) * 3, 2, {"axis": AttributeProto.INT}),
-    "FusedMatMul": Operator(
-        (_ANY,) * 2,
-        2,
-        {
-            **dict.fromkeys(("transA", "transB", "transBatchA", "transBatchB"), AttributeProto.INT),
-            "alpha": AttributeProto.FLOAT,
-        },
-    ),
-}
+# Field of AttributeProto that holds a value -> the attribute's type. Lists may be empty.
+_LISTS = {"floats": AttributeProto.FLOATS, "ints": AttributeProto.INTS, "strings": AttributeProto.STRINGS}
+_ATTRIBUTE_TYPES = {
+    "f": AttributeProto.FLOAT, "i": AttributeProto.INT, "s": AttributeProto.STRING, "t": AttributeProto.TENSOR,
+    "sparse_tensor": AttributeProto.SPARSE_TENSOR, **_LISTS,
+}  # fmt: skip
+_VALUE_FIELDS = {*_ATTRIBUTE_TYPES, "g", "graphs", "tensors", "type_protos", "tp", "sparse_tensors"}
+
+# Opset -> the last TensorProto.DataType that was there by then. Types got their numbers in the order of the opsets.
+_LAST_TYPE = {1: 15, 13: 16, 19: 20, 21: 22, 23: 23, 24: 24, 25: 26, LAST_OPSET: 28}
+_STRING = 8  # which has no fixed size, and so no row among the element types
 
 
-def check_removed(scope: Scope, index: int, opset: int) -> None:
-    """Check a node that a fusion replaces: its attributes, how many inputs and outputs it has, whether the inputs are there,
-    and types and ranks as far as they are known.
+class Schema(NamedTuple):
+    """One operator at one opset.
+
+    Attributes:
+        types: The element types that each input may have.
+        required: How many inputs there must be.
+        attributes: Name -> AttributeProto.AttributeType.
+    """
+
+    types: tuple[frozenset[int], ...]
+    required: int
+    attributes: dict[str, int]
+
+
+@cache
+def schema_at(operator: Operator, opset: int) -> Schema | None:
+    """An operator as an opset has it, or as the last known opset does; None if it is not in it."""
+    if operator.domain:
+        opset = LAST_OPSET  # contrib operators have a version of their own
+    if opset > LAST_OPSET:
+        return _installed(operator.op_type, opset) if opset <= _MAX_OPSET else None
+    since, stated = 0, [""]
+    for version in operator.versions.split("|"):
+        first, *given = version.split()
+        if int(first) <= opset:
+            since, stated = int(first), given or stated
+    if not since:
+        return None
+    inputs = stated[0].replace("-", "")
+    attributes = dict(attribute.split(":") for attribute in stated[1:])
+    return Schema(
+        tuple(_types(letter.upper(), since) for letter in inputs),
+        sum(map(str.isupper, inputs)),
+        {name: int(_ATTRIBUTE_TYPES[field]) for name, field in attributes.items()},
+    )
+
+
+def _types(letter: str, opset: int) -> frozenset[int]:
+    """The element types that a letter in `Operator.versions` stands for in an operator of this opset."""
+    if letter == "X":
+        return frozenset(range(_LAST_TYPE[LAST_OPSET] + 1))
+    there = frozenset(range(1, _LAST_TYPE[max(since for since in _LAST_TYPE if since <= opset)] + 1))
+    numbers = _codes("float float16 double int32 int64 uint32 uint64") | (_codes("bfloat16") & there)
+    small = {code for code in there if code > CODES["bfloat16"]} - _codes("float8e8m0")
+    if letter == "Q":  # quantized
+        return _codes("uint8 int8 int32") | small | (_codes("uint16 int16") if opset >= 21 else frozenset())
+    if letter == "S":  # scales
+        return _codes("float") | (_codes("float16 bfloat16 float8e8m0") & there if opset >= 19 else frozenset())
+    if letter == "C":  # what can be cast
+        return there - _codes("complex64 complex128") - ({_STRING} if opset < 9 else set())
+    return {
+        "T": there,
+        "F": _codes("float float16 double"),
+        "N": numbers,
+        "A": numbers | _codes("uint8 int8 uint16 int16"),
+        "L": _codes("int64"),  # lengths and axes
+        "I": _codes("int32 int64"),  # indices
+    }[letter]
+
+
+def _codes(names: str) -> frozenset[int]:
+    return frozenset(CODES[name] for name in names.split())
+
+
+def newest_opset() -> int:
+    """The newest opset that the installed onnx package knows."""
+    return int(onnx_library("onnx.defs").onnx_opset_version())
+
+
+def _installed(op_type: str, opset: int) -> Schema | None:
+    """An operator as the installed onnx package has it."""
+    defs = onnx_library("onnx.defs")
+    try:
+        schema = defs.get_schema(op_type, min(opset, newest_opset()))
+    except defs.SchemaError:
+        return None
+    codes = {f"tensor({name.lower()})": code for name, code in onnx_library("onnx").TensorProto.DataType.items()}
+    types = [frozenset(codes[name] for name in given.types if name in codes) for given in schema.inputs]
+    attributes = {name: int(getattr(given.type, "value", -1)) for name, given in schema.attributes.items()}
+    return Schema(tuple(types), schema.min_input, attributes)
+
+
+def is_as_specified(scope: Scope, index: int, opset: int) -> bool:
+    """Whether a node is as its operator is specified: its attributes, how many inputs and outputs it has, whether the inputs
+    are there, and types and ranks as far as they are known.
 
     Args:
         scope: The node's scope.
-        index: Its place there.
+        index: Its index there.
         opset: The opset of the standard domain that the model imports.
 
-    Raises:
-        ModelError: The node is not as that opset has it.
+    Returns:
+        False also for operators that are not in the table.
     """
     node = scope.nodes[index]
-    operator = operator_at(node.op_type, opset) if is_standard(node) else _CONTRIB.get(node.op_type)
+    operator = operator_of(node)
+    schema = None if operator is None else schema_at(operator, opset)
     names = {attr.name for attr in node.attribute}
     fits = (
-        operator is not None
-        and operator.required <= len(node.input) <= len(operator.types)
+        schema is not None
+        and schema.required <= len(node.input) <= len(schema.types)
         and len(node.output) == 1
-        and all(_may_be(operator.types[at], scope, name) for at, name in enumerate(node.input) if name)
+        and all(_may_be(types, scope, name) for types, name in zip(schema.types, node.input, strict=False) if name)
         and len(names) == len(node.attribute)
-        and all(_is_attribute(attr, operator) for attr in node.attribute)
+        and all(_is_attribute(attr, schema) for attr in node.attribute)
         and all(scope.has_before(name, index) and _is_as_stated(scope, name) for name in node.input if name)
     )
     if node.op_type == "Gemm":
         fits = fits and all(len(scope.shape(name) or "mn") == _MATRIX for name in node.input[:2])
-    fits = fits and all(scope.stated_type(name) in (None, *_types(scope, node)) for name in node.output)
-    if not fits:
-        raise ModelError(f"{node.op_type} {node.name[:100]!r} is not as opset {opset} has it")
+    return fits and all(scope.stated_type(name) in (None, *_result_types(scope, node)) for name in node.output)
 
 
 def _may_be(types: frozenset[int], scope: Scope, name: str) -> bool:
     """Whether an input may be of its type, which is only known of constants."""
     tensor = scope.constant(name)
-    return tensor is None or tensor.data_type > _LAST_TYPE or tensor.data_type in types
+    return tensor is None or tensor.data_type > _LAST_TYPE[LAST_OPSET] or tensor.data_type in types
 
 
-def _is_attribute(attr: AttributeProto, operator: Operator) -> bool:
+def _is_attribute(attr: AttributeProto, schema: Schema) -> bool:
     """Whether the operator has such an attribute, and its value is where the type says."""
-    field, may_be_empty = _VALUE_FIELDS.get(attr.type, ("", False))
-    used = [descriptor.name for descriptor, _ in attr.ListFields() if descriptor.name in _FIELDS]
-    return operator.attributes.get(attr.name) == attr.type and (used == [field] or (may_be_empty and not used))
+    used = [field.name for field, _ in attr.ListFields() if field.name in _VALUE_FIELDS]
+    holds_it = _ATTRIBUTE_TYPES.get(used[0]) == attr.type if len(used) == 1 else not used and attr.type in _LISTS.values()
+    return schema.attributes.get(attr.name) == attr.type and holds_it
 
 
 def _is_as_stated(scope: Scope, name: str) -> bool:
@@ -90,7 +162,7 @@ def _is_as_stated(scope: Scope, name: str) -> bool:
     return tensor is None or scope.stated_type(name) in (None, tensor.data_type)
 
 
-def _types(scope: Scope, node: NodeProto) -> tuple[int, ...]:
+def _result_types(scope: Scope, node: NodeProto) -> tuple[int, ...]:
     """Types that the output of `node` may have, as far as its own operands tell."""
     given = {attr.name: attr.i for attr in node.attribute}
     if node.op_type == "Cast":
@@ -103,6 +175,6 @@ def _types(scope: Scope, node: NodeProto) -> tuple[int, ...]:
         return tuple(SCALE_TYPES) if value is None else (value.data_type,)
     found = scope.producer(node.input[0]) if node.input else None
     if found is not None and found[2].op_type in ("Cast", "DequantizeLinear"):
-        return _types(found[0], found[2])
+        return _result_types(found[0], found[2])
     constant = scope.constant(node.input[0]) if node.input else None
     return tuple(SCALE_TYPES) if constant is None else (constant.data_type,)

@@ -14,6 +14,7 @@ from ort_qdq_plugin.load.export import Progress, write_model
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.options import Options
+from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report
 
 __all__ = ["export"]
@@ -93,11 +94,12 @@ def _written(
     for filename, file in files.items():
         old, new = os.path.join(source, filename), os.path.join(made, filename)
         os.makedirs(os.path.dirname(new), exist_ok=True)
-        request = LoadRequest(old, file.to_session_options(), options, file.providers)
+        request = LoadRequest(old, file.to_session_options(), options)
         is_others = os.path.realpath(f"{old}.data") in data.of_others([old])
         try:
             if not request.may_fuse:
                 raise LeaveToStock("its session options do not let it be fused")
+            check_providers(file.providers)
             yield filename, write_model(request, new, f"{new}.fused.data" if is_others else f"{new}.data")
         except LeaveToStock as because:
             yield filename, Report("stock", passed_through=str(because))

@@ -24,6 +24,7 @@ from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.through_cache import EntryFolder, entry_folder_through_cache, wait_until_on_disk
 from ort_qdq_plugin.options import Options
+from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report
 
 __all__ = ["activate", "deactivate", "load", "prepare", "report_of", "warm"]
@@ -289,8 +290,7 @@ def _entries(
 
 
 def _entry_for(path: str, file: ModelFile, options: Options, is_temporary: bool) -> EntryFolder:
-    request = LoadRequest(
-        path, file.to_session_options(), options, file.providers, self_contained=True, temporary=is_temporary
-    )
+    check_providers(file.providers)
+    request = LoadRequest(path, file.to_session_options(), options, self_contained=True, temporary=is_temporary)
     journal = Journal()
     return entry_folder_through_cache(request, journal, functools.partial(journey.prepare, request, journal))

@@ -19,7 +19,9 @@ __all__ = ["assemble"]
 _MAX_STEM = 200  # characters of a name that every fused node repeats
 
 
-def assemble(opened: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layout: Layout, places: ExternalData) -> bytes:
+def assemble(
+    opened: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layout: Layout, external_data: ExternalData
+) -> bytes:
     """Replace what was fused, and say of every large tensor where its bytes are.
 
     Args:
@@ -27,16 +29,16 @@ def assemble(opened: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layou
         scope: Of its main graph.
         fusions: What is fused.
         layout: Where their operands go.
-        places: Where ONNX Runtime will find them, and everything else.
+        external_data: Where ONNX Runtime will find them, and everything else.
 
     Returns:
         The serialized model.
 
     Raises:
-        ModelError: A node that was fused is not as the specification has it.
+        ModelError: The model imports opsets that ONNX Runtime would refuse.
     """
     graph, names = opened.proto.graph, FreshNames(scope)
-    initializers = _Initializers(layout, places, names.fresh)
+    initializers = _Initializers(layout, external_data, names.fresh)
     rewriter = Rewriter(opened.proto, scope, names)
     for fusion in fusions:
         source = next(operand.source for operand in fusion.operands.values() if operand.source is not None)
@@ -57,10 +59,10 @@ def assemble(opened: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layou
 class _Initializers:
     """Initializers for operands, one for all that are the same."""
 
-    def __init__(self, layout: Layout, places: ExternalData, fresh: Callable[[str], str]) -> None:
+    def __init__(self, layout: Layout, external_data: ExternalData, fresh: Callable[[str], str]) -> None:
         self.made: list[TensorProto] = []
         self._layout = layout
-        self._places = places
+        self._external_data = external_data
         self._fresh = fresh
         self._names: dict[tuple[object, ...], str] = {}
 
@@ -75,8 +77,8 @@ class _Initializers:
 
     def place(self, tensor: TensorProto, operand: Operand) -> None:
         """Say of the initializer of an operand where its bytes are: in a packed buffer, or where the model stores them."""
-        place = self._layout.slot_of(operand.key)
-        if place is not None:
-            self._places.put_packed(tensor, place.segment, place.offset, operand.nbytes)
+        slot = self._layout.slots.get(operand.key)
+        if slot is not None:
+            self._external_data.put_packed(tensor, slot.segment, slot.offset, operand.nbytes)
         elif operand.source is not None:
-            self._places.put(tensor, operand.source)
+            self._external_data.put(tensor, operand.source)

@@ -23,7 +23,7 @@ from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.options_lock import reading
-from ort_qdq_plugin.ort.providers import provider_names, without_fused_nodes
+from ort_qdq_plugin.ort.providers import check_providers, provider_names
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.process import fork_lock
 
@@ -99,10 +99,10 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) 
 
 def _prepared_for(session: Any, state: SessionState, call: CreateCall, journal: Journal) -> PreparedModel:
     model, session_options = hook.constructor_arguments(session)
-    names = provider_names(call.providers, session_options)
-    request = LoadRequest(model, session_options, state.options, names, frozenset(call.disabled_optimizers or ()))
-    if state.prepared is not None and without_fused_nodes(names) is None:
+    check_providers(provider_names(call.providers, session_options))
+    if state.prepared is not None:
         return state.prepared
+    request = LoadRequest(model, session_options, state.options, frozenset(call.disabled_optimizers or ()))
     if request.options.cache_dir is None or isinstance(request.model, bytes):
         return prepare(request, journal)
     with fork_lock:

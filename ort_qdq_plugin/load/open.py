@@ -11,7 +11,6 @@ from ort_qdq_plugin.model.glance import is_quantized_throughout
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, OPTIONS_IN_MODEL, config_entry, options_are_in_models
-from ort_qdq_plugin.ort.providers import check_providers
 
 __all__ = ["glance_at", "leave_unreadable_to_stock", "open_model"]
 
@@ -23,7 +22,6 @@ def open_model(request: LoadRequest) -> Skeleton:
         LeaveToStock: There is nothing to do for it.
         ModelError, OSError: It cannot be opened.
     """
-    check_providers(request.providers)
     if config_entry(request.session_options, FORMAT_KEY) == "ORT":
         raise LeaveToStock("the model is to be read in ORT format")
     if isinstance(request.model, str) and request.model.endswith(".ort"):

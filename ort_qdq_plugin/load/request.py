@@ -26,7 +26,6 @@ class LoadRequest(NamedTuple):
         model: Its path, or the model itself as bytes.
         session_options: The caller's onnxruntime.SessionOptions. They are read, never changed.
         options: The caller's options for this package.
-        providers: Names of the execution providers that the session will have.
         disabled_optimizers: Names of ONNX Runtime's optimizers that are not to run.
         self_contained: Whether what is prepared has to be a folder that others open by path: with all that it refers to.
         temporary: Whether the cache goes when this process does, so that nothing in it has to reach the disk.
@@ -35,7 +34,6 @@ class LoadRequest(NamedTuple):
     model: str | bytes
     session_options: Any | None
     options: Options
-    providers: tuple[str, ...] = ()
     disabled_optimizers: frozenset[str] = frozenset()
     self_contained: bool = False
     temporary: bool = False

@@ -30,7 +30,6 @@ from ort_qdq_plugin.ort.buffers import borrow
 from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, config_entry, options_are_in_models
-from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.process import processor
 
@@ -150,7 +149,6 @@ def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Mak
 
 def _found_or_made(request: LoadRequest, journal: Journal, make: Maker) -> Entry | PreparedModel:
     """The entry, or, if there was none, what was prepared for it."""
-    check_providers(request.providers)
     verify = request.options.verify == "content"
     with journal.stage("cache"):
         store, key = _store_of(request), key_of(request)

@@ -1,6 +1,6 @@
 """The element types of tensors: what each is called, how many bits it takes, and what it may be used for.
 
-Format facts: ``TensorProto.DataType`` in onnx.proto. A new type is one line here.
+Format facts: ``TensorProto.DataType`` in onnx.proto. A new type is one row here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 __all__ = [
     "BFLOAT16",
+    "CODES",
     "ELEMENTS",
     "FLOAT",
     "FLOAT16",
@@ -18,12 +19,10 @@ __all__ = [
     "SCALE_TYPES",
     "UINT4",
     "UINT8",
-    "UINT16",
-    "UINT32",
     "WEIGHT_TYPES",
     "Element",
     "bits_of",
-    "type_name",
+    "top_bits",
 ]
 
 
@@ -74,11 +73,12 @@ ELEMENTS: dict[int, Element] = {
     26: Element("int2", 2, weight="signed"),
 }
 
-_CODES = {element.name: code for code, element in ELEMENTS.items()}
-FLOAT, FLOAT16, BFLOAT16 = _CODES["float"], _CODES["float16"], _CODES["bfloat16"]
-UINT8, UINT16, UINT32 = _CODES["uint8"], _CODES["uint16"], _CODES["uint32"]
-INT8, INT64 = _CODES["int8"], _CODES["int64"]
-UINT4, INT4 = _CODES["uint4"], _CODES["int4"]
+CODES = {element.name: code for code, element in ELEMENTS.items()}
+"""Name -> TensorProto.DataType."""
+
+FLOAT, FLOAT16, BFLOAT16 = CODES["float"], CODES["float16"], CODES["bfloat16"]
+UINT8, INT8, INT64 = CODES["uint8"], CODES["int8"], CODES["int64"]
+UINT4, INT4 = CODES["uint4"], CODES["int4"]
 
 WEIGHT_TYPES = frozenset(code for code, element in ELEMENTS.items() if element.weight)
 SCALE_TYPES = frozenset(code for code, element in ELEMENTS.items() if element.scale)
@@ -93,7 +93,6 @@ def bits_of(data_type: int) -> int:
     return ELEMENTS[data_type].bits
 
 
-def type_name(data_type: int) -> str:
-    """``tensor(float)`` and so on, as the ONNX specification writes it; "" for unknown types."""
-    element = ELEMENTS.get(data_type)
-    return "" if element is None else f"tensor({element.name})"
+def top_bits(bits: int) -> int:
+    """The byte in which the top bit of every element is set, and no other; elements have `bits` bits: 2, 4 or 8."""
+    return 0xFF // ((1 << bits) - 1) << (bits - 1)

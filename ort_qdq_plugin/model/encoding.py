@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["FLOAT", "bytes_field", "bytes_head", "external_entries", "number_field", "small_model", "varint"]
+from ort_qdq_plugin.model.elements import FLOAT
+
+__all__ = ["bytes_field", "bytes_head", "external_entries", "number_field", "small_model", "varint"]
 
 _VARINT, _LENGTH = 0, 2  # wire types
 _EXTERNAL = 1  # TensorProto.DataLocation
 _INTS = 7  # AttributeProto.AttributeType
-FLOAT = 1
-"""TensorProto.DataType."""
-
 _IR_VERSION, _OPSET = 8, 17
 
 

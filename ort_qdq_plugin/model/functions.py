@@ -36,7 +36,7 @@ def check_functions(model: ModelProto) -> None:
     calls = _Calls(model.functions)
     small = {code for code, element in ELEMENTS.items() if element.bits < 8}
     packed = {tensor.name for tensor in model.graph.initializer if tensor.data_type in small}
-    if not all(calls.say_what_they_take(node, packed) for node in model.graph.node):
+    if not all(calls.shows_types_of(node, packed) for node in model.graph.node):
         raise ModelError("elements of less than a byte go to a function that does not say so, which ONNX Runtime refuses")
     # Inlining takes these names away.
     names = [node.name for node in model.graph.node if node.name]
@@ -58,7 +58,7 @@ class _Size(NamedTuple):
     levels: int = 0
 
     def plus(self, other: _Size, levels: int) -> _Size:
-        """Both one after another, `other` so many levels further in."""
+        """Both one after the other, where `other` is `levels` levels further in."""
         sums = (self.nbytes + other.nbytes, self.names + other.names, self.references + other.references)
         return _Size(*sums, max(self.levels, other.levels + levels))
 
@@ -76,10 +76,10 @@ class _Calls:
         self.longest_name = 0
         self.largest_call = 0
 
-    def say_what_they_take(self, node: NodeProto, names: set[str]) -> bool:
-        """Whether a function that `node` calls, if any, gives those of its inputs to operators that are called `names` here.
+    def shows_types_of(self, node: NodeProto, names: set[str]) -> bool:
+        """Whether ONNX Runtime sees which types a function takes for the inputs of its call `node` that are in `names`.
 
-        By them ONNX Runtime knows which types it takes; not by functions, nor by nothing at all.
+        It does where an operator of the function reads them, but not through further functions.
         """
         key = (node.domain, node.op_type, node.overload)
         if key not in self._functions or names.isdisjoint(node.input):

@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ort_qdq_plugin.model.elements import ELEMENTS, INT8, UINT8, WEIGHT_TYPES
+from ort_qdq_plugin.model.operators import OPERATORS
+
 __all__ = ["is_quantized_throughout"]
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types, the low three bits of a field's key
@@ -19,13 +22,13 @@ _NODE, _INITIALIZER = 1 << 3 | _LENGTH, 5 << 3 | _LENGTH
 _INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = (number << 3 | _LENGTH for number in (1, 2, 4, 5, 7))
 _DATA_TYPE, _TENSOR_NAME = 2 << 3 | _VARINT, 8 << 3 | _LENGTH
 
-_UINT8, _INT8 = 2, 3  # TensorProto.DataType
-_BELOW_A_BYTE = {21, 22, 25, 26}  # UINT4, INT4, UINT2, INT2
-
-_PRODUCTS = (b"MatMul", b"Gemm", b"FusedMatMul")
-_VIEWS = (b"Transpose", b"Reshape", b"Flatten", b"Squeeze", b"Unsqueeze", b"Identity", b"Cast")
-_READERS = (*_PRODUCTS, b"Gather")
-_DOMAINS = (b"", b"ai.onnx", b"com.microsoft")
+_BELOW_A_BYTE = {code for code in WEIGHT_TYPES if ELEMENTS[code].bits < 8}
+_VIEWS = {row.op_type.encode() for row in OPERATORS if row.role == "view"}
+_READERS = {row.op_type.encode() for row in OPERATORS if row.fused_by}
+# Those of which ONNX Runtime has integer kernels.
+_PRODUCTS = {row.op_type.encode() for row in OPERATORS if row.fused_by == "matmul"}
+_SHORTEST_READER = min(map(len, _READERS))
+_DEQUANTIZE_DOMAINS = {row.domain.encode() for row in OPERATORS if row.role == "dequantize"} | {b"ai.onnx"}
 _QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from DequantizeLinear
 
 
@@ -80,7 +83,7 @@ def _is_quantized_throughout(data: bytes) -> bool:
                 return False  # a Constant node's value, of which nothing is known here
             dequantized.update(node.outputs)
             zero_point = node.inputs[2] if len(node.inputs) > 2 else b""
-            if not zero_point or types.get(zero_point) in (_UINT8, _INT8):
+            if not zero_point or types.get(zero_point) in (UINT8, INT8):
                 from_bytes.update(node.outputs)
     views = [node for node in nodes if node.op_type in _VIEWS]
     while any(not dequantized.isdisjoint(view.inputs) and not dequantized.issuperset(view.outputs) for view in views):
@@ -120,11 +123,11 @@ def _node(data: bytes, node: _Field) -> _Node:
             op_type = data[start:at]
         elif key == _DOMAIN:
             domain = data[start:at]
-        elif key == _ATTRIBUTE and length > len(b"Gemm"):
+        elif key == _ATTRIBUTE and length > _SHORTEST_READER:
             attribute = data[start:at]
             if any(reader in attribute for reader in _READERS):
                 raise _TooUnusual  # it has a graph
-    if at != end or (op_type == b"DequantizeLinear" and (not inputs or domain not in _DOMAINS)):
+    if at != end or (op_type == b"DequantizeLinear" and (not inputs or domain not in _DEQUANTIZE_DOMAINS)):
         raise _TooUnusual
     return _Node(op_type, inputs, outputs)
 

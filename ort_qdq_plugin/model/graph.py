@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import FLOAT
-from ort_qdq_plugin.model.messages import attribute, is_standard, made_tensor, subgraphs
+from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, attribute, is_standard, made_tensor, subgraphs
 from ort_qdq_plugin.model.shapes import Shape, followed_shapes, inferred_graph, stated_shapes
 
 if TYPE_CHECKING:
@@ -83,6 +83,12 @@ class Scope:
             definer = self.definer(value.name)
             if definer is not self:
                 definer.outputs.add(value.name)
+
+    @property
+    def opset(self) -> int:
+        """The opset of the standard domain that the model imports, the newest if there are several; 0 if there is none."""
+        imports = () if self.root._model is None else self.root._model.opset_import
+        return max((entry.version for entry in imports if entry.domain in STANDARD_DOMAINS), default=0)
 
     def _defines(self, name: str) -> bool:
         return name in self._producers or name in self.initializers or name in self._inputs

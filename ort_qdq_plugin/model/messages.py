@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto
 
 __all__ = [
+    "STANDARD_DOMAINS",
     "AttributeProto",
     "FunctionProto",
     "GraphProto",
@@ -38,6 +39,9 @@ __all__ = [
     "refer",
     "subgraphs",
 ]
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+"""The two names of the ONNX specification's own domain."""
 
 _GENERATED = "onnx_ml_pb2"
 
@@ -77,7 +81,7 @@ def onnx_library(module: str) -> ModuleType:
 
 def is_standard(node: NodeProto) -> bool:
     """Whether the operator is one of the ONNX specification's own domain."""
-    return node.domain in ("", "ai.onnx")
+    return node.domain in STANDARD_DOMAINS
 
 
 def attribute(node: NodeProto, name: str) -> AttributeProto | None:

@@ -24,11 +24,11 @@ __all__ = [
 
 
 class Order(Enum):
-    """How the source of an operand relates to its bytes, which are `lines` lines of `length` elements."""
+    """The shape of an operand's source. The operand itself is a matrix [lines, length]."""
 
-    TRANSPOSED = "the source is [length, lines]"
-    ROWS = "the source is [lines, length]"
-    SPREAD = "the source has one element for each line, or one in all, which is repeated along the line"
+    TRANSPOSED = "[length, lines]"
+    ROWS = "[lines, length]"
+    SPREAD = "[lines] or [1]: each line is filled with one element"
 
 
 class Conversion(NamedTuple):
@@ -46,19 +46,19 @@ class Conversion(NamedTuple):
 
 
 class Operand(NamedTuple):
-    """A constant input of a fused node.
+    """A constant input of a fused node. Its bytes are a matrix of elements, one line behind the other.
 
     Attributes:
         data_type: Its TensorProto.DataType.
-        shape: Its dimensions.
-        lines: Its bytes are so many lines.
-        length: Elements of a line. What they do not fill of the line is zero.
-        row_bytes: Bytes of a line.
+        shape: Its dimensions, as the fused node sees them.
+        lines: Number of lines.
+        length: Elements in a line.
+        line_bytes: Bytes of a line; those behind its elements are zero.
         source: The tensor that the elements come from; None for zeros.
-        order: How the source is stored.
-        bits: Of an element of the source.
+        order: The shape of the source.
+        bits: Bits of an element of the source.
         flip: Whether the top bit of every element is flipped, which makes unsigned elements of two's complement.
-        repeat: Every element of the source counts for so many successive ones.
+        repeat: How often each element of the source stands in its line.
         conversion: Of floating-point elements; None leaves them as they are.
     """
 
@@ -66,7 +66,7 @@ class Operand(NamedTuple):
     shape: tuple[int, ...]
     lines: int
     length: int
-    row_bytes: int
+    line_bytes: int
     source: StoredTensor | None
     order: Order = Order.ROWS
     bits: int = 8
@@ -77,11 +77,11 @@ class Operand(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Length in bytes."""
-        return self.lines * self.row_bytes
+        return self.lines * self.line_bytes
 
     @property
-    def source_length(self) -> int:
-        """Elements of the source along a line."""
+    def stored_length(self) -> int:
+        """Elements that the source has for a line."""
         return -(-self.length // self.repeat)
 
     @property
@@ -89,7 +89,7 @@ class Operand(NamedTuple):
         """Whether the operand's bytes are those of the source."""
         # A matrix of one column or of one row is its own transpose.
         stored_as_lines = self.order is Order.ROWS or (self.order is Order.TRANSPOSED and 1 in (self.lines, self.length))
-        fills_its_lines = self.length * self.bits == self.row_bytes * 8 or self.lines == 1
+        fills_its_lines = self.length * self.bits == self.line_bytes * 8 or self.lines == 1
         changed = self.flip or self.repeat != 1 or self.conversion is not None
         same_size = self.source is not None and self.source.nbytes == self.nbytes
         return same_size and not changed and stored_as_lines and fills_its_lines
@@ -100,8 +100,8 @@ class Operand(NamedTuple):
         return self.source if self.is_copy and self.source is not None and self.source.is_aligned else None
 
     def as_bytes(self) -> Operand:
-        """The same bytes of the same source, seen as a column of single bytes. Only for copies (`is_copy`)."""
-        return self._replace(lines=self.nbytes, length=1, row_bytes=1, order=Order.ROWS, bits=8)
+        """The same bytes of the same source, as lines of one byte. Only for copies (`is_copy`)."""
+        return self._replace(lines=self.nbytes, length=1, line_bytes=1, order=Order.ROWS, bits=8)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -116,7 +116,7 @@ Operands = Mapping[str, Operand]
 def as_stored(tensor: StoredTensor, shape: tuple[int, ...]) -> Operand:
     """The stored tensor itself as an operand of this shape."""
     return Operand(
-        tensor.data_type, shape, lines=1, length=math.prod(shape), row_bytes=tensor.nbytes, source=tensor,
+        tensor.data_type, shape, lines=1, length=math.prod(shape), line_bytes=tensor.nbytes, source=tensor,
         bits=bits_of(tensor.data_type),
     )  # fmt: skip
 
@@ -137,5 +137,5 @@ def stored_bytes(operands: Iterable[Operand]) -> int:
 
 
 def zeros(data_type: int, nbytes: int) -> Operand:
-    """So many bytes of zeros, as a tensor of rank 1."""
-    return Operand(data_type, (nbytes,), lines=1, length=nbytes, row_bytes=nbytes, source=None)
+    """`nbytes` bytes of zeros, as a tensor of rank 1."""
+    return Operand(data_type, (nbytes,), lines=1, length=nbytes, line_bytes=nbytes, source=None)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ParsedModel", "parse"]
 
-# Attributes of one node, graphs of one model. No real model has more, but a small file of empty messages could have so many
-# that they take much memory and time.
+# Attributes of one node, graphs of one model. No real model has more, but a small file can hold enough empty messages to
+# cost much memory and time.
 _MAX_ATTRIBUTES = 1000
 _MAX_GRAPHS = 10_000
 

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import INT64
 from ort_qdq_plugin.model.messages import attribute, is_standard, onnx_library
-from ort_qdq_plugin.model.tensors import MAX_RANK
+from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["Shape", "followed_shapes", "inferred_graph", "stated_shapes"]
+__all__ = ["Shape", "allows_zero", "followed_shapes", "inferred_graph", "reshaped_by", "stated_shapes", "whole_numbers"]
 
 Shape = tuple["int | None", ...]
 """Dimensions; None for one that is not fixed."""
@@ -113,9 +114,8 @@ def _result(node: NodeProto, known: dict[str, Shape], constant: Callable[[str], 
         perm = attribute(node, "perm")
         order = list(perm.ints) if perm is not None else list(reversed(range(len(first))))
         return tuple(first[axis] for axis in order) if sorted(order) == list(range(len(first))) else None
-    if kind in ("Squeeze", "Unsqueeze"):
-        axes = _axes(node, constant)
-        return None if axes is None else _squeezed(first, axes) if kind == "Squeeze" else _unsqueezed(first, axes)
+    if kind in ("Squeeze", "Unsqueeze", "Reshape"):
+        return reshaped_by(node, first, lambda name: whole_numbers(constant(name)) or None)
     if kind == "Shape":
         return (len(first),) if not node.attribute else None
     if kind == "Concat":
@@ -125,9 +125,6 @@ def _result(node: NodeProto, known: dict[str, Shape], constant: Callable[[str], 
         is_fixed = all(constant(name) is not None for name in node.input[1:] if name)
         return (_UNKNOWN if is_fixed else None,) * len(first)
     second = shapes[1] if len(shapes) > 1 else None
-    if kind == "Reshape":
-        target = _whole_numbers(constant(node.input[1])) if len(node.input) > 1 else None
-        return None if target is None or attribute(node, "allowzero") is not None else _reshaped(first, target)
     if kind in _BROADCAST:
         # Attributes are those of the first opsets, which broadcast in another way.
         operands = [shape for shape in shapes if shape is not None]
@@ -148,25 +145,48 @@ def _result(node: NodeProto, known: dict[str, Shape], constant: Callable[[str], 
     return None
 
 
-def _axes(node: NodeProto, constant: Callable[[str], TensorProto | None]) -> list[int] | None:
-    """Squeeze's and Unsqueeze's axes: an attribute before opset 13, an input since."""
+def reshaped_by(node: NodeProto, shape: Shape, numbers: Callable[[str], list[int] | None]) -> Shape | None:
+    """The shape behind a Reshape, Squeeze or Unsqueeze with axes.
+
+    Args:
+        node: The node.
+        shape: Of its first input.
+        numbers: Gives the elements of a constant that holds a shape or axes, or None.
+
+    Returns:
+        None where the node's shape or axes are not constant, or do not fit.
+    """
+    # Squeeze's and Unsqueeze's axes are an attribute before opset 13, an input since.
     given = attribute(node, "axes")
-    if given is not None:
-        return list(given.ints)
-    return _whole_numbers(constant(node.input[1])) if len(node.input) > 1 else None
+    values = list(given.ints) if given is not None else numbers(node.input[1]) if len(node.input) > 1 else None
+    if values is None:
+        return None
+    if node.op_type == "Reshape":
+        return None if allows_zero(node) else _reshaped(shape, values)
+    return _squeezed(shape, values) if node.op_type == "Squeeze" else _unsqueezed(shape, values)
+
+
+def allows_zero(node: NodeProto) -> bool:
+    """Whether a 0 in a Reshape's shape stands for itself, not for what the value has there."""
+    flag = attribute(node, "allowzero")
+    return flag is not None and flag.i != 0
 
 
 def _squeezed(shape: Shape, axes: Sequence[int]) -> Shape | None:
-    dropped = {axis + len(shape) if axis < 0 else axis for axis in axes}
-    return tuple(dim for at, dim in enumerate(shape) if at not in dropped) if dropped <= set(range(len(shape))) else None
+    dropped = _from_the_front(axes, len(shape))
+    return None if dropped is None else tuple(dim for at, dim in enumerate(shape) if at not in dropped)
 
 
 def _unsqueezed(shape: Shape, axes: Sequence[int]) -> Shape | None:
     rank = len(shape) + len(axes)
-    added, dims = {axis + rank if axis < 0 else axis for axis in axes}, iter(shape)
-    if rank > MAX_RANK or len(added) < len(axes) or not added <= set(range(rank)):
-        return None
-    return tuple(1 if at in added else next(dims) for at in range(rank))
+    added, dims = _from_the_front(axes, rank), iter(shape)
+    return None if added is None or rank > MAX_RANK else tuple(1 if at in added else next(dims) for at in range(rank))
+
+
+def _from_the_front(axes: Sequence[int], rank: int) -> set[int] | None:
+    """These axes of a value, counted from the front; None if they are not all there, or one is there twice."""
+    counted = {axis + rank if axis < 0 else axis for axis in axes}
+    return counted if len(counted) == len(axes) and all(0 <= axis < rank for axis in counted) else None
 
 
 def _concatenated(shapes: Sequence[Shape | None], axis: AttributeProto | None) -> Shape | None:
@@ -216,19 +236,27 @@ def _reshaped(shape: Shape, target: Sequence[int]) -> Shape | None:
     # Dimensions that are copied count on both sides.
     before = [dim for at, dim in enumerate(shape) if at not in copied]
     others = [size for size in target if size > 0]
-    rest: int | None = _UNKNOWN
-    if _UNKNOWN not in before:
-        rest = None if None in before else math.prod(dim for dim in before if dim is not None) // math.prod(others)
+    rest = _UNKNOWN if _UNKNOWN in before else None
+    if rest is None and None not in before:
+        rest, remainder = divmod(math.prod(dim for dim in before if dim is not None), math.prod(others))
+        if remainder:
+            return None
     sizes[list(target).index(-1)] = rest
     return tuple(sizes)
 
 
-def _whole_numbers(tensor: TensorProto | None) -> list[int] | None:
-    """The elements of a small constant int64 tensor of rank 1 that holds its bytes."""
-    if tensor is None or tensor.data_type != INT64 or len(tensor.dims) != 1 or not 0 < tensor.dims[0] <= MAX_RANK:
+def whole_numbers(tensor: TensorProto | None, locate: Locate | None = None) -> list[int] | None:
+    """The elements of a constant that holds a shape or axes; None for one that can hold neither.
+
+    Args:
+        tensor: The constant.
+        locate: Finds its bytes where the message does not hold them; without it these are not read.
+    """
+    if tensor is None or tensor.data_type != INT64 or len(tensor.dims) != 1 or not 0 <= tensor.dims[0] <= MAX_RANK:
         return None
-    if tensor.HasField("raw_data") and tensor.data_location != tensor.EXTERNAL:
-        values = np.frombuffer(tensor.raw_data, "<i8").tolist() if len(tensor.raw_data) == 8 * tensor.dims[0] else []
-    else:
-        values = list(tensor.int64_data)
-    return values if len(values) == tensor.dims[0] else None
+    if tensor.int64_data:
+        return list(tensor.int64_data) if len(tensor.int64_data) == tensor.dims[0] else None
+    raw = b"" if tensor.data_location == tensor.EXTERNAL else tensor.raw_data
+    with suppress(ModelError, OSError):
+        raw = raw if locate is None else locate(tensor).read().tobytes()
+    return [int(value) for value in np.frombuffer(raw, "<i8")] if len(raw) == 8 * tensor.dims[0] else None

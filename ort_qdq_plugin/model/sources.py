@@ -58,8 +58,8 @@ class ByteSource(Protocol):
         """Close what is open for reading. Buffers that were handed out stay valid."""
 
 
-# A small tensor inside the model becomes a new source each time it is located. Below so many bytes, sources with equal bytes
-# count as the same one.
+# A small tensor inside the model becomes a new source each time it is located. So sources below this size count as the same
+# if their bytes are equal.
 _COMPARED_BYTES = 1 << 20
 
 

@@ -7,7 +7,7 @@ Format facts: ``TensorProto`` in onnx.proto (``raw_data``, ``int32_data``, ``ext
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, MemorySource
 if TYPE_CHECKING:
     from onnx import TensorProto
 
-__all__ = ["MAX_RANK", "StoredTensor", "shape_of", "stored_tensor", "tensor_bytes"]
+__all__ = ["MAX_RANK", "Locate", "StoredTensor", "shape_of", "stored_tensor", "tensor_bytes"]
 
 MAX_RANK = 64
 """Dimensions that a tensor may have, as many as NumPy allows: hundreds of thousands fit into a small model."""
@@ -80,6 +80,10 @@ class StoredTensor(NamedTuple):
         target = np.empty(self.nbytes, np.uint8)
         self.read_range(0, target)
         return target
+
+
+Locate = Callable[["TensorProto"], StoredTensor]
+"""Finds the bytes of a tensor of a model; raises ModelError where they are not all there, OSError where a file is not."""
 
 
 def tensor_bytes(data_type: int, shape: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ from ort_qdq_plugin.model.sources import ByteSource
 __all__ = ["LARGE_TENSOR_BYTES", "without_large_tensors"]
 
 LARGE_TENSOR_BYTES = 4096
-"""A raw_data of at least so many bytes stays where it is; smaller ones (shapes, axes, biases) are copied."""
+"""A raw_data of this size or more stays where it is; smaller ones (shapes, axes, biases) are copied."""
 
 # What one read fetches: little after a jump over a weight, more while nodes follow each other.
 _WINDOW_BYTES_MIN, _WINDOW_BYTES_MAX = 1 << 12, 1 << 18

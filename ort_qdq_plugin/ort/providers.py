@@ -8,7 +8,7 @@ from typing import Any
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.ort.hook import available_providers
 
-__all__ = ["check_providers", "provider_names", "without_fused_nodes"]
+__all__ = ["check_providers", "provider_names"]
 
 # Execution providers that run MatMulNBits and do not want the QDQ form themselves. Azure's runs no ordinary node.
 _TAKES_FUSED = {f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Dml", "WebGpu", "Azure")}
@@ -25,17 +25,12 @@ def provider_names(providers: Any, session_options: Any | None) -> tuple[str, ..
     return available_providers()
 
 
-def without_fused_nodes(providers: Iterable[str]) -> str | None:
-    """The first of these that does not run MatMulNBits, or that wants the QDQ form itself; None if there is none."""
-    return next((name for name in providers if name not in _TAKES_FUSED), None)
-
-
-def check_providers(providers: Iterable[str]) -> None:
-    """Check that all of these take fused nodes.
+def check_providers(names: Iterable[str]) -> None:
+    """Check that all of a session's providers take fused nodes.
 
     Raises:
         LeaveToStock: One of them does not.
     """
-    refused = without_fused_nodes(providers)
-    if refused is not None:
-        raise LeaveToStock(f"{refused} does not run MatMulNBits, or wants the QDQ form itself")
+    for name in names:
+        if name not in _TAKES_FUSED:
+            raise LeaveToStock(f"{name} does not run MatMulNBits, or wants the QDQ form itself")

@@ -6,13 +6,11 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
-from ort_qdq_plugin.model.elements import UINT8, UINT16, UINT32
+from ort_qdq_plugin.model.elements import CODES
 from ort_qdq_plugin.model.encoding import small_model
 
 __all__ = ["TransposeSession"]
 
-# Bytes of an element -> how ONNX and NumPy call an unsigned integer of that size.
-_ELEMENT_TYPES = {1: (UINT8, np.uint8), 2: (UINT16, np.uint16), 4: (UINT32, np.uint32)}
 _WARNINGS_OFF = 3  # OrtLoggingLevel: errors only
 
 
@@ -21,8 +19,10 @@ class TransposeSession:
 
     def __init__(self, element_bytes: int) -> None:
         self._element_bytes = element_bytes
-        data_type, self._kind = _ELEMENT_TYPES[element_bytes]
-        model = small_model("Transpose", data_type=data_type, dims=("rows", "columns"), perm=(1, 0))
+        # ONNX and NumPy have the same name for an unsigned integer of that size.
+        name = f"uint{8 * element_bytes}"
+        model = small_model("Transpose", data_type=CODES[name], dims=("rows", "columns"), perm=(1, 0))
+        self._kind = np.dtype(name).type
         options = onnxruntime.SessionOptions()
         # The caller's threads are the parallelism. A pool of the session's own would only compete with them.
         options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -12,20 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from ort_qdq_plugin.model.elements import top_bits
 from ort_qdq_plugin.ort.transpose import TransposeSession
 
-__all__ = ["Transposer", "flip_mask", "pack_elements", "unpack_elements"]
+__all__ = ["Transposer", "pack_elements", "unpack_elements"]
 
 # A panel (the columns transposed at once) should stay in a core's second-level cache together with its result.
 _PANEL_BYTES = 768 << 10
 _MIN_PANEL_COLUMNS = 64  # bytes: a cache line of every row
 
 _SMALL_BYTES = 32 << 10
-
-
-def flip_mask(bits: int) -> int:
-    """The byte whose set bits are the top bits of the `bits`-bit elements in it."""
-    return {2: 0xAA, 4: 0x88, 8: 0x80}[bits]
 
 
 def unpack_elements(data: np.ndarray, bits: int) -> np.ndarray:
@@ -84,7 +80,7 @@ class Transposer:
     def _exchanged(self, matrix: np.ndarray, left: int, right: int, per: int, bits: int, flip: bool) -> np.ndarray:
         """Bytes left..right of every row, as contiguous [rows, width], so regrouped that a byte transpose completes the job.
 
-        Of each `per` successive rows, plane p of the result holds the p-th element of every byte of theirs.
+        For each `per` successive rows, plane p of the result holds the p-th element of each of their bytes.
         """
         rows, row_bytes = matrix.shape
         word = _widest_word(left, right, row_bytes)
@@ -102,7 +98,7 @@ class Transposer:
             for low, high in ((0, 1), (2, 3)):
                 _exchange((panel[low], panel[high]), (panel[low], panel[high]), 2, moved)
         if flip:
-            np.bitwise_xor(panel, _repeated(flip_mask(bits), word), out=panel)
+            np.bitwise_xor(panel, _repeated(top_bits(bits), word), out=panel)
         regrouped: np.ndarray = panel.view(np.uint8).reshape(rows, right - left)
         return regrouped
 

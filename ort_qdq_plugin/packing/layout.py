@@ -1,4 +1,4 @@
-"""Where each operand goes: a place in one of the packed buffers, or none if it is used where the model stores it."""
+"""Where each operand goes: into a slot of a packed buffer, or nowhere if it is used where the model stores it."""
 
 from __future__ import annotations
 
@@ -11,52 +11,48 @@ __all__ = ["Layout", "Move", "Slot", "plan_layout"]
 
 _PAGE_BYTES = 4096
 _CACHE_LINE_BYTES = 64
-# Operands of at least so many bytes start on a page of their own, so that their pages can be dropped apart from others.
+# Operands from this size on start on a page of their own, so that their pages can be dropped apart from others.
 _PAGE_ALIGNED_BYTES = 1 << 16
 
 
 class Slot(NamedTuple):
-    """Byte `offset` of the packed buffer number `segment`."""
+    """A place in a packed buffer: from byte `offset` on, in the buffer number `segment`."""
 
     segment: int
     offset: int
 
 
 class Move(NamedTuple):
-    """An operand on its way to its place."""
+    """An operand, and the slot that it is packed into."""
 
     operand: Operand
-    place: Slot
+    slot: Slot
 
 
 class Layout(NamedTuple):
-    """A plan.
+    """A plan of the packed buffers.
 
     Attributes:
-        places: Of each operand that is packed, by its key.
+        slots: Of each operand that is packed, by its key. The others are used where they are stored.
         moves: What fills the buffers.
         sizes: Of the buffers, in bytes.
     """
 
-    places: Mapping[tuple[object, ...], Slot]
+    slots: Mapping[tuple[object, ...], Slot]
     moves: tuple[Move, ...]
     sizes: tuple[int, ...]
 
-    def slot_of(self, key: tuple[object, ...]) -> Slot | None:
-        """Where the operand with this key goes; None if it is used where it is stored."""
-        return self.places.get(key)
-
 
 def plan_layout(groups: Iterable[Iterable[Operand]], segments: int = 1) -> Layout:
-    """Give every operand that has to be packed its place.
+    """Give every operand that has to be packed a slot.
 
     Args:
-        groups: The operands of each fused node. What is the same bytes, made in the same way, is placed once.
-        segments: At most so many buffers, of similar size.
+        groups: The operands of each fused node. What is the same bytes, made in the same way, gets one slot.
+        segments: The most buffers to use, of similar size.
     """
     planner = _Planner(segments)
     for group in groups:
-        planner.place(group)
+        planner.add(group)
     return planner.finish()
 
 
@@ -66,7 +62,7 @@ class _Planner:
         self._zeros: dict[tuple[object, ...], Operand] = {}
         self._sizes = [0] * segments
 
-    def place(self, group: Iterable[Operand]) -> None:
+    def add(self, group: Iterable[Operand]) -> None:
         # Into the emptiest buffer. No later one is used before an earlier one, so that none in the middle stays empty.
         segment = min(range(len(self._sizes)), key=self._sizes.__getitem__)
         for operand in group:
@@ -82,8 +78,8 @@ class _Planner:
     def finish(self) -> Layout:
         # All zeros share one run behind everything else.
         zeros = self._next(0, max((operand.nbytes for operand in self._zeros.values()), default=0))
-        places = {key: move.place for key, move in self._moves.items()} | dict.fromkeys(self._zeros, zeros)
-        return Layout(places, tuple(self._moves.values()), tuple(size for size in self._sizes if size))
+        slots = {key: move.slot for key, move in self._moves.items()} | dict.fromkeys(self._zeros, zeros)
+        return Layout(slots, tuple(self._moves.values()), tuple(size for size in self._sizes if size))
 
     def _next(self, segment: int, nbytes: int) -> Slot:
         size = self._sizes[segment]

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer
-from ort_qdq_plugin.model.elements import BFLOAT16, ELEMENTS, bits_of
+from ort_qdq_plugin.model.elements import BFLOAT16, ELEMENTS, bits_of, top_bits
 from ort_qdq_plugin.model.operands import Conversion, Operand, Order
 from ort_qdq_plugin.model.tensors import StoredTensor
-from ort_qdq_plugin.packing.bits import Transposer, flip_mask, pack_elements, unpack_elements
+from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements
 from ort_qdq_plugin.packing.layout import Layout, Move
 
 __all__ = ["Progress", "pack"]
@@ -28,7 +28,7 @@ _MAX_THREAD_SCRATCH_BYTES = 64 << 20
 # Bytes that are copied at once: they stay in cache between being read and being written.
 _COPY_BYTES = 1 << 20
 
-# Below so many bytes for each of them, threads wait for each other more than they help.
+# With fewer bytes for each of them, threads wait for each other more than they help.
 _BYTES_PER_THREAD = 16 << 20
 
 # A multiple of eight rows: such bands start on a byte's border even if rows do not.
@@ -52,7 +52,7 @@ class _Band(NamedTuple):
 
     @property
     def columns(self) -> int:
-        return self.operand.lines if self.operand.order is Order.TRANSPOSED else self.operand.source_length
+        return self.operand.lines if self.operand.order is Order.TRANSPOSED else self.operand.stored_length
 
     @property
     def start(self) -> int:
@@ -67,13 +67,13 @@ class _Band(NamedTuple):
 def pack(layout: Layout, buffers: Sequence[PackedBuffer], threads: int, progress: Progress | None = None) -> None:
     """Carry out a layout. Scratch stays below 256 MB, whatever the model's size.
 
-    It is the caller's to check afterwards whether the sources are still what was opened.
+    The caller has to check afterwards whether the sources are still what was opened.
 
     Args:
         layout: What goes where.
         buffers: One for each of `layout.sizes`, zeroed.
         threads: How many threads pack.
-        progress: Is told of each step.
+        progress: Called after each step.
 
     Raises:
         SourceChangedError, SourceUnreadableError, OSError: Reading or writing failed. The content of the buffers is
@@ -92,7 +92,7 @@ def pack(layout: Layout, buffers: Sequence[PackedBuffer], threads: int, progress
 
 
 def _run_parallel(job: _Job, workers: int) -> None:
-    """Let so many threads work. Where no more can be started, fewer do."""
+    """Do the job on `workers` threads, or on fewer where no more can be started."""
     threads: list[threading.Thread] = []
     try:
         for worker in range(1, workers):
@@ -130,7 +130,7 @@ def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:
     if operand.order is Order.SPREAD:
         yield _Band(move, operand.source, 0, 1)
         return
-    lines = operand.source_length if operand.order is Order.TRANSPOSED else operand.lines
+    lines = operand.stored_length if operand.order is Order.TRANSPOSED else operand.lines
     whole = _Band(move, operand.source, 0, lines)
     aligned = whole.columns * operand.bits % 8 == 0
     row_bytes = whole.columns * operand.bits // 8 if aligned else whole.columns * _UNALIGNED_BYTES_PER_ELEMENT
@@ -148,7 +148,7 @@ class _Job:
         self._buffers = buffers
         self._waiting: list[list[_Band]] = [[] for _ in buffers]
         for band in sorted(bands, key=lambda band: band.source_bytes):
-            self._waiting[band.move.place.segment].append(band)
+            self._waiting[band.move.slot.segment].append(band)
         self._total = sum(band.source_bytes for band in bands)
         self._done = 0
         self._progress = progress
@@ -185,13 +185,14 @@ class _Job:
 
     def _run(self, band: _Band) -> None:
         operand = band.operand
-        target = _Target(self._buffers[band.move.place.segment], band.move)
+        target = _Target(self._buffers[band.move.slot.segment], band.move)
         if operand.order is Order.SPREAD:
             target.put(0, 0, _spread(operand, band.source))
         elif band.columns * operand.bits % 8:
             self._unaligned(band, target)
         elif operand.order is Order.ROWS:
-            target.put(band.first, 0, _finished(band, _flipped(band, self._read(band, 1))))
+            data = _flipped(operand, self._read(band, 1))
+            target.put(band.first, 0, _finished(band, data.reshape(band.last - band.first, -1)))
         else:
             self._transpose(band, target)
 
@@ -199,7 +200,7 @@ class _Job:
         operand = band.operand
         matrix = self._read(band, max(1, 8 // operand.bits)).reshape(-1, band.columns * operand.bits // 8)
         # The rows that fill up the last group must come out as zeros.
-        matrix[band.last - band.first :] = flip_mask(operand.bits) if operand.flip else 0
+        matrix[band.last - band.first :] = top_bits(operand.bits) if operand.flip else 0
         for first, lines in self._transposer().transposed(matrix, operand.bits, operand.flip):
             target.put(first, band.start, _finished(band, lines))
 
@@ -207,9 +208,8 @@ class _Job:
         """Move rows that do not end on a byte's border, element by element."""
         operand = band.operand
         rows = band.last - band.first
-        elements = unpack_elements(self._read(band, 1), operand.bits)[: rows * band.columns].reshape(rows, band.columns)
-        if operand.flip:
-            elements = elements ^ np.uint8(1 << (operand.bits - 1))
+        data = _flipped(operand, self._read(band, 1))
+        elements = unpack_elements(data, operand.bits)[: rows * band.columns].reshape(rows, band.columns)
         if operand.order is Order.ROWS:
             target.put(band.first, 0, _finished(band, pack_elements(elements, operand.bits)))
             return
@@ -240,26 +240,27 @@ class _Target:
     def __init__(self, buffer: PackedBuffer, move: Move) -> None:
         self._buffer = buffer
         self._operand = move.operand
-        self._offset = move.place.offset
+        self._offset = move.slot.offset
 
     def put(self, first: int, start: int, lines: np.ndarray) -> None:
         """Write uint8 `lines` [count, n] from line `first` on, at element `start` of each."""
-        row_bytes = self._operand.row_bytes
+        line_bytes = self._operand.line_bytes
         start = start * _target_bits(self._operand) // 8
-        offset = self._offset + first * row_bytes
-        if lines.shape[1] == row_bytes:
+        offset = self._offset + first * line_bytes
+        if lines.shape[1] == line_bytes:
             self._buffer.write(offset, lines)
             return
-        span = len(lines) * row_bytes
-        window = self._buffer.array[offset : offset + span].reshape(len(lines), row_bytes)
+        span = len(lines) * line_bytes
+        window = self._buffer.array[offset : offset + span].reshape(len(lines), line_bytes)
         window[:, start : start + lines.shape[1]] = lines
         self._buffer.trim(offset, span)
 
 
-def _flipped(band: _Band, data: np.ndarray) -> np.ndarray:
-    if band.operand.flip:
-        np.bitwise_xor(data, np.uint8(flip_mask(band.operand.bits)), out=data)
-    return data.reshape(band.last - band.first, -1)
+def _flipped(operand: Operand, data: np.ndarray) -> np.ndarray:
+    """The uint8 array `data` itself, with the top bit of every element flipped where the operand asks for it."""
+    if operand.flip:
+        np.bitwise_xor(data, np.uint8(top_bits(operand.bits)), out=data)
+    return data
 
 
 def _finished(band: _Band, lines: np.ndarray) -> np.ndarray:
@@ -303,8 +304,6 @@ def _spread(operand: Operand, source: StoredTensor) -> np.ndarray:
             data = _converted(data, operand.conversion)
         values = np.broadcast_to(data.view(f"u{data.size // source.elements}"), operand.lines)
         return np.repeat(values, operand.length).view(np.uint8).reshape(operand.lines, -1)
-    values = np.broadcast_to(unpack_elements(data, operand.bits)[: source.elements], operand.lines)
-    if operand.flip:
-        values = values ^ np.uint8(1 << (operand.bits - 1))
+    values = np.broadcast_to(unpack_elements(_flipped(operand, data), operand.bits)[: source.elements], operand.lines)
     lines: np.ndarray = values[:, None] * pack_elements(np.ones(operand.length, np.uint8), operand.bits)
     return lines

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from conformance.drawing.draft import Draft
-from ort_qdq_plugin.fusion.decision import NotFusable
+from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
@@ -24,9 +24,9 @@ from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor, tensor_byt
 from ort_qdq_plugin.report import Reason
 from tests.support import Array
 
-__all__ = ["WISHES", "emitted", "evaluated", "integers_of", "locate", "read", "refused", "scope_and_site", "stored"]
+__all__ = ["SETTINGS", "emitted", "evaluated", "integers_of", "locate", "read", "refused", "scope_and_site", "stored"]
 
-WISHES = FusionSettings(block_size=0, accuracy_level=4)
+SETTINGS = FusionSettings(block_size=0, accuracy_level=4)
 
 
 def locate(tensor: TensorProto) -> StoredTensor:

@@ -14,9 +14,8 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, raw_tensor
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Addend, Bias, check_bias, following_bias, own_bias
-from ort_qdq_plugin.fusion.dequantize import Locate
 from ort_qdq_plugin.model.graph import model_scope
-from ort_qdq_plugin.model.tensors import MAX_RANK, StoredTensor
+from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, StoredTensor
 from ort_qdq_plugin.report import Reason
 from tests.fusion.support import locate, refused
 from tests.support import Array

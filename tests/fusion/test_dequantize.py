@@ -20,7 +20,6 @@ from ort_qdq_plugin.fusion import dequantize as dequantize_module
 from ort_qdq_plugin.fusion.dequantize import (
     Centred,
     Dequantized,
-    default_zero_point,
     has_constant_weight,
     is_dequantize,
     read_dequantize,
@@ -226,11 +225,6 @@ def test_bytes_that_cannot_be_found_make_it_invalid(error: Exception) -> None:
 
 
 # Zero points that need not be given
-
-
-@pytest.mark.parametrize(("bits", "wanted"), [(2, 2), (4, 8), (8, 128)])
-def test_the_middle_of_the_unsigned_range(bits: int, wanted: int) -> None:
-    assert default_zero_point(bits) == wanted
 
 
 def zero_points(values: Any, element: str, dirty: bool = False, padding: int = 0) -> StoredTensor:

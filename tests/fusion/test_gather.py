@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
-from ort_qdq_plugin.fusion.gather import GatherFusion, fuse_gather, is_gather
+from ort_qdq_plugin.fusion.gather import GatherFusion, fuse
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
 from ort_qdq_plugin.report import Reason
-from tests.fusion.support import emitted, integers_of, read, refused, scope_and_site
+from tests.fusion.support import SETTINGS, emitted, integers_of, locate, read, refused, scope_and_site
 
 
 def gather_of(
@@ -40,20 +40,7 @@ def gather_of(
 def fused(draft: Draft, seen: View | None = None) -> GatherFusion:
     scope, site = scope_and_site(draft)
     found = read(scope)
-    return fuse_gather(site, found, seen or found.view)
-
-
-@pytest.mark.parametrize(
-    ("op", "domain", "wanted"),
-    [
-        ("Gather", "", True),
-        ("Gather", "ai.onnx", True),
-        ("Gather", "com.microsoft", False),
-        ("GatherElements", "", False),
-    ],
-)
-def test_which_nodes_are_gathers(op: str, domain: str, wanted: bool) -> None:
-    assert is_gather(helper.make_node(op, ["w", "i"], ["y"], domain=domain)) == wanted
+    return fuse(site, found, seen or found.view, SETTINGS, locate)
 
 
 # What is written

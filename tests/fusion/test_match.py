@@ -13,11 +13,11 @@ from ort_qdq_plugin.fusion.match import Matches, match
 from ort_qdq_plugin.model.graph import NodeRef, model_scope
 from ort_qdq_plugin.model.tensors import MAX_RANK
 from ort_qdq_plugin.report import Reason
-from tests.fusion.support import WISHES, locate
+from tests.fusion.support import SETTINGS, locate
 
 
 def matched(draft: Draft) -> Matches:
-    return match(model_scope(draft.model()), locate, WISHES)
+    return match(model_scope(draft.model()), locate, SETTINGS)
 
 
 def draft_of(element: str = "uint4") -> Draft:
@@ -131,6 +131,17 @@ def weight_as_shape(draft: Draft) -> None:
     draft.node("Reshape", ["x", "w_d"], "y")
 
 
+def as_no_opset_has_it(at: int) -> Callable[[Draft], None]:
+    """An attribute that its operator lacks, in DequantizeLinear, in a view of it or in the view's reader."""
+
+    def change(draft: Draft) -> None:
+        draft.node("MatMul", ["x", draft.node("Identity", ["w_d"], "v")], "y")
+        draft.node("MatMul", ["x", "w_d"], "z")
+        draft.nodes[at].attribute.add(name="unknown", type=2, i=1)
+
+    return change
+
+
 REASONS: dict[str, tuple[Callable[[Draft], object], list[str], Reason]] = {
     "unused": (nothing, [], Reason.UNUSED),
     "another-consumer": (reading("Mul", "x", "w_d"), [], Reason.CONSUMER),
@@ -139,6 +150,9 @@ REASONS: dict[str, tuple[Callable[[Draft], object], list[str], Reason]] = {
     "a-reshape-through-an-axis": (through_a_bad_reshape, [], Reason.RESHAPE),
     "an-output": (with_an_output("w_d"), ["y"], Reason.GRAPH_OUTPUT),
     "a-view-that-is-an-output": (with_an_output("v"), ["y"], Reason.GRAPH_OUTPUT),
+    "a-dequantize-that-no-opset-has": (as_no_opset_has_it(0), [], Reason.OPSET),
+    "a-view-that-no-opset-has": (as_no_opset_has_it(1), ["z"], Reason.OPSET),
+    "a-product-that-no-opset-has": (as_no_opset_has_it(2), ["z"], Reason.OPSET),
 }
 
 

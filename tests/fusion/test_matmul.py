@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, unpack
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Bias
 from ort_qdq_plugin.fusion.kind import FusionSettings
-from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse_product, is_product
+from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
 from ort_qdq_plugin.report import Reason
-from tests.fusion.support import WISHES, emitted, evaluated, integers_of, locate, read, refused, scope_and_site
+from tests.fusion.support import SETTINGS, emitted, evaluated, integers_of, locate, read, refused, scope_and_site
 from tests.support import Array
 
 BITS = 4
@@ -51,29 +51,10 @@ def product_of(
     return draft
 
 
-def fused(draft: Draft, settings: FusionSettings = WISHES, seen: View | None = None) -> MatMulFusion:
+def fused(draft: Draft, settings: FusionSettings = SETTINGS, seen: View | None = None) -> MatMulFusion:
     scope, site = scope_and_site(draft)
     found = read(scope)
-    return fuse_product(site, found, seen or found.view, settings=settings, locate=locate)
-
-
-# Which nodes
-
-
-@pytest.mark.parametrize(
-    ("op", "domain", "wanted"),
-    [
-        ("MatMul", "", True),
-        ("Gemm", "ai.onnx", True),
-        ("FusedMatMul", MS, True),
-        ("FusedMatMul", "", False),
-        ("MatMul", MS, False),
-        ("MatMulInteger", "", False),
-        ("Conv", "", False),
-    ],
-)
-def test_which_nodes_are_products(op: str, domain: str, wanted: bool) -> None:
-    assert is_product(helper.make_node(op, ["x", "w"], ["y"], domain=domain)) == wanted
+    return fuse(site, found, seen or found.view, settings, locate)
 
 
 # What is computed
@@ -221,7 +202,7 @@ def test_the_add_that_follows_goes_with_the_product() -> None:
     scope, site = scope_and_site(draft)
     site = site._replace(replaced=((scope, 1),), output="y", name="y_node", kind="MatMul")
     found = read(scope)
-    fusion = fuse_product(site, found, found.view, settings=WISHES, locate=locate)
+    fusion = fuse(site, found, found.view, SETTINGS, locate)
     assert fusion.site.replaced == ((scope, 1), (scope, 2))
     (node,), _ = emitted(fusion)
     assert list(node.output) == ["z"]
@@ -268,13 +249,45 @@ def test_what_the_report_says() -> None:
     assert fused(product_of()).entry().packed_bytes == 32 * 32 + 4 * 64 + 32
 
 
-@pytest.mark.parametrize(("k", "block", "taken"), [(64, 64, 64), (48, 48, 0), (64, 100, 0), (48, 49, 0), (96, 48, 48)])
-def test_one_block_for_all_of_k_is_a_scale_for_each_column(k: int, block: int, taken: int) -> None:
-    """Where the kernel does not take blocks of that size: then they may be as large as they are wanted."""
-    fusion = fused(
-        product_of(x=("m", k), shape=(k, 32), weight={"block": block}), FusionSettings(block_size=64, accuracy_level=4)
-    )
-    assert (fusion.matrix.block, fusion.block_size) == (taken, 16 if taken == 48 else 64)
+@pytest.mark.parametrize(
+    ("k", "block", "element", "size"),
+    [
+        (64, 64, "uint4", 64),
+        (96, 48, "uint4", 16),  # two blocks
+        # No size that the kernel takes: the size that is asked for.
+        (48, 48, "uint4", 64),
+        (64, 100, "uint4", 64),
+        (48, 49, "uint8", 64),
+        (48, 512, "uint2", 64),
+        # The shortest with the same result.
+        (16, 32, "uint4", 32),
+        (16, 64, "int4", 64),
+        (16, 256, "uint4", 128),
+        (100, 256, "uint8", 128),
+        (128, 256, "int8", 128),
+        (129, 256, "uint4", 256),
+        (16, 128, "uint2", 128),
+        (16, 256, "int2", 256),
+    ],
+)
+def test_one_block_for_all_of_k_is_a_scale_for_each_column(k: int, block: int, element: str, size: int) -> None:
+    draft = product_of(x=("m", k), shape=(k, 32), weight={"block": block, "element": element})
+    fusion = fused(draft, FusionSettings(block_size=64, accuracy_level=4))
+    assert fusion.block_size == size
+    assert fusion.operands["scales"].shape == (32 * -(-k // size),)
+
+
+@pytest.mark.parametrize(
+    ("k", "block", "size"), [(72, 4096, 128), (300, 512, 512), (300, 4096, 512), (513, 1 << 20, 1024), (512, 512, 512)]
+)
+def test_long_blocks_are_padded_to_a_power_of_two(k: int, block: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """18 KB of K=72 and N=512 would become 1 MB in blocks of 4096."""
+    draft = product_of(x=("m", k), shape=(k, 512), weight={"block": block})
+    for version, wanted in (("1.32.0", size), ("1.31.2", 32)):
+        monkeypatch.setattr("onnxruntime.__version__", version)
+        fusion = fused(draft)
+        assert fusion.block_size == wanted
+        assert fusion.operands["B"].nbytes == 512 * -(-k // wanted) * wanted // 2
 
 
 def test_a_bias_times_0_is_none() -> None:

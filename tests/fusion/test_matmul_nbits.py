@@ -142,7 +142,7 @@ def test_operands_are_what_is_dequantized(
 def test_scales_of_another_type_are_converted(scale: int, wanted: int, factor: float, conversion: Conversion | None) -> None:
     scales = operands_of(matrix_of(k=96, n=8, scale=scale), 32, wanted, factor)["scales"]
     assert (scales.data_type, scales.bits, scales.conversion) == (wanted, bits_of(scale), conversion)
-    assert (scales.nbytes, scales.row_bytes) == (8 * 3 * bits_of(wanted) // 8, 3 * bits_of(wanted) // 8)
+    assert (scales.nbytes, scales.line_bytes) == (8 * 3 * bits_of(wanted) // 8, 3 * bits_of(wanted) // 8)
 
 
 def in_place(operands: Operands) -> set[str]:

@@ -32,10 +32,10 @@ def assembled(path: str, meanwhile: Callable[[], object] = lambda: None) -> tupl
     assert skeleton is not None
     with closing(skeleton):
         plan = plan_model(parse(skeleton), LoadRequest(path, None, Options(threads=1)), Journal())
-        places = ExternalData(False, make_buffers(plan.layout.sizes, "memory", None))
+        external_data = ExternalData(False, make_buffers(plan.layout.sizes, "memory", None))
         meanwhile()
-        model = assemble(plan.parsed, plan.scope, plan.matches.fusions, plan.layout, places)
-    return onnx.load_from_string(model), places
+        model = assemble(plan.parsed, plan.scope, plan.matches.fusions, plan.layout, external_data)
+    return onnx.load_from_string(model), external_data
 
 
 def references(model: onnx.ModelProto) -> dict[str, tuple[str, int, int]]:
@@ -62,12 +62,12 @@ def shared_weight() -> onnx.ModelProto:
 @pytest.mark.parametrize("n_major", [False, True])
 def test_every_tensor_lies_in_a_buffer(tmp_path: Path, form: str, n_major: bool) -> None:
     path = str(save(stack(2, 128, n_major=n_major), tmp_path, "file" if form == "file" else "external"))
-    model, places = assembled(path)
+    model, external_data = assembled(path)
     assert [node.op_type for node in model.graph.node].count("MatMulNBits") == 2
     found = references(model)
-    assert {location for location, _, _ in found.values()} == set(places.buffers)
+    assert {location for location, _, _ in found.values()} == set(external_data.buffers)
     for location, offset, length in found.values():
-        assert 0 <= offset < offset + length <= len(places.buffers[location])
+        assert 0 <= offset < offset + length <= len(external_data.buffers[location])
     assert all(
         before[0] != behind[0] or before[1] + before[2] <= behind[1] for before, behind in pairwise(sorted(found.values()))
     )
@@ -95,10 +95,10 @@ def test_other_large_tensors_stay_where_they_are(tmp_path: Path) -> None:
     draft.output("y", ["m", 64])
     path = str(save(draft.model(), tmp_path, "external"))
     before = references(onnx.load(path, load_external_data=False))["other"]
-    model, places = assembled(path)
+    model, external_data = assembled(path)
     location, offset, length = references(model)["other"]
     assert (offset, length) == (before[1], before[2])
-    assert bytes(places.buffers[location][:]) == (tmp_path / "model.data").read_bytes()
+    assert bytes(external_data.buffers[location][:]) == (tmp_path / "model.data").read_bytes()
 
 
 def test_names_that_are_very_long_are_not_repeated_as_a_whole(tmp_path: Path) -> None:

@@ -64,7 +64,6 @@ def test_an_empty_model_is_none() -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda asked: asked._replace(providers=("QNNExecutionProvider",)), "QNNExecutionProvider"),
         (lambda asked: asked._replace(session_options=session_entry("session.load_model_format", "ORT")), "ORT format"),
         (lambda asked: asked._replace(model="/no/such/model.ort"), "ORT format"),
         (lambda asked: asked._replace(model=b"\x00\x00\x00\x00ORTM and more"), "ORT format"),

@@ -43,7 +43,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def asked(model: Path, cache: Path, session_options: Any = None, **options: Any) -> LoadRequest:
-    return LoadRequest(str(model), session_options, Options(cache_dir=cache, **options), ("CPUExecutionProvider",))
+    return LoadRequest(str(model), session_options, Options(cache_dir=cache, **options))
 
 
 def load(request: LoadRequest, make: Maker) -> PreparedModel:
@@ -141,7 +141,7 @@ def test_the_processor_matters_only_for_what_is_pre_packed(
         lambda asked: asked._replace(options=Options(progress=print)),
         lambda asked: asked._replace(session_options=with_entry("session.some", "value")),
         lambda asked: asked._replace(session_options=quiet()),
-        lambda asked: asked._replace(providers=("CUDAExecutionProvider",), disabled_optimizers=frozenset({"Other"})),
+        lambda asked: asked._replace(disabled_optimizers=frozenset({"Other"})),
     ],
 )
 def test_what_does_not_matter_shares_an_entry(
@@ -291,16 +291,6 @@ def test_a_custom_library_of_the_callers(model: Path, cache: Path) -> None:
     load(asked(model, cache), Making(model, ["some.domain"]))
     with pytest.raises(NotFromCache):
         load(asked(model, cache, quiet()), Making(model))
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_providers_that_want_the_model_as_it_is(model: Path, cache: Path, first: bool) -> None:
-    make = Making(model)
-    if not first:
-        load(asked(model, cache), make)
-    with pytest.raises(LeaveToStock, match="TensorrtExecutionProvider"):
-        load(asked(model, cache)._replace(providers=("TensorrtExecutionProvider", "CPUExecutionProvider")), make)
-    assert make.count == (0 if first else 1)
 
 
 # ---- whether weights are shared

@@ -30,13 +30,13 @@ def stored(shape: tuple[int, ...], data_type: int = UINT4, offset: int = 0, seed
 
 def matrix(**changed: Any) -> Operand:
     """Four lines of 16 elements of 4 bits, as they are stored."""
-    operand = Operand(UINT8, (4, 8), lines=4, length=16, row_bytes=8, source=stored((4, 16)), bits=4)
+    operand = Operand(UINT8, (4, 8), lines=4, length=16, line_bytes=8, source=stored((4, 16)), bits=4)
     return operand._replace(**changed)
 
 
 @pytest.mark.parametrize(("length", "repeat", "wanted"), [(16, 1, 16), (16, 4, 4), (17, 4, 5), (3, 4, 1)])
 def test_repeated_elements_are_fewer_in_the_source(length: int, repeat: int, wanted: int) -> None:
-    assert matrix(length=length, repeat=repeat).source_length == wanted
+    assert matrix(length=length, repeat=repeat).stored_length == wanted
 
 
 CHANGED: dict[str, dict[str, Any]] = {
@@ -78,15 +78,15 @@ def test_a_copy_has_its_sources_bytes(
 ) -> None:
     of_line = -(-length // repeat)
     shape = {Order.ROWS: (lines, of_line), Order.TRANSPOSED: (of_line, lines), Order.SPREAD: (lines,)}[order]
-    row_bytes = -(-length * bits // 8) + padding
+    line_bytes = -(-length * bits // 8) + padding
     operand = Operand(
-        UINT8, (lines * row_bytes,), lines, length, row_bytes, stored(shape, TYPES[bits]), order, bits, flip, repeat
+        UINT8, (lines * line_bytes,), lines, length, line_bytes, stored(shape, TYPES[bits]), order, bits, flip, repeat
     )
-    assert operand.nbytes == lines * row_bytes
+    assert operand.nbytes == lines * line_bytes
     if operand.is_copy:
         event("copy")
         assert operand.source is not None
-        made = packed_rows(operand_lines(operand), bits, row_bytes)
+        made = packed_rows(operand_lines(operand), bits, line_bytes)
         assert made.tobytes() == operand.source.read().tobytes()
     elif order is Order.ROWS and not flip and repeat == 1:
         # Only a line that ends within a byte, or before its last one, has to be moved.
@@ -97,7 +97,7 @@ def test_a_copy_has_its_sources_bytes(
 def test_a_matrix_of_one_row_or_column_is_its_own_transpose(shape: tuple[int, int]) -> None:
     length, lines = shape
     operand = matrix(source=stored(shape, UINT8), bits=8, order=Order.TRANSPOSED, lines=lines, length=length)
-    assert operand._replace(row_bytes=length).is_copy
+    assert operand._replace(line_bytes=length).is_copy
 
 
 @pytest.mark.parametrize(("offset", "data_type", "in_place"), [
@@ -130,7 +130,7 @@ def test_a_copy_as_single_bytes() -> None:
     single = operand.as_bytes()
     assert single.is_copy
     assert (single.nbytes, single.source) == (operand.nbytes, operand.source)
-    assert (single.lines, single.length, single.row_bytes, single.bits) == (32, 1, 1, 8)
+    assert (single.lines, single.length, single.line_bytes, single.bits) == (32, 1, 1, 8)
 
 
 def test_zeros_are_a_row_of_nothing() -> None:
@@ -156,7 +156,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "another shape": {"shape": (4, 2, 4)},
     "other lines": {"lines": 2},
     "other bits": {"bits": 2},
-    "lines of other bytes": {"row_bytes": 9},
+    "lines of other bytes": {"line_bytes": 9},
 }
 
 

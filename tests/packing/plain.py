@@ -50,9 +50,9 @@ def operand_lines(operand: Operand) -> Array:
     if operand.order is Order.SPREAD:
         rows = np.broadcast_to(flat[:, None], (operand.lines, operand.length))
     elif operand.order is Order.ROWS:
-        rows = flat.reshape(operand.lines, operand.source_length)
+        rows = flat.reshape(operand.lines, operand.stored_length)
     else:
-        rows = flat.reshape(operand.source_length, operand.lines).T
+        rows = flat.reshape(operand.stored_length, operand.lines).T
     if operand.order is not Order.SPREAD:
         rows = np.repeat(rows, operand.repeat, axis=1)[:, : operand.length]
     return rows ^ (1 << operand.bits - 1) if operand.flip else rows

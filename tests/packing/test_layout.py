@@ -35,22 +35,22 @@ def check(layout: Layout, groups: Sequence[Sequence[Operand]], segments: int) ->
     assert all(layout.sizes)
     taken: dict[Slot, tuple[tuple[object, ...], int]] = {}
     for operand in (operand for group in groups for operand in group):
-        place = layout.slot_of(operand.key)
-        assert (place is None) == (operand.in_place is not None)
-        if place is None:
+        slot = layout.slots.get(operand.key)
+        assert (slot is None) == (operand.in_place is not None)
+        if slot is None:
             continue
-        assert place.offset % (PAGE if operand.nbytes >= PAGE_ALIGNED else CACHE_LINE) == 0
-        assert place.offset + operand.nbytes <= layout.sizes[place.segment]
+        assert slot.offset % (PAGE if operand.nbytes >= PAGE_ALIGNED else CACHE_LINE) == 0
+        assert slot.offset + operand.nbytes <= layout.sizes[slot.segment]
         if operand.source is not None:
-            assert taken.setdefault(place, (operand.key, operand.nbytes)) == (operand.key, operand.nbytes)
+            assert taken.setdefault(slot, (operand.key, operand.nbytes)) == (operand.key, operand.nbytes)
     for segment, size in enumerate(layout.sizes):
-        ranges = sorted((place.offset, entry[1]) for place, entry in taken.items() if place.segment == segment)
-        all_zeros = [layout.places[o.key] for group in groups for o in group if o.source is None]
-        ranges += [(place.offset, size - place.offset) for place in set(all_zeros) if place.segment == segment]
+        ranges = sorted((slot.offset, entry[1]) for slot, entry in taken.items() if slot.segment == segment)
+        all_zeros = [layout.slots[o.key] for group in groups for o in group if o.source is None]
+        ranges += [(slot.offset, size - slot.offset) for slot in set(all_zeros) if slot.segment == segment]
         ends = [0, *(offset + nbytes for offset, nbytes in ranges)]
         assert all(offset >= end for end, (offset, _) in zip(ends, ranges, strict=False))
         assert ends[-1] == size
-    assert [move.place for move in layout.moves] == [layout.places[move_key] for move_key in moved_keys(groups)]
+    assert [move.slot for move in layout.moves] == [layout.slots[move_key] for move_key in moved_keys(groups)]
 
 
 def moved_keys(groups: Sequence[Sequence[Operand]]) -> list[tuple[object, ...]]:
@@ -80,9 +80,9 @@ def test_nothing_to_pack_needs_no_buffer() -> None:
 
 def test_large_operands_start_on_a_page() -> None:
     groups = [[packed(1, 1), packed(PAGE_ALIGNED, 2), packed(1, 3), packed(PAGE_ALIGNED - 1, 4)]]
-    places = [move.place.offset for move in plan_layout(groups).moves]
+    offsets = [move.slot.offset for move in plan_layout(groups).moves]
     end = PAGE + PAGE_ALIGNED
-    assert places == [0, PAGE, end, end + CACHE_LINE]
+    assert offsets == [0, PAGE, end, end + CACHE_LINE]
 
 
 @pytest.mark.parametrize("segments", [1, 2, 3, 5])
@@ -97,8 +97,8 @@ def test_the_operands_of_a_node_go_into_one_buffer() -> None:
     groups = [[packed(100, name), packed(200, name + 10)] for name in range(4)]
     layout = plan_layout(groups, 4)
     for group in groups:
-        assert len({layout.places[operand.key].segment for operand in group}) == 1
-    assert {place.segment for place in layout.places.values()} == {0, 1, 2, 3}
+        assert len({layout.slots[operand.key].segment for operand in group}) == 1
+    assert {slot.segment for slot in layout.slots.values()} == {0, 1, 2, 3}
 
 
 def test_fewer_groups_than_buffers_fill_the_first_ones() -> None:
@@ -117,7 +117,7 @@ def test_all_zeros_share_one_run_behind_the_rest() -> None:
     groups = [[zeros(UINT8, 10), packed(100, 1)], [zeros(UINT8, 500)], [packed(70, 2)]]
     layout = plan_layout(groups, 1)
     behind = Slot(0, 256)
-    assert [layout.places[zeros(UINT8, nbytes).key] for nbytes in (10, 500)] == [behind, behind]
+    assert [layout.slots[zeros(UINT8, nbytes).key] for nbytes in (10, 500)] == [behind, behind]
     assert layout.sizes == (256 + 500,)
     assert len(layout.moves) == 2
 
@@ -127,6 +127,6 @@ def test_a_copy_is_moved_byte_by_byte() -> None:
     operand = as_stored(stored(40, data_type=FLOAT, offset=2), (10,))
     (move,) = plan_layout([[operand]]).moves
     assert (move.operand.lines, move.operand.length, move.operand.bits) == (40, 1, 8)
-    changed = operand._replace(order=Order.TRANSPOSED, lines=5, length=2, row_bytes=8)
+    changed = operand._replace(order=Order.TRANSPOSED, lines=5, length=2, line_bytes=8)
     (move,) = plan_layout([[changed]]).moves
     assert move.operand is changed

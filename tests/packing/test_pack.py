@@ -106,11 +106,11 @@ class Drawn:
             bits = scale_bits if name == "scales" else case.bits
             expected = packed_rows(lines[name], bits, row_bytes[name])
             assert operand.nbytes == expected.size
-            place = layout.slot_of(operand.key)
-            if place is None:
+            slot = layout.slots.get(operand.key)
+            if slot is None:
                 self._expect_in_place(operand, lines[name], bits, row_bytes[name])
             else:
-                images[place.segment][place.offset : place.offset + operand.nbytes] = expected.reshape(-1)
+                images[slot.segment][slot.offset : slot.offset + operand.nbytes] = expected.reshape(-1)
 
     @property
     def centred(self) -> bool:
@@ -354,7 +354,7 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 def test_the_same_bytes_are_packed_once() -> None:
     one = draw(Case(4, True, True, 128, 64), None)
     layout = plan_layout([one.operands.values(), [operand._replace() for operand in one.operands.values()]])
-    assert len(layout.places) == 3
+    assert len(layout.slots) == 3
     assert len(layout.moves) == 3
 
 
