@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session, report_of
-from ort_qdq_plugin.system.process import sizes_of
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["main"]
 
@@ -78,7 +78,7 @@ class Sample:
         for _ in range(_COLLECTIONS):
             gc.collect()
         _give_back_free_memory()
-        sizes = sizes_of()
+        sizes = host.sizes_of()
         mappings = Path("/proc/self/maps").read_text().splitlines()
         return Sample(
             cycles,

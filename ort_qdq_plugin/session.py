@@ -18,7 +18,7 @@ from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.providers import check_providers, provider_names
 from ort_qdq_plugin.report import Report, UnfusedWeight
-from ort_qdq_plugin.system.process import fork_lock
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["create_session", "inspect", "report_of", "warm"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,14 +44,31 @@ LAYERS = [
 MODULES = sorted(ROOT.rglob("*.py"))
 
 # Folders of the package whose modules each have a test module of the same name, in the folder of the same name in tests/.
-MIRRORED = ("cache", "fusion", "genai", "memory", "model", "ort", "packing")
+MIRRORED = ("cache", "fusion", "genai", "memory", "model", "ort", "packing", "system")
 # Modules without one, and the test modules that test what they have.
 TESTED_ELSEWHERE = {
     "cache/inventory.py": "cli/test_cache.py",
     "genai/calls.py": "genai/test_config.py",  # what can be told without onnxruntime-genai, and the rest with it
     "genai/models.py": "real/test_genai.py",
     "fusion/kind.py": "fusion/test_match.py",  # declarations alone: what matching says of a site, and asks of a fusion
+    "system/environment.py": "switch/test_startup.py",
+    "system/platform.py": "system/test_files.py",  # the names under which all modules know what these tests test
 }
+
+# What only some operating systems have, and what means another thing on each, as code has it. It is for `system/` alone.
+SYSTEM_CALLS = (
+    r"(fcntl|resource|msvcrt)(\..*)?",
+    r"ctypes\.(CDLL|cdll)(\..*)?",
+    r"mmap\.(MADV|MAP|PROT)_.*",
+    r"os\.O_.*",
+    r"os\.(pread|preadv|pwrite|pwritev|posix_.*|link|statvfs)",
+    r"os\.(getuid|geteuid|uname|sched_.*|register_at_fork)",
+    r"stat\.(S_I[RWX]...|S_ISVTX)|.*\.(st_uid|st_gid)",
+    r"(sys\.platform|os\.name)(\..*)?",
+    r"/proc/.*",
+)
+# Linux alone has control groups. Where there is no such file, none limits anything.
+SYSTEM_CALLS_ELSEWHERE = {"cli/machine.py": {"/proc/self/cgroup"}}
 
 
 def layer(part: str) -> int:
@@ -116,14 +134,43 @@ def test_modules_say_what_they_offer(path: Path) -> None:
 
 @pytest.mark.parametrize("folder", MIRRORED)
 def test_tests_mirror_the_package(folder: str) -> None:
-    names = [path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
-    assert names
-    mirrors = {f"{folder}/{name}": f"{folder}/test_{name}" for name in names}
+    modules = [path for path in (ROOT / folder).rglob("*.py") if path.name != "__init__.py"]
+    assert modules
+    mirrors = {path.relative_to(ROOT).as_posix(): f"{folder}/test_{path.name}" for path in modules}
     present = {module for module, mirror in mirrors.items() if (TESTS / mirror).exists()}
     excepted = {module: tests for module, tests in TESTED_ELSEWHERE.items() if module.startswith(f"{folder}/")}
     assert present | excepted.keys() == mirrors.keys()
     assert not present & excepted.keys()
     assert all((TESTS / tests).exists() for tests in excepted.values())
+
+
+def uses(path: Path) -> Iterator[str]:
+    """Everything that a module imports, every dotted name, and every text that it has."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_operating_systems_differ_in_one_folder() -> None:
+    used = {path.relative_to(ROOT).as_posix(): set(uses(path)) for path in MODULES}
+    inside = set().union(*(used.pop(name) for name in list(used) if name.startswith("system/")))
+    assert all(any(re.fullmatch(call, use) for use in inside) for call in SYSTEM_CALLS)
+    found = {
+        name: {use for use in uses if any(re.fullmatch(call, use) for call in SYSTEM_CALLS)} for name, uses in used.items()
+    }
+    assert {name: calls for name, calls in found.items() if calls} == SYSTEM_CALLS_ELSEWHERE
+
+
+def test_one_module_chooses_the_operating_system() -> None:
+    for path in MODULES:
+        if any(".system.posix" in imported for imported in imports(path)):
+            assert name_of(path) == "ort_qdq_plugin.system.platform" or path.parent.name == "posix"
 
 
 HEAVY = ("onnx", "google.protobuf", "ort_qdq_plugin.load.prepare", "logging", "subprocess", "tempfile")

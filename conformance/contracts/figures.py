@@ -31,7 +31,7 @@ from conformance.contracts.small_models import (
     with_files,
 )
 from conformance.markdown import table
-from ort_qdq_plugin.system.process import sizes_of
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["WAYS", "LayerBytes", "figures", "measure_way"]
 
@@ -58,7 +58,7 @@ _LAYER_BYTES = LayerBytes()
 
 def _megabytes(size: str) -> float:
     """A size of this process."""
-    return sizes_of()[size] / _MB
+    return host.sizes_of()[size] / _MB
 
 
 def measure_way(way: str, folder: Path, layers: int) -> dict[str, float]:

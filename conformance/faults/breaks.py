@@ -16,7 +16,7 @@ from pathlib import Path
 from conformance.faults.job import MB, Job
 from conformance.faults.moments import at_stage, once_packed, while_packing
 from conformance.faults.processes import FILLER
-from ort_qdq_plugin.system.process import sizes_of
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["BREAKS", "CHANGES", "MOMENTS", "QUICK_CHANGES", "TIMED", "fill_disk"]
 
@@ -41,11 +41,11 @@ def _limit_descriptors(job: Job) -> None:
 
 
 def _limit_addresses(job: Job) -> None:
-    _limit(resource.RLIMIT_AS, sizes_of()["VmSize"] + job.value)
+    _limit(resource.RLIMIT_AS, host.sizes_of()["VmSize"] + job.value)
 
 
 def _limit_data(job: Job) -> None:
-    _limit(resource.RLIMIT_DATA, sizes_of()["VmData"] + job.value)
+    _limit(resource.RLIMIT_DATA, host.sizes_of()["VmData"] + job.value)
 
 
 def _limit_threads(job: Job) -> None:

@@ -16,7 +16,7 @@ from conformance.drawing.elements import Array
 from conformance.fuzz.outcome import Failure, Outcome, Way
 from conformance.sessions import CPU, quiet_options
 from ort_qdq_plugin import create_session, inspect, report_of
-from ort_qdq_plugin.system.process import sizes_of
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["outcome_of"]
 
@@ -33,7 +33,7 @@ def outcome_of(way: Way, model: str | bytes) -> Outcome:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before, start = sizes_of()["VmRSS"], time.process_time()
+    before, start = host.sizes_of()["VmRSS"], time.process_time()
     stage, error, values, session, fused = "load", None, None, None, 0
     try:
         if way == "inspect":
@@ -50,7 +50,7 @@ def outcome_of(way: Way, model: str | bytes) -> Outcome:
         error = Failure("NotImplemented" if ": NOT_IMPLEMENTED :" in text else type(problem).__name__, text)
     except Exception as problem:
         error = Failure(type(problem).__name__, re.sub(r"0x[0-9a-f]+", "0x", str(problem)))
-    seconds, nbytes = time.process_time() - start, sizes_of()["VmHWM"] - before
+    seconds, nbytes = time.process_time() - start, host.sizes_of()["VmHWM"] - before
     return Outcome(stage, error, values, fused=fused, seconds=seconds, nbytes=nbytes)
 
 

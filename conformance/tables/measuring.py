@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
 
 from ort_qdq_plugin.cli.machine import make_ready
-from ort_qdq_plugin.system.process import sizes_of
+from ort_qdq_plugin.system.platform import host
 
 __all__ = [
     "MB",
@@ -83,7 +83,7 @@ class Run:
 
 def memory(pid: int | str = "self") -> Memory:
     """Of a process; KeyError if it has none left."""
-    sizes = sizes_of(pid)
+    sizes = host.sizes_of(pid)
     return Memory(sizes["RssAnon"], sizes["RssFile"] + sizes["RssShmem"], sizes["VmHWM"])
 
 

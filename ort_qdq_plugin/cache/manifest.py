@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ort_qdq_plugin.report import FusedWeight, Reason, Report, UnfusedWeight
+from ort_qdq_plugin.system.platform import files
 
 __all__ = [
     "FORMAT",
@@ -33,7 +34,6 @@ KEY_BYTES = 16
 """Of the digest that is an entry's name."""
 
 _DIGEST_BYTES = 16
-_CHUNK_BYTES = 1 << 20
 
 
 class InvalidEntry(Exception):
@@ -89,24 +89,24 @@ class Manifest(NamedTuple):
     Attributes:
         key: Of the entry.
         sources: The files that it was made of; the first one is the model.
+        report: What was decided for the model.
+        boot: The start of the system during which it was made. Until its files are known to be on disk, a crash of the
+            system can lose what is in them.
         files: The files that it consists of, but for the manifest itself and links of sources. None: the model goes to stock
             ONNX Runtime.
-        report: What was decided for the model.
         extensions: Whether the model has operators of onnxruntime-extensions.
         foreign: Domains of operators that only a custom-op library can have.
         prepacked_bytes: Of the pre-packed weights that it has.
-        boot: The start of the system during which it was made. Until its files are known to be on disk, a crash of the
-            system can lose what is in them.
     """
 
     key: str
     sources: tuple[SourceFile, ...]
-    files: tuple[EntryFile, ...]
     report: Report
-    extensions: bool
-    foreign: tuple[str, ...]
-    prepacked_bytes: int
     boot: str
+    files: tuple[EntryFile, ...] = ()
+    extensions: bool = False
+    foreign: tuple[str, ...] = ()
+    prepacked_bytes: int = 0
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored."""
@@ -154,16 +154,11 @@ def is_key(name: str) -> bool:
     return len(name) == 2 * KEY_BYTES and set(name) <= set("0123456789abcdef")
 
 
-def digest_of(content: bytes | int) -> str:
-    """The digest of some bytes, or of a whole file that is open as a descriptor; in hexadecimal."""
+def digest_of(content: bytes | files.File) -> str:
+    """The digest of some bytes, or of a whole file; in hexadecimal."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    if isinstance(content, bytes):
-        digest.update(content)
-        return digest.hexdigest()
-    offset, chunk = 0, bytearray(_CHUNK_BYTES)
-    while count := os.preadv(content, [chunk], offset):
-        digest.update(memoryview(chunk)[:count])
-        offset += count
+    for chunk in [content] if isinstance(content, bytes) else files.chunks(content):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

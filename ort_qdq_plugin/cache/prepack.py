@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import onnxruntime
 
@@ -25,6 +25,7 @@ from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL, write_f
 from ort_qdq_plugin.model.messages import ModelProto, external_tensors
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
 from ort_qdq_plugin.ort.keys import SAVE_PREPACKED_KEY, SAVED_DATA_KEY, SAVED_SIZE_KEY
+from ort_qdq_plugin.system.platform import files
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -33,7 +34,6 @@ __all__ = ["main"]
 
 _PREPACKED = "prepacked_"
 _ALIGNMENT = 4096  # of blobs in a file, so that each can be mapped by itself
-_CHUNK_BYTES = 1 << 22
 _ERRORS = 3  # OrtLoggingLevel
 _SAVED, _DATA = "saved.tmp", "data"
 _OURS = "packed-"  # what the names of files begin with that can be added to
@@ -56,7 +56,7 @@ def _complete(folder: str, saved: str) -> int:
     model = _parsed(os.path.join(folder, MODEL))
     prepacked = _save(os.path.join(folder, MODEL), saved, model)
     nbytes = 0
-    with open(os.path.join(saved, _DATA), "rb") as data:
+    with files.open_to_read(os.path.join(saved, _DATA)) as data:
         for tensor in external_tensors(model.graph):
             entries, blobs = _entries(tensor), {}
             if tensor.name in prepacked:
@@ -115,24 +115,17 @@ def _entries(tensor: TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def _append(data: BinaryIO, offset: int, length: int, path: str) -> int:
+def _append(data: files.File, offset: int, length: int, path: str) -> int:
     """Copy bytes of the saved data to the end of a file; the offset at which they begin there."""
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        start = -(-os.fstat(target).st_size // _ALIGNMENT) * _ALIGNMENT
-        os.lseek(target, start, os.SEEK_SET)
+    with files.open_to_write(path, create=True) as target:
+        start = -(-os.fstat(target.fileno()).st_size // _ALIGNMENT) * _ALIGNMENT
         done = 0
-        while done < length:
-            chunk = os.pread(data.fileno(), min(_CHUNK_BYTES, length - done), offset + done)
-            if not chunk:
-                raise OSError(f"the saved data ends at {offset + done}")
-            left = memoryview(chunk)
-            while left:
-                left = left[os.write(target, left) :]
+        for chunk in files.chunks(data, offset, length):
+            files.write_at(target, start + done, chunk)
             done += len(chunk)
-        return start
-    finally:
-        os.close(target)
+    if done < length:
+        raise OSError(f"the saved data ends at {offset + done}")
+    return start
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ort_qdq_plugin.cache.lock import exclusive, try_exclusive
+from ort_qdq_plugin.cache.lock import exclusive
 from ort_qdq_plugin.cache.manifest import is_key
 from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store
+from ort_qdq_plugin.system.platform import files
 
 __all__ = ["StoredEntry", "prune", "remove", "stored_entries"]
 
@@ -41,8 +42,8 @@ def stored_entries(store: Store) -> Iterator[StoredEntry]:
         for item in found:
             if not is_key(item.name) or not item.is_dir(follow_symlinks=False):
                 continue
-            with contextlib.suppress(OSError), os.scandir(item.path) as files:
-                nbytes = sum(file.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES for file in files)
+            with contextlib.suppress(OSError), os.scandir(item.path) as inside:
+                nbytes = sum(file.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES for file in inside)
                 used, hits = 0.0, 0
                 with contextlib.suppress(OSError):
                     lock = os.stat(item.path + LOCK)
@@ -69,11 +70,8 @@ def remove(store: Store, key: str) -> bool:
         if opened.enter_context(exclusive(path + LOCK, 0.0)):
             store.sweep(key)
         # Nobody can use an entry that has no manifest.
-        with contextlib.suppress(FileNotFoundError):
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(os.path.join(path, MANIFEST), flags)
-            opened.callback(os.close, descriptor)
-            if try_exclusive(descriptor) is False:
+        with contextlib.suppress(FileNotFoundError, files.NotRegularError):
+            if files.try_lock(opened.enter_context(files.open_to_read(os.path.join(path, MANIFEST)))) is False:
                 return False
         store.discard(path)
         os.unlink(path + LOCK)

@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.cache.lock import exclusive, hold_shared
+from ort_qdq_plugin.cache.lock import exclusive
 from ort_qdq_plugin.cache.manifest import (
     EntryFile,
     Identity,
@@ -27,6 +26,7 @@ from ort_qdq_plugin.cache.manifest import (
     parse_manifest,
 )
 from ort_qdq_plugin.cache.write_back import write_back
+from ort_qdq_plugin.system.platform import files, host
 
 __all__ = [
     "LINK",
@@ -37,7 +37,6 @@ __all__ = [
     "SHARED_MODEL",
     "Entry",
     "Store",
-    "boot_id",
     "describe",
     "digest_at",
     "write_file",
@@ -64,19 +63,19 @@ class Entry(NamedTuple):
     Attributes:
         path: Its folder.
         manifest: What it says of itself.
-        files: A descriptor for each of its files, by name. The caller closes them.
-        holder: A descriptor that keeps the entry from being pruned while it is open.
+        files: Its files by name, open.
+        holder: Its manifest, which keeps the entry from being pruned as long as anything refers to it.
     """
 
     path: str
     manifest: Manifest
-    files: dict[str, int]
-    holder: int
+    files: dict[str, files.File]
+    holder: files.File
 
     def close(self) -> None:
-        """Close all descriptors."""
-        for descriptor in (*self.files.values(), self.holder):
-            os.close(descriptor)
+        """Close all files but the holder."""
+        for file in self.files.values():
+            file.close()
 
 
 class Store:
@@ -126,12 +125,8 @@ class Store:
             log.info("cache entry %s is made anew: %s", self.path_of(key), problem)
             return None
         # When it was used last, and how often: a byte for each time.
-        with contextlib.suppress(OSError):
-            lock = os.open(self.path_of(key) + LOCK, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                os.write(lock, b".")
-            finally:
-                os.close(lock)
+        with contextlib.suppress(OSError), files.open_to_write(self.path_of(key) + LOCK, append=True) as lock:
+            lock.write(b".")
         return entry
 
     def checked(self, key: str, *, verify: bool) -> Entry:
@@ -152,27 +147,22 @@ class Store:
 
     def _open(self, key: str, opened: contextlib.ExitStack) -> Entry:
         path = self.path_of(key)
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            _check_private(os.fstat(folder), "its folder")
+        with contextlib.closing(files.Folder(path)) as folder:
+            _check_private(folder.status(), "its folder")
 
-            def open_file(name: str) -> int:
-                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-                opened.callback(os.close, descriptor)
-                status = os.fstat(descriptor)
-                _check_private(status, name)
-                if not stat.S_ISREG(status.st_mode):
-                    raise InvalidEntry(f"{name} is no file")
-                return descriptor
+            def open_file(name: str) -> files.File:
+                file = opened.enter_context(files.open_to_read(name, folder=folder))
+                _check_private(os.fstat(file.fileno()), name)
+                return file
 
             holder = open_file(MANIFEST)
-            if hold_shared(holder) is False:
+            if files.try_lock(holder, shared=True) is False:
                 raise InvalidEntry("it is being removed")
-            size = os.fstat(holder).st_size
+            size = os.fstat(holder.fileno()).st_size
             if size > _MAX_MANIFEST_BYTES:
                 raise InvalidEntry(f"its manifest has {size} bytes")
-            manifest = parse_manifest(os.pread(holder, size, 0))
-            there = set(os.listdir(folder))
+            manifest = parse_manifest(holder.read(size))
+            there = set(folder.names())
             if manifest.key != key:
                 raise InvalidEntry("its manifest is that of another entry")
             linked = {source.location for source in manifest.sources if source.linked}
@@ -181,11 +171,9 @@ class Store:
             for source in manifest.sources:
                 if source.linked and not _is_same(folder, source):
                     raise InvalidEntry(f"{source.location} is not the file that it was")
-            if _ON_DISK not in there and manifest.boot != boot_id():
+            if _ON_DISK not in there and manifest.boot != host.boot_id():
                 raise InvalidEntry("the system was restarted before it was on disk")
             return Entry(path, manifest, {entry.name: open_file(entry.name) for entry in manifest.files}, holder)
-        finally:
-            os.close(folder)
 
     def begin(self, key: str) -> str:
         """Make a folder in which the entry with this key is written; its path.
@@ -228,11 +216,11 @@ class Store:
         names = [*(entry.name for entry in manifest.files), MANIFEST]
         write_back(final, names, _ON_DISK, self.discard)
 
-    def hold(self, key: str) -> int:
-        """Keep the entry with this key from being pruned; a descriptor to be closed when it need not be any longer."""
-        descriptor = os.open(os.path.join(self.path_of(key), MANIFEST), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        hold_shared(descriptor)
-        return descriptor
+    def hold(self, key: str) -> files.File:
+        """The `Entry.holder` of the entry with this key."""
+        holder = files.open_to_read(os.path.join(self.path_of(key), MANIFEST))
+        files.try_lock(holder, shared=True)
+        return holder
 
     def discard(self, path: str) -> None:
         """Remove a folder. It is renamed first, so that nobody finds half of it."""
@@ -250,13 +238,6 @@ class Store:
                 _remove(os.path.join(self.folder, name))
 
 
-def boot_id() -> str:
-    """The present start of the system; "" if it does not tell."""
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-    return ""
-
-
 def _remove(path: str) -> None:
     """Remove a folder, or what somebody has put into its place."""
     with contextlib.suppress(OSError):
@@ -265,7 +246,7 @@ def _remove(path: str) -> None:
 
 
 def _check_private(status: os.stat_result, what: str) -> None:
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if not files.is_private(status):
         raise InvalidEntry(f"{what} belongs to another user, or others can write to it")
 
 
@@ -279,27 +260,24 @@ def _check_sources(manifest: Manifest, verify: bool) -> None:
 
 def _check_files(entry: Entry, verify: bool) -> None:
     for file in entry.manifest.files:
-        descriptor = entry.files[file.name]
-        if os.fstat(descriptor).st_size != file.size:
+        opened = entry.files[file.name]
+        if os.fstat(opened.fileno()).st_size != file.size:
             raise InvalidEntry(f"{file.name} has not {file.size} bytes")
         # The model itself is small.
-        if (verify or file.name in (MODEL, SHARED_MODEL)) and digest_of(descriptor) != file.digest:
+        if (verify or file.name in (MODEL, SHARED_MODEL)) and digest_of(opened) != file.digest:
             raise InvalidEntry(f"{file.name} is damaged, or its content was not recorded")
 
 
-def _is_same(folder: int, source: SourceFile) -> bool:
+def _is_same(folder: files.Folder, source: SourceFile) -> bool:
     """Whether the entry's link of a source is that very file."""
-    status = os.stat(source.location, dir_fd=folder, follow_symlinks=False)
+    status = folder.status(source.location)
     return (status.st_ino, status.st_dev) == (source.identity.inode, source.identity.device)
 
 
 def digest_at(path: str) -> str:
     """The digest of a file's content."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return digest_of(descriptor)
-    finally:
-        os.close(descriptor)
+    with files.open_to_read(path, follow_link=True) as file:
+        return digest_of(file)
 
 
 def describe(path: str, names: list[str], verify: bool) -> tuple[EntryFile, ...]:
@@ -314,10 +292,5 @@ def describe(path: str, names: list[str], verify: bool) -> tuple[EntryFile, ...]
 
 def write_file(path: str, data: bytes) -> None:
     """Write a new file of mode 0400."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
-    try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(descriptor, left) :]
-    finally:
-        os.close(descriptor)
+    with files.create(path, 0o400) as file:
+        files.write_at(file, 0, data)

@@ -7,6 +7,8 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 
+from ort_qdq_plugin.system.platform import files
+
 __all__ = ["wait_until_on_disk", "write_back"]
 
 _NAME = "ort-qdq-cache"  # of the threads
@@ -34,16 +36,14 @@ def wait_until_on_disk() -> None:
 def _write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[str], None]) -> None:
     for name in names:
         try:
-            descriptor = os.open(os.path.join(path, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = files.open_to_read(os.path.join(path, name))
         except OSError:
             return  # the folder was removed
-        try:
-            os.fsync(descriptor)
-        except OSError:
-            discard(path)
-            return
-        finally:
-            os.close(descriptor)
+        with file:
+            try:
+                os.fsync(file.fileno())
+            except OSError:
+                discard(path)
+                return
     with contextlib.suppress(OSError):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(os.path.join(path, marker), flags, 0o400))
+        files.create(os.path.join(path, marker), 0o400).close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sys
@@ -11,18 +10,16 @@ from collections.abc import Mapping, Sequence
 import ort_qdq_plugin
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
-from ort_qdq_plugin.cache.store import LINK, MODEL, Store, boot_id, describe, digest_at, write_file
+from ort_qdq_plugin.cache.store import LINK, MODEL, Store, describe, digest_at, write_file
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.environment import PREFIX
-from ort_qdq_plugin.system.process import fork_lock
+from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.system.platform import files, host
 
-__all__ = ["EntryWriter", "copy_file"]
-
-_FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlonerange(2)
-_COPIED_BYTES = 8 << 20  # at a time
+__all__ = ["EntryWriter"]
 
 
 class EntryWriter:
@@ -80,33 +77,15 @@ class EntryWriter:
         prepacked_bytes = self._prepack() if self._share else 0
         linked = {source.location for source in described if source.linked}
         names = set(os.listdir(self._begun())) - linked
+        written = describe(self._begun(), sorted(names), self._verify)
         self._finish(
-            Manifest(
-                key=self._key,
-                sources=described,
-                files=describe(self._begun(), sorted(names), self._verify),
-                report=report,
-                extensions=extensions,
-                foreign=tuple(foreign),
-                prepacked_bytes=prepacked_bytes,
-                boot=boot_id(),
-            )
+            Manifest(self._key, described, report, host.boot_id(), written, extensions, tuple(foreign), prepacked_bytes)
         )
 
     def commit_nothing(self, sources: Sequence[FileSource], report: Report) -> None:
         """Remember that there is nothing to be done for the model, and why (`report.passed_through`)."""
         described = tuple(self._described(source, "") for source in sources)
-        nothing = Manifest(
-            key=self._key,
-            sources=described,
-            files=(),
-            report=report,
-            extensions=False,
-            foreign=(),
-            prepacked_bytes=0,
-            boot=boot_id(),
-        )
-        self._finish(nothing)
+        self._finish(Manifest(self._key, described, report, host.boot_id()))
 
     def abandon(self) -> None:
         """Remove what was written, unless it was completed."""
@@ -142,7 +121,7 @@ class EntryWriter:
         path = os.path.realpath(source.name)
         linked = bool(location) and self._link(source, path, location)
         if self._by_itself and location and not linked:
-            copy_file(path, os.path.join(self._begun(), location))
+            files.copy_file(path, os.path.join(self._begun(), location))
         digest = digest_at(path) if self._verify else ""
         # Linking has changed one of its times.
         identity = Identity.of(os.stat(path))
@@ -159,27 +138,10 @@ class EntryWriter:
                 if os.path.samestat(os.stat(link, follow_symlinks=False), source.status):
                     return True
                 os.unlink(link)
-            os.link(path, link, follow_symlinks=False)
+            files.hard_link(path, link)
         except OSError:  # another file system, or somebody else's file
             return False
         return True
-
-
-def copy_file(path: str, copy: str) -> None:
-    """Copy a file into a new one of mode 0400, sharing its blocks where the file system can.
-
-    Raises:
-        OSError: It cannot be copied.
-    """
-    with open(path, "rb") as source, open(copy, "xb", opener=_private) as target:
-        try:
-            fcntl.ioctl(target, _FICLONE, source.fileno())
-        except OSError:
-            shutil.copyfileobj(source, target, _COPIED_BYTES)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
 
 
 def prepacked_in_another_process(folder: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -166,8 +166,7 @@ def _model(given: argparse.Namespace, scratch: Path) -> Iterator[str]:
         return
     from ort_qdq_plugin.cli.demo_model import PHI_3_MINI, write_model
 
-    disk = os.statvfs(scratch)
-    room = min(available_memory() // _NEEDED_MEMORY, disk.f_bavail * disk.f_frsize // _NEEDED_DISK)
+    room = min(available_memory() // _NEEDED_MEMORY, shutil.disk_usage(scratch).free // _NEEDED_DISK)
     layers = given.layers or max(1, min(PHI_3_MINI.layers, PHI_3_MINI.layers * room // PHI_3_MINI.nbytes))
     decoder = PHI_3_MINI._replace(layers=layers)
     if not given.json:

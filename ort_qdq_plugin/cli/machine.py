@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ort_qdq_plugin.system.platform import host
+
 __all__ = ["available_memory", "make_ready", "read_files", "settle_free_memory"]
 
 _READ_BYTES = 8 << 20
@@ -35,9 +37,7 @@ def make_ready(nbytes: int, files: Iterable[str | os.PathLike[str]]) -> None:
 
 def available_memory() -> int:
     """Bytes that could be had without swapping, and within what control groups allow."""
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
-        free = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
-    return max(0, min([free, *_left_by_groups()]))
+    return max(0, min([host.free_memory(), *_left_by_groups()]))
 
 
 def _left_by_groups() -> Iterator[int]:
@@ -71,7 +71,7 @@ def settle_free_memory(nbytes: int) -> None:
     """
     nbytes = max(mmap.PAGESIZE, min(nbytes, available_memory() // 2))
     # What cannot be had, because of a limit for instance, is not free.
-    with suppress(OSError), mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as touched:
+    with suppress(OSError), host.map_anonymous(nbytes) as touched:
         for offset in range(0, len(touched), mmap.PAGESIZE):
             touched[offset] = 1
 

@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _SIGNAL + signal.SIGINT
     except BrokenPipeError:
         # Whoever read it has seen enough. The interpreter must not try once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
         return _SIGNAL + signal.SIGPIPE
     except ModelError as error:
         _complain(given, f"no ONNX model that can be read: {error}")

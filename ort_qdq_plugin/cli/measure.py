@@ -18,7 +18,7 @@ import numpy as np
 
 import ort_qdq_plugin
 from ort_qdq_plugin.cli.machine import make_ready
-from ort_qdq_plugin.system.process import sizes_of
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["Job", "Peer", "Run", "difference", "in_turns"]
 
@@ -180,7 +180,7 @@ def _watch(process: subprocess.Popen[bytes], start: float, samples: list[tuple[f
 
 def _memory(pid: int | str) -> tuple[Memory, int]:
     """What a process has, and the most that it ever had; KeyError if it has none left."""
-    sizes = sizes_of(pid)
+    sizes = host.sizes_of(pid)
     return Memory(sizes["RssAnon"], sizes["RssFile"] + sizes["RssShmem"]), sizes["VmHWM"]
 
 

@@ -7,15 +7,13 @@ those of processes that were killed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from ort_qdq_plugin.cache.lock import try_exclusive
 from ort_qdq_plugin.genai.config import CONFIG_NAME
 from ort_qdq_plugin.memory.buffer import spill_directories
+from ort_qdq_plugin.system.platform import files
 
 __all__ = ["ConfigFolder", "new_folder"]
 
@@ -30,9 +28,9 @@ class ConfigFolder:
         path: Of the folder.
     """
 
-    def __init__(self, path: str, descriptor: int) -> None:
+    def __init__(self, path: str, folder: files.Folder) -> None:
         self.path = path
-        self._descriptor = descriptor
+        self._folder: files.Folder | None = folder
         self._owner = os.getpid()
 
     def fill(self, original: str, config: bytes, models: Mapping[str, str]) -> None:
@@ -56,12 +54,11 @@ class ConfigFolder:
 
     def close(self) -> None:
         """Remove it. A process that was forked meanwhile only lets go of it."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor < 0:
-            return
-        if self._owner == os.getpid():
-            shutil.rmtree(self.path, ignore_errors=True)
-        os.close(descriptor)
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            if self._owner == os.getpid():
+                shutil.rmtree(self.path, ignore_errors=True)
+            folder.close()
 
     def __del__(self) -> None:
         self.close()
@@ -101,26 +98,19 @@ def _made_in(directory: str) -> ConfigFolder:
         os.mkdir(path, 0o700)
         # Until it is locked, another process may take it for one that was left behind.
         with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            folder = files.Folder(path)
+            files.lock(folder)
             if os.path.exists(path):
-                return ConfigFolder(path, descriptor)
-            os.close(descriptor)
+                return ConfigFolder(path, folder)
+            folder.close()
 
 
 def _sweep(directory: str) -> None:
     """Remove this user's folders whose processes are gone."""
-    for path in _left(directory):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                if os.fstat(descriptor).st_uid == os.geteuid() and try_exclusive(descriptor):
-                    shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(descriptor)
-
-
-def _left(directory: str) -> Iterable[str]:
     with os.scandir(directory) as found:
-        items = [item for item in found if item.name.startswith(_PREFIX)]
-    return [item.path for item in items if stat.S_ISDIR(item.stat(follow_symlinks=False).st_mode)]
+        paths = [item.path for item in found if item.name.startswith(_PREFIX)]
+    for path in paths:
+        # What is no folder cannot be opened as one.
+        with contextlib.suppress(OSError), contextlib.closing(files.Folder(path)) as folder:
+            if files.is_own(folder.status()) and files.try_lock(folder):
+                shutil.rmtree(path, ignore_errors=True)

@@ -11,18 +11,20 @@ import dataclasses
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from io import BufferedWriter, FileIO
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, QdqPluginError, readable
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.journey import prepare
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.memory.buffer import trim_mapping
 from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
 from ort_qdq_plugin.model.messages import ModelProto, external_tensors, refer
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.system.platform import host
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -162,7 +164,7 @@ class _Stored:
             length = min(_COPIED_BYTES, end - at)
             yield buffer[at : at + length]
             if isinstance(buffer, mmap.mmap):
-                trim_mapping(buffer, at, length)
+                host.drop_pages(buffer, at, length)
 
 
 class _Written:
@@ -177,11 +179,9 @@ class _Written:
 
     def _new(self, path: str) -> BinaryIO:
         name = f"{path}.{os.urandom(_RANDOM_BYTES).hex()}.tmp"
-        file = self._undo.enter_context(
-            os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
-        )
+        file = self._undo.enter_context(BufferedWriter(FileIO(name, "x")))
         self._names[name] = path
-        self._undo.callback(_remove, name)
+        self._undo.callback(Path(name).unlink, missing_ok=True)
         return file
 
     def commit(self) -> None:
@@ -191,11 +191,6 @@ class _Written:
             os.fsync(file.fileno())
         for name, path in self._names.items():
             os.replace(name, path)
-
-
-def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def _write_beside(proto: ModelProto, stored: _Stored, written: _Written, tell: Callable[[int], None]) -> None:

@@ -11,7 +11,7 @@ from ort_qdq_plugin.ort.buffers import by_path, keep_until_destroyed, trimming
 from ort_qdq_plugin.ort.copies import private_options
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.system.process import anonymous_bytes
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["hand_over"]
 
@@ -31,7 +31,7 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     # What get_session_options() will give: the caller may load other models with it. Made before the session is, because a
     # profile that copying begins has the name of one that is begun within the same second.
     reported_options = private_options(hook.constructor_arguments(session)[1])
-    anonymous_before = anonymous_bytes() if prepared.report.shared_bytes else 0
+    anonymous_before = host.anonymous_bytes() if prepared.report.shared_bytes else 0
     handing_over = by_path(prepared.session_options) if prepared.by_path else trimming(prepared.mappings)
     try:
         with (
@@ -53,5 +53,5 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     if report.shared_bytes:
         from ort_qdq_plugin.load.through_cache import check_shared
 
-        report = check_shared(report, anonymous_bytes() - anonymous_before)
+        report = check_shared(report, host.anonymous_bytes() - anonymous_before)
     return report._replace(seconds=journal.finished(report.route).seconds)

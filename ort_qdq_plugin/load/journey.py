@@ -25,7 +25,7 @@ from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.options_lock import reading
 from ort_qdq_plugin.ort.providers import check_providers, provider_names
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.system.process import fork_lock
+from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter

@@ -6,7 +6,9 @@ files except packing, which reads each weight once.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import gc
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.load.assemble import assemble
@@ -22,7 +24,6 @@ from ort_qdq_plugin.model.skeleton import Skeleton
 from ort_qdq_plugin.ort.buffers import borrow
 from ort_qdq_plugin.ort.copies import foreign_domains, initialize_ort_once, private_options
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
-from ort_qdq_plugin.system.process import collecting_no_garbage
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter
@@ -43,7 +44,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
         LeaveToStock: There is nothing to do for this model, or ONNX Runtime has to see it as it is.
         Exception: Anything that can go wrong on the way.
     """
-    with collecting_no_garbage():
+    with _collecting_no_garbage():
         with leave_unreadable_to_stock(), journal.stage("open"):
             parsed = parse(skeleton)
         plan = plan_model(parsed, request, journal)
@@ -54,7 +55,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
     with ExitStack() as undo:
         with journal.stage("pack"):
             packed = packed_buffers(plan.layout, request, by_path=by_path, writer=writer, undo=undo)
-        with journal.stage("assemble"), collecting_no_garbage():
+        with journal.stage("assemble"), _collecting_no_garbage():
             external_data = ExternalData(by_path, packed)
             model = assemble(parsed, plan.scope, plan.matches.fusions, plan.layout, external_data)
             session_options = request.session_options
@@ -83,3 +84,15 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
         packed=tuple(packed),
         report=journal.finished("by path" if by_path else "borrowed"),
     )
+
+
+@contextmanager
+def _collecting_no_garbage() -> Iterator[None]:
+    """While the block runs, the cyclic garbage collector does not: it would look at thousands of new objects in vain."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -10,7 +10,7 @@ import onnxruntime
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.options import Options, is_accuracy_level, is_block_size
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, NO_QDQ_KEY, config_entry
-from ort_qdq_plugin.system.process import available_processors, memory_is_limited
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["LoadRequest"]
 
@@ -83,7 +83,7 @@ class LoadRequest(NamedTuple):
         """How many threads pack."""
         if self.options.threads is not None:
             return self.options.threads
-        if memory_is_limited():
+        if host.memory_is_limited():
             return 1
         intra_op = 0 if self.session_options is None else int(self.session_options.intra_op_num_threads)
-        return intra_op if intra_op > 0 else available_processors()
+        return intra_op if intra_op > 0 else host.available_processors()

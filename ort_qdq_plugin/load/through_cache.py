@@ -16,6 +16,7 @@ import onnxruntime
 
 import ort_qdq_plugin
 from ort_qdq_plugin import log
+from ort_qdq_plugin.cache.lock import is_at
 from ort_qdq_plugin.cache.manifest import FORMAT, KEY_BYTES, Identity
 from ort_qdq_plugin.cache.prune import prune
 from ort_qdq_plugin.cache.store import MANIFEST, MODEL, SHARED_MODEL, Entry, Store
@@ -31,7 +32,7 @@ from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once,
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, config_entry, options_are_in_models
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.system.process import processor
+from ort_qdq_plugin.system.platform import files, host
 
 __all__ = [
     "EntryFolder",
@@ -79,23 +80,6 @@ def prepare_through_cache(request: LoadRequest, journal: Journal, make: Maker) -
         return _used(found, request, journal)
 
 
-class _Held:
-    """Keeps an entry from being pruned: a descriptor of its manifest, which holds a shared lock."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
-
-    def is_at(self, path: str) -> bool:
-        """Whether that manifest is the file at this path."""
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(path, follow_symlinks=False))
-        except FileNotFoundError:
-            return False
-
-
 class EntryFolder(NamedTuple):
     """An entry for others to open by path.
 
@@ -107,11 +91,11 @@ class EntryFolder(NamedTuple):
 
     model: str
     report: Report
-    holder: _Held
+    holder: files.File
 
     def is_current(self) -> bool:
         """Whether the folder still is the entry that was found. If not, what others read of it may be of two models."""
-        return self.holder.is_at(os.path.join(os.path.dirname(self.model), MANIFEST))
+        return is_at(self.holder, os.path.join(os.path.dirname(self.model), MANIFEST))
 
 
 def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> EntryFolder:
@@ -144,7 +128,7 @@ def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Mak
         if is_shared:
             report = report._replace(shared_bytes=entry.manifest.prepacked_bytes)
         model = os.path.join(entry.path, SHARED_MODEL if is_shared else MODEL)
-        return EntryFolder(model, report, _Held(os.dup(entry.holder)))
+        return EntryFolder(model, report, entry.holder)
 
 
 def _found_or_made(request: LoadRequest, journal: Journal, make: Maker) -> Entry | PreparedModel:
@@ -187,7 +171,7 @@ def key_of(request: LoadRequest) -> str:
         config_entry(request.session_options, FORMAT_KEY) or "",
         options_are_in_models(),
         # Pre-packed weights are those of one kind of processor.
-        processor() if request.options.share_weights else "",
+        host.processor() if request.options.share_weights else "",
     )
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=KEY_BYTES).hexdigest()
 
@@ -210,7 +194,7 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
     made = prepared.report._replace(cache="made")
     entry = store.find(key, verify=False) if options.share_weights else None
     if entry is None:
-        return prepared._replace(report=made, holder=_Held(holder))
+        return prepared._replace(report=made, holder=holder)
     # What was packed is part of the entry, from where ONNX Runtime takes it together with what was pre-packed.
     for buffer in prepared.packed:
         buffer.discard()
@@ -233,7 +217,7 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
     buffers: dict[str, mmap.mmap | bytes] = {}
     for file in manifest.files:
         if file.name != MODEL:
-            buffers[file.name] = mmap.mmap(entry.files[file.name], file.size, access=mmap.ACCESS_READ)
+            buffers[file.name] = host.map_file(entry.files[file.name], file.size)
     for source in manifest.sources:
         if source.location:
             with closing(FileSource(source.path)) as opened:
@@ -244,16 +228,15 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
     if manifest.extensions:
         register_extensions(session_options)
     borrow(session_options, buffers)
-    model = os.pread(entry.files[MODEL], next(file.size for file in manifest.files if file.name == MODEL), 0)
     return PreparedModel(
-        model=model,
+        model=entry.files[MODEL].readall(),
         session_options=session_options,
         by_path=False,
         buffers=buffers,
         mappings=[buffer for buffer in buffers.values() if isinstance(buffer, mmap.mmap)],
         packed=(),
         report=journal.finished("borrowed"),
-        holder=_Held(os.dup(entry.holder)),
+        holder=entry.holder,
     )
 
 
@@ -290,7 +273,7 @@ def _shared(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedMod
         mappings=(),
         packed=(),
         report=journal.finished("shared")._replace(shared_bytes=entry.manifest.prepacked_bytes),
-        holder=_Held(os.dup(entry.holder)),
+        holder=entry.holder,
     )
 
 

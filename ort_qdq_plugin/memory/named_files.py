@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import glob
 import os
 import stat
@@ -11,10 +9,12 @@ import subprocess
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from io import FileIO
 from typing import NamedTuple
 
-__all__ = ["Name", "new_names", "open_named", "safe_directory", "sweep"]
+from ort_qdq_plugin.system.forks import in_forked_child
+from ort_qdq_plugin.system.platform import files
+
+__all__ = ["Name", "new_names", "open_named", "sweep"]
 
 _PREFIX, _SUFFIX = "ort-qdq-", ".spill"
 _RANDOM_BYTES = 8
@@ -64,13 +64,10 @@ class Remover:
 _removers: weakref.WeakSet[Remover] = weakref.WeakSet()
 
 
+@in_forked_child
 def _leave_to_parent() -> None:
     for remover in list(_removers):
         remover.leave_to_parent()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Name(NamedTuple):
@@ -88,11 +85,11 @@ def new_names(directory: str, count: int, undo: ExitStack) -> Iterator[Name]:
         yield Name(path, remover)
 
 
-def open_named(name: Name) -> FileIO:
+def open_named(name: Name) -> files.File:
     """A new file of that name, mode 0600, locked; for file systems on which a file cannot get its name later."""
     while True:
-        file = FileIO(os.open(name.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        file = files.create(name.path, 0o600)
+        files.lock(file)
         if os.fstat(file.fileno()).st_nlink:
             return file
         # Another process's sweep removed it before it was locked.
@@ -105,34 +102,11 @@ def sweep(directory: str) -> None:
         with suppress(OSError):
             if not _is_ours(os.lstat(path)):
                 continue
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-            try:
-                if _is_ours(os.fstat(descriptor)):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with files.open_to_write(path) as file:
+                if _is_ours(os.fstat(file.fileno())) and files.try_lock(file):
                     os.unlink(path)
-            finally:
-                os.close(descriptor)
 
 
 def _is_ours(status: os.stat_result) -> bool:
     """Whether this user made it. Others can put anything of such a name there, even hard links to this user's files."""
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
-
-
-def safe_directory(directory: str) -> str:
-    """The real path of a directory where nobody but root and this user can exchange a named file.
-
-    Raises:
-        OSError: Others can.
-    """
-    real = os.path.realpath(directory)
-    folder = real
-    while True:
-        status = os.stat(folder)
-        if status.st_uid not in (0, os.geteuid()):
-            raise PermissionError(errno.EPERM, f"belongs to another user ({status.st_uid})", folder)
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
-            raise PermissionError(errno.EPERM, "others can write to it, and it is not sticky", folder)
-        if folder == os.path.dirname(folder):
-            return real
-        folder = os.path.dirname(folder)
+    return stat.S_ISREG(status.st_mode) and files.is_own(status) and status.st_nlink == 1

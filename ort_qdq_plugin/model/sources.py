@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import stat
 import threading
 from typing import Protocol
 
 from ort_qdq_plugin.errors import ModelError, SourceChangedError, SourceUnreadableError
+from ort_qdq_plugin.system.platform import files, host
 
 __all__ = ["ByteSource", "ExternalFiles", "FileSource", "MemorySource"]
 
@@ -104,22 +104,14 @@ class FileSource:
         OSError: The file cannot be opened.
     """
 
-    _fd = -1
-
     def __init__(self, path: str) -> None:
         self.name = path
-        # Not even opened if it is a FIFO: opening one waits for its writer, and closing it again can kill the writer.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ModelError(f"{path}: not a regular file")
-        # The path may lead to a FIFO by now: with O_NONBLOCK, opening it does not wait.
-        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        self._fd = os.open(path, flags)
-        status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode):
-            self.close()
-            raise ModelError(f"{path}: not a regular file")
-        self.size = status.st_size
-        self.status = status
+        try:
+            self._file = files.open_to_read(path, follow_link=True)
+        except files.NotRegularError:
+            raise ModelError(f"{path}: not a regular file") from None
+        self.status = os.fstat(self._file.fileno())
+        self.size = self.status.st_size
         self.names: set[str] = set()
         self._mapping: mmap.mmap | None = None
         self._lock = threading.Lock()
@@ -136,7 +128,7 @@ class FileSource:
         done = 0
         while done < len(target):
             try:
-                count = os.preadv(self._fd, [target[done:]], offset + done)
+                count = files.read_at(self._file, offset + done, target[done:])
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
@@ -146,7 +138,7 @@ class FileSource:
             done += count
 
     def check_unchanged(self) -> None:
-        if self._identity_of(os.fstat(self._fd)) != self._identity_of(self.status):
+        if self._identity_of(os.fstat(self._file.fileno())) != self._identity_of(self.status):
             raise SourceChangedError(f"{self.name}: changed while it was being loaded")
 
     def buffer(self) -> mmap.mmap:
@@ -154,19 +146,14 @@ class FileSource:
         with self._lock:
             if self._mapping is None:
                 try:
-                    self._mapping = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+                    self._mapping = host.map_file(self._file, self.size)
                 except ValueError:
                     raise SourceChangedError(f"{self.name}: has less than {self.size} bytes by now") from None
             return self._mapping
 
     def close(self) -> None:
-        """Close the descriptor. A mapping that was handed out stays valid until nothing refers to it any more."""
-        descriptor, self._fd = self._fd, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        self.close()
+        """Close the file. A mapping that was handed out stays valid until nothing refers to it any more."""
+        self._file.close()
 
 
 class ExternalFiles:

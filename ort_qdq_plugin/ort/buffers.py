@@ -19,10 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ort_qdq_plugin.memory.buffer import trim_mapping
 from ort_qdq_plugin.ort.keys import DIRECT_KEY, FOLDER_KEY, PARALLEL_KEY, config_entry
 from ort_qdq_plugin.ort.options_lock import changing
-from ort_qdq_plugin.system.process import memory_is_limited
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "trimming"]
 
@@ -63,7 +62,7 @@ def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
 
     def trim() -> None:
         for mapping in mappings:
-            trim_mapping(mapping, 0, len(mapping))
+            host.drop_pages(mapping, 0, len(mapping))
 
     def keep_trimming() -> None:
         while not finished.wait(_TRIM_INTERVAL):
@@ -73,7 +72,7 @@ def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
         yield
         return
     thread = threading.Thread(target=keep_trimming, name="ort-qdq-trim", daemon=True)
-    if sum(map(len, mappings)) >= _TRIM_BYTES and not memory_is_limited():
+    if sum(map(len, mappings)) >= _TRIM_BYTES and not host.memory_is_limited():
         with suppress(RuntimeError):
             thread.start()
     try:

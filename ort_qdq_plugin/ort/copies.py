@@ -15,7 +15,7 @@ from onnxruntime.capi import _pybind_state as _native
 from ort_qdq_plugin.model.encoding import small_model
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import options_are_in_models
-from ort_qdq_plugin.system.process import fork_lock
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = [
     "added_providers",

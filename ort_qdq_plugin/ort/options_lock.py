@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
+
+from ort_qdq_plugin.system.forks import in_forked_child
 
 __all__ = ["changing", "reading"]
 
@@ -64,15 +65,12 @@ def _use_of(session_options: Any) -> _Use:
         return _uses.setdefault(session_options, _Use())
 
 
+@in_forked_child
 def _begin_anew_in_child() -> None:
     global _uses_lock
     _uses_lock = threading.Lock()
     for use in list(_uses.values()):
         use.begin_anew_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew_in_child)
 
 
 @contextmanager

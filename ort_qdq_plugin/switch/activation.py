@@ -21,6 +21,7 @@ from ort_qdq_plugin.options import BUFFERS, MAX_ACCURACY_LEVEL, VERIFY, Options,
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 from ort_qdq_plugin.switch.import_hook import when_imported
 from ort_qdq_plugin.system.environment import NO, PREFIX, YES
+from ort_qdq_plugin.system.forks import in_forked_child
 
 __all__ = [
     "PREFIX",
@@ -38,14 +39,11 @@ _options = Options()
 _stock: Any = None
 
 
+@in_forked_child
 def _begin_anew_in_child() -> None:
     """The thread that held the lock when the process was forked does not exist here."""
     global _lock
     _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew_in_child)
 
 
 def activate(options: Options | None = None) -> None:

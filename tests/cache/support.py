@@ -20,7 +20,8 @@ import pytest
 
 from ort_qdq_plugin import Options, Report, create_session
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
-from ort_qdq_plugin.cache.store import MODEL, Store, boot_id, describe, digest_at, write_file
+from ort_qdq_plugin.cache.store import MODEL, Store, describe, digest_at, write_file
+from ort_qdq_plugin.system.platform import host
 from tests.support import CPU, made_report, x_of
 
 __all__ = [
@@ -162,5 +163,5 @@ def make_entry(
     identity, digest = Identity.of(os.stat(source)), digest_at(str(source)) if verify else ""
     described = SourceFile(str(source), identity, names, location, bool(location), digest)
     files = describe(path, [*contents], verify)
-    store.commit(key, path, Manifest(key, (described,), files, Report("borrowed"), False, (), 0, boot_id()))
+    store.commit(key, path, Manifest(key, (described,), Report("borrowed"), host.boot_id(), files))
     return Path(store.path_of(key))

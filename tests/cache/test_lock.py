@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from ort_qdq_plugin.cache.lock import exclusive, hold_shared, try_exclusive
+from ort_qdq_plugin.cache.lock import exclusive
 from tests.cache.support import locked_elsewhere, without_locks
 from tests.support import descriptors, python
 
@@ -26,19 +27,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "some.lock"
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def is_free(path: Path) -> bool:
     """Whether another open file of the same path could be locked."""
-    with opened(path) as descriptor:
-        return bool(try_exclusive(descriptor))
+    with open(path, "ab") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def test_it_is_held_while_the_block_runs(path: Path) -> None:
@@ -115,8 +109,8 @@ def test_one_process_at_a_time(path: Path, tmp_path: Path) -> None:
 
 
 FORKS = """
-import os, sys
-from ort_qdq_plugin.cache.lock import exclusive, try_exclusive
+import fcntl, os, sys
+from ort_qdq_plugin.cache.lock import exclusive
 path, (end, begin) = sys.argv[1], os.pipe()
 with exclusive(path, 0.0):
     child = os.fork()
@@ -124,7 +118,7 @@ with exclusive(path, 0.0):
         os.close(begin)
         os.read(end, 1)
         os._exit(0)
-assert try_exclusive(os.open(path, os.O_RDWR))
+fcntl.flock(os.open(path, os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
 os.close(begin)
 os.waitpid(child, 0)
 """
@@ -160,31 +154,10 @@ def test_a_file_that_is_removed_meanwhile_is_not_what_is_locked(path: Path, chan
         assert found.result(LONG)
 
 
-def test_shared_holders_exclude_only_the_exclusive_one(path: Path) -> None:
-    with opened(path) as one, opened(path) as other, opened(path) as third:
-        assert hold_shared(one) is True
-        assert hold_shared(other) is True
-        assert try_exclusive(third) is False
-    with opened(path) as one, opened(path) as other:
-        assert try_exclusive(one) is True
-        assert hold_shared(other) is False
-
-
-@pytest.mark.parametrize("problem", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_file_system_without_locks(path: Path, problem: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_locks(monkeypatch, problem)
-    with opened(path) as descriptor:
-        assert try_exclusive(descriptor) is None
-        assert hold_shared(descriptor) is None
+def test_a_file_system_without_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(monkeypatch)
     with exclusive(str(path), 0.0) as held, exclusive(str(path), 0.0) as too:
         assert (held, too) == (False, False)
-
-
-@pytest.mark.parametrize("problem", [errno.EWOULDBLOCK, errno.EACCES])
-def test_whatever_means_that_others_hold_it(path: Path, problem: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_locks(monkeypatch, problem)
-    with pytest.raises(TimeoutError), exclusive(str(path), 0.0):
-        pass
 
 
 def test_other_errors_are_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

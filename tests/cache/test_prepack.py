@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from ort_qdq_plugin import Options, warm
-from ort_qdq_plugin.cache import prepack
 from ort_qdq_plugin.cache.prepack import main
 from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL
+from ort_qdq_plugin.system.platform import files
 from tests.cache.support import entries
 from tests.support import Form, result, save, stack, stock
 
@@ -50,7 +50,7 @@ def blobs(reference: dict[str, str]) -> list[tuple[int, int]]:
 def test_stock_computes_the_same(
     tmp_path: Path, form: Form, n_major: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(prepack, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 1000)
     entry = made_entry(tmp_path, form, n_major=n_major)
     assert main([str(entry)]) == 0
     shared, plain = (stock(str(entry / name)) for name in (SHARED_MODEL, MODEL))
@@ -113,7 +113,7 @@ def test_a_failure_leaves_no_saved_model(tmp_path: Path, fault: Callable[[Path],
 
 def test_saved_data_that_ends_too_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = made_entry(tmp_path)
-    monkeypatch.setattr(os, "pread", lambda *_: b"")
+    monkeypatch.setattr(os, "preadv", lambda *_: 0)
     with pytest.raises(OSError, match="saved data ends"):
         main([str(entry)])
     assert not (entry / SAVED).exists()

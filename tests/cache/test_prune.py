@@ -107,11 +107,9 @@ def test_a_byte_less_is_an_entry_less(store: Store) -> None:
 
 
 def test_entries_in_use_stay(store: Store) -> None:
-    found = store.hold(OLDEST)
-    with locked_elsewhere(Path(store.path_of(OLD), MANIFEST), "LOCK_SH"):
+    with store.hold(OLDEST), locked_elsewhere(Path(store.path_of(OLD), MANIFEST), "LOCK_SH"):
         prune(store, 0)
     assert keys(store) == {OLDEST, OLD}
-    os.close(found)
     prune(store, 0)
     assert not keys(store)
 
@@ -124,9 +122,8 @@ def test_an_entry_that_is_being_made_anew_stays(store: Store) -> None:
 
 def test_entries_in_use_do_not_keep_others_from_going(store: Store) -> None:
     (oldest,) = (entry for entry in stored_entries(store) if entry.key == OLDEST)
-    holder = store.hold(OLDEST)
-    prune(store, oldest.nbytes)
-    os.close(holder)
+    with store.hold(OLDEST):
+        prune(store, oldest.nbytes)
     assert keys(store) == {OLDEST}
 
 

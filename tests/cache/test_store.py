@@ -24,11 +24,11 @@ from ort_qdq_plugin.cache.store import (
     MODEL,
     SHARED_MODEL,
     Store,
-    boot_id,
     describe,
     digest_at,
     write_file,
 )
+from ort_qdq_plugin.system.platform import host
 from tests.cache.support import KEY, PACKED, leftovers, locked_elsewhere, make_entry, without_locks, written_back
 from tests.support import descriptors
 
@@ -75,11 +75,9 @@ def is_found(store: Store, *, verify: bool = False) -> bool:
     """Whether there is an entry that can be used; either way, nothing stays open."""
     settle()
     before = descriptors()
-    found = store.find(KEY, verify=verify)
-    if found is not None:
-        found.close()
+    found = store.find(KEY, verify=verify) is not None
     assert descriptors() == before
-    return found is not None
+    return found
 
 
 def test_its_directory_is_made_and_private(tmp_path: Path) -> None:
@@ -107,10 +105,9 @@ def test_what_is_committed_is_found(store: Store, entry: Path, verify: bool) -> 
     assert found is not None
     assert found.path == str(entry)
     assert found.manifest.key == KEY
-    contents = {name: os.pread(descriptor, 1000, 0) for name, descriptor in found.files.items()}
+    contents = {name: file.read() for name, file in found.files.items()}
     assert contents == {name: (entry / name).read_bytes() for name in (MODEL, PACKED)}
-    assert not any(os.get_inheritable(descriptor) for descriptor in (*found.files.values(), found.holder))
-    found.close()
+    assert not any(os.get_inheritable(file.fileno()) for file in (*found.files.values(), found.holder))
 
 
 def test_finding_an_entry_keeps_it_and_says_when_it_was_used(store: Store, entry: Path) -> None:
@@ -124,7 +121,7 @@ def test_finding_an_entry_keeps_it_and_says_when_it_was_used(store: Store, entry
         pass
     with pytest.raises(BlockingIOError), locked_by_others(entry, shared=False):
         pass
-    found.close()
+    del found
     with locked_by_others(entry, shared=False):
         pass
 
@@ -290,7 +287,6 @@ def test_a_link_that_is_another_file(store: Store, source: Path) -> None:
 def test_a_manifest_that_says_other_things(store: Store, entry: Path, field: str, value: Any) -> None:
     found = store.find(KEY, verify=False)
     assert found is not None
-    found.close()
     (entry / MANIFEST).unlink()
     write_file(str(entry / MANIFEST), found.manifest._replace(**{field: value}).to_bytes())
     assert not is_found(store)
@@ -299,7 +295,7 @@ def test_a_manifest_that_says_other_things(store: Store, entry: Path, field: str
 def test_before_it_is_on_disk_it_does_not_survive_a_restart(
     store: Store, entry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "boot_id", lambda: "the next one")
+    monkeypatch.setattr(host, "boot_id", lambda: "the next one")
     assert is_found(store)
     (entry / "on-disk").unlink()
     assert not is_found(store)
@@ -408,10 +404,8 @@ def test_an_entry_that_is_removed_before_it_is_on_disk(store: Store, source: Pat
 
 
 def test_holding_an_entry(store: Store, entry: Path) -> None:
-    descriptor = store.hold(KEY)
-    with pytest.raises(BlockingIOError), locked_by_others(entry, shared=False):
+    with store.hold(KEY), pytest.raises(BlockingIOError), locked_by_others(entry, shared=False):
         pass
-    os.close(descriptor)
     with locked_by_others(entry, shared=False):
         pass
 
@@ -463,14 +457,6 @@ def test_files_are_written_once_and_read_only(tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
-def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:3]))
-    write_file(str(tmp_path / "file"), b"0123456789")
-    monkeypatch.undo()
-    assert (tmp_path / "file").read_bytes() == b"0123456789"
-
-
 @pytest.mark.parametrize("verify", [False, True])
 def test_what_is_said_of_files(tmp_path: Path, verify: bool) -> None:
     for name in (MODEL, SHARED_MODEL, PACKED):
@@ -479,15 +465,3 @@ def test_what_is_said_of_files(tmp_path: Path, verify: bool) -> None:
     assert [(file.name, file.size) for file in described] == [(name, len(name)) for name in (MODEL, SHARED_MODEL, PACKED)]
     digests = [digest_of(name.encode()) for name in (MODEL, SHARED_MODEL, PACKED)]
     assert [file.digest for file in described] == [*digests[:2], digests[2] if verify else ""]
-
-
-def test_a_start_of_the_system_has_a_name() -> None:
-    assert boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip() != ""
-
-
-def test_a_system_that_does_not_name_its_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr("builtins.open", refuse)
-    assert boot_id() == ""

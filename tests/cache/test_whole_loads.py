@@ -26,6 +26,7 @@ import pytest
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session, warm
 from ort_qdq_plugin.cache import store as store_module
+from ort_qdq_plugin.system.platform import files, host
 from tests.cache.support import entries, leftovers, load, loading, loads_apart, outcome_of, without_locks, written_back
 from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, result, save, settled_descriptors, stack
 
@@ -254,7 +255,7 @@ def test_an_entry_that_was_not_on_disk_does_not_survive_a_restart(
     monkeypatch.setattr(store_module, "write_back", lambda *_: None)
     load(model, cache)
     assert load(model, cache).report.cache == "used"
-    monkeypatch.setattr(store_module, "boot_id", lambda: "the next one")
+    monkeypatch.setattr(host, "boot_id", lambda: "the next one")
     assert load(model, cache).report.cache == "made"
 
 
@@ -313,7 +314,7 @@ def a_file(_: pytest.MonkeyPatch, cache: Path) -> None:
 
 def busy(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     monkeypatch.setattr(store_module, "_PATIENCE", 0.05)
-    monkeypatch.setattr("ort_qdq_plugin.cache.lock.try_exclusive", lambda _: False)
+    monkeypatch.setattr(files, "try_lock", lambda _: False)
 
 
 @pytest.mark.parametrize("fault", [full, unmappable, a_file, busy])

@@ -27,6 +27,7 @@ def test_the_marker_comes_when_all_is_on_disk(tmp_path: Path, monkeypatch: pytes
         synced.append((tmp_path / "done").exists())
         real(descriptor)
 
+    wait_until_on_disk()  # what earlier tests have begun
     monkeypatch.setattr(os, "fsync", fsync)
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"x")

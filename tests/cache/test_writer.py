@@ -15,10 +15,11 @@ import pytest
 
 from ort_qdq_plugin import Report
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, digest_of
-from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Store, boot_id
+from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Store
 from ort_qdq_plugin.cache.writer import EntryWriter
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.model.sources import ExternalFiles, FileSource
+from ort_qdq_plugin.system.platform import host
 from tests.cache.support import KEY, PACKED, leftovers
 
 REPORT = Report("borrowed", packed_bytes=100)
@@ -58,10 +59,7 @@ def commit(writer: EntryWriter, *sources: FileSource, **locations: str) -> None:
 def found_manifest(store: Store, *, verify: bool = False) -> Manifest | None:
     """What the entry says of itself, if it can be used."""
     found = store.find(KEY, verify=verify)
-    if found is None:
-        return None
-    found.close()
-    return found.manifest
+    return None if found is None else found.manifest
 
 
 def test_buffers_are_files_of_the_entry(store: Store, weights: Path) -> None:
@@ -91,7 +89,7 @@ def test_what_the_manifest_says(store: Store, weights: Path, tmp_path: Path, ver
     manifest = found_manifest(store, verify=verify)
     assert manifest is not None
     assert writer.committed
-    assert (manifest.key, manifest.report, manifest.boot) == (KEY, REPORT, boot_id())
+    assert (manifest.key, manifest.report, manifest.boot) == (KEY, REPORT, host.boot_id())
     assert (manifest.extensions, manifest.foreign, manifest.prepacked_bytes) == (True, ("some.domain",), 0)
     assert [file.name for file in manifest.files] == [MODEL, PACKED]
     assert [bool(file.digest) for file in manifest.files] == [True, verify]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ort_qdq_plugin import Options
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.plan import plan_model
-from ort_qdq_plugin.load.prepare import prepare_opened
+from ort_qdq_plugin.load.prepare import _collecting_no_garbage, prepare_opened
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.parsed import parse
@@ -150,3 +151,19 @@ def test_a_model_that_changes_meanwhile_is_not_used(path: str) -> None:
 def test_a_model_that_is_none_goes_to_stock() -> None:
     with pytest.raises(LeaveToStock, match="opset_import"):
         prepared_from(onnx.ModelProto(ir_version=10).SerializeToString())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_afterwards_if_it_was_before(enabled: bool) -> None:
+    if not enabled:
+        gc.disable()
+    try:
+        with suppress(KeyboardInterrupt), _collecting_no_garbage():
+            assert not gc.isenabled()
+            with _collecting_no_garbage():
+                pass
+            assert not gc.isenabled()
+            raise KeyboardInterrupt
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()

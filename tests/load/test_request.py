@@ -9,6 +9,7 @@ import pytest
 
 from ort_qdq_plugin import ModelError, Options
 from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.system.platform import host
 
 LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
 BLOCK_KEY = "session.qdq_matmulnbits_block_size"
@@ -83,6 +84,6 @@ def test_optimizers_that_are_not_to_run() -> None:
 
 def test_one_thread_where_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """How many it is otherwise is tested with the options."""
-    monkeypatch.setattr("ort_qdq_plugin.load.request.memory_is_limited", lambda: True)
+    monkeypatch.setattr(host, "memory_is_limited", lambda: True)
     assert asked().threads == 1
     assert asked(Options(threads=5)).threads == 5

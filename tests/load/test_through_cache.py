@@ -21,6 +21,7 @@ from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.through_cache import Maker, NotFromCache, check_shared, key_of, prepare_through_cache
 from ort_qdq_plugin.model.sources import FileSource
+from ort_qdq_plugin.system.platform import host
 from tests.cache.support import PACKED, entries, leftovers, written_back
 from tests.ort.test_buffers import COUNT, adding, plus
 from tests.support import CPU, added_provider, quiet, settled_descriptors
@@ -126,7 +127,7 @@ def test_the_processor_matters_only_for_what_is_pre_packed(
 ) -> None:
     requests = [asked(model, cache, share_weights=share) for share in (False, True)]
     before = [key_of(request) for request in requests]
-    monkeypatch.setattr("ort_qdq_plugin.load.through_cache.processor", lambda: "another one")
+    monkeypatch.setattr(host, "processor", lambda: "another one")
     plain, shared = (key_of(request) for request in requests)
     assert plain == before[0]
     assert shared != before[1]

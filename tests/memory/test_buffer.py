@@ -90,15 +90,6 @@ def test_no_name_at_any_time(tmp_path: Path) -> None:
     assert not mapped(tmp_path)
 
 
-def test_without_o_tmpfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the file system does not know O_TMPFILE the name goes at once."""
-    monkeypatch.delattr(os, "O_TMPFILE")
-    buffer = make_buffer(SIZE, "file", str(tmp_path))
-    assert buffer.in_file
-    assert not list(tmp_path.iterdir())
-    filled(buffer)
-
-
 def test_memory_cannot_be_linked(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="memory"):
         make_buffer(SIZE, "memory", str(tmp_path)).link()

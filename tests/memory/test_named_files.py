@@ -15,16 +15,12 @@ from typing import Any
 import pytest
 
 from ort_qdq_plugin.memory import buffer as buffer_module
-from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
-from ort_qdq_plugin.memory.named_files import new_names, open_named, safe_directory, sweep
+from ort_qdq_plugin.memory.buffer import make_buffers
+from ort_qdq_plugin.memory.named_files import new_names, open_named, sweep
+from tests.memory.test_buffer import make_buffer
 from tests.support import descriptors, python, settled_descriptors
 
 SIZE = 3 << 20
-
-
-def make_buffer(size: int, kind: str, spill_dir: str | None, linkable: bool = False) -> PackedBuffer:
-    (buffer,) = make_buffers([size], kind, spill_dir, linkable)
-    return buffer
 
 
 @pytest.mark.parametrize("o_tmpfile", [True, False])
@@ -193,14 +189,6 @@ def test_no_name_where_others_could_exchange_the_file(tmp_path: Path, mode: int,
     assert not list(folder.iterdir())
 
 
-def test_no_name_in_the_directory_of_another_user(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root may give directories away")
-    os.chown(tmp_path, 54321, 54321)
-    with pytest.raises(OSError, match=f"another user.*{tmp_path}'"):
-        make_buffer(SIZE, "file", str(tmp_path), linkable=True)
-
-
 def test_the_next_directory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unsafe, safe = tmp_path / "unsafe", tmp_path / "safe"
     for folder in (unsafe, safe):
@@ -276,19 +264,6 @@ def test_an_open_file_is_private_and_locked(tmp_path: Path) -> None:
         assert not os.path.exists(name.path)
 
 
-@pytest.mark.parametrize("kind", ["file", "link"])
-def test_a_name_that_something_has_is_not_opened(tmp_path: Path, kind: str) -> None:
-    with ExitStack() as undo:
-        (name,) = new_names(str(tmp_path), 1, undo)
-        if kind == "file":
-            Path(name.path).write_bytes(b"somebody else's")
-        else:
-            os.symlink(tmp_path / "target", name.path)
-        with pytest.raises(FileExistsError):
-            open_named(name)
-    assert not (tmp_path / "target").exists()
-
-
 def test_sweeping_takes_names_of_spill_files_only(tmp_path: Path) -> None:
     folder = tmp_path / "[a]*"
     folder.mkdir()
@@ -297,23 +272,3 @@ def test_sweeping_takes_names_of_spill_files_only(tmp_path: Path) -> None:
         (folder / name).write_bytes(b"")
     sweep(str(folder))
     assert {path.name for path in folder.iterdir()} == kept
-
-
-def test_a_safe_directory_is_told_by_its_real_path(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir(mode=0o700)
-    (tmp_path / "link").symlink_to("real")
-    assert safe_directory(str(tmp_path / "link")) == os.path.realpath(tmp_path / "real")
-    with pytest.raises(FileNotFoundError):
-        safe_directory(str(tmp_path / "gone"))
-
-
-@pytest.mark.parametrize(
-    ("mode", "safe"), [(0o700, True), (0o755, True), (0o775, False), (0o757, False), (0o1777, True), (0o1775, True)]
-)
-def test_whether_others_may_write_decides(tmp_path: Path, mode: int, safe: bool) -> None:
-    tmp_path.chmod(mode)
-    if safe:
-        assert safe_directory(str(tmp_path)) == os.path.realpath(tmp_path)
-    else:
-        with pytest.raises(PermissionError, match="not sticky"):
-            safe_directory(str(tmp_path))

@@ -171,17 +171,6 @@ def test_a_source_that_cannot_be_opened_leaves_other_descriptors_alone(tmp_path:
     assert descriptors() == before
 
 
-def test_what_became_a_directory_meanwhile_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path is looked at before it is opened: it may lead elsewhere by then."""
-    before, opened = settled_descriptors(), os.open
-    monkeypatch.setattr(os, "open", lambda _, flags: opened(folder, flags))
-    with pytest.raises(ModelError, match="not a regular file") as caught:
-        FileSource(str(folder / "w.data"))
-    # While the exception, and what it refers to, is still there.
-    assert descriptors() == before
-    del caught
-
-
 # Which files a model may name
 
 

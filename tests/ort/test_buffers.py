@@ -16,7 +16,6 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
 from ort_qdq_plugin.memory.external_data import ExternalData
 from ort_qdq_plugin.model.messages import refer
 from ort_qdq_plugin.model.sources import FileSource
@@ -24,17 +23,13 @@ from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.ort import buffers
 from ort_qdq_plugin.ort.buffers import borrow, by_path, keep_until_destroyed, trimming
 from ort_qdq_plugin.ort.keys import config_entry
+from tests.memory.test_buffer import make_buffer
 from tests.support import CPU, mapped, quiet
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 PARALLEL_KEY = "session.prepack.enable_parallel"
 DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
 COUNT = 2048
-
-
-def make_buffer(size: int, kind: str, spill_dir: str | None) -> PackedBuffer:
-    (buffer,) = make_buffers([size], kind, spill_dir)
-    return buffer
 
 
 def adding(location: str, offset: int = 0) -> bytes:

@@ -1,0 +1,1 @@
+"""The calls of POSIX and, where there are better ones, of Linux."""

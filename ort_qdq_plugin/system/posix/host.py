@@ -1,0 +1,105 @@
+"""What the system gives this process: memory, mappings and processors."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+from ort_qdq_plugin.system.posix.files import File
+
+if sys.platform != "win32":
+    import resource
+
+__all__ = [
+    "anonymous_bytes",
+    "available_processors",
+    "boot_id",
+    "drop_pages",
+    "free_memory",
+    "map_anonymous",
+    "map_file",
+    "memory_is_limited",
+    "processor",
+    "sizes_of",
+]
+
+
+def map_file(file: File, size: int, *, writable: bool = False) -> mmap.mmap:
+    """Map a file, shared; it can be closed then. ValueError if it has not `size` bytes, OSError if that is refused."""
+    return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+
+
+def map_anonymous(size: int) -> mmap.mmap:
+    """Memory of this process's own, zero at first; OSError if there is not enough."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)
+
+
+def drop_pages(mapping: mmap.mmap, offset: int, nbytes: int) -> None:
+    """Drop the pages of a shared file mapping that a range touches; they come back from the file when read."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+    if nbytes > 0:
+        mapping.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
+
+
+def memory_is_limited() -> bool:
+    """Whether this process may only map so much memory (``ulimit -v``, ``ulimit -d``).
+
+    Each further thread then takes some of it for good, for its stack and its heap.
+    """
+    if sys.platform == "win32":
+        return False
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
+
+
+def sizes_of(pid: int | str = "self") -> dict[str, int]:
+    """The sizes in /proc/PID/status, such as VmHWM and RssAnon, in bytes; {} for a zombie, and if the system tells none."""
+    fields = (line.split() for line in _lines(f"/proc/{pid}/status") if line.startswith(("Vm", "Rss")))
+    return {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in fields}
+
+
+def anonymous_bytes() -> int:
+    """This process's anonymous memory; 0 where the system does not tell."""
+    return sizes_of().get("RssAnon", 0)
+
+
+def free_memory() -> int:
+    """Bytes that could be had without swapping, in all of the machine; 0 where the system does not tell."""
+    return next((int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")), 0)
+
+
+def processor() -> str:
+    """What kind of processor this is, as far as it matters for which instructions are used."""
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features")
+    facts = [os.uname().machine if hasattr(os, "uname") else ""]
+    for line in _lines("/proc/cpuinfo"):
+        # Of the first one; the others are alike.
+        if not line.strip():
+            break
+        name, _, value = line.partition(":")
+        if name.strip() in wanted:
+            facts.append(value.strip())
+    return " ".join(facts)
+
+
+def available_processors() -> int:
+    """The processors that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def boot_id() -> str:
+    """The present start of the system; "" if it does not tell."""
+    return "".join(_lines("/proc/sys/kernel/random/boot_id")).strip()
+
+
+def _lines(path: str) -> Iterator[str]:
+    """Those of a file in which the system tells something; none where it does not."""
+    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        yield from file

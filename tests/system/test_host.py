@@ -1,0 +1,162 @@
+"""What the system gives a process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from ort_qdq_plugin.system.platform import files, host
+from tests.support import python
+
+MB = 1 << 20
+
+
+def rss_of(path: Path) -> int:
+    """How many bytes of a file's mappings are in this process."""
+    blocks = Path("/proc/self/smaps").read_text().split("VmFlags")
+    sizes = [
+        line.split()[1] for block in blocks if f" {path}\n" in block for line in block.splitlines() if line[:4] == "Rss:"
+    ]
+    return sum(map(int, sizes)) * 1024
+
+
+def test_a_mapping_is_of_the_file_and_outlives_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    with files.open_to_write(str(path)) as file:
+        to_read, to_write = host.map_file(file, 10), host.map_file(file, 5, writable=True)
+        with pytest.raises(ValueError, match="length"):
+            host.map_file(file, 11)
+    to_write[:2] = b"ab"
+    assert (path.read_bytes(), to_read[:], len(to_write)) == (b"ab23456789", b"ab23456789", 5)
+    with pytest.raises(TypeError):
+        to_read[0] = 1
+
+
+def test_anonymous_memory_is_zero_and_private() -> None:
+    memory = host.map_anonymous(MB)
+    assert memory[:] == bytes(MB)
+    child = os.fork()
+    if not child:
+        memory[0] = 1
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert memory[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("offset", "nbytes", "left"), [(0, 0, 8), (0, 1, 7), (4097, 4095, 7), (4095, 2, 6), (0, 8 * 4096, 0)]
+)
+def test_pages_that_a_range_touches_are_dropped_and_come_back(tmp_path: Path, offset: int, nbytes: int, left: int) -> None:
+    path = tmp_path / "file"
+    with files.create(str(path), 0o600) as file:
+        file.truncate(8 * 4096)
+        mapping = host.map_file(file, 8 * 4096, writable=True)
+    mapping[:] = content = os.urandom(8 * 4096)
+    assert rss_of(path) == 8 * 4096
+    host.drop_pages(mapping, offset, nbytes)
+    assert rss_of(path) == left * 4096
+    assert mapping[:] == content
+
+
+LIMITS = """
+import resource, sys
+from ort_qdq_plugin.system.platform import host
+limit = getattr(resource, sys.argv[1])
+resource.setrlimit(limit, (1 << 40, resource.getrlimit(limit)[1]))
+print(host.memory_is_limited())
+"""
+
+
+@pytest.mark.parametrize(("limit", "told"), [("RLIMIT_AS", True), ("RLIMIT_DATA", True), ("RLIMIT_FSIZE", False)])
+def test_whether_memory_is_limited(limit: str, told: bool) -> None:
+    if host.memory_is_limited():
+        pytest.skip("it is limited here")
+    done = python(LIMITS, limit)
+    assert done.stdout == f"{told}\n", done.stderr
+
+
+def test_anonymous_memory_is_that_which_no_file_backs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(64 * MB))
+    before = host.anonymous_bytes()
+    with open(tmp_path / "file", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        assert sum(mapping[:: mmap.PAGESIZE]) == 0
+        assert host.anonymous_bytes() - before < 16 * MB
+    block = mmap.mmap(-1, 64 * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for start in range(0, len(block), mmap.PAGESIZE):
+        block[start] = 1
+    assert 48 * MB < host.anonymous_bytes() - before < 80 * MB
+    block.close()
+
+
+def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert (host.anonymous_bytes(), host.sizes_of(), host.free_memory(), host.boot_id()) == (0, {}, 0, "")
+    assert host.processor() == os.uname().machine
+
+
+def test_what_the_system_tells() -> None:
+    assert 0 < host.free_memory() < os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+    assert host.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip() != ""
+    sizes = host.sizes_of(os.getpid())
+    assert 0 < sizes["RssAnon"] + sizes["RssFile"] + sizes["RssShmem"] <= sizes["VmHWM"] <= sizes["VmSize"]
+    assert host.sizes_of(0) == {}
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: Somebody
+cpu family\t: 6
+model\t\t: 85
+model name\t: Some Processor at 2 GHz
+stepping\t: 7
+cpu MHz\t\t: 1234.5
+flags\t\t: avx2 avx512
+bogomips\t: 5000
+
+processor\t: 1
+vendor_id\t: Another
+flags\t\t: none
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "differs"),
+    [
+        ("Somebody", "Nobody", True),
+        ("cpu family\t: 6", "cpu family\t: 7", True),
+        ("model\t\t: 85", "model\t\t: 86", True),
+        ("stepping\t: 7", "stepping\t: 8", True),
+        ("avx512", "avx512 vnni", True),
+        ("1234.5", "1000.0", False),
+        ("5000", "5001", False),
+        ("at 2 GHz", "at 3 GHz", False),
+        ("Another", "A third", False),
+    ],
+)
+def test_a_kind_of_processor(
+    before: str, after: str, differs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for text in (CPUINFO, CPUINFO.replace(before, after)):
+        (tmp_path / "cpuinfo").write_text(text)
+        real = open
+        with monkeypatch.context() as patched:
+            patched.setattr("builtins.open", lambda _, **options: real(tmp_path / "cpuinfo", **options))  # noqa: B023
+            said.append(host.processor())
+    assert (said[0] != said[1]) == differs
+    assert os.uname().machine in said[0]
+
+
+def test_processors_that_this_process_may_use() -> None:
+    code = (
+        "import os; from ort_qdq_plugin.system.platform import host; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    )
+    done = python(f"{code}; print(host.available_processors())")
+    assert done.stdout == "1\n", done.stderr
+    assert host.available_processors() == len(os.sched_getaffinity(0))
