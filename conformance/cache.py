@@ -33,6 +33,7 @@ import onnx
 
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.weight import Weight
+from ort_qdq_plugin.options import Verify
 
 __all__ = ["main"]
 
@@ -54,7 +55,7 @@ def _write_model(folder: Path, seed: str, layers: int, width: int) -> Path:
     return path
 
 
-def _load(model: str, cache: str, verify: str, wait: bool = False) -> tuple[str, str, float]:
+def _load(model: str, cache: str, verify: Verify, wait: bool = False) -> tuple[str, str, float]:
     """Load and run: (report.cache, digest of the result, seconds of the load)."""
     from ort_qdq_plugin import Options, create_session, report_of
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ort_qdq_plugin.errors import ModelError, QdqPluginError, SourceChangedError, SourceUnreadableError
     from ort_qdq_plugin.load.export import export
     from ort_qdq_plugin.options import Options
-    from ort_qdq_plugin.report import FusedWeight, Reason, Report, UnfusedWeight
+    from ort_qdq_plugin.report import FusedWeight, Reason, Report, StockReason, UnfusedWeight
     from ort_qdq_plugin.session import create_session, inspect, report_of, warm
     from ort_qdq_plugin.switch.activation import activate, deactivate
 
@@ -23,6 +23,7 @@ __all__ = [
     "Report",
     "SourceChangedError",
     "SourceUnreadableError",
+    "StockReason",
     "UnfusedWeight",
     "activate",
     "create_session",
@@ -41,7 +42,7 @@ _MODULES = {
     "errors": ("ModelError", "QdqPluginError", "SourceChangedError", "SourceUnreadableError"),
     "load.export": ("export",),
     "options": ("Options",),
-    "report": ("FusedWeight", "Reason", "Report", "UnfusedWeight"),
+    "report": ("FusedWeight", "Reason", "Report", "StockReason", "UnfusedWeight"),
     "session": ("create_session", "inspect", "report_of", "warm"),
     "switch.activation": ("activate", "deactivate"),
 }

@@ -1,4 +1,4 @@
-"""What can go wrong before a session exists. Nearly none of it reaches a user who did not ask for strict mode."""
+"""Errors of a load. Without strict mode, the only one that leaves `create_session` is SourceUnreadableError."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.report import Reason
+
+from ort_qdq_plugin.report import StockReason
 
 __all__ = [
     "LeaveToStock",
@@ -35,18 +37,19 @@ class SourceChangedError(QdqPluginError):
 
 
 class SourceUnreadableError(QdqPluginError, OSError):
-    """The disk cannot give the model's weights. ONNX Runtime, which maps them into memory, would be killed by SIGBUS."""
+    """The disk cannot read the model's weights. ONNX Runtime maps them into memory, and the process would get SIGBUS."""
 
 
 class LeaveToStock(Exception):
-    """The untouched model goes to stock ONNX Runtime, because of what the message says. Never leaves the package.
+    """The untouched model goes to stock ONNX Runtime, for a reason that is no failure. Never leaves the package."""
 
-    There is nothing wrong then: this is raised where there is nothing to do, or where ONNX Runtime knows better.
-    """
+    def __init__(self, reason: StockReason, detail: str = "") -> None:
+        super().__init__(reason.message(detail))
+        self.reason, self.detail = reason, detail
 
 
 class NothingToDo(LeaveToStock):
-    """LeaveToStock because of what the model itself is: that will be so next time as well."""
+    """LeaveToStock for a reason in the model itself, which the cache remembers."""
 
 
 class NotFusable(Exception):
@@ -59,7 +62,7 @@ class NotFusable(Exception):
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Turn what protobuf, and what is built on it, raises for malformed messages into a ModelError."""
+    """While the block runs, errors of protobuf, and of code that reads its messages, become ModelErrors."""
     try:
         yield
     except (QdqPluginError, OSError):
@@ -69,7 +72,7 @@ def readable() -> Iterator[None]:
 
 
 def error_text(error: Exception) -> str:
-    """An error in the words of command lines: without the number of a system's error."""
+    """An error's text for the command line: without the number of a system's error."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)

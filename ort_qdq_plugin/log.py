@@ -1,4 +1,4 @@
-"""Logging, without importing the logging module where nobody listens: that takes some milliseconds of every process."""
+"""Logging that imports the logging module, which takes milliseconds, only for a warning."""
 
 from __future__ import annotations
 

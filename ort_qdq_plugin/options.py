@@ -1,21 +1,27 @@
-"""Settings: what the caller asks of this package."""
+"""The options of this package: what they mean, what they may be, and the environment variables that give them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Literal, get_args
 
-__all__ = ["BUFFERS", "MAX_ACCURACY_LEVEL", "VERIFY", "Options", "is_accuracy_level", "is_block_size"]
+from ort_qdq_plugin import log
+from ort_qdq_plugin.system.environment import NO, PREFIX, YES
+from ort_qdq_plugin.system.frozen import dataclass
 
-BUFFERS = ("auto", "file", "memory")
-VERIFY = ("stat", "content")
-MAX_ACCURACY_LEVEL = 4
+__all__ = ["Buffer", "Options", "Verify", "is_accuracy_level", "is_block_size", "options_from_environment"]
+
+Buffer = Literal["auto", "file", "memory"]
+Verify = Literal["stat", "content"]
+
+_MAX_ACCURACY_LEVEL = 4
 _LEAST_PADDING, _DEFAULT = -1, 0
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Options:
     """How to load a model. The defaults do what ONNX Runtime's own fusion would.
 
@@ -32,52 +38,97 @@ class Options:
         strict: Raise an error where the default is to warn and to leave the model to stock ONNX Runtime.
         cache_dir: A directory in which packed models are kept, so that later loads need not pack. None: there is none.
         cache_max_bytes: When a model is added, those that were not used for the longest time are removed until all together
-            have at most so many bytes. None: no limit.
+            have at most this size. None: no limit.
         share_weights: Keep ONNX Runtime's pre-packed weights in the cache as well, so that processes which load the same
             model share one copy of all weights. Needs `cache_dir`.
-        verify: "stat": a cached model is used if the files that it was made of have the same size, times and inode as then.
-            "content": if, beside that, everything in them and in the cache is still the same, byte for byte.
+        verify: When a cached model may be used. "stat": the files that it was made of still have the same size, times and
+            inode. "content": their content and that of the cached files is the same too, byte for byte.
         progress: Called with (bytes moved, bytes to move) while packing, from the threads that pack.
 
     Raises:
-        ValueError: A value is outside these.
+        ValueError: A value is not one of these.
     """
 
     accuracy_level: int | None = None
     block_size: int | None = None
-    buffer: str = "auto"
+    buffer: Buffer = "auto"
     spill_dir: str | os.PathLike[str] | None = None
     threads: int | None = None
     strict: bool = False
     cache_dir: str | os.PathLike[str] | None = None
     cache_max_bytes: int | None = None
     share_weights: bool = False
-    verify: str = "stat"
+    verify: Verify = "stat"
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.buffer not in BUFFERS:
-            raise ValueError(f"buffer is {self.buffer!r}, must be one of {', '.join(BUFFERS)}")
-        if self.accuracy_level is not None and not is_accuracy_level(self.accuracy_level):
-            raise ValueError(f"accuracy_level is {self.accuracy_level}, must be 0 to {MAX_ACCURACY_LEVEL}")
-        if self.block_size is not None and not is_block_size(self.block_size):
-            raise ValueError(f"block_size is {self.block_size}, must be a power of two from 16 to 256, 0 or -1")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is {self.threads}, must be at least 1")
-        if self.cache_max_bytes is not None and self.cache_max_bytes < 0:
-            raise ValueError(f"cache_max_bytes is {self.cache_max_bytes}, must be at least 0")
+        for name, (allowed, allows, _) in _RULES.items():
+            value = getattr(self, name)
+            if allows is not None and value is not self.__dataclass_fields__[name].default and not allows(value):
+                raise ValueError(f"{name} is {value!r}, must be {allowed}")
         if self.share_weights and self.cache_dir is None:
             raise ValueError("share_weights is True, but there is no cache_dir")
-        if self.verify not in VERIFY:
-            raise ValueError(f"verify is {self.verify!r}, must be one of {', '.join(VERIFY)}")
 
 
 def is_accuracy_level(value: int) -> bool:
     """Whether MatMulNBits takes this accuracy_level."""
-    return 0 <= value <= MAX_ACCURACY_LEVEL
+    return 0 <= value <= _MAX_ACCURACY_LEVEL
 
 
 def is_block_size(value: int) -> bool:
     """Whether ONNX Runtime takes this for ``session.qdq_matmulnbits_block_size``."""
     power_of_two = value > 0 and value & (value - 1) == 0
     return value in (_DEFAULT, _LEAST_PADDING) or (power_of_two and _MIN_BLOCK_SIZE <= value <= _MAX_BLOCK_SIZE)
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in YES + NO:
+        raise ValueError(text)
+    return text.lower() in YES
+
+
+def _existing(text: str) -> str:
+    if not os.path.isdir(text):
+        raise ValueError(text)
+    return text
+
+
+def _one_of(choices: object) -> _Rule:
+    values = get_args(choices)
+    return f"one of {', '.join(values)}", lambda value: value in values, str
+
+
+# What an option may be, apart from its default: in words, which follow "must be"; whether a value is allowed (None: any is);
+# and a parser of its environment variable, which may raise ValueError (None: it has no variable).
+_Rule = tuple[str, Callable[[Any], bool] | None, Callable[[str], Any] | None]
+_RULES: dict[str, _Rule] = {
+    "accuracy_level": (f"a whole number from 0 to {_MAX_ACCURACY_LEVEL}", is_accuracy_level, int),
+    "block_size": ("a power of two from 16 to 256, 0 or -1", is_block_size, None),
+    "buffer": _one_of(Buffer),
+    "spill_dir": ("an existing directory", None, _existing),
+    "threads": ("a whole number of at least 1", lambda value: value >= 1, int),
+    "strict": ("true or false", None, _flag),
+    "cache_dir": ("a directory", None, str),
+    "cache_max_bytes": ("a whole number of bytes, at least 0", lambda value: value >= 0, int),
+    "verify": _one_of(Verify),
+    "share_weights": ("true or false", None, _flag),
+}
+
+
+def options_from_environment(environment: Mapping[str, str]) -> Options:
+    """The Options that the ``ORT_QDQ_PLUGIN_*`` variables give. A value that is not allowed is ignored, with a warning."""
+    given: dict[str, Any] = {}
+    for name, (allowed, allows, parse) in _RULES.items():
+        variable = f"{PREFIX}_{name.upper()}"
+        text = environment.get(variable, "").strip()
+        if text and parse is not None:
+            with suppress(ValueError):
+                value = parse(text)
+                if allows is None or allows(value):
+                    given[name] = value
+            if name not in given:
+                log.warning("%s is %r, must be %s: ignored", variable, text, allowed)
+    if given.get("share_weights") and "cache_dir" not in given:
+        log.warning("%s_SHARE_WEIGHTS is set, but %s_CACHE_DIR is not: ignored", PREFIX, PREFIX)
+        del given["share_weights"]
+    return Options(**given)

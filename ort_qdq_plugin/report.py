@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from enum import Enum
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-__all__ = ["FusedWeight", "Reason", "Report", "UnfusedWeight"]
+from ort_qdq_plugin.system.frozen import dataclass, fields_of
+
+__all__ = ["CacheUse", "FusedWeight", "Layout", "Reason", "Report", "Route", "StockReason", "UnfusedWeight"]
+
+Route = Literal["borrowed", "by path", "shared", "stock", "export", "inspect"]
+CacheUse = Literal["made", "used", ""]
+Layout = Literal["K-major", "N-major"]
 
 _MB = 1e6
 _FLOAT_BYTES = 4  # of a dequantized element
 
 
-class Reason(Enum):
+class _Sentence(Enum):
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Reason(_Sentence):
     """Why a DequantizeLinear of a constant weight was left alone. ``str(reason)`` is the sentence."""
 
     OVERRIDABLE = "An operand is also a graph input, so the caller of run() may replace it."
@@ -36,14 +47,38 @@ class Reason(Enum):
     ALPHA = "The product's alpha is so large or so small that scales times alpha may leave their type's range."
     UNUSED = "Nothing reads the result."
     GRAPH_OUTPUT = "The result is an output of the graph."
-    INVALID = "The operands do not fit together; ONNX Runtime decides what to say."
-    OPSET = "A node on the way is not as the model's opset has it, or no such operator is known; ONNX Runtime decides."
-
-    def __str__(self) -> str:
-        return self.value
+    INVALID = "The operands do not fit together: ONNX Runtime reports what is wrong."
+    OPSET = "A node on the way is not as the model's opset has it, or is no known operator: ONNX Runtime decides."
 
 
-class FusedWeight(NamedTuple):
+class StockReason(_Sentence):
+    """Why a whole model was left to stock ONNX Runtime, untouched. ``str(reason)`` is the sentence."""
+
+    ORT_FORMAT = "The model is loaded in ORT format, not in ONNX format."
+    NOT_QUANTIZED = "Nothing in the model is quantized: it has no DequantizeLinear and no MatMulNBits node."
+    FUSION_DISABLED = "The session's options disable the fusion of QDQ nodes."
+    NOT_FUSIBLE = "Nothing in the model can be fused."
+    PROVIDER = "An execution provider of the session does not run MatMulNBits, or wants the QDQ form itself."
+    UNKNOWN_PROVIDER = "Added execution providers cannot be listed while the session profiles or saves an optimized model."
+    ADDED_INITIALIZERS = "Initializers were added to the session's options (add_external_initializers)."
+    OPTIMIZED_MODEL = (
+        "The session saves an optimized model (optimized_model_filepath), whose weights would be in temporary files."
+    )
+    OPTIONS_IN_MODEL = "The model contains session options, and ORT_LOAD_CONFIG_FROM_MODEL=1 is set."
+    PACKED_SIZE = "The model's weights would be far larger when packed than they are stored."
+    UNREADABLE = "The model cannot be opened."
+    ERROR = "This package failed to load the model."
+    GENAI_MODEL_DATA = "The configuration was given models as bytes (Config.add_model_data)."
+    GENAI_OVERLAY = "An overlay of the configuration (Config.overlay) changes the model's files."
+    GENAI_CUSTOM_OPS = "The configuration names a custom_ops_library, which has to be below the model's own folder."
+
+    def message(self, detail: str) -> str:
+        """The sentence, with what varies behind it: a provider's name, an error's text, sizes."""
+        return f"{str(self).rstrip('.')}: {detail}" if detail else str(self)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedWeight:
     """A node that became a fused low-bit operator.
 
     Attributes:
@@ -58,7 +93,7 @@ class FusedWeight(NamedTuple):
         packed_bytes: Of its operands that went into the packed buffer. What several fusions share counts in each.
         borrowed_bytes: Of its operands that are used where the model stores them.
         stored_bytes: What the model stores of its operands. What several fusions share counts in each.
-        has_bias: Whether the fused node adds a bias of its own.
+        has_bias: Whether the fused node also adds a bias.
     """
 
     node: str
@@ -68,21 +103,22 @@ class FusedWeight(NamedTuple):
     n: int
     bits: int
     block_size: int
-    layout: str
+    layout: Layout
     packed_bytes: int
     borrowed_bytes: int
     stored_bytes: int
     has_bias: bool
 
 
-class UnfusedWeight(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class UnfusedWeight:
     """A DequantizeLinear of a constant weight that stays.
 
     Attributes:
         dequantize: The node, by its name or its output's.
         weight: What it dequantizes.
         reason: Why it stays.
-        shape: Of the weight, as it is stored; (0,) where that is no shape of a tensor.
+        shape: Of the weight, as it is stored; (0,) if the model has no valid shape for it.
         bits: Of an element; 0 for a type without a fixed size.
         block_size: Elements that share a scale along the node's axis; 0 if the node has no blocks.
         stored_bytes: What the model stores of the weight, its scales and its zero points.
@@ -99,50 +135,67 @@ class UnfusedWeight(NamedTuple):
     bytes_per_run: int
 
 
-class Report(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Report:
     """What became of a model.
 
     Attributes:
-        route: "borrowed" (ONNX Runtime uses our buffers in place), "by path" (it maps the same files itself), "shared" (it
-            maps those files together with pre-packed weights), "stock" (it
-            loads the untouched model), "export" (the fused model was written) or "inspect" (no session was made).
-        passed_through: Why the whole model went to stock ONNX Runtime; None if it did not.
+        route: How ONNX Runtime got the model. "borrowed": it uses this package's buffers in place. "by path": it maps the
+            same files itself. "shared": it maps those files together with pre-packed weights. "stock": it loads the
+            untouched model. "export": the fused model was written. "inspect": no session was created.
+        stock_reason: Why the whole model was left to stock ONNX Runtime; None if it was not.
+        stock_detail: What varies in that: a provider's name, an error's text, sizes; "" if nothing does.
         fused: What was fused.
         unfused: What was not, and why.
-        cache: "made" (the model was packed into an entry of the cache), "used" (it was found there) or "" (no cache).
-        shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
         packed_bytes: Of all fused nodes' operands in the packed buffer, each counted once.
         borrowed_bytes: Of those that are used where the model stores them, each counted once.
+        cache: "made" (the model was packed into an entry of the cache), "used" (it was found there) or "" (no cache).
+        shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
         seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "pack", "assemble", "share"
             (pre-packing for other processes) and "create session", which is ONNX Runtime's own work.
     """
 
-    route: str
-    passed_through: str | None = None
+    route: Route
+    stock_reason: StockReason | None = None
+    stock_detail: str = ""
     fused: tuple[FusedWeight, ...] = ()
     unfused: tuple[UnfusedWeight, ...] = ()
     packed_bytes: int = 0
     borrowed_bytes: int = 0
-    cache: str = ""
+    cache: CacheUse = ""
     shared_bytes: int = 0
-    seconds: Mapping[str, float] = MappingProxyType({})
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def stock_message(self) -> str | None:
+        """Why the whole model was left to stock ONNX Runtime, in words: the reason and its detail; None if it was not."""
+        return None if self.stock_reason is None else self.stock_reason.message(self.stock_detail)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON; reasons as their sentences."""
-        plain = self._asdict()
-        plain["fused"] = [entry._asdict() for entry in self.fused]
-        plain["unfused"] = [{**entry._asdict(), "reason": str(entry.reason)} for entry in self.unfused]
+        plain = fields_of(self)
+        plain["stock_reason"] = None if self.stock_reason is None else str(self.stock_reason)
+        plain["fused"] = [fields_of(entry) for entry in self.fused]
+        plain["unfused"] = [{**fields_of(entry), "reason": str(entry.reason)} for entry in self.unfused]
         plain["seconds"] = dict(self.seconds)
         return plain
 
     def __str__(self) -> str:
-        return "\n".join([self.summary(), *self._fused_lines(), *self._unfused_lines()])
+        lines = [self.summary()]
+        for fused in self.fused:
+            where, bias = "packed" if fused.packed_bytes else "in place", ", with bias" if fused.has_bias else ""
+            size = f"K={fused.k} N={fused.n}, {fused.bits} bits, block {fused.block_size}"
+            lines.append(f"  fused   {fused.node}: {fused.kind} {size}, {fused.layout}, {where}{bias}")
+        for left in self.unfused:
+            cost = f"{left.bytes_per_run / _MB:.1f} MB dequantized per run"
+            lines.append(f"  unfused {left.dequantize}: {left.reason} ({cost})")
+        return "\n".join(lines)
 
     def summary(self) -> str:
         """One line: how it was loaded, what was fused, what that saves, bytes and seconds."""
         left = f", {len(self.unfused)} left" if self.unfused else ""
-        if self.passed_through is not None:
-            return f"stock ONNX Runtime: {self.passed_through}{left}"
+        if self.stock_reason is not None:
+            return f"stock ONNX Runtime{left}: {self.stock_message}"
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         in_float = sum(_FLOAT_BYTES * entry.k * entry.n for entry in self.fused)
         megabytes = (
@@ -152,16 +205,3 @@ class Report(NamedTuple):
         bytes_held = megabytes if self.fused else "its own files handed over without a copy"
         route = {"made": f"{self.route}, cached", "used": f"{self.route} from the cache"}.get(self.cache, self.route)
         return f"{route}: {len(self.fused)} fused{left}, {bytes_held}" + (f"; {stages}" if stages else "")
-
-    def _fused_lines(self) -> list[str]:
-        return [
-            f"  fused   {entry.node}: {entry.kind} K={entry.k} N={entry.n}, {entry.bits} bits, block {entry.block_size}, "
-            f"{entry.layout}, {'packed' if entry.packed_bytes else 'in place'}{', with bias' if entry.has_bias else ''}"
-            for entry in self.fused
-        ]
-
-    def _unfused_lines(self) -> list[str]:
-        return [
-            f"  unfused {entry.dequantize}: {entry.reason} ({entry.bytes_per_run / _MB:.1f} MB dequantized per run)"
-            for entry in self.unfused
-        ]

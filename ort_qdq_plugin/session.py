@@ -1,4 +1,4 @@
-"""The public calls. They import nothing heavy; what only quantized models need is imported when the first of them comes."""
+"""The public calls. They import nothing heavy: what only quantized models need is imported when the first one is loaded."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import functools
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import onnxruntime
 
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
 from ort_qdq_plugin.load.journal import Journal
-from ort_qdq_plugin.load.journey import SessionState, create_native_session, decide, prepare
+from ort_qdq_plugin.load.journey import SessionState, create_native_session, plan_only, prepare
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.hook import CreateCall
@@ -34,25 +35,25 @@ def create_session(
 ) -> onnxruntime.InferenceSession:
     """Create an InferenceSession for a model, its dequantized products fused and its weights handed over without a copy.
 
-    Whatever ONNX Runtime can load loads: a model that this package cannot help goes to stock ONNX Runtime as it is, with one
-    warning at most. Errors of ONNX Runtime's are raised as they are.
+    Every model that ONNX Runtime can load is loaded: one that this package cannot help is left to stock ONNX Runtime, with
+    at most one warning. Errors of ONNX Runtime are raised as they are.
 
     >>> session = create_session("model.onnx")  # doctest: +SKIP
     >>> print(report_of(session))  # doctest: +SKIP
 
     Args:
-        path_or_bytes: The model, as for ``onnxruntime.InferenceSession``. So are the next three, and `kwargs`.
-        sess_options: They are read, never changed.
+        path_or_bytes: The model. This and the next three are arguments of ``onnxruntime.InferenceSession``.
+        sess_options: Options of ONNX Runtime. They are read, never changed.
         providers: Execution providers.
         provider_options: Their options.
-        options: This package's own.
-        **kwargs: What else ``onnxruntime.InferenceSession`` takes.
+        options: Options of this package.
+        **kwargs: More arguments of ``onnxruntime.InferenceSession``.
 
     Returns:
         An ordinary ``onnxruntime.InferenceSession``.
 
     Raises:
-        QdqPluginError, OSError: With ``Options(strict=True)``: why this package could not help the model.
+        QdqPluginError, OSError: With ``Options(strict=True)``: this package failed. The default is a warning, and stock.
         SourceUnreadableError: The disk cannot read the weights. Stock ONNX Runtime would be killed.
     """
     session = _Session.__new__(_Session)
@@ -66,17 +67,17 @@ def report_of(session: onnxruntime.InferenceSession) -> Report | None:
     state = getattr(session, "_ort_qdq_state", None)
     if not isinstance(state, SessionState):
         return None
-    if state.undecided is not None:
-        request, state.undecided = state.undecided, None
-        state.report = state.report._replace(unfused=_reasons(request))
+    if state.unmatched is not None:
+        request, state.unmatched = state.unmatched, None
+        state.report = replace(state.report, unfused=_unfused(request))
     return state.report
 
 
-def _reasons(request: LoadRequest) -> tuple[UnfusedWeight, ...]:
-    """What matching says of each weight that a glance left alone; nothing if the model cannot be opened any more."""
+def _unfused(request: LoadRequest) -> tuple[UnfusedWeight, ...]:
+    """The weights of a model that a glance left to stock, each with its reason; () if it cannot be opened any more."""
     journal = Journal()
     with suppress(LeaveToStock, QdqPluginError, OSError):
-        decide(request, journal)
+        plan_only(request, journal)
     return journal.finished("inspect").unfused
 
 
@@ -85,7 +86,7 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
 
     Args:
         path_or_bytes: The model, as a path or as bytes.
-        options: This package's own.
+        options: Options of this package.
 
     Raises:
         ModelError, OSError: The model cannot be opened.
@@ -93,37 +94,37 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     request, journal = LoadRequest(model, None, options or Options()), Journal()
     try:
-        decide(request, journal)
-    except LeaveToStock as because:
-        return journal.finished("inspect", passed_through=str(because))
+        plan_only(request, journal)
+    except LeaveToStock as stock:
+        return journal.finished("inspect", stock)
     return journal.finished("inspect")
 
 
 class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxruntime is untyped
-    """An InferenceSession whose native session this package creates: when it is made, and again in set_providers."""
+    """An InferenceSession whose native session this package creates, in its constructor and again in set_providers."""
 
     def _create_inference_session(self, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
         create_native_session(self, self._ort_qdq_state, CreateCall(providers, provider_options, disabled_optimizers))
 
 
-# To users it is what it is to stock: an onnxruntime.InferenceSession.
+# To users it looks like the class of a stock session: onnxruntime.InferenceSession.
 for _attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
     setattr(_Session, _attribute, getattr(onnxruntime.InferenceSession, _attribute))
 
 
 def warm(path: str | os.PathLike[str], *, options: Options) -> Report:
-    """Put a model into the cache, for loads to come, without creating a session.
+    """Put a model into the cache, for later loads, without creating a session.
 
     Args:
         path: The model.
-        options: This package's own; they have a `cache_dir`. Later loads find the model if theirs are the same.
+        options: Options of this package, with a `cache_dir`. Later loads find the model if they have the same options.
 
     Returns:
-        What was done; `Report.cache` says whether it was there already.
+        What was done. `Report.cache` is "used" if the model was in the cache before, and "made" if it is there now.
 
     Raises:
         ValueError: There is no `cache_dir`.
-        QdqPluginError, OSError: The model cannot be put there.
+        QdqPluginError, OSError: The model cannot be put into the cache.
     """
     if options.cache_dir is None:
         raise ValueError("the options have no cache_dir")
@@ -133,10 +134,10 @@ def warm(path: str | os.PathLike[str], *, options: Options) -> Report:
     try:
         check_providers(provider_names(None, None))
         prepared = prepare_through_cache(request, journal, functools.partial(prepare, request, journal))
-    except LeaveToStock as because:
-        return journal.finished("stock", passed_through=str(because))
+    except LeaveToStock as stock:
+        return journal.finished("stock", stock)
     finally:
-        # The process may end now; what it has not written by then does not survive the system's next start.
+        # An entry that is not on the disk when the process ends would be lost when the system restarts.
         wait_until_on_disk()
     for buffer in prepared.packed:
         buffer.discard()

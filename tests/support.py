@@ -6,7 +6,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Report, report_of
+from ort_qdq_plugin import Report, create_session, report_of
 
 __all__ = [
     "CPU",
@@ -28,6 +28,7 @@ __all__ = [
     "descriptors",
     "external_tensor",
     "field",
+    "floating",
     "huge",
     "linear",
     "made_report",
@@ -36,6 +37,7 @@ __all__ = [
     "python",
     "quiet",
     "result",
+    "same",
     "save",
     "saved_nodes",
     "settled_descriptors",
@@ -43,6 +45,8 @@ __all__ = [
     "stock",
     "unquantized",
     "varint",
+    "with_entry",
+    "with_initializer",
     "x_of",
 ]
 
@@ -97,6 +101,14 @@ def unquantized() -> onnx.ModelProto:
     draft.input("x", ["m", 8])
     draft.output("y", ["m", 8])
     draft.node("Relu", ["x"], "y")
+    return draft.model()
+
+
+def floating() -> onnx.ModelProto:
+    """A product with a weight of floats."""
+    draft = Draft("float")
+    draft.node("MatMul", [draft.input("x", ["m", 64]), draft.floats("w", [64, 64])], "y")
+    draft.output("y", ["m", 64])
     return draft.model()
 
 
@@ -182,6 +194,20 @@ def added_provider() -> ort.SessionOptions:
     return options
 
 
+def with_entry(key: str, value: str) -> ort.SessionOptions:
+    """Options with this config entry."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry(key, value)
+    return options
+
+
+def with_initializer() -> ort.SessionOptions:
+    """Options with an initializer that a model may have too."""
+    options = quiet()
+    options.add_external_initializers(["w"], [ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32))])
+    return options
+
+
 def stock(model: str | bytes, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
     """ONNX Runtime's own session."""
     return ort.InferenceSession(model, options or quiet(), providers=CPU)
@@ -210,6 +236,13 @@ def result(session: ort.InferenceSession, rows: int = 5) -> Array:
     """The first output for `x_of`."""
     output: Array = session.run(None, x_of(session, rows))[0]
     return output
+
+
+def same(path: Path, exported: Path) -> bool:
+    """Whether stock ONNX Runtime makes of an exported model what our session makes of the model, to the last bit."""
+    ours, theirs = create_session(path, providers=CPU), stock(str(exported))
+    x = x_of(ours)
+    return all(np.array_equal(a, b) for a, b in zip(ours.run(None, x), theirs.run(None, x), strict=True))
 
 
 def python(code: str, *arguments: object, cwd: Path | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -250,8 +283,3 @@ def raised(call: Callable[[], object]) -> tuple[type[BaseException], str] | None
     except Exception as error:
         return type(error), str(error)
     return None
-
-
-def files_below(folders: Sequence[Path]) -> set[Path]:
-    """Every file in these folders."""
-    return {path for folder in folders for path in folder.rglob("*") if path.is_file()}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from onnx import ModelProto
 
+from ort_qdq_plugin import StockReason
 from ort_qdq_plugin.errors import (
     LeaveToStock,
     ModelError,
@@ -39,6 +40,9 @@ def test_what_leaves_the_package_has_one_base() -> None:
     assert issubclass(SourceUnreadableError, OSError)
     assert issubclass(NothingToDo, LeaveToStock)
     assert not issubclass(LeaveToStock, QdqPluginError)
+    left = NothingToDo(StockReason.PACKED_SIZE, "90 bytes instead of 4")
+    assert (left.reason, left.detail) == (StockReason.PACKED_SIZE, "90 bytes instead of 4")
+    assert str(left) == "The model's weights would be far larger when packed than they are stored: 90 bytes instead of 4"
 
 
 def test_in_words(tmp_path: Path) -> None:

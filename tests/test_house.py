@@ -10,14 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 import ort_qdq_plugin
 from conformance.drawing.weight import Weight
 from tests.model.test_glance import product
-from tests.support import linear
+from tests.support import linear, unquantized
 
 ROOT = Path(ort_qdq_plugin.__file__).parent
 TESTS = Path(__file__).parent
@@ -26,8 +24,9 @@ MAX_LINES = 350
 # Layers, from the ground up. A module may import those of lower layers, and those of its own folder as long as there is no
 # cycle; of a layer's modules none imports another one of that layer in another folder.
 LAYERS = [
-    ("report",),
-    ("errors", "log", "options", "system"),
+    ("log", "system"),
+    ("options", "report"),
+    ("errors",),
     ("model",),
     ("memory",),
     ("ort",),
@@ -191,7 +190,7 @@ def loaded_by(model: Path) -> set[str]:
 
 @pytest.mark.parametrize("quantized", ["not at all", "throughout"])
 def test_a_model_without_fusions_imports_little(quantized: str, tmp_path: Path) -> None:
-    model = product() if quantized == "throughout" else plain()
+    model = product() if quantized == "throughout" else unquantized()
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     imported = loaded_by(path)
@@ -219,10 +218,3 @@ for name in ("ModelProto", "GraphProto", "NodeProto", "TensorProto", "AttributeP
     for implementation in ("upb", "python"):
         environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation}
         subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-
-
-def plain() -> onnx.ModelProto:
-    """y = relu(x)."""
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

@@ -1,9 +1,11 @@
-"""Options, and what the session's own options add to them."""
+"""Options, their environment variables, and what the session's own options add to them."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -11,7 +13,7 @@ import pytest
 
 from ort_qdq_plugin import Options
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.ort.keys import config_entry
+from ort_qdq_plugin.options import options_from_environment
 
 
 def test_defaults() -> None:
@@ -21,26 +23,60 @@ def test_defaults() -> None:
         options.strict = True  # type: ignore[misc]
 
 
+ALLOWED = {
+    "accuracy_level": "a whole number from 0 to 4",
+    "block_size": "a power of two from 16 to 256, 0 or -1",
+    "buffer": "one of auto, file, memory",
+    "spill_dir": "an existing directory",
+    "threads": "a whole number of at least 1",
+    "strict": "true or false",
+    "cache_max_bytes": "a whole number of bytes, at least 0",
+    "verify": "one of stat, content",
+    "share_weights": "true or false",
+}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("accuracy_level", -1),
-        ("accuracy_level", 5),
-        ("block_size", 8),
-        ("block_size", 48),
-        ("block_size", 512),
-        ("block_size", -2),
-        ("buffer", "disk"),
-        ("buffer", ""),
-        ("threads", 0),
-        ("threads", -1),
-        ("cache_max_bytes", -1),
-        ("verify", "sometimes"),
+        ("accuracy_level", -1), ("accuracy_level", 5), ("block_size", 8), ("block_size", 48), ("block_size", 512),
+        ("block_size", -2), ("buffer", "disk"), ("buffer", ""), ("buffer", None), ("threads", 0), ("threads", -1),
+        ("cache_max_bytes", -1), ("verify", "sometimes"),
     ],
-)
+)  # fmt: skip
 def test_nonsense_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"^{name} is {value!r}, must be {ALLOWED[name]}$"):
         Options(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("accuracy_level", "9"), ("accuracy_level", "x"), ("buffer", "disk"), ("spill_dir", "/no/such"), ("threads", "0"),
+        ("strict", "?"), ("cache_max_bytes", "-1"), ("cache_max_bytes", "1 MB"), ("verify", "never"), ("share_weights", "2"),
+    ],
+)  # fmt: skip
+def test_nonsense_in_the_environment_is_one_warning(name: str, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    variable = f"ORT_QDQ_PLUGIN_{name.upper()}"
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        assert options_from_environment({variable: text}) == Options()
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [f"{variable} is {text!r}, must be {ALLOWED[name]}: ignored"]
+
+
+def test_the_environment_gives_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = {
+        "ACCURACY_LEVEL": "0", "BUFFER": "memory", "SPILL_DIR": str(tmp_path), "THREADS": " 3 ", "STRICT": "on",
+        "CACHE_DIR": "cache", "CACHE_MAX_BYTES": "0", "VERIFY": "content", "SHARE_WEIGHTS": "1",
+    }  # fmt: skip
+    variables = {f"ORT_QDQ_PLUGIN_{name}": value for name, value in given.items()}
+    assert options_from_environment({**variables, "ORT_QDQ_PLUGIN_BLOCK_SIZE": "64"}) == Options(
+        0, None, "memory", str(tmp_path), 3, True, "cache", 0, True, "content"
+    )
+    assert not caplog.records
+    del variables["ORT_QDQ_PLUGIN_CACHE_DIR"]
+    assert not options_from_environment(variables).share_weights
+    assert ["ORT_QDQ_PLUGIN_CACHE_DIR is not" in record.getMessage() for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize(
@@ -57,14 +93,6 @@ def test_nonsense_is_refused(name: str, value: Any) -> None:
 def test_all_that_makes_sense_is_taken(name: str, values: list[Any]) -> None:
     for value in values:
         assert getattr(Options(**{name: value}), name) == value
-
-
-def test_config_entries() -> None:
-    options = ort.SessionOptions()
-    assert config_entry(None, "some.key") is None
-    assert config_entry(options, "some.key") is None
-    options.add_session_config_entry("some.key", "value")
-    assert config_entry(options, "some.key") == "value"
 
 
 def test_threads() -> None:

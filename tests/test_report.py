@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 
+import pytest
+
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Reason, create_session, report_of
+from ort_qdq_plugin import Reason, Report, StockReason, create_session, report_of
 from tests.support import linear, made_report, mixed, save, stock
 
 STAGES = ["open", "match", "plan", "pack", "assemble", "create session"]
@@ -24,7 +27,7 @@ def test_what_was_fused_and_what_was_not() -> None:
     assert (unfused.dequantize, unfused.weight, unfused.reason) == ("b_d_node", "b", Reason.CONSUMER)
     assert (unfused.shape, unfused.bits, unfused.block_size) == ((1, 64), 8, 0)
     assert (unfused.stored_bytes, unfused.bytes_per_run) == (64 + 4 + 1, 64 * 4)
-    assert (report.route, report.passed_through) == ("borrowed", None)
+    assert (report.route, report.stock_message) == ("borrowed", None)
     assert sorted(report.seconds) == sorted(STAGES)
     assert all(seconds >= 0 for seconds in report.seconds.values())
 
@@ -57,11 +60,27 @@ def test_in_every_form() -> None:
     assert len(text.splitlines()) == 3
 
 
-def test_reasons_are_sentences() -> None:
-    for reason in Reason:
+@pytest.mark.parametrize("reasons", [Reason, StockReason])
+def test_reasons_are_sentences(reasons: type[Enum]) -> None:
+    for reason in reasons:
         assert str(reason).endswith(".")
         assert str(reason)[0].isupper()
-    assert len({str(reason) for reason in Reason}) == len(Reason)
+    assert len({str(reason) for reason in reasons}) == len(reasons)
+
+
+def test_each_stock_reason_is_documented() -> None:
+    pages = "".join(page.read_text("utf-8") for page in (Path(__file__).parent.parent / "docs").glob("*.md"))
+    assert [reason for reason in StockReason if f"`{reason.name}`" not in pages] == []
+
+
+def test_a_model_that_is_left_to_stock() -> None:
+    report = Report("stock", StockReason.PROVIDER, "QNN")
+    message = "An execution provider of the session does not run MatMulNBits, or wants the QDQ form itself: QNN"
+    assert report.stock_message == message
+    assert str(report) == f"stock ONNX Runtime: {message}"
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert (plain["stock_reason"], plain["stock_detail"]) == (str(StockReason.PROVIDER), "QNN")
+    assert Report("stock", StockReason.NOT_QUANTIZED).stock_message == str(StockReason.NOT_QUANTIZED)
 
 
 def test_sessions_that_are_not_ours_have_none() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ort_qdq_plugin.options import Buffer
+
 __all__ = ["LOADED", "MB", "Job", "Outcome"]
 
 MB = 1 << 20
@@ -19,7 +21,7 @@ class Job:
     loader: str = "ours"  # "ours", "by path" or "stock"
     spill_dir: str | None = None
     threads: int = 2
-    buffer: str = "file"
+    buffer: Buffer = "file"
     breaks: str = ""  # a name in `breaks.BREAKS`
     value: int = 0
     paths: tuple[str, ...] = ()  # what the break works on

@@ -73,7 +73,7 @@ def _session(way: Way, model: str | bytes) -> onnxruntime.InferenceSession:
 
 def _fused(session: onnxruntime.InferenceSession) -> int:
     report = report_of(session)
-    return 0 if report is None or report.passed_through else len(report.fused)
+    return 0 if report is None or report.stock_reason else len(report.fused)
 
 
 def _inputs(session: onnxruntime.InferenceSession) -> dict[str, Array] | None:

@@ -111,7 +111,7 @@ def _describe(ours: Result) -> str:
         return "no report"
     if not report.fused:
         reasons = sorted({str(unfused.reason) for unfused in report.unfused})
-        return "no: " + ("; ".join(reasons) or report.passed_through or "no reason")
+        return "no: " + ("; ".join(reasons) or report.stock_message or "no reason")
     shown = []
     for fusion in report.fused:
         place = "in place" if not fusion.packed_bytes else "packed" if not fusion.borrowed_bytes else "packed in part"

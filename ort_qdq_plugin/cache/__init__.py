@@ -1,1 +1,1 @@
-"""Prepared models on disk: packed once, mapped ever after. A warm start imports this and nothing of matching and packing."""
+"""Prepared models on disk, which are packed once and mapped by every later load."""

@@ -1,13 +1,14 @@
-"""What is in a cache's directory, for people to look at: whose each entry is, and whether it can still be used."""
+"""What is in a cache's directory, for people to look at: the model of each entry, and whether it can still be used."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
-from ort_qdq_plugin.cache.manifest import InvalidEntry, Manifest, is_key, parse_manifest
+from ort_qdq_plugin.cache.manifest import InvalidEntry, is_key, parse_manifest
 from ort_qdq_plugin.cache.prune import StoredEntry, stored_entries
 from ort_qdq_plugin.cache.store import MANIFEST, Store
 from ort_qdq_plugin.errors import error_text
@@ -16,14 +17,14 @@ __all__ = ["Item", "inventory", "keys"]
 
 
 class Item(NamedTuple):
-    """An entry, and what it says of itself.
+    """An entry, and what is in its manifest.
 
     Attributes:
         stored: The entry.
-        model: The path of the model that it was made of; "" if it does not say.
-        made: When, in seconds since the epoch; 0 if it does not say.
+        model: The path of the model that it was made of; "" if the manifest cannot be read.
+        made: When, in seconds since the epoch; 0 if the manifest cannot be read.
         shared: Whether it has pre-packed weights.
-        verified: Whether the content of its files was compared with what it was.
+        verified: Whether the content of its files was compared with the recorded digests.
         problem: Why it cannot be used any more; "" if it can.
     """
 
@@ -36,11 +37,11 @@ class Item(NamedTuple):
 
 
 def inventory(store: Store, *, verify: bool, progress: Callable[[int, int], None]) -> list[Item]:
-    """All entries, those that were used last first.
+    """All entries, the most recently used first.
 
     Args:
         store: The directory.
-        verify: Whether to compare the content of all files, where it was recorded.
+        verify: Whether to compare the content of all files with the recorded digests.
         progress: Called with (bytes looked at, bytes to look at).
     """
     stored = sorted(stored_entries(store), key=lambda entry: -entry.used)
@@ -60,7 +61,8 @@ def keys(store: Store) -> set[str]:
 def _item(store: Store, stored: StoredEntry, verify: bool) -> Item:
     item, recorded = Item(stored), False
     with contextlib.suppress(OSError, InvalidEntry, ValueError, TypeError):
-        manifest, made = _manifest(os.path.join(store.path_of(stored.key), MANIFEST))
+        path = Path(store.path_of(stored.key), MANIFEST)
+        manifest, made = parse_manifest(path.read_bytes()), path.stat().st_mtime
         recorded = all(source.digest for source in manifest.sources)
         item = item._replace(model=manifest.sources[0].path, made=made, shared=manifest.prepacked_bytes > 0)
     try:
@@ -68,8 +70,3 @@ def _item(store: Store, stored: StoredEntry, verify: bool) -> Item:
     except (InvalidEntry, OSError) as problem:
         return item._replace(problem=error_text(problem))
     return item._replace(verified=verify and recorded)
-
-
-def _manifest(path: str) -> tuple[Manifest, float]:
-    with open(path, "rb") as file:
-        return parse_manifest(file.read()), os.fstat(file.fileno()).st_mtime

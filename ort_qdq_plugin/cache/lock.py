@@ -17,17 +17,17 @@ _POLL_SECONDS = 0.01
 
 @contextmanager
 def exclusive(path: str, patience: float) -> Iterator[bool]:
-    """While the block runs, hold the lock on a file, which is created if need be.
+    """While the block runs, hold the lock on a file, which is created if it does not exist.
 
     Args:
         path: The file.
-        patience: Seconds to wait for others at most.
+        patience: Seconds to wait for other processes at most.
 
     Yields:
         Whether it is held. False: the file system has no locks.
 
     Raises:
-        TimeoutError: Others still hold it.
+        TimeoutError: Another process still holds it.
         OSError: The file cannot be opened.
     """
     end = time.monotonic() + patience
@@ -48,7 +48,7 @@ def exclusive(path: str, patience: float) -> Iterator[bool]:
 
 
 def is_at(file: files.File, path: str) -> bool:
-    """Whether an open file still is what its path leads to."""
+    """Whether an open file is the one that has this path now."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:

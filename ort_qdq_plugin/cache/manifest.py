@@ -1,6 +1,6 @@
-"""What an entry of the cache says of itself: what it was made of, and what it consists of.
+"""The manifest of an entry of the cache: what the entry was made of, and what it consists of.
 
-The manifest is a line with a digest and a JSON object behind it. It is written last, so that an entry without one is none.
+It is a line with a digest and a JSON object behind it. It is written last, so that a folder without one is no entry.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ort_qdq_plugin.report import FusedWeight, Reason, Report, UnfusedWeight
+from ort_qdq_plugin.report import FusedWeight, Reason, Report, StockReason, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
 
 __all__ = [
@@ -27,8 +27,8 @@ __all__ = [
     "parse_manifest",
 ]
 
-FORMAT = 2
-"""Of entries. Whoever changes what they consist of counts it up."""
+FORMAT = 3
+"""Of entries. It is one higher whenever what they consist of has changed."""
 
 KEY_BYTES = 16
 """Of the digest that is an entry's name."""
@@ -37,11 +37,11 @@ _DIGEST_BYTES = 16
 
 
 class InvalidEntry(Exception):
-    """An entry cannot be used, and has to be made anew. Never leaves the cache."""
+    """An entry cannot be used, and is made anew. Never leaves the cache."""
 
 
 class Identity(NamedTuple):
-    """A file, so that a file that was changed or replaced differs. Times are in nanoseconds."""
+    """The status of a file, by which a changed or replaced file is recognized. Times are in nanoseconds."""
 
     size: int
     mtime_ns: int
@@ -60,8 +60,8 @@ class SourceFile(NamedTuple):
 
     Attributes:
         path: Its real path.
-        identity: What it was when the entry was made.
-        names: The paths by which the model's tensors name it. They can be links, which may lead elsewhere one day.
+        identity: Of the file when the entry was made.
+        names: The paths by which the model's tensors name it. They can be links, which may lead elsewhere later.
         location: The name under which the entry's model refers to it; "" if it does not.
         linked: Whether the entry has it under that name.
         digest: Of its content, in hexadecimal; "" if content is not verified.
@@ -84,16 +84,16 @@ class EntryFile(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What an entry says of itself.
+    """What an entry was made of, and what it consists of.
 
     Attributes:
         key: Of the entry.
         sources: The files that it was made of; the first one is the model.
         report: What was decided for the model.
-        boot: The start of the system during which it was made. Until its files are known to be on disk, a crash of the
-            system can lose what is in them.
-        files: The files that it consists of, but for the manifest itself and links of sources. None: the model goes to stock
-            ONNX Runtime.
+        boot: Identifies the start of the system at which it was made. A crash of the system can lose the content of its
+            files until they are known to be on disk.
+        files: The files that it consists of, without the manifest itself and links of sources. (): the model is left to
+            stock ONNX Runtime.
         extensions: Whether the model has operators of onnxruntime-extensions.
         foreign: Domains of operators that only a custom-op library can have.
         prepacked_bytes: Of the pre-packed weights that it has.
@@ -110,10 +110,12 @@ class Manifest(NamedTuple):
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored."""
-        plain = {**self._asdict(), "format": FORMAT, "report": self.report.to_dict()}
-        # By name: sentences may change from one version to the next.
-        plain["report"]["unfused"] = [{**entry._asdict(), "reason": entry.reason.name} for entry in self.report.unfused]
-        body = json.dumps(plain, separators=(",", ":")).encode()
+        report = self.report.to_dict()
+        # Reasons by name: sentences may change from one version to the next.
+        report["stock_reason"] = self.report.stock_reason and self.report.stock_reason.name
+        for plain, entry in zip(report["unfused"], self.report.unfused, strict=True):
+            plain["reason"] = entry.reason.name
+        body = json.dumps({**self._asdict(), "format": FORMAT, "report": report}, separators=(",", ":")).encode()
         return digest_of(body).encode() + b"\n" + body
 
 
@@ -150,7 +152,7 @@ def _manifest(plain: Mapping[str, Any]) -> Manifest:
 
 
 def is_key(name: str) -> bool:
-    """Whether an entry can have this name: whatever else is in the directory is somebody else's."""
+    """Whether an entry can have this name. Everything else in the directory is left alone."""
     return len(name) == 2 * KEY_BYTES and set(name) <= set("0123456789abcdef")
 
 
@@ -168,4 +170,6 @@ def _report(plain: Mapping[str, Any]) -> Report:
         UnfusedWeight(**{**entry, "reason": Reason[entry["reason"]], "shape": tuple(entry["shape"])})
         for entry in plain["unfused"]
     )
-    return Report(**{**plain, "fused": fused, "unfused": unfused, "seconds": {}})
+    reason = plain["stock_reason"]
+    stock_reason = None if reason is None else StockReason[reason]
+    return Report(**{**plain, "stock_reason": stock_reason, "fused": fused, "unfused": unfused, "seconds": {}})

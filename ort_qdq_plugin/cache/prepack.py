@@ -1,11 +1,11 @@
-"""Giving an entry the weights in the order that ONNX Runtime's kernels pre-pack them into: run in a process of its own.
+"""Adding ONNX Runtime's pre-packed weights to an entry. Runs in a process of its own.
 
     python -m ort_qdq_plugin.cache.prepack FOLDER
 
-ONNX Runtime saves pre-packed weights when it saves an optimized model. That model is thrown away. What is kept is the blobs:
-each goes behind the tensor that it was made of, into the same file, as the format wants it. The entry's model then exists a
-second time, with references to them. The plain weights stay too: ONNX Runtime pre-packs them at each load, to see whether
-the blobs are what this processor wants. But then it keeps the blob, which is mapped from the file, and not its own copy.
+ONNX Runtime saves pre-packed weights when it saves an optimized model. That model is thrown away, and its blobs are kept:
+each is appended to the file of the tensor that it was made of, as the format demands. A second copy of the entry's model
+refers to them. The plain weights stay too: ONNX Runtime pre-packs them at each load, to check that the blobs fit this
+processor. If they do, it keeps the blobs, which are mapped from the file, and no copies of its own.
 
 Format facts: ``external_data`` keys ``prepacked_N`` of ONNX Runtime's saved models: ``key|offset;length;checksum|...``, the
 offsets in the file of the tensor itself.
@@ -36,11 +36,11 @@ _PREPACKED = "prepacked_"
 _ALIGNMENT = 4096  # of blobs in a file, so that each can be mapped by itself
 _ERRORS = 3  # OrtLoggingLevel
 _SAVED, _DATA = "saved.tmp", "data"
-_OURS = "packed-"  # what the names of files begin with that can be added to
+_OURS = "packed-"  # names of files to which something can be appended begin with this
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Complete the entry in a folder that is not finished yet; prints how many bytes were pre-packed."""
+    """Complete the entry in an unfinished folder; prints the size of its pre-packed weights in bytes."""
     (folder,) = arguments
     saved = os.path.join(folder, _SAVED)
     os.mkdir(saved)
@@ -68,7 +68,7 @@ def _complete(folder: str, saved: str) -> int:
             if not is_there and tensor.name not in prepacked:
                 raise OSError(f"{tensor.name}: {entries['location']} could not be linked into the entry")
             if not entries["location"].startswith(_OURS):
-                # Nothing can be added to a file of the model itself.
+                # Nothing can be appended to a file of the model itself.
                 start = _append(data, int(copied["offset"]), int(copied["length"]), os.path.join(folder, SHARED_DATA))
                 entries = {"location": SHARED_DATA, "offset": str(start), "length": copied["length"]}
             file = os.path.join(folder, entries["location"])
@@ -86,7 +86,7 @@ def _complete(folder: str, saved: str) -> int:
 
 
 def _save(path: str, saved: str, model: ModelProto) -> dict[str, TensorProto]:
-    """Have ONNX Runtime save the model with pre-packed weights; the tensors of it that the model has too, by name."""
+    """Let ONNX Runtime save the model with pre-packed weights; those tensors of it that are in the model too, by name."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS
     options.optimized_model_filepath = os.path.join(saved, MODEL)

@@ -1,4 +1,4 @@
-"""Making room: the entries that were not used for the longest time go first, those that are in use never."""
+"""Removing entries: the least recently used first, and none that is in use."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BLOCK_BYTES = 512  # what st_blocks counts
 
 
 class StoredEntry(NamedTuple):
-    """An entry as it lies there.
+    """An entry on the disk.
 
     Attributes:
         key: Its name.
-        nbytes: What it takes on the disk; links of the model's own files count as well.
+        nbytes: Its size on the disk; links of the model's own files count as well.
         used: When it was used last, in seconds since the epoch.
         hits: How many loads found it.
     """
@@ -36,7 +36,7 @@ class StoredEntry(NamedTuple):
 
 def stored_entries(store: Store) -> Iterator[StoredEntry]:
     """All entries, in no order."""
-    # A clock that was wrong once must not keep an entry for ever.
+    # A clock that was ahead once must not keep an entry for ever.
     now = time.time()
     with os.scandir(store.folder) as found:
         for item in found:
@@ -52,7 +52,7 @@ def stored_entries(store: Store) -> Iterator[StoredEntry]:
 
 
 def prune(store: Store, max_bytes: int) -> None:
-    """Remove entries until all together have at most so many bytes, or only those are left that are in use."""
+    """Remove entries until all together have at most this size, or only entries in use are left."""
     entries = sorted(stored_entries(store), key=lambda entry: entry.used)
     total = sum(entry.nbytes for entry in entries)
     for entry in entries:
@@ -66,10 +66,10 @@ def remove(store: Store, key: str) -> bool:
     """Remove an entry, and what killed processes left of it; False if it is in use."""
     path = store.path_of(key)
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
-        # Nobody is to begin with this entry meanwhile.
+        # With the lock, no other process can begin to make this entry.
         if opened.enter_context(exclusive(path + LOCK, 0.0)):
             store.sweep(key)
-        # Nobody can use an entry that has no manifest.
+        # An entry without a manifest cannot be in use.
         with contextlib.suppress(FileNotFoundError, files.NotRegularError):
             if files.try_lock(opened.enter_context(files.open_to_read(os.path.join(path, MANIFEST)))) is False:
                 return False

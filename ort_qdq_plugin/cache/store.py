@@ -1,9 +1,9 @@
-"""A directory of entries: finding them, making room for them, and letting no process see half of one.
+"""A directory of entries: finding them, adding them, and removing them, so that no process sees half of one.
 
-An entry is a folder that stock ONNX Runtime can open by path. It is written under a temporary name and gets its own by one
-rename, so that it is there as a whole or not at all. Whoever makes one holds the lock of its key; finding one takes no lock.
-Entries are the user's own: folders of mode 0700, files of mode 0400. None is used that belongs to somebody else, or that
-others can write to.
+An entry is a folder that stock ONNX Runtime can open by path. It is written under a temporary name and then renamed, so that
+it exists as a whole or not at all. A process that makes one holds the lock of its key; finding one takes no lock. Entries
+are the user's own: folders of mode 0700, files of mode 0400. No entry is used that belongs to another user, or that other
+users can write to.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
 _RANDOM_BYTES = 8
 _MAX_MANIFEST_BYTES = 256 << 20
 
-# Seconds that a load waits for another process that makes the same entry, before it does without the cache.
+# Seconds that a load waits for another process that makes the same entry, before it continues without the cache.
 _PATIENCE = 600.0
 
 
@@ -62,9 +62,9 @@ class Entry(NamedTuple):
 
     Attributes:
         path: Its folder.
-        manifest: What it says of itself.
+        manifest: Its manifest.
         files: Its files by name, open.
-        holder: Its manifest, which keeps the entry from being pruned as long as anything refers to it.
+        holder: Its manifest, open, which keeps the entry from being pruned as long as anything refers to it.
     """
 
     path: str
@@ -83,7 +83,7 @@ class Store:
 
     Args:
         folder: The directory.
-        temporary: Whether nothing has to reach the disk.
+        temporary: Whether it is removed when this process ends, so that nothing has to reach the disk.
 
     Raises:
         OSError: It cannot be made, or is no directory.
@@ -100,10 +100,10 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """While the block runs, nobody else makes the entry with this key. What killed processes left of it is removed.
+        """While the block runs, no other process makes the entry with this key. What killed processes left of it is removed.
 
         Raises:
-            OSError: The lock cannot be had.
+            OSError: The lock cannot be taken.
         """
         with exclusive(self.path_of(key) + LOCK, _PATIENCE) as held:
             if held:
@@ -115,7 +115,7 @@ class Store:
 
         Args:
             key: Of the entry.
-            verify: Whether to compare the content of all files, also the model's own, with what it was.
+            verify: Whether to compare the content of all files, also the model's own, with the recorded digests.
         """
         try:
             entry = self.checked(key, verify=verify)
@@ -124,7 +124,7 @@ class Store:
         except (InvalidEntry, OSError) as problem:
             log.info("cache entry %s is made anew: %s", self.path_of(key), problem)
             return None
-        # When it was used last, and how often: a byte for each time.
+        # Its modification time says when the entry was used last, its size how often.
         with contextlib.suppress(OSError), files.open_to_write(self.path_of(key) + LOCK, append=True) as lock:
             lock.write(b".")
         return entry
@@ -176,10 +176,10 @@ class Store:
             return Entry(path, manifest, {entry.name: open_file(entry.name) for entry in manifest.files}, holder)
 
     def begin(self, key: str) -> str:
-        """Make a folder in which the entry with this key is written; its path.
+        """Make a folder for the files of a new entry with this key; its path.
 
-        Of an entry that cannot be used any more, links of the model's files stay: making new ones, or renaming them, would
-        change those files' times, by which other entries know them.
+        An unusable entry becomes that folder, and keeps its links of the model's files: making or renaming a link changes
+        those files' times, by which other entries recognize them.
         """
         path = f"{self.path_of(key)}.{os.urandom(_RANDOM_BYTES).hex()}{_UNFINISHED}"
         try:
@@ -198,8 +198,8 @@ class Store:
     def commit(self, key: str, path: str, manifest: Manifest) -> None:
         """Write the manifest into an unfinished folder, and make it the entry with this key.
 
-        Its files are written to the disk in the background. Until that is known, the entry does not survive a crash of the
-        system; it never is wrong.
+        Its files are written back to the disk in the background. Until that is done, a crash of the system loses the entry;
+        it never makes it wrong.
         """
         write_file(os.path.join(path, MANIFEST), manifest.to_bytes())
         final = self.path_of(key)
@@ -208,7 +208,7 @@ class Store:
         except OSError:
             if not os.path.isdir(final):
                 raise
-            # On file systems without locks two may make the same entry. The other one is as good.
+            # On file systems without locks two processes may make the same entry. The other one is as good.
             shutil.rmtree(path, ignore_errors=True)
             return
         if self._temporary:
@@ -223,14 +223,14 @@ class Store:
         return holder
 
     def discard(self, path: str) -> None:
-        """Remove a folder. It is renamed first, so that nobody finds half of it."""
+        """Remove a folder. It is renamed first, so that no process finds half of it."""
         condemned = f"{path}.{os.urandom(_RANDOM_BYTES).hex()}{_DISCARDED}"
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, condemned)
         _remove(condemned)
 
     def sweep(self, key: str) -> None:
-        """Remove what processes left that were killed while they made this entry. Its lock is held."""
+        """Remove what killed processes left of this entry while they made it. The caller holds its lock."""
         with os.scandir(self.folder) as found:
             names = [item.name for item in found if item.name.startswith(f"{key}.")]
         for name in names:
@@ -239,7 +239,7 @@ class Store:
 
 
 def _remove(path: str) -> None:
-    """Remove a folder, or what somebody has put into its place."""
+    """Remove a folder, or a file or link of that name."""
     with contextlib.suppress(OSError):
         os.unlink(path)
     shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Seeing to it, in the background, that the files of entries reach the disk."""
+"""Writing the files of entries back to the disk, in the background."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _NAME = "ort-qdq-cache"  # of the threads
 
 
 def write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[str], None]) -> None:
-    """Have files written to the disk, and say so by another one.
+    """Start to write files back to the disk; then make an empty one that marks them as written.
 
     Args:
         path: Their folder.
         names: Of the files.
-        marker: The name of an empty file that the folder gets then.
-        discard: Called with the folder if the disk refuses one.
+        marker: The name of the empty file.
+        discard: Called with the folder if a file cannot be written back.
     """
     threading.Thread(target=_write_back, args=(path, names, marker, discard), name=_NAME, daemon=True).start()
 
 
 def wait_until_on_disk() -> None:
-    """Wait for what this process has begun to write back."""
+    """Wait until everything that this process has begun to write back is on the disk."""
     for thread in threading.enumerate():
         if thread.name == _NAME:
             thread.join()

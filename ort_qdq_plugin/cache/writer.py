@@ -1,4 +1,4 @@
-"""Making an entry: its files are what the first session borrows, so that nothing is written twice."""
+"""Making an entry. The first session borrows its files, so that nothing is written twice."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class EntryWriter:
     Args:
         store: Where it goes.
         key: Of the entry.
-        verify: Whether to record the content of all files.
-        share: Whether it is to have pre-packed weights as well.
-        self_contained: Whether it needs all files that its model refers to. It gets copies of those that cannot be linked.
+        verify: Whether to record digests of all files.
+        share: Whether to add pre-packed weights.
+        self_contained: Whether it must contain all files that its model refers to. Those that cannot be linked are copied.
     """
 
     def __init__(self, store: Store, key: str, *, verify: bool, share: bool, self_contained: bool = False) -> None:
         self.committed = False
         self._share = share
-        self._by_itself = self_contained
+        self._self_contained = self_contained
         self._store = store
         self._key = key
         self._verify = verify
@@ -44,7 +44,7 @@ class EntryWriter:
         self._names: list[str] = []
 
     def make_buffers(self, sizes: Sequence[int]) -> list[PackedBuffer]:
-        """Zeroed buffers of so many bytes, in files of the entry.
+        """Zeroed buffers of these sizes in bytes, each in a file of the entry.
 
         Raises:
             OSError: There is no room for them.
@@ -64,7 +64,7 @@ class EntryWriter:
         Args:
             model: The rewritten model, serialized. It refers to the buffers by the names of their files.
             sources: The files of the model itself, the model file first.
-            locations: The path of each of them that the rewritten model refers to -> the location it uses for that.
+            locations: Path of each of them that the rewritten model refers to -> its location there.
             report: What was decided.
             extensions: Whether the model has operators of onnxruntime-extensions.
             foreign: Domains of operators that only a custom-op library can have.
@@ -75,20 +75,19 @@ class EntryWriter:
         write_file(os.path.join(self._begun(), MODEL), model)
         described = tuple(self._described(source, locations.get(source.name, "")) for source in sources)
         prepacked_bytes = self._prepack() if self._share else 0
-        linked = {source.location for source in described if source.linked}
-        names = set(os.listdir(self._begun())) - linked
+        names = set(os.listdir(self._begun())) - {source.location for source in described if source.linked}
         written = describe(self._begun(), sorted(names), self._verify)
         self._finish(
             Manifest(self._key, described, report, host.boot_id(), written, extensions, tuple(foreign), prepacked_bytes)
         )
 
     def commit_nothing(self, sources: Sequence[FileSource], report: Report) -> None:
-        """Remember that there is nothing to be done for the model, and why (`report.passed_through`)."""
+        """Complete an entry without a model: it records why the model is left to stock (`report.stock_reason`)."""
         described = tuple(self._described(source, "") for source in sources)
         self._finish(Manifest(self._key, described, report, host.boot_id()))
 
     def abandon(self) -> None:
-        """Remove what was written, unless it was completed."""
+        """Remove what was written, unless the entry is complete."""
         if self._folder and not self.committed:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -103,7 +102,7 @@ class EntryWriter:
         self.committed = True
 
     def _prepack(self) -> int:
-        """Have the entry completed with pre-packed weights by another process; how many bytes these have."""
+        """Let another process add pre-packed weights to the entry; their size in bytes."""
         for name in self._names:
             os.chmod(os.path.join(self._begun(), name), 0o600)
         nbytes = prepacked_in_another_process(self._begun())
@@ -120,10 +119,10 @@ class EntryWriter:
     def _described(self, source: FileSource, location: str) -> SourceFile:
         path = os.path.realpath(source.name)
         linked = bool(location) and self._link(source, path, location)
-        if self._by_itself and location and not linked:
+        if self._self_contained and location and not linked:
             files.copy_file(path, os.path.join(self._begun(), location))
         digest = digest_at(path) if self._verify else ""
-        # Linking has changed one of its times.
+        # Linking has changed its ctime.
         identity = Identity.of(os.stat(path))
         opened = Identity.of(source.status)
         if identity._replace(ctime_ns=0) != opened._replace(ctime_ns=0) or (not linked and identity != opened):
@@ -131,7 +130,7 @@ class EntryWriter:
         return SourceFile(path, identity, tuple(sorted(source.names)), location, linked, digest)
 
     def _link(self, source: FileSource, path: str, location: str) -> bool:
-        """Give the entry a link of a file of the model's, where that can be had: then ONNX Runtime can open it by path."""
+        """Link a file of the model into the entry, so that ONNX Runtime can open it by path; False if that is impossible."""
         link = os.path.join(self._begun(), location)
         try:
             if os.path.lexists(link):
@@ -139,16 +138,16 @@ class EntryWriter:
                     return True
                 os.unlink(link)
             files.hard_link(path, link)
-        except OSError:  # another file system, or somebody else's file
+        except OSError:  # on another file system, or another user's file
             return False
         return True
 
 
 def prepacked_in_another_process(folder: str) -> int:
-    """Run prepack.py on a folder; how many bytes it pre-packed. 0, and one warning, if that failed."""
+    """Run prepack.py on a folder; the size of its pre-packed weights in bytes. 0, and one warning, if that failed."""
     with fork_lock:
         import subprocess
-    # The package need not be where that process would look for it, nor be switched on in it.
+    # That process has to find this package, and must not switch it on.
     paths = [os.path.dirname(os.path.dirname(ort_qdq_plugin.__file__)), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     command = [sys.executable, "-m", "ort_qdq_plugin.cache.prepack", folder]

@@ -130,14 +130,14 @@ def compare(
         job = Job(model, None if name == "stock" else {}, str(inputs), tuple(made), str(scratch / f"{name}.npz"), files)
         peer = Peer(job)
         if name in ("qoperator", "cached", "shared"):
-            _prepare(peer, name, scratch)
+            _fill_cache(peer, name, scratch)
         peers[name] = peer
     with progress("loading", of_bytes=False) as show:
         in_turns(peers, runs, show)
     return peers
 
 
-def _prepare(peer: Peer, name: str, scratch: Path) -> None:
+def _fill_cache(peer: Peer, name: str, scratch: Path) -> None:
     """Fill the cache that a peer loads from. An entry of it is a QOperator model that ONNX Runtime can open."""
     from ort_qdq_plugin.cache.inventory import keys
     from ort_qdq_plugin.cache.store import MODEL, Store
@@ -149,7 +149,7 @@ def _prepare(peer: Peer, name: str, scratch: Path) -> None:
     with progress(f"packing: {name}") as show:
         report = warm(peer.job.model, options=Options(**options, progress=show))
     if not report.cache:
-        peer.failure = report.passed_through or "its operators need a library of their own"
+        peer.failure = report.stock_message or "its operators need a library of their own"
         return
     entry = (str(path) for path in folder.rglob("*") if path.is_file())
     peer.job = peer.job._replace(options=options, files=(*peer.job.files, *entry))

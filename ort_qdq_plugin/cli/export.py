@@ -72,8 +72,8 @@ def _export_folder(given: argparse.Namespace, options: Options) -> None:
 
 
 def _outcome(report: Report) -> str:
-    if report.passed_through is not None:
-        return f"as it was: {report.passed_through}"
+    if report.stock_reason is not None:
+        return f"unchanged: {report.stock_message}"
     return f"{len(report.fused)} fused, {len(report.unfused)} left"
 
 

@@ -160,8 +160,8 @@ def _verdict(report: Report) -> str:
     fused = {entry.dequantize for entry in report.fused} - left
     nbytes = sum(entry.bytes_per_run for entry in report.unfused)
     per_run = f"; {size(nbytes)} of float are written on each run" if nbytes else ""
-    if report.passed_through is not None:
-        return f"stock ONNX Runtime loads it as it is: {report.passed_through}{per_run}"
+    if report.stock_reason is not None:
+        return f"stock ONNX Runtime loads it as it is{per_run}. {report.stock_message}"
     if not fused and not left:
         return "nothing is left to fuse; its weights are handed over without a copy"
     if not left:

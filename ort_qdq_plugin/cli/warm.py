@@ -31,29 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Fill the cache."""
-    from ort_qdq_plugin.session import inspect
-    from ort_qdq_plugin.switch.activation import options_from_environment
+    from ort_qdq_plugin.options import options_from_environment
+    from ort_qdq_plugin.session import inspect, warm
 
     cache = directory(given.dir)
     options = options_from_environment({**os.environ, f"{PREFIX}_CACHE_DIR": cache})
     is_folder = os.path.isdir(given.model)
     for path in models_in(given.model) if is_folder else [given.model]:
-        # What warm() takes for a model that is stock's to complain about is an error here.
+        # A model that cannot be opened is an error here, whereas warm() leaves it to stock ONNX Runtime.
         inspect(path, options=options)
     with progress("packing") as show:
-        shared = given.share_weights or options.share_weights
-        reports = (_warm_folder if is_folder else _warm_file)(
-            given.model, replace(options, share_weights=shared, progress=show)
-        )
+        options = replace(options, share_weights=given.share_weights or options.share_weights, progress=show)
+        reports = _warm_folder(given.model, options) if is_folder else {given.model: warm(given.model, options=options)}
     for model, report in reports.items():
         say(f"{model}: {_outcome(report, cache)}")
     return 0
-
-
-def _warm_file(model: str, options: Options) -> dict[str, Report]:
-    from ort_qdq_plugin.session import warm
-
-    return {model: warm(model, options=options)}
 
 
 def _warm_folder(folder: str, options: Options) -> dict[str, Report]:
@@ -63,8 +55,8 @@ def _warm_folder(folder: str, options: Options) -> dict[str, Report]:
 
 
 def _outcome(report: Report, cache: str) -> str:
-    if report.passed_through is not None:
-        return f"left to stock ONNX Runtime: {report.passed_through}"
+    if report.stock_reason is not None:
+        return f"left to stock ONNX Runtime: {report.stock_message}"
     if not report.cache:
         return "cannot be cached, since its operators need a library of their own"
     return f"{'was there already' if report.cache == 'used' else 'is in the cache now'}: {cache}"

@@ -14,7 +14,7 @@ from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes, stored_bytes
 from ort_qdq_plugin.model.tensors import Locate
-from ort_qdq_plugin.report import FusedWeight
+from ort_qdq_plugin.report import FusedWeight, Layout
 
 __all__ = ["Fuse", "Fusion", "FusionSettings", "Site", "report_entry"]
 
@@ -80,7 +80,7 @@ sees as `view`. `locate` finds the bytes of other constants. Raises NotFusable w
 
 
 def report_entry(
-    fusion: Fusion, *, k: int, n: int, bits: int, block_size: int, layout: str, has_bias: bool = False
+    fusion: Fusion, *, k: int, n: int, bits: int, block_size: int, layout: Layout, has_bias: bool = False
 ) -> FusedWeight:
     """What the report says of a fusion; the arguments are those of FusedWeight."""
     site, operands = fusion.site, fusion.operands.values()

@@ -1,4 +1,4 @@
-"""Language models in onnxruntime-genai, on fused weights: `prepare`, `load`, `report_of`, `warm`, `export`."""
+"""Language models of onnxruntime-genai with fused weights: `prepare`, `load`, `report_of`, `warm`, `export`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The places in onnxruntime_genai where this package comes in: how models are created, and what configurations are told.
+"""The methods of onnxruntime_genai that this package replaces, and the calls of a Config that it records.
 
-Its classes are pybind11's, and stay. Methods of theirs are replaced: ``Model.__init__``, and those of Config that change
-one, so that they can be repeated on another configuration. An ``onnxruntime_genai.Config`` does not tell what it holds.
+Its classes are pybind11's, and stay. ``Model.__init__`` is replaced, and so are the methods that change a Config. The
+content of a Config cannot be read, but the recorded calls can be repeated on another one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.genai.config import Json, merged, parsed
+from ort_qdq_plugin.report import StockReason
 
-__all__ = ["Call", "create_stock_model", "effect_of", "genai", "new_config", "record_of", "replace_methods"]
+__all__ = ["Call", "config_after", "create_stock_model", "genai_module", "new_config", "record_of", "replace_methods"]
 
 _DATA_METHODS = ("add_model_data", "remove_model_data")
 
@@ -25,14 +26,14 @@ CreateModel = Callable[[Any, Any], None]
 
 
 class Call(NamedTuple):
-    """A method of a configuration that was called, and what it was given."""
+    """A call of a method of a Config, with its positional arguments."""
 
     method: str
     args: tuple[Any, ...]
 
 
 class _Record(NamedTuple):
-    """The folder that a configuration was read from, and what it was told since."""
+    """The folder that a Config was read from, and the calls that have changed it since."""
 
     folder: str
     calls: list[Call]
@@ -43,7 +44,7 @@ _lock = threading.Lock()
 _stock: dict[tuple[str, str], Any] = {}
 
 
-def genai() -> ModuleType:
+def genai_module() -> ModuleType:
     """The module onnxruntime_genai.
 
     Raises:
@@ -57,21 +58,21 @@ def replace_methods(module: ModuleType, create_model: CreateModel) -> None:
 
     Args:
         module: onnxruntime_genai.
-        create_model: Creates the native model of a Model from a folder or a Config; it may call `create_stock_model`.
+        create_model: Creates the native model of a Model from a folder or a Config. It may call `create_stock_model`.
     """
     with _lock:
         if _stock:
             return
         for name, method in vars(module.Config).items():
-            # Static ones have no configuration yet; what begins with an underscore is Python's or pybind11's own.
-            if callable(method) and (name == "__init__" or not name.startswith("_")) and _is_of_instances(method):
+            # Names with an underscore are Python's or pybind11's own.
+            if callable(method) and (name == "__init__" or not name.startswith("_")) and _takes_instance(method):
                 _stock["Config", name] = method
         _stock["Model", "__init__"] = module.Model.__init__
         for (_, name), method in _stock.items():
             if name != "__init__":
-                setattr(module.Config, name, _recording(name, method))
-        module.Config.__init__ = _beginning(_stock["Config", "__init__"])
-        module.Model.__init__ = _creating(_stock["Model", "__init__"], create_model)
+                setattr(module.Config, name, _recording_call(name, method))
+        module.Config.__init__ = _recording_init(_stock["Config", "__init__"])
+        module.Model.__init__ = _replacement_init(_stock["Model", "__init__"], create_model)
 
 
 def create_stock_model(model: Any, folder_or_config: Any) -> None:
@@ -80,7 +81,7 @@ def create_stock_model(model: Any, folder_or_config: Any) -> None:
 
 
 def new_config(module: ModuleType, folder: str, calls: Sequence[Call]) -> Any:
-    """A Config that is read from a folder, then told all this.
+    """A Config that is read from a folder and changed by these calls.
 
     Raises:
         RuntimeError: onnxruntime-genai cannot read it.
@@ -92,28 +93,28 @@ def new_config(module: ModuleType, folder: str, calls: Sequence[Call]) -> Any:
 
 
 def record_of(config: Any) -> tuple[str | None, tuple[Call, ...]]:
-    """The folder that a Config was read from, and what it was told since; None for one that is not known."""
+    """The folder that a Config was read from, and the calls that have changed it since. None: that is not known."""
     try:
         record = _records.get(config)
-    except TypeError:  # no Config at all: onnxruntime-genai will say so
+    except TypeError:  # it is no Config: onnxruntime-genai has an error for that
         record = None
     return (None, ()) if record is None else (record.folder, tuple(record.calls))
 
 
-def effect_of(calls: Sequence[Call], config: Json) -> Json:
-    """A configuration after all these calls, as far as they change what sessions are created for and how.
+def config_after(calls: Sequence[Call], config: Json) -> Json:
+    """The content of genai_config.json after these calls, as far as it is about model files and session options.
 
     Raises:
-        LeaveToStock: One of them gives models another way than by files, or other files.
+        LeaveToStock: One of them gives a model as bytes, or names other files.
         ModelError: An overlay is no JSON object.
     """
     for call in calls:
         if call.method in _DATA_METHODS:
-            raise LeaveToStock("its models were given as bytes")
+            raise LeaveToStock(StockReason.GENAI_MODEL_DATA)
         if call.method == "overlay":
             overlay = parsed(call.args[0], "an overlay")
             if '"filename"' in call.args[0]:
-                raise LeaveToStock("an overlay changes its files")
+                raise LeaveToStock(StockReason.GENAI_OVERLAY)
             config = merged(config, overlay)
         elif call.method == "clear_providers":
             config = _with_providers(config, [])
@@ -130,30 +131,30 @@ def _with_providers(config: Json, providers: list[Json]) -> Json:
     return {**config, "model": {**model, "decoder": {**decoder, "session_options": options}}}
 
 
-def _is_of_instances(method: Any) -> bool:
-    # pybind11 has functions of a class in a type of its own for those of instances.
+def _takes_instance(method: Any) -> bool:
+    """Whether it is no static method. pybind11 has a type of its own for the others."""
     return type(method).__name__ == "instancemethod"
 
 
-def _beginning(stock: Any) -> Any:
+def _recording_init(stock: Any) -> Any:
     @functools.wraps(stock)
-    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
         given = [*args, *kwargs.values()]
         if len(given) == 1 and isinstance(given[0], str):
             _records[self] = _Record(given[0], [])
 
-    return begin
+    return init
 
 
-def _recording(name: str, stock: Any) -> Any:
+def _recording_call(name: str, stock: Any) -> Any:
     @functools.wraps(stock)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = stock(self, *args, **kwargs)
         record = _records.get(self)
         if record is not None:
             if kwargs:
-                # Not to be repeated by position.
+                # A call cannot be repeated with them; so the Config is not known any more.
                 del _records[self]
             else:
                 record.calls.append(Call(name, args))
@@ -162,13 +163,13 @@ def _recording(name: str, stock: Any) -> Any:
     return call
 
 
-def _creating(stock: Any, create_model: CreateModel) -> Any:
+def _replacement_init(stock: Any, create_model: CreateModel) -> Any:
     @functools.wraps(stock)
-    def create(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         given = [*args, *kwargs.values()]
         if len(given) != 1:
             stock(self, *args, **kwargs)
         else:
             create_model(self, given[0])
 
-    return create
+    return init

@@ -1,7 +1,7 @@
 """What a genai_config.json says of a model's files and of the sessions that are created for them.
 
-Source: onnxruntime-genai's config.cpp. A model that says nothing of session options has the decoder's. What it does not know
-among session options becomes a config entry of SessionOptions.
+Source: onnxruntime-genai's config.cpp. A section without session options has those of the decoder. A session option that
+onnxruntime-genai does not know becomes a config entry of SessionOptions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_BYTES = 64 << 20
 
 _FILENAME, _SESSION_OPTIONS, _PROVIDERS = "filename", "session_options", "provider_options"
 _LEVEL, _THREADS, _INHERITS = "graph_optimization_level", "intra_op_num_threads", "inherit_session_options"
-# What its providers are called in ONNX Runtime.
+# Names of its providers -> those of ONNX Runtime, without "ExecutionProvider".
 _PROVIDER_NAMES = {"cpu": "CPU", "cuda": "CUDA", "dml": "Dml", "webgpu": "WebGpu"}
 
 Json = dict[str, Any]
@@ -34,7 +34,7 @@ class ModelFile(NamedTuple):
 
     Attributes:
         filename: Its path below the configuration's folder.
-        session_options: Of its session, as they are in the configuration.
+        session_options: Those of its session, as the configuration has them.
     """
 
     filename: str
@@ -42,16 +42,16 @@ class ModelFile(NamedTuple):
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """The names that ONNX Runtime has for its execution providers."""
+        """ONNX Runtime's names of its execution providers."""
         given = self.session_options.get(_PROVIDERS) or []
         names = [name for entry in given if isinstance(entry, dict) for name in entry]
         return tuple(f"{_PROVIDER_NAMES.get(name.lower(), name)}ExecutionProvider" for name in names)
 
     def to_session_options(self) -> Any:
-        """An onnxruntime.SessionOptions that says what this package asks of one.
+        """An onnxruntime.SessionOptions with those options that matter to this package.
 
         Raises:
-            ModelError: They make no sense.
+            ModelError: ONNX Runtime would refuse them.
         """
         made = onnxruntime.SessionOptions()
         try:
@@ -62,7 +62,7 @@ class ModelFile(NamedTuple):
                 if "." not in name:
                     continue
                 if not isinstance(value, str):
-                    # onnxruntime ends the process for None.
+                    # onnxruntime aborts the process for None.
                     raise TypeError(f"{name} is no string")
                 made.add_session_config_entry(name, value)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -74,7 +74,7 @@ def read_config(folder: str) -> Json:
     """The configuration in a folder.
 
     Raises:
-        OSError: There is none that can be read.
+        OSError: It cannot be read.
         ModelError: It is no JSON object.
     """
     path = os.path.join(folder, CONFIG_NAME)
@@ -86,10 +86,10 @@ def read_config(folder: str) -> Json:
 
 
 def parsed(data: str | bytes, what: str) -> Json:
-    """A JSON object.
+    """A JSON object. `what` is its name in errors.
 
     Raises:
-        ModelError: It is none.
+        ModelError: It is no JSON object.
     """
     try:
         config = json.loads(data)
@@ -101,7 +101,7 @@ def parsed(data: str | bytes, what: str) -> Json:
 
 
 def merged(config: Any, overlay: Any) -> Any:
-    """A configuration with another one laid over it, as far as names and session options go."""
+    """A configuration with an overlay merged into it: objects by key, lists one behind the other."""
     if isinstance(config, dict) and isinstance(overlay, dict):
         return {**config, **{key: merged(config[key], value) if key in config else value for key, value in overlay.items()}}
     if isinstance(config, list) and isinstance(overlay, list):
@@ -115,7 +115,7 @@ def model_files(config: Json) -> list[ModelFile]:
     Raises:
         ModelError: One of them is outside the configuration's folder. onnxruntime-genai refuses that.
     """
-    usual = _options_of(_dict_at(config, "model", "decoder"))
+    inherited = _options_of(_dict_at(config, "model", "decoder"))
     found: dict[str, ModelFile] = {}
     for section in _sections(config.get("model")):
         filename = section[_FILENAME]
@@ -123,17 +123,17 @@ def model_files(config: Json) -> list[ModelFile]:
             raise ModelError(f"{filename!r} is not below the folder of {CONFIG_NAME}")
         options = _options_of(section)
         if options is None or section.get(_INHERITS):
-            options = {**(usual or {}), **(options or {})}
+            options = {**(inherited or {}), **(options or {})}
         found.setdefault(filename, ModelFile(filename, options))
     return list(found.values())
 
 
 def rewritten(config: Json, filenames: Mapping[str, str]) -> bytes:
-    """A configuration with other files, whose sessions pre-pack in parallel unless it says whether to.
+    """A configuration with other files. Their sessions pre-pack in parallel, unless it has an entry for that.
 
     Args:
         config: It is not changed.
-        filenames: Old name -> new name, below the folder in which the new configuration is going to be.
+        filenames: Old name -> new name, below the folder of the new configuration.
     """
     changed = json.loads(json.dumps(config))
     for section in _sections(changed["model"]):

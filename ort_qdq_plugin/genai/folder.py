@@ -1,7 +1,6 @@
-"""The folder that onnxruntime-genai is given in place of the model's own: another configuration, links of everything else.
+"""The folder that onnxruntime-genai reads in place of the model's own: another configuration, and links to everything else.
 
-It is temporary. A lock on it, which ends with its process, tells others whether it is in use: who makes the next one removes
-those of processes that were killed.
+It is temporary, and locked while its process lives. A process that makes one removes those that killed processes left.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _RANDOM_BYTES = 8
 
 
 class ConfigFolder:
-    """A folder that is removed when this object goes, or is closed.
+    """A folder that is removed when this object is closed or garbage-collected.
 
     Attributes:
         path: Of the folder.
@@ -34,15 +33,15 @@ class ConfigFolder:
         self._owner = os.getpid()
 
     def fill(self, original: str, config: bytes, models: Mapping[str, str]) -> None:
-        """Put the configuration there, links of all other files of the model's folder, and of the folders of its models.
+        """Write the configuration, and link everything else in the model's folder, and the folders of fused models.
 
         Args:
             original: The model's folder.
             config: The configuration.
-            models: Name -> folder that is to be found under it.
+            models: Name of a link -> the folder that it leads to.
 
         Raises:
-            OSError: It cannot be done.
+            OSError: A file cannot be written or linked.
         """
         original = os.path.abspath(original)
         with os.scandir(original) as found:
@@ -53,7 +52,7 @@ class ConfigFolder:
             file.write(config)
 
     def close(self) -> None:
-        """Remove it. A process that was forked meanwhile only lets go of it."""
+        """Remove it. In a forked child only the descriptor is closed: the folder is the parent's."""
         folder, self._folder = self._folder, None
         if folder is not None:
             if self._owner == os.getpid():
@@ -65,14 +64,14 @@ class ConfigFolder:
 
 
 def new_folder(spill_dir: str | None, like: str) -> ConfigFolder:
-    """A new temporary folder of mode 0700. Those of processes that are gone are removed.
+    """A new temporary folder of mode 0700. Those of processes that have ended are removed.
 
     Args:
-        spill_dir: Where temporary files go; None for the system's own directories.
-        like: A path on the file system that it should rather be on: then files there can be linked.
+        spill_dir: The directory for it; None for the system's own directories.
+        like: A path. A directory on its file system is preferred, since files there can be linked.
 
     Raises:
-        OSError: None can be had.
+        OSError: It cannot be made.
     """
     device = os.stat(like).st_dev
     problem: OSError = FileNotFoundError("no directory for temporary files")
@@ -96,7 +95,7 @@ def _made_in(directory: str) -> ConfigFolder:
     while True:
         path = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM_BYTES).hex()}")
         os.mkdir(path, 0o700)
-        # Until it is locked, another process may take it for one that was left behind.
+        # Until it is locked, another process may remove it as one that was left behind.
         with contextlib.suppress(FileNotFoundError):
             folder = files.Folder(path)
             files.lock(folder)
@@ -106,7 +105,7 @@ def _made_in(directory: str) -> ConfigFolder:
 
 
 def _sweep(directory: str) -> None:
-    """Remove this user's folders whose processes are gone."""
+    """Remove this user's folders whose processes have ended."""
     with os.scandir(directory) as found:
         paths = [item.path for item in found if item.name.startswith(_PREFIX)]
     for path in paths:

@@ -1,4 +1,4 @@
-"""Putting fused nodes and their operands together: the model that ONNX Runtime is given."""
+"""Assembling: the model that ONNX Runtime gets, with fused nodes and references to their operands."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ __all__ = ["assemble"]
 _MAX_STEM = 200  # characters of a name that every fused node repeats
 
 
-def assemble(
-    opened: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layout: Layout, external_data: ExternalData
-) -> bytes:
-    """Replace what was fused, and say of every large tensor where its bytes are.
+def assemble(parsed: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layout: Layout, data: ExternalData) -> bytes:
+    """Replace the nodes that were fused, and give every large tensor a reference to its bytes.
 
     Args:
-        opened: The model. It is changed.
+        parsed: The model. It is changed.
         scope: Of its main graph.
         fusions: What is fused.
-        layout: Where their operands go.
-        external_data: Where ONNX Runtime will find them, and everything else.
+        layout: The slots of their operands in the packed buffers.
+        data: Those buffers and the model's own files, as ONNX Runtime gets them.
 
     Returns:
         The serialized model.
@@ -37,9 +35,9 @@ def assemble(
     Raises:
         ModelError: The model imports opsets that ONNX Runtime would refuse.
     """
-    graph, names = opened.proto.graph, FreshNames(scope)
-    initializers = _Initializers(layout, external_data, names.fresh)
-    rewriter = Rewriter(opened.proto, scope, names)
+    graph, names = parsed.proto.graph, FreshNames(scope)
+    initializers = _Initializers(layout, data, names.fresh)
+    rewriter = Rewriter(parsed.proto, scope, names)
     for fusion in fusions:
         source = next(operand.source for operand in fusion.operands.values() if operand.source is not None)
         stem = f"{(source.name or fusion.site.dequantize)[:_MAX_STEM]}.{fusion.operator}"
@@ -48,21 +46,21 @@ def assemble(
     constants = rewriter.finish()
     lift_from_subgraphs(graph, names)
     for tensor in external_tensors(graph):
-        stored = opened.locate(tensor)
-        initializers.place(tensor, as_stored(stored, stored.shape))
+        stored = parsed.locate(tensor)
+        initializers.refer(tensor, as_stored(stored, stored.shape))
     graph.initializer.extend([*initializers.made, *constants])
-    # Last, when everything has been read or mapped: what was packed and what is used in place belong together.
-    opened.skeleton.check_unchanged()
-    return bytes(opened.proto.SerializeToString())
+    # Last, when everything has been read or mapped: what was packed and what is borrowed must be of the same model.
+    parsed.skeleton.check_unchanged()
+    return bytes(parsed.proto.SerializeToString())
 
 
 class _Initializers:
     """Initializers for operands, one for all that are the same."""
 
-    def __init__(self, layout: Layout, external_data: ExternalData, fresh: Callable[[str], str]) -> None:
+    def __init__(self, layout: Layout, data: ExternalData, fresh: Callable[[str], str]) -> None:
         self.made: list[TensorProto] = []
         self._layout = layout
-        self._external_data = external_data
+        self._data = data
         self._fresh = fresh
         self._names: dict[tuple[object, ...], str] = {}
 
@@ -72,13 +70,13 @@ class _Initializers:
         if key not in self._names:
             name = self._names[key] = self._fresh(wanted)
             self.made.append(TensorProto(name=name, data_type=operand.data_type, dims=operand.shape))
-            self.place(self.made[-1], operand)
+            self.refer(self.made[-1], operand)
         return self._names[key]
 
-    def place(self, tensor: TensorProto, operand: Operand) -> None:
-        """Say of the initializer of an operand where its bytes are: in a packed buffer, or where the model stores them."""
+    def refer(self, tensor: TensorProto, operand: Operand) -> None:
+        """Let the initializer of an operand refer to its bytes: in a packed buffer, or where the model stores them."""
         slot = self._layout.slots.get(operand.key)
         if slot is not None:
-            self._external_data.put_packed(tensor, slot.segment, slot.offset, operand.nbytes)
+            self._data.put_packed(tensor, slot.segment, slot.offset, operand.nbytes)
         elif operand.source is not None:
-            self._external_data.put(tensor, operand.source)
+            self._data.put(tensor, operand.source)

@@ -1,6 +1,6 @@
-"""Writing a prepared model to a place of one's choice: an ordinary QOperator model that stock ONNX Runtime loads anywhere.
+"""Writing a prepared model to a file: an ordinary QOperator model that stock ONNX Runtime loads anywhere.
 
-Weights are streamed from where they were packed or are stored. At no time are more than a few megabytes of them in memory.
+Weights are copied from the packed buffers and from the model's files, a few megabytes at a time.
 
 Format facts: protobuf's wire format, and ONNX's ExternalData.md, by which offsets are multiples of a page.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from io import BufferedWriter, FileIO
 from pathlib import Path
@@ -56,47 +56,47 @@ def export(
     Args:
         model: The path of an ONNX model.
         out: The path of the new one.
-        external_data: Whether its weights go to a file of their own beside it, named like it with ".data" behind; they
-            have to from 2 GiB on.
-        force: Whether files that are there may be replaced.
+        external_data: Whether its weights go to a file of their own, the path with ".data" behind it. A model of 2 GiB or
+            more needs one.
+        force: Whether existing files may be replaced.
         progress: Called with (bytes done, bytes in all), first while weights are packed, then while they are written.
-        options: This package's own; accuracy level and block size count.
+        options: Options of this package, of which accuracy level and block size have an effect on the new model.
 
     Returns:
         What was fused, and what was not.
 
     Raises:
-        FileExistsError: There is such a file already.
+        FileExistsError: The file exists already.
         QdqPluginError: There is nothing to fuse in the model, or it would have 2 GiB or more in one file.
-        ModelError, OSError: It cannot be read, or the new one not be written.
+        ModelError, OSError: It cannot be read, or the new one cannot be written.
     """
     path = os.fspath(out)
     data_path = f"{path}.data" if external_data else None
     for wanted in filter(None, (path, data_path)):
         if os.path.lexists(wanted) and not force:
             raise FileExistsError(17, "is there already", wanted)
-    os.stat(os.path.dirname(os.path.abspath(path)))  # or it is the temporary file that cannot be found
+    os.stat(os.path.dirname(os.path.abspath(path)))  # so that an error names this folder, and no temporary file in it
     chosen = dataclasses.replace(options or Options(), progress=progress)
     try:
         return write_model(LoadRequest(os.fspath(model), None, chosen), path, data_path)
-    except LeaveToStock as because:
-        raise QdqPluginError(f"{os.fspath(model)}: {because}") from None
+    except LeaveToStock as stock:
+        raise QdqPluginError(f"{os.fspath(model)}: {stock}") from None
 
 
 def write_model(request: LoadRequest, path: str, data_path: str | None) -> Report:
-    """Write what is asked for to files, which get their names, whatever has them now, when they are complete.
+    """Write the model of a request, fused. The new files replace existing ones of the same names when they are complete.
 
     Args:
-        request: Of its session options, accuracy level and block size count.
+        request: The model. Of its session options, accuracy level and block size have an effect.
         path: Of the new model.
         data_path: Of the file for its weights; None for inside.
 
     Raises:
         LeaveToStock: There is nothing to fuse in the model.
         QdqPluginError: It would have 2 GiB or more in one file.
-        ModelError, OSError: It cannot be read, or the new one not be written.
+        ModelError, OSError: It cannot be read, or the new one cannot be written.
     """
-    # None of the other session options may decide where weights are: no session is created.
+    # The other session options could send weights by path, but no session is created.
     options = dataclasses.replace(
         request.options,
         accuracy_level=request.accuracy_level,
@@ -109,9 +109,9 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
     with ExitStack() as undo:
         try:
             prepared = prepare(request._replace(session_options=None, options=options), journal)
-        except LeaveToStock as because:
-            if isinstance(because.__cause__, QdqPluginError | OSError):
-                raise because.__cause__ from None
+        except LeaveToStock as stock:
+            if isinstance(stock.__cause__, QdqPluginError | OSError):
+                raise stock.__cause__ from None
             raise
         for buffer in prepared.packed:
             undo.callback(buffer.discard)
@@ -119,19 +119,14 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
         with readable():
             proto = ModelProto.FromString(prepared.model)
         written = _Written(path, data_path, undo)
-        stored = _Stored(prepared.buffers)
-        total = sum(stored.locate(tensor).nbytes for tensor in external_tensors(proto.graph))
-        tell = options.progress or (lambda _done, _total: None)
-        if data_path is None:
-            _write_inline(proto, stored, written, lambda done: tell(done, total))
-        else:
-            _write_beside(proto, stored, written, lambda done: tell(done, total))
+        write = _write_inline if data_path is None else _write_beside
+        write(proto, _Stored(prepared.buffers, proto, options.progress), written)
         written.commit()
-    return prepared.report._replace(route="export")
+    return dataclasses.replace(prepared.report, route="export")
 
 
-class _Place(NamedTuple):
-    """Where the bytes of a tensor are."""
+class _Reference(NamedTuple):
+    """The ``external_data`` of a tensor."""
 
     location: str
     offset: int
@@ -141,34 +136,38 @@ class _Place(NamedTuple):
 class _Stored:
     """The bytes that a prepared model refers to."""
 
-    def __init__(self, buffers: Mapping[str, mmap.mmap | bytes]) -> None:
+    def __init__(self, buffers: Mapping[str, mmap.mmap | bytes], proto: ModelProto, progress: Progress | None) -> None:
         self._buffers = dict(buffers)
+        self._progress = progress or (lambda _done, _total: None)
+        self._done, self._total = 0, sum(self.reference(tensor).nbytes for tensor in external_tensors(proto.graph))
 
-    def locate(self, tensor: TensorProto) -> _Place:
-        """Where a tensor's bytes are.
+    def reference(self, tensor: TensorProto) -> _Reference:
+        """The reference of a tensor.
 
         Raises:
-            ModelError: Nowhere.
+            ModelError: It is to bytes that do not exist.
         """
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        place = _Place(entries["location"], int(entries.get("offset", 0)), int(entries.get("length", 0)))
-        buffer = self._buffers.get(place.location)
-        if buffer is None or place.offset + place.nbytes > len(buffer):
-            raise ModelError(f"{tensor.name}: its bytes are not to be found")
-        return place
+        found = _Reference(entries["location"], int(entries.get("offset", 0)), int(entries.get("length", 0)))
+        buffer = self._buffers.get(found.location)
+        if buffer is None or found.offset + found.nbytes > len(buffer):
+            raise ModelError(f"{tensor.name}: its external data does not exist")
+        return found
 
-    def chunks(self, place: _Place) -> Iterator[bytes]:
-        """A tensor's bytes, a piece at a time. Pages of files are given back."""
-        buffer, end = self._buffers[place.location], place.offset + place.nbytes
-        for at in range(place.offset, end, _COPIED_BYTES):
+    def copy(self, reference: _Reference, file: BinaryIO) -> None:
+        """Write the bytes of a reference to a file, a piece at a time. Pages of files are dropped behind each."""
+        buffer, end = self._buffers[reference.location], reference.offset + reference.nbytes
+        for at in range(reference.offset, end, _COPIED_BYTES):
             length = min(_COPIED_BYTES, end - at)
-            yield buffer[at : at + length]
+            file.write(buffer[at : at + length])
             if isinstance(buffer, mmap.mmap):
                 host.drop_pages(buffer, at, length)
+            self._done += length
+            self._progress(self._done, self._total)
 
 
 class _Written:
-    """New files under temporary names, which get their own when all is written."""
+    """New files under temporary names, which get their final names when both are complete."""
 
     def __init__(self, path: str, data_path: str | None, undo: ExitStack) -> None:
         self._undo = undo
@@ -185,7 +184,7 @@ class _Written:
         return file
 
     def commit(self) -> None:
-        """Give the files their names, the data first."""
+        """Give the files their final names, the data first."""
         for file in filter(None, (self.data, self.model)):
             file.flush()
             os.fsync(file.fileno())
@@ -193,25 +192,21 @@ class _Written:
             os.replace(name, path)
 
 
-def _write_beside(proto: ModelProto, stored: _Stored, written: _Written, tell: Callable[[int], None]) -> None:
+def _write_beside(proto: ModelProto, stored: _Stored, written: _Written) -> None:
     """Write weights into the data file, each once, and the model with references to them."""
     assert written.data is not None
-    offsets: dict[_Place, int] = {}
-    done = 0
+    offsets: dict[_Reference, int] = {}
     for tensor in external_tensors(proto.graph):
-        place = stored.locate(tensor)
-        if place not in offsets:
+        reference = stored.reference(tensor)
+        if reference not in offsets:
             written.data.seek(-(-written.data.tell() // _ALIGNMENT) * _ALIGNMENT)
-            offsets[place] = written.data.tell()
-            for chunk in stored.chunks(place):
-                written.data.write(chunk)
-                done += len(chunk)
-                tell(done)
-        refer(tensor, written.data_name, offsets[place], place.nbytes)
+            offsets[reference] = written.data.tell()
+            stored.copy(reference, written.data)
+        refer(tensor, written.data_name, offsets[reference], reference.nbytes)
     written.model.write(proto.SerializeToString())
 
 
-def _write_inline(proto: ModelProto, stored: _Stored, written: _Written, tell: Callable[[int], None]) -> None:
+def _write_inline(proto: ModelProto, stored: _Stored, written: _Written) -> None:
     """Write the model with its weights inside: its own fields, then its graph's, then the graph's weights."""
     outside = [tensor for tensor in proto.graph.initializer if tensor.data_location == tensor.EXTERNAL]
     if len(outside) != sum(1 for _ in external_tensors(proto.graph)):
@@ -219,23 +214,19 @@ def _write_inline(proto: ModelProto, stored: _Stored, written: _Written, tell: C
     small = [tensor.SerializeToString() for tensor in proto.graph.initializer if tensor.data_location != tensor.EXTERNAL]
     heads = []
     for tensor in outside:
-        place = stored.locate(tensor)
+        reference = stored.reference(tensor)
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
-        head = tensor.SerializeToString() + bytes_head(_RAW_DATA, place.nbytes)
-        heads.append((bytes_head(_INITIALIZER, len(head) + place.nbytes) + head, place))
+        head = tensor.SerializeToString() + bytes_head(_RAW_DATA, reference.nbytes)
+        heads.append((bytes_head(_INITIALIZER, len(head) + reference.nbytes) + head, reference))
     del proto.graph.initializer[:]
     graph = proto.graph.SerializeToString() + b"".join(bytes_field(_INITIALIZER, data) for data in small)
     proto.ClearField("graph")
-    nbytes = len(graph) + sum(len(head) + place.nbytes for head, place in heads)
+    nbytes = len(graph) + sum(len(head) + reference.nbytes for head, reference in heads)
     own = proto.SerializeToString()
     if len(own) + nbytes + 16 > _MAX_INLINE_BYTES:
         raise QdqPluginError("the model would have 2 GiB or more in one file: it needs external data")
     written.model.write(own + bytes_head(_GRAPH, nbytes) + graph)
-    done = 0
-    for head, place in heads:
+    for head, reference in heads:
         written.model.write(head)
-        for chunk in stored.chunks(place):
-            written.model.write(chunk)
-            done += len(chunk)
-            tell(done)
+        stored.copy(reference, written.model)

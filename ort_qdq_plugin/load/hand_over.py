@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ort_qdq_plugin.load.journal import Journal
@@ -25,11 +26,12 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
         What was done.
 
     Raises:
-        Exception: Of ONNX Runtime's, and OSError where the disk has refused what was packed.
+        Exception: An error of ONNX Runtime.
+        OSError: The disk could not write what was packed.
     """
     journal = Journal(prepared.report.seconds)
-    # What get_session_options() will give: the caller may load other models with it. Made before the session is, because a
-    # profile that copying begins has the name of one that is begun within the same second.
+    # For get_session_options(): the caller may load other models with them. They are copied before the session is created:
+    # copying begins a profile, whose name is that of one that begins within the same second.
     reported_options = private_options(hook.constructor_arguments(session)[1])
     anonymous_before = host.anonymous_bytes() if prepared.report.shared_bytes else 0
     handing_over = by_path(prepared.session_options) if prepared.by_path else trimming(prepared.mappings)
@@ -46,7 +48,7 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     if not prepared.by_path:
         keep_until_destroyed(hook.native_session(session), (*prepared.buffers.values(), prepared.holder))
     for buffer in prepared.packed:
-        # Only now is it certain that ONNX Runtime has read what was packed.
+        # By now ONNX Runtime has read all that was packed.
         buffer.seal()
     hook.set_reported_options(session, reported_options)
     report = prepared.report
@@ -54,4 +56,4 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
         from ort_qdq_plugin.load.through_cache import check_shared
 
         report = check_shared(report, host.anonymous_bytes() - anonymous_before)
-    return report._replace(seconds=journal.finished(report.route).seconds)
+    return replace(report, seconds=journal.finished(report.route).seconds)

@@ -1,12 +1,14 @@
-"""What has been done with a model so far, while it is being loaded."""
+"""What has been done with a model so far, while it is loaded."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
-from ort_qdq_plugin.report import FusedWeight, Report, UnfusedWeight
+from ort_qdq_plugin.errors import LeaveToStock
+from ort_qdq_plugin.report import Report, Route
 
 __all__ = ["Journal"]
 
@@ -27,24 +29,11 @@ class Journal:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def planned(
-        self,
-        *,
-        fused: Iterable[FusedWeight],
-        unfused: Iterable[UnfusedWeight],
-        packed_bytes: int,
-        borrowed_bytes: int,
-        cache: str = "",
-    ) -> None:
-        """Say what is going to be done."""
-        self._report = self._report._replace(
-            fused=tuple(fused),
-            unfused=tuple(unfused),
-            packed_bytes=packed_bytes,
-            borrowed_bytes=borrowed_bytes,
-            cache=cache,
-        )
+    def planned(self, report: Report) -> None:
+        """Record what was decided, in a report whose route and seconds do not matter."""
+        self._report = report
 
-    def finished(self, route: str, passed_through: str | None = None) -> Report:
-        """The report: how the model was loaded, and why ONNX Runtime got it as it is, if it did."""
-        return self._report._replace(route=route, passed_through=passed_through, seconds=dict(self._seconds))
+    def finished(self, route: Route, stock: LeaveToStock | None = None) -> Report:
+        """The report: how the model was loaded, and why it was left to stock ONNX Runtime, if it was."""
+        report = replace(self._report, route=route, seconds=dict(self._seconds))
+        return report if stock is None else replace(report, stock_reason=stock.reason, stock_detail=stock.detail)

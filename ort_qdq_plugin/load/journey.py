@@ -24,38 +24,39 @@ from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.options_lock import reading
 from ort_qdq_plugin.ort.providers import check_providers, provider_names
-from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter
     from ort_qdq_plugin.load.prepared import PreparedModel
 
-__all__ = ["SessionState", "create_native_session", "decide", "prepare"]
+__all__ = ["SessionState", "create_native_session", "plan_only", "prepare"]
 
 
 class SessionState:
-    """What this package knows of one session.
+    """What this package keeps for one session.
 
     Attributes:
-        options: How it was asked to load it.
-        prepared: What it prepared; kept for `set_providers`, which makes the native session anew.
-        report: What came of it.
-        undecided: What was asked for, if a glance showed that nothing can be fused. The report does not yet say why then.
+        options: The options that it is loaded with.
+        prepared: The prepared model, for `set_providers`, which creates the native session anew. None: loaded by path or
+            by stock ONNX Runtime.
+        report: What was done.
+        unmatched: The request, if a glance showed that nothing can be fused. The report has no `unfused` weights then.
     """
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.prepared: PreparedModel | None = None
         self.report = Report("stock")
-        self.undecided: LoadRequest | None = None
+        self.unmatched: LoadRequest | None = None
 
 
 def create_native_session(session: Any, state: SessionState, call: CreateCall) -> None:
-    """Create the native session of an InferenceSession, in place of its own method."""
+    """Create the native session of an InferenceSession. Replaces its method ``_create_inference_session``."""
     model, session_options = hook.constructor_arguments(session)
     if session_options is not None and not isinstance(session_options, onnxruntime.SessionOptions):
-        # For ONNX Runtime to complain about.
+        # ONNX Runtime has an error for this.
         hook.create_stock(session, call)
         return
     if not _created_from_prepared(session, state, call):
@@ -66,32 +67,32 @@ def create_native_session(session: Any, state: SessionState, call: CreateCall) -
 
 
 def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) -> bool:
-    """Create the native session from a prepared model; False, with the reason in the report, if stock has to do it."""
+    """Create the native session from a prepared model. False: stock has to create it, for the reason in the report."""
     journal = Journal()
-    state.undecided = None
+    state.unmatched = None
     try:
         with reading(hook.constructor_arguments(session)[1]):
             prepared = _prepared_for(session, state, call, journal)
         with fork_lock:
             from ort_qdq_plugin.load.hand_over import hand_over
         state.report = hand_over(session, prepared, call)
-        # By path, the session was made from the caller's own options: there is nothing to keep.
+        # By path, the temporary files are gone by now.
         state.prepared = None if prepared.by_path else prepared
-    except LeaveToStock as because:
-        state.report = journal.finished("stock", passed_through=str(because))
-        if isinstance(because, NothingToDo) and not state.report.unfused:
-            state.undecided = LoadRequest(*hook.constructor_arguments(session), state.options)
+    except LeaveToStock as stock:
+        state.report = journal.finished("stock", stock)
+        if isinstance(stock, NothingToDo) and not state.report.unfused:
+            state.unmatched = LoadRequest(*hook.constructor_arguments(session), state.options)
     except SourceUnreadableError:
         # Stock ONNX Runtime has no error for this.
         raise
     except Exception as error:
         if state.options.strict:
             if isinstance(error, (ValueError, RuntimeError)):
-                # The base class would take these for a provider's and try again with another one.
+                # InferenceSession would take these for errors of a provider, and try again with another one.
                 raise QdqPluginError(f"{type(error).__name__}: {error}") from error
             raise
-        state.report = Report("stock", passed_through=f"{type(error).__name__}: {error}")
-        log.warning("loading with stock ONNX Runtime, without this package: %s", state.report.passed_through)
+        state.report = Report("stock", StockReason.ERROR, f"{type(error).__name__}: {error}")
+        log.warning("loading with stock ONNX Runtime, without this package: %s", state.report.stock_detail)
     else:
         return True
     return False
@@ -119,7 +120,7 @@ def _prepared_for(session: Any, state: SessionState, call: CreateCall, journal: 
 
 
 def prepare(request: LoadRequest, journal: Journal, writer: EntryWriter | None = None) -> PreparedModel:
-    """Make all that a session needs, in an entry of the cache if there is a writer for one.
+    """Make a prepared model, in an entry of the cache if there is a writer for one.
 
     Raises:
         LeaveToStock: There is nothing to do for this model.
@@ -134,14 +135,14 @@ def prepare(request: LoadRequest, journal: Journal, writer: EntryWriter | None =
             with fork_lock:
                 from ort_qdq_plugin.load.prepare import prepare_opened
             return prepare_opened(skeleton, request, journal, writer)
-        except NothingToDo as because:
+        except NothingToDo as stock:
             if writer is not None:
-                writer.commit_nothing(skeleton.file_sources, journal.finished("stock", passed_through=str(because)))
+                writer.commit_nothing(skeleton.file_sources, journal.finished("stock", stock))
             raise
 
 
-def decide(request: LoadRequest, journal: Journal) -> None:
-    """Decide what would be fused, and why not what would not be. The journal has it; nothing is packed.
+def plan_only(request: LoadRequest, journal: Journal) -> None:
+    """Record in the journal what would be fused and what would not, and why. Nothing is packed.
 
     Raises:
         LeaveToStock: There is nothing to do for this model.

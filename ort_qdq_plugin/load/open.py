@@ -11,29 +11,28 @@ from ort_qdq_plugin.model.glance import is_quantized_throughout
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, OPTIONS_IN_MODEL, config_entry, options_are_in_models
+from ort_qdq_plugin.report import StockReason
 
 __all__ = ["glance_at", "leave_unreadable_to_stock", "open_model"]
 
 
 def open_model(request: LoadRequest) -> Skeleton:
-    """Open the model that is asked for. The caller closes it.
+    """Open the model of a request. The caller closes it.
 
     Raises:
         LeaveToStock: There is nothing to do for it.
         ModelError, OSError: It cannot be opened.
     """
     if config_entry(request.session_options, FORMAT_KEY) == "ORT":
-        raise LeaveToStock("the model is to be read in ORT format")
-    if isinstance(request.model, str) and request.model.endswith(".ort"):
-        raise LeaveToStock("the model is in ORT format")
-    skeleton = open_skeleton(request.model, config_entry(request.session_options, FOLDER_KEY))
+        raise LeaveToStock(StockReason.ORT_FORMAT, f"{FORMAT_KEY} is ORT")
+    is_ort = isinstance(request.model, str) and request.model.endswith(".ort")
+    skeleton = None if is_ort else open_skeleton(request.model, config_entry(request.session_options, FOLDER_KEY))
     if skeleton is None:
-        raise LeaveToStock("the model is in ORT format")
+        raise LeaveToStock(StockReason.ORT_FORMAT)
     try:
-        if not _has_work(skeleton, request):
-            raise LeaveToStock("nothing in it is quantized")
+        _check_for_work(skeleton, request)
         if options_are_in_models() and skeleton.mentions(OPTIONS_IN_MODEL):
-            raise LeaveToStock("its session options are in the model")
+            raise LeaveToStock(StockReason.OPTIONS_IN_MODEL)
     except BaseException:
         skeleton.close()
         raise
@@ -41,26 +40,30 @@ def open_model(request: LoadRequest) -> Skeleton:
 
 
 def glance_at(skeleton: Skeleton) -> None:
-    """Look cheaply at an opened model, which may spare it all that follows.
+    """Look at the bytes of an opened model, which takes a fraction of the time of parsing it.
 
     Raises:
-        NothingToDo: Nothing in it can be fused.
+        NothingToDo: They show that nothing in it can be fused.
     """
     if skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN):
         return
     if is_quantized_throughout(skeleton.data):
-        raise NothingToDo("nothing in it can be fused: activations are quantized wherever weights are")
+        raise NothingToDo(StockReason.NOT_FUSIBLE, "activations are quantized wherever weights are")
 
 
 @contextmanager
 def leave_unreadable_to_stock() -> Iterator[None]:
-    """While the block runs, errors of opening a model become LeaveToStock: they are ONNX Runtime's to complain about."""
+    """While the block runs, errors of opening a model become LeaveToStock: ONNX Runtime reports what is wrong with it."""
     try:
         yield
     except (ModelError, OSError) as error:
-        raise LeaveToStock(str(error)) from error
+        raise LeaveToStock(StockReason.UNREADABLE, str(error)) from error
 
 
-def _has_work(skeleton: Skeleton, request: LoadRequest) -> bool:
-    fuses = request.may_fuse and skeleton.mentions("DequantizeLinear")
-    return fuses or skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN)
+def _check_for_work(skeleton: Skeleton, request: LoadRequest) -> None:
+    if skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN):
+        return
+    if not skeleton.mentions("DequantizeLinear"):
+        raise LeaveToStock(StockReason.NOT_QUANTIZED)
+    if not request.may_fuse:
+        raise LeaveToStock(StockReason.FUSION_DISABLED)

@@ -1,4 +1,4 @@
-"""Packing: operands of fused nodes are brought into the order that ONNX Runtime's kernels want, in buffers of their own."""
+"""Packing: operands of fused nodes are written to buffers of their own, in the order that MatMulNBits wants."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def packed_buffers(
 
     Args:
         layout: Where every operand goes.
-        request: What is asked for.
-        by_path: Whether ONNX Runtime is to open the buffers' files by their names.
-        writer: Of the entry of the cache that the files are to be part of; None for no cache.
-        undo: Discards the buffers, unless the caller takes that over.
+        request: What is loaded, and how.
+        by_path: Whether ONNX Runtime opens the buffers' files by their names.
+        writer: Of the entry of the cache that gets the files; None for no cache.
+        undo: Gets a callback for each buffer that discards it.
 
     Raises:
-        SourceChangedError, SourceUnreadableError, OSError: A weight cannot be read, or a buffer not be written.
+        SourceChangedError, SourceUnreadableError, OSError: A weight cannot be read, or a buffer cannot be written.
     """
     spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
     if writer is not None:

@@ -1,4 +1,4 @@
-"""Deciding: what is fused, where every operand goes, and by which route ONNX Runtime gets it."""
+"""The second stage of a load: decide what is fused, where every operand goes, and by which route ONNX Runtime gets it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, supplies_initializers
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
+from ort_qdq_plugin.report import Report, StockReason
 
 __all__ = ["Plan", "goes_by_path", "plan_model"]
 
-# Packed weights take about as many bytes as the model's files, some dozen times that where blocks are mostly padding. Only
-# hundreds of tensors that overlap each other, as no exporter writes them, go beyond both of these.
+# Packed weights have about the size of the model's files, or a dozen times that if blocks are mostly padding. Only hundreds
+# of tensors that overlap each other, which no exporter writes, exceed both of these.
 _GROWTH, _GROWTH_BYTES = 16, 64 << 20
 
 
 class Plan(NamedTuple):
-    """What is going to be done with a model.
+    """What was decided for a model.
 
     Attributes:
         parsed: The model.
         scope: Of its main graph.
-        domains: Of all its operators, but for those of its own functions.
+        domains: Of all its operators, except those of its own functions.
         matches: What is fused, and what is not.
         layout: Where the operands of fused nodes go.
     """
@@ -46,7 +47,7 @@ class Plan(NamedTuple):
 
 
 def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> Plan:
-    """Decide what is fused and where everything goes. The journal's report says so, also if nothing is to be done.
+    """Decide what is fused and where everything goes. The journal has it even if there is nothing to do.
 
     Raises:
         LeaveToStock: There is nothing to do for this model.
@@ -59,22 +60,19 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
     with journal.stage("plan"):
         groups = [tuple(fusion.operands.values()) for fusion in matches.fusions]
         operands = {operand.key: operand for group in groups for operand in group}.values()
-        layout = plan_layout([*groups, _to_be_aligned(parsed, operands)], request.threads)
-        journal.planned(
-            fused=[fusion.entry() for fusion in matches.fusions],
-            unfused=matches.unfused,
-            packed_bytes=packed_bytes(operands),
-            borrowed_bytes=borrowed_bytes(operands),
-        )
+        layout = plan_layout([*groups, _unaligned(parsed, operands)], request.threads)
+        fused = tuple(fusion.entry() for fusion in matches.fusions)
+        packed, borrowed = packed_bytes(operands), borrowed_bytes(operands)
+        journal.planned(Report("stock", None, "", fused, matches.unfused, packed, borrowed))
     used = domains(scope)
     check_imports(parsed.proto, used)
     # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs it.
     borrows = parsed.skeleton.mentions("MatMulNBits") and any(external_tensors(parsed.proto.graph))
     if not matches.fusions and not borrows and EXTENSIONS_DOMAIN not in used:
-        raise NothingToDo("nothing in it can be fused")
+        raise NothingToDo(StockReason.NOT_FUSIBLE)
     stored, packed = parsed.skeleton.stored_bytes, sum(layout.sizes)
     if packed > max(_GROWTH_BYTES, _GROWTH * stored):
-        raise NothingToDo(f"its {stored} bytes would be {packed} when packed")
+        raise NothingToDo(StockReason.PACKED_SIZE, f"{packed} bytes instead of {stored}")
     return Plan(parsed, scope, frozenset(domains_once_inlined(parsed.proto, used)), matches, layout)
 
 
@@ -82,28 +80,27 @@ def goes_by_path(plan: Plan, request: LoadRequest) -> bool:
     """Whether ONNX Runtime has to open the packed files itself.
 
     Raises:
-        LeaveToStock: It can be given them in no way.
+        LeaveToStock: The session's options allow neither that nor that it borrows them.
     """
     session_options = request.session_options
     if supplies_initializers(session_options):
-        raise LeaveToStock("initializers were added to its session options")
+        raise LeaveToStock(StockReason.ADDED_INITIALIZERS)
     by_path = copy_loses_something(session_options, foreign_domains(plan.domains))
     if session_options is not None and by_path and session_options.optimized_model_filepath:
-        # It would be saved with references to files that are about to go.
-        raise LeaveToStock("its optimized model is to be saved")
+        raise LeaveToStock(StockReason.OPTIMIZED_MODEL)
     return by_path
 
 
-def _to_be_aligned(parsed: ParsedModel, fused: Iterable[Operand]) -> list[Operand]:
+def _unaligned(parsed: ParsedModel, fused: Iterable[Operand]) -> list[Operand]:
     """Large tensors that ONNX Runtime would copy into memory of its own, because they are not aligned where they are stored.
 
-    Copied into a packed buffer instead, they are pages of a file. Tensors that only fused nodes read are left out.
+    In a packed buffer they are pages of a file instead. Tensors that fused nodes replace are left out.
     """
-    gone = {operand.source.storage for operand in fused if operand.source is not None}
+    replaced = {operand.source.storage for operand in fused if operand.source is not None}
     copies = []
     for tensor in external_tensors(parsed.proto.graph):
         with suppress(ModelError):
             stored = parsed.locate(tensor)
-            if not stored.is_aligned and stored.storage not in gone and stored.nbytes >= LARGE_TENSOR_BYTES:
+            if not stored.is_aligned and stored.storage not in replaced and stored.nbytes >= LARGE_TENSOR_BYTES:
                 copies.append(as_stored(stored, stored.shape))
     return copies

@@ -1,7 +1,7 @@
-"""The stages between an opened model and one that is ready to be handed over: parse, plan, pack, assemble.
+"""The stages between an opened model and a prepared one: parse, plan, pack, assemble.
 
-One way through: each stage takes the previous one's values and returns new ones. Nothing later reaches back into the model's
-files except packing, which reads each weight once.
+Each stage takes the values of the previous one and returns new ones. Of the later stages only packing reads the model's
+files again: each weight once.
 """
 
 from __future__ import annotations
@@ -32,17 +32,11 @@ __all__ = ["prepare_opened"]
 
 
 def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, writer: EntryWriter | None) -> PreparedModel:
-    """Make everything that a session needs.
-
-    Args:
-        skeleton: The model.
-        request: What is asked for.
-        journal: Of this load.
-        writer: Of the entry of the cache that the packed buffers are to be in; None for no cache.
+    """Make a prepared model, with its packed buffers in the writer's entry of the cache, if there is a writer.
 
     Raises:
-        LeaveToStock: There is nothing to do for this model, or ONNX Runtime has to see it as it is.
-        Exception: Anything that can go wrong on the way.
+        LeaveToStock: There is nothing to do for this model, or the session's options leave no way to do it.
+        QdqPluginError, OSError: It cannot be prepared.
     """
     with _collecting_no_garbage():
         with leave_unreadable_to_stock(), journal.stage("open"):

@@ -1,4 +1,4 @@
-"""A model that is ready to be handed to ONNX Runtime: the end of the journey, however it was made."""
+"""A prepared model: what ONNX Runtime gets, whether it was just packed or comes from the cache."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class PreparedModel(NamedTuple):
 
     Attributes:
         model: The rewritten model, serialized, or its path.
-        session_options: What the session is created with: a private copy, or, by path, the caller's own.
-        by_path: Whether ONNX Runtime opens the files itself.
-        buffers: What it borrows otherwise: location in the model -> buffer. They must live as long as the native session.
-        mappings: Those of them that are shared mappings of files, whose pages may be dropped at any moment.
+        session_options: Those that the session is created with: a private copy, or, by path, the caller's own.
+        by_path: Whether ONNX Runtime opens the packed files itself.
+        buffers: Location in the model -> the buffer that ONNX Runtime borrows. They must live as long as the native session.
+        mappings: The buffers that are shared mappings of files, whose pages may be dropped at any moment.
         packed: Buffers that were packed for this session. By path, their files have names until it exists.
         report: What was done.
-        holder: What else must live as long as the native session.
+        holder: Another object that must live as long as the native session.
     """
 
     model: bytes | str

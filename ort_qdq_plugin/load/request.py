@@ -1,4 +1,4 @@
-"""What is asked for: a model, and how it is to be loaded."""
+"""The request of a load: a model, and how to load it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _QDQ_OPTIMIZER = "QDQSelectorActionTransformer"
 
 
 class LoadRequest(NamedTuple):
-    """What is to be loaded, and how.
+    """What is loaded, and how.
 
     Attributes:
         model: Its path, or the model itself as bytes.
         session_options: The caller's onnxruntime.SessionOptions. They are read, never changed.
         options: The caller's options for this package.
-        disabled_optimizers: Names of ONNX Runtime's optimizers that are not to run.
-        self_contained: Whether what is prepared has to be a folder that others open by path: with all that it refers to.
-        temporary: Whether the cache goes when this process does, so that nothing in it has to reach the disk.
+        disabled_optimizers: Names of the optimizers of ONNX Runtime that do not run.
+        self_contained: Whether the cache's entry must contain all files that its model refers to, to be opened by path.
+        temporary: Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.
     """
 
     model: str | bytes
@@ -43,7 +43,7 @@ class LoadRequest(NamedTuple):
         """The accuracy level of fused nodes.
 
         Raises:
-            ModelError: The session's own entry makes no sense; ONNX Runtime refuses it.
+            ModelError: The session's own entry is not allowed; ONNX Runtime refuses it.
         """
         return self._setting(self.options.accuracy_level, ACCURACY_KEY, _DEFAULT_ACCURACY_LEVEL, is_accuracy_level)
 
@@ -52,11 +52,11 @@ class LoadRequest(NamedTuple):
         """The block size for weights without blocks.
 
         Raises:
-            ModelError: The session's own entry makes no sense; ONNX Runtime refuses it.
+            ModelError: The session's own entry is not allowed; ONNX Runtime refuses it.
         """
         return self._setting(self.options.block_size, BLOCK_SIZE_KEY, _DEFAULT_BLOCK_SIZE, is_block_size)
 
-    def _setting(self, ours: int | None, key: str, default: int, makes_sense: Callable[[int], bool]) -> int:
+    def _setting(self, ours: int | None, key: str, default: int, allows: Callable[[int], bool]) -> int:
         if ours is not None:
             return ours
         text = config_entry(self.session_options, key)
@@ -66,13 +66,13 @@ class LoadRequest(NamedTuple):
             value = int(text)
         except ValueError:
             raise ModelError(f"session option {key} is {text!r}") from None
-        if not makes_sense(value):
+        if not allows(value):
             raise ModelError(f"session option {key} is {text!r}")
         return value
 
     @property
     def may_fuse(self) -> bool:
-        """Whether the session's options leave fusing QDQ to ONNX Runtime."""
+        """Whether the session's options let ONNX Runtime fuse QDQ nodes."""
         level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options = self.session_options
         below = options is not None and options.graph_optimization_level.value < level.value

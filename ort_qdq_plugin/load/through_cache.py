@@ -1,6 +1,6 @@
-"""Loading through the cache: the first load of a model makes an entry, and every later one maps it.
+"""Loading through the cache: the first load of a model makes an entry, and every later one maps its files.
 
-It imports nothing of matching and packing.
+This module imports nothing of matching and packing.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import hashlib
 import json
 import mmap
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import NamedTuple
 
 import onnxruntime
 
@@ -31,7 +33,7 @@ from ort_qdq_plugin.ort.buffers import borrow
 from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, config_entry, options_are_in_models
-from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.system.platform import files, host
 
 __all__ = [
@@ -45,33 +47,25 @@ __all__ = [
     "wait_until_on_disk",
 ]
 
-# Pre-packed weights of fewer bytes cannot be told from what else a session takes.
-_TELLING_BYTES = 16 << 20
+# Prepares the model, with its packed buffers in the writer's entry, if there is a writer.
+Maker = Callable[[EntryWriter | None], PreparedModel]
+
+# A session takes some megabytes of its own, among which fewer bytes of pre-packed weights cannot be measured.
+_MEASURABLE_BYTES = 16 << 20
 
 
 class NotFromCache(Exception):
-    """This session cannot be given what is in the cache."""
-
-
-class Maker(Protocol):
-    """Prepares the model, with its packed buffers in the entry that is being written, if there is one."""
-
-    def __call__(self, writer: EntryWriter | None) -> PreparedModel: ...
+    """This session cannot use an entry of the cache: its options cannot be copied."""
 
 
 def prepare_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
     """The prepared model from its entry in the cache, which is made if there is none.
 
-    Args:
-        request: What is asked for: a model by path, and a directory for the cache.
-        journal: Of this load.
-        make: Prepares the model.
-
     Raises:
         LeaveToStock: There is nothing to do for this model, or for this session.
-        NotFromCache: This session needs something that a cached model cannot have.
+        NotFromCache: This session cannot use an entry.
         OSError: The cache cannot be used.
-        Exception: Anything that can go wrong in `make`.
+        Exception: An error of `make`.
     """
     found = _found_or_made(request, journal, make)
     if isinstance(found, PreparedModel):
@@ -81,12 +75,12 @@ def prepare_through_cache(request: LoadRequest, journal: Journal, make: Maker) -
 
 
 class EntryFolder(NamedTuple):
-    """An entry for others to open by path.
+    """An entry that another library opens by path.
 
     Attributes:
         model: The path of its model.
         report: What was done.
-        holder: Keeps the entry from being pruned as long as it lives.
+        holder: Keeps the entry from being pruned as long as this object lives.
     """
 
     model: str
@@ -94,23 +88,12 @@ class EntryFolder(NamedTuple):
     holder: files.File
 
     def is_current(self) -> bool:
-        """Whether the folder still is the entry that was found. If not, what others read of it may be of two models."""
+        """Whether the folder is still the entry that was found. If not, files of two models may have been read from it."""
         return is_at(self.holder, os.path.join(os.path.dirname(self.model), MANIFEST))
 
 
 def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> EntryFolder:
-    """The folder of the prepared model, which has all that its model refers to (`request.self_contained`).
-
-    Args:
-        request: What is asked for: a model by path, and a directory for the cache.
-        journal: Of this load.
-        make: Prepares the model.
-
-    Raises:
-        LeaveToStock: There is nothing to do for this model.
-        OSError: The cache cannot be used.
-        Exception: Anything that can go wrong in `make`.
-    """
+    """The folder of the model's entry, which is self-contained. Arguments and errors as of `prepare_through_cache`."""
     found = _found_or_made(request, journal, make)
     made = isinstance(found, PreparedModel)
     if isinstance(found, PreparedModel):
@@ -118,21 +101,20 @@ def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Mak
             buffer.seal()
         entry = _store_of(request).find(key_of(request), verify=False)
         if entry is None:
-            raise SourceChangedError(f"{request.model!r}: what was prepared of it cannot be used")
+            raise SourceChangedError(f"{request.model!r}: its new entry of the cache cannot be used")
     else:
         entry = found
     with closing(entry):
         _plan_from(entry, journal)
         is_shared = request.options.share_weights and SHARED_MODEL in entry.files
-        report = journal.finished("by path")._replace(cache="made" if made else "used")
-        if is_shared:
-            report = report._replace(shared_bytes=entry.manifest.prepacked_bytes)
+        shared_bytes = entry.manifest.prepacked_bytes if is_shared else 0
+        report = replace(journal.finished("by path"), cache="made" if made else "used", shared_bytes=shared_bytes)
         model = os.path.join(entry.path, SHARED_MODEL if is_shared else MODEL)
         return EntryFolder(model, report, entry.holder)
 
 
 def _found_or_made(request: LoadRequest, journal: Journal, make: Maker) -> Entry | PreparedModel:
-    """The entry, or, if there was none, what was prepared for it."""
+    """The entry, or, if there was none, the prepared model that a new one was made of."""
     verify = request.options.verify == "content"
     with journal.stage("cache"):
         store, key = _store_of(request), key_of(request)
@@ -153,14 +135,14 @@ def _store_of(request: LoadRequest) -> Store:
 
 
 def key_of(request: LoadRequest) -> str:
-    """The name of the entry for a model and all that matters for what is made of it."""
+    """The name of a model's entry: a digest of the model's path and of everything else that decides what is in the entry."""
     model, folder = os.path.abspath(os.fsdecode(request.model)), config_entry(request.session_options, FOLDER_KEY) or ""
     facts = (
         FORMAT,
         ort_qdq_plugin.__version__,
         onnxruntime.__version__,
         os.path.realpath(model),
-        # A model that is a link has its data beside the link.
+        # A model that is a link has its external data beside the link.
         os.path.realpath(os.path.dirname(model)),
         folder and os.path.realpath(folder),
         request.accuracy_level,
@@ -170,14 +152,14 @@ def key_of(request: LoadRequest) -> str:
         # Some models are left to stock because of these.
         config_entry(request.session_options, FORMAT_KEY) or "",
         options_are_in_models(),
-        # Pre-packed weights are those of one kind of processor.
+        # Pre-packed weights fit one kind of processor.
         host.processor() if request.options.share_weights else "",
     )
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=KEY_BYTES).hexdigest()
 
 
 def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
-    """Prepare the model, in an entry of its own."""
+    """Prepare the model in a new entry."""
     options = request.options
     writer = EntryWriter(
         store, key, verify=options.verify == "content", share=options.share_weights, self_contained=request.self_contained
@@ -191,16 +173,16 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
     holder = store.hold(key)
     if options.cache_max_bytes is not None:
         prune(store, options.cache_max_bytes)
-    made = prepared.report._replace(cache="made")
+    made = replace(prepared.report, cache="made")
     entry = store.find(key, verify=False) if options.share_weights else None
     if entry is None:
         return prepared._replace(report=made, holder=holder)
-    # What was packed is part of the entry, from where ONNX Runtime takes it together with what was pre-packed.
+    # ONNX Runtime takes the packed weights from the entry, together with the pre-packed ones.
     for buffer in prepared.packed:
         buffer.discard()
     with closing(entry):
         used = _used(entry, request, journal)
-        return used._replace(report=used.report._replace(cache="made"))
+        return used._replace(report=replace(used.report, cache="made"))
 
 
 def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
@@ -209,7 +191,7 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
     _plan_from(entry, journal)
     initialize_ort_once()
     if supplies_initializers(request.session_options):
-        raise LeaveToStock("initializers were added to its session options")
+        raise LeaveToStock(StockReason.ADDED_INITIALIZERS)
     if copy_loses_something(request.session_options, manifest.foreign):
         raise NotFromCache
     if request.options.share_weights and SHARED_MODEL in entry.files:
@@ -241,21 +223,15 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
 
 
 def _plan_from(entry: Entry, journal: Journal) -> None:
-    """Tell the journal what was decided when the entry was made.
+    """Record in the journal what was decided when the entry was made.
 
     Raises:
-        NothingToDo: That was to leave the model to stock ONNX Runtime.
+        NothingToDo: The model was left to stock ONNX Runtime.
     """
     report = entry.manifest.report
-    journal.planned(
-        fused=report.fused,
-        unfused=report.unfused,
-        packed_bytes=report.packed_bytes,
-        borrowed_bytes=report.borrowed_bytes,
-        cache="used",
-    )
-    if not entry.manifest.files:
-        raise NothingToDo(report.passed_through or "")
+    journal.planned(replace(report, cache="used"))
+    if report.stock_reason is not None:
+        raise NothingToDo(report.stock_reason, report.stock_detail)
 
 
 def _shared(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
@@ -272,21 +248,21 @@ def _shared(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedMod
         buffers={},
         mappings=(),
         packed=(),
-        report=journal.finished("shared")._replace(shared_bytes=entry.manifest.prepacked_bytes),
+        report=replace(journal.finished("shared"), shared_bytes=entry.manifest.prepacked_bytes),
         holder=entry.holder,
     )
 
 
 def check_shared(report: Report, grown: int) -> Report:
-    """The report of a session that was just created with pre-packed weights: whether ONNX Runtime uses them.
+    """The report of a session that was just created with pre-packed weights; `shared_bytes` is 0 if it does not use them.
 
-    On another kind of processor it pre-packs anew into memory of its own, and says nothing. The memory tells.
+    On another kind of processor ONNX Runtime pre-packs again, into memory of its own, without a message.
 
     Args:
-        report: As if it did.
+        report: The report as if the session used them.
         grown: By how many bytes the process's anonymous memory grew when the session was created.
     """
-    if report.shared_bytes < _TELLING_BYTES or grown < report.shared_bytes // 2:
+    if report.shared_bytes < _MEASURABLE_BYTES or grown < report.shared_bytes // 2:
         return report
-    log.warning("weights are not shared between processes: ONNX Runtime does not take what it pre-packed for the cache")
-    return report._replace(shared_bytes=0)
+    log.warning("weights are not shared between processes: ONNX Runtime does not use the pre-packed weights of the cache")
+    return replace(report, shared_bytes=0)

@@ -11,7 +11,6 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -189,9 +188,11 @@ def _file_buffers(sizes: Sequence[int], directory: str, linkable: bool) -> list[
     with ExitStack() as undo:
         names: list[Name | None] = [None] * len(sizes)
         if linkable:
+            with fork_lock:
+                from ort_qdq_plugin.memory.named_files import new_names, sweep
             directory = files.safe_directory(directory)
-            _named().sweep(directory)
-            names = [*_named().new_names(directory, len(sizes), undo)]
+            sweep(directory)
+            names = [*new_names(directory, len(sizes), undo)]
         buffers = []
         for size, name in zip(sizes, names, strict=True):
             buffers.append(_file_buffer(size, *_open_spill(directory, name), name))
@@ -220,12 +221,6 @@ def _open_spill(directory: str, name: Name | None) -> tuple[files.File, str | No
         return files.open_unnamed(directory), None
     with suppress(OSError):
         return files.open_unnamed(directory, nameable=True), None
-    return _named().open_named(name), name.path
+    from ort_qdq_plugin.memory.named_files import open_named  # a name exists, so this is imported already
 
-
-def _named() -> ModuleType:
-    """What only files with names need."""
-    with fork_lock:
-        from ort_qdq_plugin.memory import named_files as named
-
-        return named
+    return open_named(name), name.path

@@ -1,4 +1,4 @@
-"""Private copies of the caller's SessionOptions, and what can be found out about these."""
+"""Private copies of the caller's SessionOptions, and what ONNX Runtime has no call to read from them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
+from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.model.encoding import small_model
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import options_are_in_models
+from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = [
@@ -37,7 +39,7 @@ _NO_SUCH_FILE = "External data path validation failed"
 
 
 def private_options(session_options: Any | None) -> Any:
-    """A SessionOptions of our own that says what the caller's does.
+    """A copy of the caller's SessionOptions.
 
     Only ONNX Runtime can copy one: it does so for the options of a new session. Custom-op libraries, and providers that were
     added to the caller's, are lost.
@@ -84,12 +86,12 @@ def _create_first_session() -> None:
 
 
 def added_providers(session_options: Any) -> tuple[str, ...]:
-    """Names of the providers that a session with these options, and no others, would have.
+    """Names of the providers that a session would have which is created with these options and no list of providers.
 
-    Only a session can be asked. That is not done if it would write a profile or a model, as the caller wants of his own.
+    Raises LeaveToStock if it would write a profile or a model, as the caller wants of his own: only a session has the names.
     """
     if session_options.enable_profiling or session_options.optimized_model_filepath:
-        return ("an added provider that cannot be told",)
+        raise LeaveToStock(StockReason.UNKNOWN_PROVIDER)
     initialize_ort_once()
     session = _throw_away_session(session_options, small_model("Identity"))
     session.initialize_session([], [], set())
@@ -99,8 +101,8 @@ def added_providers(session_options: Any) -> tuple[str, ...]:
 def supplies_initializers(session_options: Any | None) -> bool:
     """Whether the caller added initializers, or files of them, to these options: then a model's own are not what counts.
 
-    ONNX Runtime does not tell. But a session whose model wants a file that does not exist fails in one way if there is no
-    such table, and in another if there is one. (Single values added with ``add_initializer`` cannot be seen like this.)
+    ONNX Runtime has no call for that. But a session whose model wants a file that does not exist fails in one way if there
+    is no such table, and in another if there is one. (Single values added with ``add_initializer`` are not seen like this.)
     """
     if session_options is None:
         return False

@@ -1,7 +1,7 @@
 """The one place in onnxruntime.InferenceSession where this package comes in: the method that makes the native session.
 
-Its class keeps what it was asked for in attributes of its own (``_model_path``, ``_sess_options`` and so on), which are read
-and, while the native session is made, exchanged here and nowhere else.
+The class keeps the arguments of its constructor in attributes (``_model_path``, ``_sess_options`` and so on). Only this
+module reads them and, while the native session is made, replaces them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class CreateCall(NamedTuple):
-    """What InferenceSession gives the method that creates its native session."""
+    """The arguments of the method that creates the native session of an InferenceSession."""
 
     providers: Any
     provider_options: Any
@@ -39,9 +39,9 @@ _replaced_or_not = getattr(onnxruntime.InferenceSession, CREATE_METHOD)
 _stock_method = getattr(_replaced_or_not, "_ort_qdq_stock", _replaced_or_not)
 
 
-def create_stock(session: Any, asked: CreateCall) -> None:
+def create_stock(session: Any, call: CreateCall) -> None:
     """Create the native session as ONNX Runtime does."""
-    _stock_method(session, *asked)
+    _stock_method(session, *call)
 
 
 def constructor_arguments(session: Any) -> tuple[str | bytes, Any | None]:
@@ -74,5 +74,5 @@ def native_session(session: Any) -> Any:
 
 
 def available_providers() -> tuple[str, ...]:
-    """The providers of this build of ONNX Runtime, which a session has that was not told of any."""
+    """The providers of this build of ONNX Runtime: a session has them by default."""
     return tuple(_native.get_available_providers())

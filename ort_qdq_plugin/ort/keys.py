@@ -53,5 +53,5 @@ def config_entry(session_options: Any | None, key: str) -> str | None:
 
 
 def options_are_in_models() -> bool:
-    """Whether ONNX Runtime has been told, in the environment, to take session options from a model's metadata."""
+    """Whether a variable of the environment makes ONNX Runtime take session options from a model's metadata."""
     return os.environ.get("ORT_LOAD_CONFIG_FROM_MODEL") == "1"

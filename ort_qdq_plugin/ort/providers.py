@@ -7,6 +7,7 @@ from typing import Any
 
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.ort.hook import available_providers
+from ort_qdq_plugin.report import StockReason
 
 __all__ = ["check_providers", "provider_names"]
 
@@ -15,7 +16,11 @@ _TAKES_FUSED = {f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Dml", "W
 
 
 def provider_names(providers: Any, session_options: Any | None) -> tuple[str, ...]:
-    """The providers that a session will have: those it is given, those added to its options, or ONNX Runtime's defaults."""
+    """The providers that a session will have: those it is given, those added to its options, or ONNX Runtime's defaults.
+
+    Raises:
+        LeaveToStock: The names of those added to its options cannot be read.
+    """
     if providers:
         return tuple(provider if isinstance(provider, str) else provider[0] for provider in providers)
     if session_options is not None and session_options.has_providers():
@@ -26,11 +31,7 @@ def provider_names(providers: Any, session_options: Any | None) -> tuple[str, ..
 
 
 def check_providers(names: Iterable[str]) -> None:
-    """Check that all of a session's providers take fused nodes.
-
-    Raises:
-        LeaveToStock: One of them does not.
-    """
+    """Raise LeaveToStock if one of a session's providers does not take fused nodes."""
     for name in names:
         if name not in _TAKES_FUSED:
-            raise LeaveToStock(f"{name} does not run MatMulNBits, or wants the QDQ form itself")
+            raise LeaveToStock(StockReason.PROVIDER, name)

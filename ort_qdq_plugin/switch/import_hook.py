@@ -1,4 +1,4 @@
-"""Waiting for modules that somebody else imports, sooner or later or never.
+"""Waiting for modules that the program imports, sooner or later or never.
 
 It must import neither NumPy nor onnx nor onnxruntime, and does without typing, which takes longer to import than this.
 """
@@ -18,7 +18,7 @@ _awaited: dict[str, Callable[[Any], None]] = {}
 
 
 def when_imported(name: str, action: Callable[[Any], None]) -> None:
-    """Call `action` with a module as soon as it has been imported, or now if it already is. The last action counts."""
+    """Call `action` with a module when it has been imported, or now if it already is. A later call replaces the action."""
     module = sys.modules.get(name)
     if module is not None:
         action(module)
@@ -31,7 +31,7 @@ def when_imported(name: str, action: Callable[[Any], None]) -> None:
 class _Finder:
     """Finds awaited modules where the finders behind it do, and has them loaded by `_Loader`.
 
-    It stays until they have been imported: many only ask whether one could be, or fail and try again.
+    It stays until they have been imported: a program may only look whether a module exists, or fail and try again.
     """
 
     @staticmethod
@@ -39,7 +39,7 @@ class _Finder:
         if name not in _awaited:
             return None
         finders = list(sys.meta_path)
-        # Another thread may have taken it out meanwhile.
+        # Another thread may have removed it meanwhile.
         behind = finders[finders.index(_Finder) + 1 :] if _Finder in finders else []
         for finder in behind:
             find_spec = getattr(finder, "find_spec", None)
@@ -52,7 +52,7 @@ class _Finder:
 
 
 class _Loader:
-    """Loads as `_inner` does, then takes the action; the module does not keep it."""
+    """Loads a module as `_inner` does, then calls the action. The module's loader is `_inner` afterwards."""
 
     _inner: Any = None
 

@@ -1,4 +1,4 @@
-"""What a process runs at its start when ``ORT_QDQ_PLUGIN`` is set: nothing but waiting for somebody to import onnxruntime.
+"""What a process runs at its start when ``ORT_QDQ_PLUGIN`` is set: it waits until the program imports onnxruntime.
 
 ``ort_qdq_plugin.pth`` imports this module where the variable is set to anything. It must import neither NumPy nor onnx nor
 onnxruntime, and does without typing, which takes longer to import than all of this.
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = ["install"]
 
-# onnxruntime-genai brings sessions of its own, and does not import onnxruntime.
-_AWAITED = ("onnxruntime", "onnxruntime_genai")
+# onnxruntime-genai creates its sessions in C++, and does not import onnxruntime.
+_MODULES = ("onnxruntime", "onnxruntime_genai")
 
 _activated: list[str] = []
 
 
 def install() -> None:
-    """Where the variable says so, activate the package as soon as one of these has been imported, or now if one is."""
+    """If the variable is on, activate the package when onnxruntime or onnxruntime-genai is imported, or now if one is."""
     if os.environ.get(PREFIX, "").strip().lower() in YES:
-        for name in _AWAITED:
+        for name in _MODULES:
             when_imported(name, _activate)
 
 
@@ -38,7 +38,7 @@ def _activate(module: Any) -> None:
             _activated.append(module.__name__)
             activation.activate_from_environment()
     except Exception as error:
-        # A program must not fail because of a variable in its environment, even where it takes warnings for errors.
+        # A program must not fail because of a variable in its environment, even if it turns warnings into errors.
         import logging
 
         logging.getLogger("ort_qdq_plugin").warning("cannot be activated: %s: %s", type(error).__name__, error)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, QdqPluginError, create_session
+from ort_qdq_plugin import Options, QdqPluginError, StockReason, create_session
 from ort_qdq_plugin.load import pack as pack_stage
 from tests.support import (
     CPU,
@@ -51,7 +51,8 @@ def test_the_fallback_warns_once_and_works(
     assert "packing broke" in caplog.text
     report = made_report(session)
     assert (report.route, report.fused) == ("stock", ())
-    assert "packing broke" in str(report.passed_through)
+    assert report.stock_reason is StockReason.ERROR
+    assert "packing broke" in report.stock_detail
     np.testing.assert_array_equal(result(session), result(stock(stored)))
     assert not list(spill.iterdir())
     assert not mapped(spill)

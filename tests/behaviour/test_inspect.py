@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, create_session, inspect
+from ort_qdq_plugin import Options, StockReason, create_session, inspect
 from tests.support import huge, linear, made_report, mixed, python, save, stack, unquantized
 
 SPARSE = """
@@ -38,7 +38,7 @@ def test_inspect_says_the_same(tmp_path: Path, n_major: bool) -> None:
     made, seen = made_report(create_session(stored)), inspect(stored)
     assert (seen.fused, seen.unfused) == (made.fused, made.unfused)
     assert (seen.packed_bytes, seen.borrowed_bytes) == (made.packed_bytes, made.borrowed_bytes)
-    assert (seen.route, seen.passed_through) == ("inspect", None)
+    assert (seen.route, seen.stock_reason) == ("inspect", None)
     assert "pack" not in seen.seconds
 
 
@@ -49,8 +49,7 @@ def test_inspect_takes_options() -> None:
 
 def test_inspect_without_anything_to_do(tmp_path: Path) -> None:
     report = inspect(Path(str(save(unquantized(), tmp_path, "file"))))
-    assert report.passed_through is not None
-    assert "quantized" in report.passed_through
+    assert report.stock_reason is StockReason.NOT_QUANTIZED
     assert not report.fused
     assert "stock" in str(report)
 

@@ -8,11 +8,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from conformance.tables.decoder import ensure_pair, spec_of
-from ort_qdq_plugin import Options, create_session
-from tests.support import CPU, linear, made_report, mapped, quiet, result, save, stock
+from ort_qdq_plugin import Options, StockReason, create_session
+from tests.support import CPU, floating, linear, made_report, mapped, quiet, result, save, stock
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
@@ -31,14 +30,10 @@ def test_ort_format(tmp_path: Path, as_bytes: bool) -> None:
 
 
 def test_a_float_model_passes_through(tmp_path: Path) -> None:
-    draft = Draft("float")
-    draft.input("x", ["m", 64])
-    draft.output("y", ["m", 64])
-    draft.node("MatMul", ["x", draft.floats("w", [64, 64])], "y")
-    stored = save(draft.model(), tmp_path, "external")
+    stored = save(floating(), tmp_path, "external")
     session = create_session(stored, quiet(), CPU, options=Options(strict=True))
     assert made_report(session).route == "stock"
-    assert "quantized" in str(made_report(session).passed_through)
+    assert made_report(session).stock_reason is StockReason.NOT_QUANTIZED
     np.testing.assert_array_equal(result(session), result(stock(stored)))
 
 
@@ -46,6 +41,6 @@ def test_the_qoperator_model_gets_the_hand_over(tmp_path: Path) -> None:
     pair = ensure_pair(spec_of("uint4", layers=1, hidden=64, ffn=64, vocab=64), tmp_path)
     session = create_session(pair.qop, quiet(), CPU, options=Options(strict=True))
     report = made_report(session)
-    assert (report.route, report.fused, report.packed_bytes, report.passed_through) == ("borrowed", (), 0, None)
+    assert (report.route, report.fused, report.packed_bytes, report.stock_reason) == ("borrowed", (), 0, None)
     assert mapped(tmp_path)
     np.testing.assert_array_equal(result(session), result(stock(str(pair.qop))))

@@ -12,13 +12,14 @@ from conformance.patterns.judging import check
 from conformance.patterns.pattern import Pattern
 from conformance.patterns.running import Form
 from ort_qdq_plugin import Options, create_session, report_of
+from ort_qdq_plugin.options import Buffer
 from tests.support import CPU
 
 EVERY = [pytest.param(pattern, id=pattern.name) for pattern in PATTERNS]
 QUICK = [pytest.param(pattern, id=pattern.name) for pattern in quick_patterns()]
 
 
-def route(wanted: str, buffer: str) -> Callable[[str | bytes, ort.SessionOptions], ort.InferenceSession]:
+def route(wanted: str, buffer: Buffer) -> Callable[[str | bytes, ort.SessionOptions], ort.InferenceSession]:
     """A way to make a session; fused models must have gone that way."""
 
     def make(model: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
@@ -31,13 +32,13 @@ def route(wanted: str, buffer: str) -> Callable[[str | bytes, ort.SessionOptions
         session = create_session(model, options, providers, options=Options(buffer=buffer))
         report = report_of(session)
         assert report is not None
-        assert report.route == (taken if report.fused else "stock"), report.passed_through
+        assert report.route == (taken if report.fused else "stock"), report.stock_message
         return session
 
     return make
 
 
-def run(pattern: Pattern, wanted: str, buffer: str, form: Form) -> None:
+def run(pattern: Pattern, wanted: str, buffer: Buffer, form: Form) -> None:
     row = check(pattern, make_session=route(wanted, buffer), form=form)
     assert row.passed, "; ".join(row.problems)
 

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin.options import Buffer
 from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, result, save, stack, stock, x_of
 
 
@@ -28,7 +29,7 @@ def test_n_major_unsigned_weights_are_not_moved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [quiet, added_provider])
 @pytest.mark.parametrize("buffer", ["auto", "file", "memory"])
-def test_progress_and_where_packed_bytes_go(tmp_path: Path, buffer: str, make: Any) -> None:
+def test_progress_and_where_packed_bytes_go(tmp_path: Path, buffer: Buffer, make: Any) -> None:
     seen: list[tuple[int, int]] = []
     spill = tmp_path / "spill"
     spill.mkdir()

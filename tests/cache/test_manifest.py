@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ort_qdq_plugin import Reason, Report
+from ort_qdq_plugin import Reason, Report, StockReason
 from ort_qdq_plugin.cache.manifest import (
     FORMAT,
     EntryFile,
@@ -35,7 +36,7 @@ MANIFEST = Manifest(
     key="key",
     sources=(SOURCE, SOURCE._replace(names=(), location="", linked=False, digest="")),
     files=(EntryFile("model.onnx", 100, "cd"), EntryFile("packed-0.bin", 1 << 40, "")),
-    report=Report("borrowed", None, (FUSION,), (UNFUSED,), 10, 20, "made", 30),
+    report=Report("borrowed", None, "", (FUSION,), (UNFUSED,), 10, 20, "made", 30),
     extensions=True,
     foreign=("some.domain",),
     prepacked_bytes=7,
@@ -68,8 +69,9 @@ manifests = st.builds(
     st.builds(
         Report,
         texts,
-        st.none() | texts,
-        st.just((FUSION, FUSION._replace(has_bias=True))),
+        st.none() | st.sampled_from(StockReason),
+        texts,
+        st.just((FUSION, dataclasses.replace(FUSION, has_bias=True))),
         st.lists(
             st.builds(UnfusedWeight, texts, texts, st.sampled_from(Reason), st.just((3, 4)), counts, counts, counts, counts),
             max_size=3,
@@ -107,7 +109,7 @@ def test_a_manifest_comes_back_as_it_was_stored(manifest: Manifest) -> None:
 
 
 def test_seconds_are_those_of_each_load() -> None:
-    timed = MANIFEST._replace(report=MANIFEST.report._replace(seconds={"pack": 1.0}))
+    timed = MANIFEST._replace(report=dataclasses.replace(MANIFEST.report, seconds={"pack": 1.0}))
     assert parse_manifest(timed.to_bytes()).report.seconds == {}
 
 
@@ -205,6 +207,9 @@ def replaced(value: object, *steps: Any) -> Callable[[dict[str, Any]], None]:
         replaced(7, "files"),
         replaced([], "report"),
         lambda fields: removed(fields, "report", "route"),
+        lambda fields: removed(fields, "report", "stock_reason"),
+        replaced("NO_SUCH_REASON", "report", "stock_reason"),
+        replaced(str(StockReason.NOT_FUSIBLE), "report", "stock_reason"),
         replaced(1, "report", "unknown"),
         replaced(1, "report", "fused"),
         lambda fields: removed(fields, "report", "fused", 0, "node"),

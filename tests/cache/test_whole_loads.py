@@ -24,8 +24,9 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, create_session, warm
+from ort_qdq_plugin import Options, StockReason, create_session, warm
 from ort_qdq_plugin.cache import store as store_module
+from ort_qdq_plugin.options import Verify
 from ort_qdq_plugin.system.platform import files, host
 from tests.cache.support import entries, leftovers, load, loading, loads_apart, outcome_of, without_locks, written_back
 from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, result, save, settled_descriptors, stack
@@ -46,11 +47,6 @@ def form(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return saved(stack(4, 512), tmp_path / "model", "external")
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 def saved(proto: onnx.ModelProto, folder: Path, form: Any) -> Path:
@@ -110,7 +106,9 @@ def test_that_nothing_can_be_fused_is_remembered(tmp_path: Path, cache: Path) ->
     path = saved(product(), tmp_path / "model", "file")
     reports = [load(path, cache).report for _ in range(2)]
     assert [report.cache for report in reports] == ["", "used"]
-    assert {report.passed_through for report in reports} == {reports[0].passed_through}
+    assert {(report.stock_reason, report.stock_detail) for report in reports} == {
+        (StockReason.NOT_FUSIBLE, "activations are quantized wherever weights are")
+    }
     assert reports[1].unfused
 
 
@@ -158,7 +156,9 @@ def renamed(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [in_place, renamed])
 @pytest.mark.parametrize("verify", ["stat", "content"])
-def test_a_model_that_changes_is_packed_again(model: Path, cache: Path, change: Callable[[Path], None], verify: str) -> None:
+def test_a_model_that_changes_is_packed_again(
+    model: Path, cache: Path, change: Callable[[Path], None], verify: Verify
+) -> None:
     old = load(model, cache, verify=verify)
     running = create_session(str(model), providers=CPU, options=Options(cache_dir=cache, verify=verify))
     wanted = result(running)

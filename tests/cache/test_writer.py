@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ort_qdq_plugin import Report
+from ort_qdq_plugin import Report, StockReason
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, digest_of
 from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Store
 from ort_qdq_plugin.cache.writer import EntryWriter
@@ -222,11 +222,11 @@ def test_no_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_that_there_is_nothing_to_do_is_an_entry_too(store: Store, weights: Path) -> None:
     writer = writer_of(store)
-    writer.commit_nothing([FileSource(str(weights))], Report("stock", passed_through="some reason"))
+    writer.commit_nothing([FileSource(str(weights))], Report("stock", StockReason.NOT_FUSIBLE, "a detail"))
     manifest = found_manifest(store)
     assert manifest is not None
     assert writer.committed
-    assert (manifest.files, manifest.report.passed_through) == ((), "some reason")
+    assert (manifest.files, manifest.report) == ((), Report("stock", StockReason.NOT_FUSIBLE, "a detail"))
     rewritten(weights)
     assert found_manifest(store) is None
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
+from ort_qdq_plugin import StockReason
 from ort_qdq_plugin.cli.console import UsageError
 from ort_qdq_plugin.cli.inputs import random_inputs
 from tests.cli.support import apart, here, on_terminal
@@ -55,7 +56,7 @@ def test_tables_have_medians_and_spread(model: Path, capsys: pytest.CaptureFixtu
 def test_a_way_that_fails_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = here(capsys, "bench", save(unquantized(), tmp_path, "file"), "--peers", "qoperator", "--runs", 1)
     assert done.code == 1
-    assert "qoperator failed: nothing in it is quantized" in done.out
+    assert f"qoperator failed: {StockReason.NOT_QUANTIZED}" in done.out
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin import Options, StockReason, create_session
 from tests.cache.support import entries, load
 from tests.cli.support import apart, here, on_terminal
 from tests.support import CPU, save, stack, unquantized
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def test_the_models_of_a_folder(tmp_path: Path, cache: Path, capsys: pytest.Capt
         assert (done.code, done.err) == (0, "")
         assert done.out.splitlines() == [
             f"{folder / 'model.onnx'}: {outcome}: {cache}",
-            f"{folder / 'float.onnx'}: left to stock ONNX Runtime: nothing in it is quantized",
+            f"{folder / 'float.onnx'}: left to stock ONNX Runtime: {StockReason.NOT_QUANTIZED}",
         ]
     (folder / "float.onnx").unlink()
     done = here(capsys, "warm", folder, "--dir", cache)
@@ -110,7 +105,8 @@ def test_verify_compares_content_where_it_was_recorded(
     assert done.code == 0
     assert done.out.count("verified") == 1
     # A byte that is changed behind everybody's back.
-    packed = next(path for entry in entries(cache) for path in entry.glob("packed-*") if models[0].name in _manifest(entry))
+    entry = next(entry for entry in entries(cache) if models[0].name in (entry / "manifest.json").read_text())
+    packed = next(entry.glob("packed-*"))
     times = packed.stat()
     packed.chmod(0o600)
     with packed.open("r+b") as file:
@@ -121,10 +117,6 @@ def test_verify_compares_content_where_it_was_recorded(
     assert done.code == 1
     assert f"{packed.name} is damaged" in done.out
     assert here(capsys, "cache", "list", "--dir", cache).out.count("ready") == 2
-
-
-def _manifest(entry: Path) -> str:
-    return (entry / "manifest.json").read_text()
 
 
 def test_prune_removes_what_cannot_be_used(warmed: Path, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,9 +137,8 @@ def test_prune_removes_what_was_not_used_for_long(
         load(model, cache)
         for lock in cache.glob("*.lock"):
             os.utime(lock, (lock.stat().st_mtime - 1000 * (2 - age),) * 2)
-    nbytes = sum(
-        item["stored"]["nbytes"] for item in json.loads(here(capsys, "cache", "list", "--dir", cache, "--json").out)
-    )
+    items = json.loads(here(capsys, "cache", "list", "--dir", cache, "--json").out)
+    nbytes = sum(item["stored"]["nbytes"] for item in items)
     here(capsys, "cache", "prune", "--dir", cache, "--max-bytes", nbytes - 1, "--yes")
     assert load(models[1], cache).report.cache == "used"
     assert len(entries(cache)) == 1

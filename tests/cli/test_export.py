@@ -46,12 +46,10 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("what", ["missing", "garbage", "directory", "level", "no folder"])
 def test_what_cannot_be_exported(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
-    if what == "garbage":
-        model.write_bytes(b"\xff" * 1000)
-    elif what == "directory":
+    if what == "directory":
         model.mkdir()
     elif what != "missing":
-        model.write_bytes(mixed())
+        model.write_bytes(b"\xff" * 1000 if what == "garbage" else mixed())
     if what == "no folder":
         out = tmp_path / "nowhere" / "out.onnx"
     done = here(capsys, "export", model, out, *(["--accuracy-level", "9"] if what == "level" else []))

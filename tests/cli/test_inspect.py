@@ -11,7 +11,7 @@ import pytest
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Reason, inspect
+from ort_qdq_plugin import Reason, StockReason, inspect
 from tests.cli.support import apart, here, on_terminal
 from tests.support import huge, linear, mixed, save, stack, unquantized
 
@@ -72,7 +72,7 @@ def test_integer_kernels_are_no_finding(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_model_without_weights_of_that_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = here(capsys, "inspect", save(unquantized(), tmp_path, "file"))
-    assert done == (0, "Verdict: stock ONNX Runtime loads it as it is: nothing in it is quantized\n", "")
+    assert done == (0, f"Verdict: stock ONNX Runtime loads it as it is. {StockReason.NOT_QUANTIZED}\n", "")
 
 
 def test_json_is_the_report(model: Path) -> None:

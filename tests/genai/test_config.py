@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from ort_qdq_plugin import StockReason
 from ort_qdq_plugin.errors import LeaveToStock, ModelError
-from ort_qdq_plugin.genai.calls import Call, effect_of
+from ort_qdq_plugin.genai.calls import Call, config_after
 from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, merged, model_files, read_config, rewritten
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY, PARALLEL_KEY, config_entry
 
@@ -109,7 +110,7 @@ def test_merged() -> None:
 
 def providers_after(*calls: Call) -> tuple[str, ...]:
     decoder = {"filename": "d.onnx", "session_options": {"provider_options": [{"cuda": {}}]}}
-    (file,) = model_files(effect_of(calls, config(decoder=decoder)))
+    (file,) = model_files(config_after(calls, config(decoder=decoder)))
     return file.providers
 
 
@@ -122,14 +123,15 @@ def test_what_a_configuration_is_told() -> None:
     assert providers_after(Call("set_decoder_provider_options_hardware_device_id", ("cuda", 1))) == providers_after()
 
 
-@pytest.mark.parametrize(
-    "call", [Call("add_model_data", ("d.onnx", b"")), Call("overlay", ('{"model": {"decoder": {"filename": "e.onnx"}}}',))]
-)
-def test_what_leaves_a_model_to_stock(call: Call) -> None:
-    with pytest.raises(LeaveToStock):
-        effect_of([call], config(decoder={"filename": "d.onnx"}))
+def test_what_leaves_a_model_to_stock() -> None:
+    overlay = Call("overlay", ('{"model": {"decoder": {"filename": "e.onnx"}}}',))
+    given = Call("add_model_data", ("d.onnx", b""))
+    for call, reason in ((overlay, StockReason.GENAI_OVERLAY), (given, StockReason.GENAI_MODEL_DATA)):
+        with pytest.raises(LeaveToStock) as raised:
+            config_after([call], config(decoder={"filename": "d.onnx"}))
+        assert raised.value.reason is reason
 
 
 def test_an_overlay_that_is_no_object() -> None:
     with pytest.raises(ModelError, match="overlay"):
-        effect_of([Call("overlay", ("[]",))], config())
+        config_after([Call("overlay", ("[]",))], config())

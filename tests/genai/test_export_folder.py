@@ -8,29 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
-from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, create_session, genai
+from ort_qdq_plugin import Options, StockReason, genai
 from ort_qdq_plugin.errors import ModelError, QdqPluginError
 from ort_qdq_plugin.genai.config import CONFIG_NAME
 from ort_qdq_plugin.genai.export_folder import export
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY
-from tests.support import CPU, linear, save, x_of
+from tests.support import floating, linear, same, save
 
 DECODER, ENCODER = "decoder.onnx", "sub/encoder.onnx"
-
-
-def floats() -> onnx.ModelProto:
-    draft = Draft("float")
-    draft.input("x", ["m", 8])
-    draft.output("y", ["m", 8])
-    draft.node("MatMul", ["x", draft.constant(onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), "w"))], "y")
-    return draft.model()
 
 
 def config(**decoder: Any) -> str:
@@ -43,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "model"
     (made / "sub").mkdir(parents=True)
     save(linear(Weight(k=128, n=256)), made, "external", "decoder")
-    save(floats(), made / "sub", "external", "encoder")
+    save(floating(), made / "sub", "external", "encoder")
     save(linear(Weight(k=64, n=64, n_major=True)), made, "external", "other")
     (made / "tokenizer.json").write_text("tokens")
     (made / CONFIG_NAME).write_text(config())
@@ -63,19 +52,12 @@ def levels(model: Path) -> set[int]:
     return {attribute.i for node in nodes for attribute in node.attribute if attribute.name == "accuracy_level"}
 
 
-def same(ours: Path, exported: Path) -> bool:
-    session = create_session(ours, providers=CPU)
-    x = x_of(session)
-    stock = ort.InferenceSession(exported, providers=CPU)
-    return all(np.array_equal(a, b) for a, b in zip(session.run(None, x), stock.run(None, x), strict=True))
-
-
 def test_everything_comes_along_and_what_was_fused_is_new(folder: Path, tmp_path: Path) -> None:
     before = {name: (folder / name).read_bytes() for name in names(folder)}
     out = tmp_path / "out"
     reports = export(folder, out)
     assert [(name, report.route) for name, report in reports.items()] == [(DECODER, "export"), (ENCODER, "stock")]
-    assert reports[ENCODER].passed_through == "nothing in it is quantized"
+    assert reports[ENCODER].stock_reason is StockReason.NOT_QUANTIZED
     old = data_of(folder / DECODER)
     assert names(out) == sorted([*(set(before) - {old}), f"{DECODER}.data"])
     assert {name: (out / name).read_bytes() for name in before if name not in (old, DECODER)} == {
@@ -95,18 +77,19 @@ def test_accuracy_level_of_the_configuration_and_of_the_options(folder: Path, tm
 
 
 @pytest.mark.parametrize(
-    "decoder",
+    ("decoder", "reason"),
     [
-        {"session_options": {"graph_optimization_level": "ORT_DISABLE_ALL"}},
-        {"session_options": {"provider_options": [{"OpenVINO": {}}]}},
+        ({"session_options": {"graph_optimization_level": "ORT_DISABLE_ALL"}}, StockReason.FUSION_DISABLED),
+        ({"session_options": {"provider_options": [{"OpenVINO": {}}]}}, StockReason.PROVIDER),
     ],
 )
-def test_what_may_not_be_fused_is_copied(decoder: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+def test_what_may_not_be_fused_is_copied(decoder: dict[str, Any], reason: StockReason, folder: Path, tmp_path: Path) -> None:
     (folder / CONFIG_NAME).write_text(
         config(**decoder, pipeline=[{"stage": {"filename": "other.onnx", "session_options": {}}}])
     )
     reports = export(folder, tmp_path / "out")
     assert [report.route for report in reports.values()] == ["stock", "export", "stock"]
+    assert reports[DECODER].stock_reason is reason
     assert (tmp_path / "out" / DECODER).read_bytes() == (folder / DECODER).read_bytes()
 
 
@@ -173,48 +156,20 @@ def test_what_is_there_is_kept(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine", "model", "out"]
 
 
-def broken(folder: Path) -> None:
-    (folder / DECODER).write_bytes(b"\xff" * 1000)
-
-
-def missing(folder: Path) -> None:
-    (folder / DECODER).unlink()
-
-
-def unfusable(folder: Path) -> None:
-    save(floats(), folder, "file", "decoder")
-
-
-def without_config(folder: Path) -> None:
-    (folder / CONFIG_NAME).unlink()
-
-
-def no_config(folder: Path) -> None:
-    (folder / CONFIG_NAME).write_text("[")
-
-
-def strange_entry(folder: Path) -> None:
-    (folder / CONFIG_NAME).write_text(config(session_options={ACCURACY_KEY: "best"}))
-
-
-def pipe(folder: Path) -> None:
-    os.mkfifo(folder / "pipe")
-
-
 @pytest.mark.parametrize(
     ("spoil", "error"),
     [
-        (broken, ModelError),
-        (missing, FileNotFoundError),
-        (unfusable, QdqPluginError),
-        (without_config, FileNotFoundError),
-        (no_config, ModelError),
-        (strange_entry, ModelError),
-        (pipe, OSError),
+        (lambda folder: (folder / DECODER).write_bytes(b"\xff" * 1000), ModelError),
+        (lambda folder: (folder / DECODER).unlink(), FileNotFoundError),
+        (lambda folder: save(floating(), folder, "file", "decoder"), QdqPluginError),
+        (lambda folder: (folder / CONFIG_NAME).unlink(), FileNotFoundError),
+        (lambda folder: (folder / CONFIG_NAME).write_text("["), ModelError),
+        (lambda folder: (folder / CONFIG_NAME).write_text(config(session_options={ACCURACY_KEY: "best"})), ModelError),
+        (lambda folder: os.mkfifo(folder / "pipe"), OSError),
     ],
 )
 def test_what_cannot_be_exported_leaves_nothing(
-    spoil: Callable[[Path], None], error: type[Exception], folder: Path, tmp_path: Path
+    spoil: Callable[[Path], object], error: type[Exception], folder: Path, tmp_path: Path
 ) -> None:
     spoil(folder)
     with pytest.raises(error):

@@ -52,12 +52,8 @@ def test_filled_and_removed(tmp_path: Path) -> None:
 
 
 def test_what_killed_processes_left_is_removed_and_no_other(tmp_path: Path) -> None:
-    holding = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    holding = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     paths = []
     for process in holding:
         assert process.stdout is not None

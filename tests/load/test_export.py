@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
@@ -17,43 +16,15 @@ from conformance.tables.decoder import spec_of, write_pair
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.errors import ModelError, QdqPluginError
 from ort_qdq_plugin.load.export import export
-from tests.support import linear, save
+from tests.support import CPU, linear, result, same, save, stock, unquantized
 
-CPU = ["CPUExecutionProvider"]
 VARIANTS = (
-    "uint4",
-    "int4",
-    "uint8",
-    "uint2",
-    "uint4-nmajor",
-    "int4-nmajor",
-    "uint4-fp16",
-    "int8",
-    "uint4-nozp",
-    "uint8-nmajor",
-)
+    "uint4", "int4", "uint8", "uint2", "uint4-nmajor", "int4-nmajor", "uint4-fp16", "int8", "uint4-nozp", "uint8-nmajor",
+)  # fmt: skip
 
 
 def written(variant: str, folder: Path, storage: str = "external") -> Path:
     return write_pair(spec_of(variant, layers=1, hidden=256, ffn=512, vocab=1024, storage=storage), folder).qdq
-
-
-def results(session: ort.InferenceSession) -> list[np.ndarray]:
-    entry = session.get_inputs()[0]
-    kind = np.float16 if entry.type == "tensor(float16)" else np.float32
-    x = np.random.default_rng(0).standard_normal((1, 3, entry.shape[2])).astype(kind)
-    outputs: list[np.ndarray] = session.run(None, {entry.name: x})
-    return outputs
-
-
-def same(path: Path, exported: Path) -> bool:
-    """Whether stock ONNX Runtime makes of the exported model what our session makes of the model, to the last bit."""
-    ours, theirs = (results(session) for session in (create_session(path, providers=CPU), stock(exported)))
-    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-def stock(path: Path) -> ort.InferenceSession:
-    return ort.InferenceSession(path, providers=CPU)
 
 
 @pytest.mark.parametrize("external", [False, True])
@@ -63,11 +34,7 @@ def test_different_models(variant: str, external: bool, tmp_path: Path) -> None:
     report = export(path, out, external_data=external)
     assert report.fused
     assert report.route == "export"
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "model",
-        "out.onnx",
-        *(["out.onnx.data"] if external else []),
-    ]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "out.onnx", "out.onnx.data"][: 2 + external]
     onnx.checker.check_model(str(out))
     kinds = {node.op_type for node in onnx.load(out).graph.node}
     assert "MatMulNBits" in kinds
@@ -94,7 +61,7 @@ def test_patterns_of_all_kinds(tmp_path: Path) -> None:
         except QdqPluginError:
             continue
         onnx.load(out)
-        stock(out)
+        stock(str(out))
         exported += 1
     assert exported > 10
 
@@ -127,13 +94,8 @@ def test_each_weight_is_written_once(tmp_path: Path) -> None:
 def test_accuracy_level(tmp_path: Path) -> None:
     path, out = written("uint4", tmp_path / "model"), tmp_path / "out.onnx"
     export(path, out, options=Options(accuracy_level=0))
-    levels = {
-        attribute.i
-        for node in onnx.load(out).graph.node
-        for attribute in node.attribute
-        if attribute.name == "accuracy_level"
-    }
-    assert levels <= {0}
+    nodes = onnx.load(out).graph.node
+    assert {entry.i for node in nodes for entry in node.attribute if entry.name == "accuracy_level"} <= {0}
 
 
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
@@ -151,9 +113,9 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
 
 def test_over_itself(tmp_path: Path) -> None:
     path = written("uint4", tmp_path / "model")
-    expected = results(create_session(path, providers=CPU))
+    expected = result(create_session(path, providers=CPU))
     export(path, path, external_data=True, force=True)
-    assert all(np.array_equal(a, b) for a, b in zip(results(stock(path)), expected, strict=True))
+    np.testing.assert_array_equal(result(stock(str(path))), expected)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +132,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_to_fuse(tmp_path: Path) -> None:
-    node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", values[:1], values[1:])), tmp_path / "m.onnx")
+    onnx.save(unquantized(), tmp_path / "m.onnx")
     with pytest.raises(QdqPluginError, match="quantized"):
         export(tmp_path / "m.onnx", tmp_path / "out.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x0a" * 50)

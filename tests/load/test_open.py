@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import helper
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options
+from ort_qdq_plugin import Options, StockReason
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
 from ort_qdq_plugin.load.open import glance_at, leave_unreadable_to_stock, open_model
 from ort_qdq_plugin.load.request import LoadRequest
 from tests.model.test_glance import product
-from tests.support import descriptors, linear, settled_descriptors
-from tests.test_house import plain
+from tests.support import descriptors, linear, settled_descriptors, unquantized, with_entry
+
+QNN = "QNNExecutionProvider"
 
 
 def asked(model: str | bytes, session_options: Any = None, **others: Any) -> LoadRequest:
@@ -34,17 +34,12 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def session_entry(key: str, value: str) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.add_session_config_entry(key, value)
-    return options
-
-
-def is_left_to_stock(request: LoadRequest, why: str) -> None:
+def is_left_to_stock(request: LoadRequest, reason: StockReason, detail: str = "") -> None:
     """Check that the model is not opened, or closed again, also while somebody keeps the error."""
     before = settled_descriptors()
-    with pytest.raises(LeaveToStock, match=why) as kept:
+    with pytest.raises(LeaveToStock) as kept:
         open_model(request)
+    assert (kept.value.reason, kept.value.detail) == (reason, detail)
     assert descriptors() == before
     assert kept.tb is not None
 
@@ -62,25 +57,32 @@ def test_an_empty_model_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "reason", "detail"),
     [
-        (lambda asked: asked._replace(session_options=session_entry("session.load_model_format", "ORT")), "ORT format"),
-        (lambda asked: asked._replace(model="/no/such/model.ort"), "ORT format"),
-        (lambda asked: asked._replace(model=b"\x00\x00\x00\x00ORTM and more"), "ORT format"),
-        (lambda asked: asked._replace(model=plain().SerializeToString()), "nothing in it is quantized"),
         (
-            lambda asked: asked._replace(session_options=session_entry("session.disable_quant_qdq", "1")),
-            "nothing in it is quantized",
+            lambda asked: asked._replace(session_options=with_entry("session.load_model_format", "ORT")),
+            StockReason.ORT_FORMAT,
+            "session.load_model_format is ORT",
+        ),
+        (lambda asked: asked._replace(model="/no/such/model.ort"), StockReason.ORT_FORMAT, ""),
+        (lambda asked: asked._replace(model=b"\x00\x00\x00\x00ORTM and more"), StockReason.ORT_FORMAT, ""),
+        (lambda asked: asked._replace(model=unquantized().SerializeToString()), StockReason.NOT_QUANTIZED, ""),
+        (
+            lambda asked: asked._replace(session_options=with_entry("session.disable_quant_qdq", "1")),
+            StockReason.FUSION_DISABLED,
+            "",
         ),
     ],
 )
-def test_what_goes_to_stock(path: Path, change: Callable[[LoadRequest], LoadRequest], why: str) -> None:
-    is_left_to_stock(change(asked(str(path))), why)
+def test_what_goes_to_stock(
+    path: Path, change: Callable[[LoadRequest], LoadRequest], reason: StockReason, detail: str
+) -> None:
+    is_left_to_stock(change(asked(str(path))), reason, detail)
 
 
 def test_what_goes_to_stock_is_closed(tmp_path: Path) -> None:
-    (tmp_path / "plain.onnx").write_bytes(plain().SerializeToString())
-    is_left_to_stock(asked(str(tmp_path / "plain.onnx")), "quantized")
+    (tmp_path / "plain.onnx").write_bytes(unquantized().SerializeToString())
+    is_left_to_stock(asked(str(tmp_path / "plain.onnx")), StockReason.NOT_QUANTIZED)
 
 
 def test_session_options_in_the_model(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,14 +91,14 @@ def test_session_options_in_the_model(path: Path, monkeypatch: pytest.MonkeyPatc
     onnx.save(model, path)
     open_model(asked(str(path))).close()
     monkeypatch.setenv("ORT_LOAD_CONFIG_FROM_MODEL", "1")
-    is_left_to_stock(asked(str(path)), "options are in the model")
+    is_left_to_stock(asked(str(path)), StockReason.OPTIONS_IN_MODEL)
 
 
 @pytest.mark.parametrize("domain", ["com.microsoft", "ai.onnx.contrib"])
 def test_models_that_gain_by_the_hand_over_alone(domain: str) -> None:
-    model = plain()
+    model = unquantized()
     model.graph.node[0].op_type, model.graph.node[0].domain = "MatMulNBits", domain
-    open_model(asked(model.SerializeToString(), session_entry("session.disable_quant_qdq", "1"))).close()
+    open_model(asked(model.SerializeToString(), with_entry("session.disable_quant_qdq", "1"))).close()
 
 
 def test_a_model_that_cannot_be_opened(tmp_path: Path) -> None:

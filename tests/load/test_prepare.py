@@ -31,12 +31,12 @@ from tests.support import (
     descriptors,
     linear,
     mapped,
-    quiet,
     result,
     save,
     settled_descriptors,
     stack,
     stock,
+    with_initializer,
 )
 
 
@@ -74,7 +74,7 @@ def test_a_plan_has_a_place_for_all_that_is_packed(path: str) -> None:
 
 def test_what_cannot_be_fused_is_told_all_the_same() -> None:
     model, journal = bytes(product().SerializeToString()), Journal()
-    with skeleton_of(model) as skeleton, pytest.raises(NothingToDo, match="nothing in it can be fused"):
+    with skeleton_of(model) as skeleton, pytest.raises(NothingToDo, match="Nothing in the model can be fused"):
         plan_model(parse(skeleton), LoadRequest(model, None, Options()), journal)
     assert journal.finished("stock").unfused
 
@@ -106,12 +106,6 @@ def test_by_path_files_have_names(path: str, tmp_path: Path) -> None:
     for buffer in prepared.packed:
         buffer.discard()
     assert not names & set(os.listdir(tmp_path / "spill"))
-
-
-def with_initializer() -> ort.SessionOptions:
-    options = quiet()
-    options.add_external_initializers(["w"], [ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32))])
-    return options
 
 
 def that_saves() -> ort.SessionOptions:

@@ -10,6 +10,7 @@ import pytest
 from ort_qdq_plugin import ModelError, Options
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.system.platform import host
+from tests.support import with_entry
 
 LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
 BLOCK_KEY = "session.qdq_matmulnbits_block_size"
@@ -19,9 +20,7 @@ LEVELS = ort.GraphOptimizationLevel
 def asked(
     options: Options | None = None, *, key: str = "some.key", entry: str | None = None, disabled: Sequence[str] = ()
 ) -> LoadRequest:
-    session_options = ort.SessionOptions()
-    if entry is not None:
-        session_options.add_session_config_entry(key, entry)
+    session_options = ort.SessionOptions() if entry is None else with_entry(key, entry)
     return LoadRequest("model.onnx", session_options, options or Options(), disabled_optimizers=frozenset(disabled))
 
 
@@ -44,16 +43,12 @@ def test_block_size(entry: str | None, ours: int | None, size: int) -> None:
     assert asked(Options(block_size=ours), key=BLOCK_KEY, entry=entry).block_size == size
 
 
-@pytest.mark.parametrize("text", ["-1", "5", "four", "1.0"])
-def test_a_level_that_makes_no_sense(text: str) -> None:
-    with pytest.raises(ModelError, match=LEVEL_KEY):
-        _ = asked(key=LEVEL_KEY, entry=text).accuracy_level
-
-
-@pytest.mark.parametrize("text", ["-2", "8", "48", "512", "large"])
-def test_a_block_size_that_makes_no_sense(text: str) -> None:
-    with pytest.raises(ModelError, match=BLOCK_KEY):
-        _ = asked(key=BLOCK_KEY, entry=text).block_size
+@pytest.mark.parametrize(("key", "texts"), [(LEVEL_KEY, "-1 5 four 1.0"), (BLOCK_KEY, "-2 8 48 512 large")])
+def test_entries_that_make_no_sense(key: str, texts: str) -> None:
+    for text in texts.split():
+        request = asked(key=key, entry=text)
+        with pytest.raises(ModelError, match=key):
+            _ = request.accuracy_level, request.block_size
 
 
 @pytest.mark.parametrize(

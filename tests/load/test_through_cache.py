@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from ort_qdq_plugin import Options, Report
+from ort_qdq_plugin import Options, Report, StockReason
 from ort_qdq_plugin.cache.writer import EntryWriter
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
 from ort_qdq_plugin.load.journal import Journal
@@ -24,7 +24,7 @@ from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.system.platform import host
 from tests.cache.support import PACKED, entries, leftovers, written_back
 from tests.ort.test_buffers import COUNT, adding, plus
-from tests.support import CPU, added_provider, quiet, settled_descriptors
+from tests.support import CPU, added_provider, quiet, settled_descriptors, with_entry, with_initializer
 
 ADDED = 3.0
 MB = 1 << 20
@@ -36,11 +36,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"a model")
     return path
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 def asked(model: Path, cache: Path, session_options: Any = None, **options: Any) -> LoadRequest:
@@ -71,12 +66,6 @@ class Making:
 
 
 # ---- the key
-
-
-def with_entry(key: str, value: str) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.add_session_config_entry(key, value)
-    return options
 
 
 def basic() -> ort.SessionOptions:
@@ -234,12 +223,13 @@ def test_that_there_is_nothing_to_do_is_remembered(model: Path, cache: Path) -> 
         nonlocal count
         count += 1
         assert writer is not None
-        writer.commit_nothing([FileSource(str(model))], Report("stock", passed_through="the reason"))
-        raise NothingToDo("the reason")
+        writer.commit_nothing([FileSource(str(model))], Report("stock", StockReason.NOT_FUSIBLE, "a detail"))
+        raise NothingToDo(StockReason.NOT_FUSIBLE, "a detail")
 
     for _ in range(3):
-        with pytest.raises(NothingToDo, match="the reason"):
+        with pytest.raises(NothingToDo) as raised:
             load(asked(model, cache), nothing)
+        assert (raised.value.reason, raised.value.detail) == (StockReason.NOT_FUSIBLE, "a detail")
     assert count == 1
 
 
@@ -270,12 +260,6 @@ def test_a_changed_model_is_made_again(model: Path, cache: Path) -> None:
 
 
 # ---- sessions that it is not for
-
-
-def with_initializer() -> ort.SessionOptions:
-    options = quiet()
-    options.add_external_initializers(["w"], [ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32))])
-    return options
 
 
 @pytest.mark.parametrize(("session_options", "error"), [(added_provider, NotFromCache), (with_initializer, LeaveToStock)])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import onnxruntime as ort
 import pytest
 
 from ort_qdq_plugin.ort.keys import config_entry, options_are_in_models
+from tests.support import with_entry
 
 
 @pytest.mark.parametrize("value", ["", "0", "a value"])
 def test_an_entry_that_is_set(value: str) -> None:
-    options = ort.SessionOptions()
-    options.add_session_config_entry("some.key", value)
+    options = with_entry("some.key", value)
     assert config_entry(options, "some.key") == value
     assert config_entry(options, "some.other.key") is None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ort_qdq_plugin
+from ort_qdq_plugin import StockReason
 
 __all__ = ["Ran", "run_program", "same_with_and_without"]
 
@@ -35,9 +36,9 @@ class Ran:
         found = [wanted.match(line) for line in self.log]
         return [(int(match[1]), int(match[2] or 0)) for match in found if match]
 
-    def passed_through(self, model: Path) -> int:
+    def left_to_stock(self, model: Path) -> int:
         """How many sessions of `model` were left to stock ONNX Runtime because nothing in it is quantized."""
-        return sum(line.startswith(f"{model}: stock ONNX Runtime: nothing") for line in self.log)
+        return sum(line == f"{model}: stock ONNX Runtime: {StockReason.NOT_QUANTIZED}" for line in self.log)
 
 
 def run_program(*command: str | Path, active: bool, **variables: str) -> Ran:

