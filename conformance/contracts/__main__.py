@@ -1,7 +1,6 @@
 """What this package relies on in ONNX Runtime, checked against the one that is installed.
 
     python -m conformance.contracts [--only GLOB] [--markdown FILE]
-    python -m conformance.contracts --figures [MB]    # also: the ways of handing weights over, measured
 
 None of it is documented as a promise, so that a new release may change it. Every check is a small function whose docstring
 says what is relied on and where; they use ONNX Runtime alone, not this package. The exit code is 1 if one fails.
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +20,6 @@ import onnxruntime as ort
 
 from conformance.contracts.catalogue import CONTRACTS
 from conformance.contracts.contract import BrokenError, Contract
-from conformance.contracts.figures import figures, measure_way
 from conformance.markdown import table
 
 __all__ = ["main"]
@@ -44,15 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", default="*", metavar="GLOB", help="contracts whose name matches")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the result there too")
-    parser.add_argument(
-        "--figures", type=int, nargs="?", const=500, metavar="MB", help="measure the ways of handing weights over"
-    )
-    parser.add_argument("--way", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.way:
-        way, folder, layers = args.way
-        print(json.dumps(measure_way(way, Path(folder), int(layers))))
-        return 0
     # Refusals are expected; ONNX Runtime need not log them.
     with suppress(AttributeError):
         ort.set_default_logger_severity(4)
@@ -70,10 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{'ok  ' if holds else 'FAIL'} {contract.name}: {seen}", flush=True)
         rows.append([contract.name, "pass" if holds else "**FAIL**", seen, contract.relied_on])
     lines += table(("contract", "verdict", "seen", "relied on"), rows)
-    if args.figures is not None:
-        measured = figures(args.figures)
-        print("\n".join(["", *measured, ""]))
-        lines += ["", "## Ways of handing weights over", "", *measured]
     closing = f"{passed} passed, {failed} failed"
     print(closing)
     if args.markdown:

@@ -5,36 +5,36 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from conformance.contracts.contract import Chapter, expect
-from conformance.contracts.small_models import (
+from conformance.contracts.loading import (
     DIRECT_KEY,
     PARALLEL_KEY,
     WIDTH,
     counted,
-    external_tensor,
+    elsewhere,
     inline_tensor,
     last_sentence,
     load,
     mapped_file,
     mapping_of,
-    matmul_nbits_model,
     model_of,
-    nbits_node,
     options_with,
+    product,
+    product_model,
     refusal_of,
     result_of,
     sum_model,
     with_files,
 )
+from conformance.drawing.canvas import Canvas
+from conformance.drawing.elements import external_tensor
 from conformance.sessions import CPU
 
 __all__ = ["CHAPTER"]
@@ -44,7 +44,7 @@ CHAPTER = Chapter()
 
 def _written_after_load(options: Any, mapping: mmap.mmap) -> bool:
     """Whether a write to the buffer, once the session exists, shows in its results."""
-    session = load(sum_model(external_tensor("w", "w", 0, 4 * WIDTH)), options)
+    session = load(sum_model(elsewhere("w", "w")), options)
     expect(np.array_equal(result_of(session), counted()), "the values in the buffer did not arrive")
     mapping[:] = counted(5000).tobytes()
     return np.array_equal(result_of(session), counted(5000))
@@ -76,7 +76,7 @@ def _add_external_initializers_copies(_folder: Path) -> str:
     value = ort.OrtValue.ortvalue_from_numpy(values)
     options = options_with()
     options.add_external_initializers(["w"], [value])
-    model = sum_model(external_tensor("w", "nowhere", 0, 4 * WIDTH))
+    model = sum_model(elsewhere("w", "nowhere"))
     session = load(model, options)
     expect(np.array_equal(result_of(session), values), "the values did not arrive")
     ctypes.memset(value.data_ptr(), 0, values.nbytes)
@@ -85,29 +85,23 @@ def _add_external_initializers_copies(_folder: Path) -> str:
     return "a write to the OrtValue after the load does not show"
 
 
-def _if_model(initializer: Callable[[str, int], TensorProto], *, inside: bool) -> onnx.ModelProto:
-    """y = x + one of two initializers, which are of the branches or, unless `inside`, of the main graph."""
-    value = helper.make_tensor_value_info
-    branches: dict[str, Any] = {}
-    outer = []
+def _if_model(*, inside: bool) -> bytes:
+    """x + one of two initializers, which are of the branches or, unless `inside`, of the main graph."""
+    main, branches = Canvas(), {}
     for index, name in enumerate(("then_branch", "else_branch")):
-        tensor = initializer(f"{name}_w", index)
-        node = helper.make_node("Add", ["x", tensor.name], [f"{name}result_of"])
-        own = [tensor] if inside else []
-        outer += [] if inside else [tensor]
-        branches[name] = helper.make_graph([node], name, [], [value(f"{name}result_of", TensorProto.FLOAT, [WIDTH])], own)
-    model = model_of([helper.make_node("If", ["condition"], ["y"], **branches)], outer)
-    model.graph.input.append(value("condition", TensorProto.BOOL, []))
-    return model
+        branch = Canvas()
+        (branch if inside else main).initializers.append(elsewhere(f"{name}_w", "w", 4 * WIDTH * index))
+        branch.output(branch.node("Add", ["x", f"{name}_w"], f"{name}_y"), [WIDTH])
+        branches[name] = branch.graph(name)
+    return model_of(main, main.node("If", [main.input("condition", [], "bool")], "y", domain="", **branches))
 
 
 @CHAPTER.contract
 def _subgraphs_read_borrowed_initializers(_folder: Path) -> str:
     """Nodes in subgraphs read borrowed initializers of the main graph: operands of nodes fused there belong to it
     (session.py, `_put_fusions_in_place`)."""
-    model = _if_model(lambda name, index: external_tensor(name, "w", 4 * WIDTH * index, 4 * WIDTH), inside=False)
     mapping = mapping_of(np.zeros(2 * WIDTH, np.float32))
-    session = load(model.SerializeToString(), with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping))
+    session = load(_if_model(inside=False), with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping))
     mapping[:] = np.concatenate([counted(), counted(9)]).tobytes()
     for condition, start in ((True, 1), (False, 9)):
         y = session.run(None, {"x": np.zeros(WIDTH, np.float32), "condition": np.array(condition)})[0]
@@ -118,10 +112,10 @@ def _subgraphs_read_borrowed_initializers(_folder: Path) -> str:
 @CHAPTER.contract
 def _subgraphs_own_no_files_in_memory(_folder: Path) -> str:
     """External initializers of a subgraph itself must name files that exist, also where they are in memory: those of
-    subgraphs cannot be borrowed where they are (ort/buffers.py, `ExternalData`)."""
-    model = _if_model(lambda name, index: external_tensor(name, "w", 4 * WIDTH * index, 4 * WIDTH), inside=True)
+    subgraphs cannot be borrowed where they are (memory/external_data.py, `ExternalData`)."""
     options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping_of(np.zeros(2 * WIDTH, np.float32)))
-    said = refusal_of(lambda: load(model.SerializeToString(), options))
+    model = _if_model(inside=True)
+    said = refusal_of(lambda: load(model, options))
     expect(said is not None, "they are accepted by now, and may be borrowed where they are")
     return f"refused: {last_sentence(said or '')}"
 
@@ -133,7 +127,7 @@ def _unaligned_tensors_load(_folder: Path) -> str:
         mapping = mmap.mmap(-1, shift + 4 * WIDTH)
         mapping[shift:] = counted().tobytes()
         options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping)
-        y = result_of(load(sum_model(external_tensor("w", "w", shift, 4 * WIDTH)), options))
+        y = result_of(load(sum_model(elsewhere("w", "w", shift)), options))
         expect(np.array_equal(y, counted()), f"at byte {shift} the values are wrong")
     return "float tensors at bytes 1, 2, 3 and 5"
 
@@ -146,7 +140,7 @@ def _read_only_buffers_are_accepted(folder: Path) -> str:
         "bytes": counted().tobytes(),
     }.items():
         options = with_files(options_with(**{DIRECT_KEY: "1"}), w=buffer)
-        y = result_of(load(sum_model(external_tensor("w", "w", 0, 4 * WIDTH)), options))
+        y = result_of(load(sum_model(elsewhere("w", "w")), options))
         expect(np.array_equal(y, counted()), f"{name}: wrong values")
     return "a read-only mapping and bytes"
 
@@ -156,7 +150,7 @@ def _files_in_memory_are_all_or_nothing(folder: Path) -> str:
     """Once one file is in memory, ONNX Runtime looks for none on disk: all of a model's files are handed over, and never on
     the caller's options, where they would break the next model (ort/buffers.py)."""
     (folder / "on_disk").write_bytes(counted().tobytes())
-    tensors = [external_tensor("v", "in_memory", 0, 4 * WIDTH), external_tensor("w", "on_disk", 0, 4 * WIDTH)]
+    tensors = [elsewhere("v", "in_memory"), elsewhere("w", "on_disk")]
     path = folder / "model.onnx"
     path.write_bytes(sum_model(*tensors))
     values = counted().tobytes()
@@ -171,7 +165,7 @@ def _borrowed_buffers_survive_set_providers(_folder: Path) -> str:
     """set_providers makes a new native session from the same options, on the same buffers (session.py, `load`)."""
     mapping = mapping_of(counted())
     options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping)
-    session = load(sum_model(external_tensor("w", "w", 0, 4 * WIDTH)), options)
+    session = load(sum_model(elsewhere("w", "w")), options)
     session.set_providers(CPU)
     mapping[:] = counted(77).tobytes()
     expect(np.array_equal(result_of(session), counted(77)), "the second native session does not use the buffer")
@@ -186,12 +180,11 @@ def _dropping_pages_during_the_load_is_harmless(folder: Path) -> str:
     rng = np.random.default_rng(2)
     b = rng.integers(0, 256, k * n // 2, np.uint8)
     scales = rng.random(k * n // 32, np.float32)
-    offset = b.nbytes
     tensors = [
-        external_tensor("b", "packed", 0, b.nbytes, data_type=TensorProto.UINT8, dims=(n, k // 32, 16)),
-        external_tensor("s", "packed", offset, scales.nbytes, dims=(k * n // 32,)),
+        external_tensor("b", TensorProto.UINT8, (n, k // 32, 16), "packed", 0, b.nbytes),
+        external_tensor("s", TensorProto.FLOAT, (k * n // 32,), "packed", b.nbytes, scales.nbytes),
     ]
-    model = matmul_nbits_model(k, n, tensors)
+    model = product_model(tensors, k, n)
     mapping = mapped_file(folder / "packed", b.tobytes() + scales.tobytes())
     x = rng.standard_normal((3, k), np.float32)
     options = with_files(options_with(**{DIRECT_KEY: "1"}), packed=mapping)
@@ -221,14 +214,12 @@ def _parallel_prepacking_changes_nothing(_folder: Path) -> str:
     """session.prepack.enable_parallel=1 gives the same bits (ort/buffers.py sets it where the caller did not)."""
     k, n, count = 256, 512, 6
     rng = np.random.default_rng(3)
-    nodes, tensors = [], []
+    canvas, products = Canvas(), []
     for index in range(count):
         b, scales = rng.integers(0, 256, (n, k // 32, 16), np.uint8), rng.random(n * k // 32, np.float32)
-        tensors += [inline_tensor(f"b{index}", b, TensorProto.UINT8), inline_tensor(f"s{index}", scales)]
-        inputs = ["x", f"b{index}", f"s{index}"]
-        nodes.append(nbits_node(inputs, f"y{index}", k, n))
-    nodes.append(helper.make_node("Concat", [f"y{index}" for index in range(count)], ["y"], axis=0))
-    model = model_of(nodes, tensors, [2, k]).SerializeToString()
+        operands = [inline_tensor(f"b{index}", b, TensorProto.UINT8), inline_tensor(f"s{index}", scales)]
+        products.append(product(canvas, operands, k, n))
+    model = model_of(canvas, canvas.node("Concat", products, axis=0), [2, k])
     x = rng.standard_normal((2, k), np.float32)
     parallel = options_with(**{PARALLEL_KEY: "1"})
     parallel.intra_op_num_threads = 2

@@ -9,15 +9,14 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from conformance.contracts.contract import Chapter, expect
-from conformance.contracts.small_models import (
-    IR_VERSION,
-    OPSETS,
+from conformance.contracts.loading import (
     inline_tensor,
     load,
-    matmul_nbits_model,
     options_with,
+    product_model,
     result_of,
 )
+from conformance.drawing.canvas import Canvas
 from conformance.drawing.elements import ELEMENTS, Array, pack
 
 __all__ = ["CHAPTER"]
@@ -36,7 +35,7 @@ def _transpose_takes_bare_pointers(_folder: Path) -> str:
     for element_type, kind in kinds.items():
         ends = [helper.make_tensor_value_info(name, element_type, ["a", "b"]) for name in ("m", "t")]
         graph = helper.make_graph([helper.make_node("Transpose", ["m"], ["t"], perm=[1, 0])], "t", ends[:1], ends[1:])
-        model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=OPSETS)
+        model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
         session = load(model.SerializeToString())
         binding = session.io_binding()
         for shape in ((7, 130), (64, 64)):
@@ -57,7 +56,7 @@ def _dequantized_by_nbits(elements: Array, scales: Array, bits: int, zero_points
     tensors = [inline_tensor("b", pack(padded, bits), TensorProto.UINT8), inline_tensor("s", scales.reshape(-1))]
     if zero_points is not None:
         tensors.append(inline_tensor("z", pack(zero_points, bits).reshape(-1), TensorProto.UINT8))
-    model = matmul_nbits_model(k, n, tensors, bits=bits, block=_BLOCK, level=0)
+    model = product_model(tensors, k, n, bits=bits, level=0)
     return result_of(load(model), np.eye(k, dtype=np.float32))
 
 
@@ -70,14 +69,14 @@ def _dequantized_by_dq(elements: Array, scales: Array, bits: int, zero_points: A
     ]
     if zero_points is not None:
         tensors.append(inline_tensor("z", pack(zero_points.reshape(-1), bits), kind, zero_points.shape))
-    value = helper.make_tensor_value_info
-    node = helper.make_node("DequantizeLinear", [tensor.name for tensor in tensors], ["y"], axis=1, block_size=_BLOCK)
-    graph = helper.make_graph([node], "dq", [], [value("y", TensorProto.FLOAT, elements.shape)], tensors)
-    opsets = [helper.make_opsetid("", 25 if bits == 2 else 21)]
-    model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
+    canvas = Canvas()
+    canvas.require(bits)
+    canvas.initializers += tensors
+    names = [tensor.name for tensor in tensors]
+    canvas.output(canvas.node("DequantizeLinear", names, axis=1, block_size=_BLOCK), elements.shape)
     options = options_with()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    dequantized = np.asarray(load(model.SerializeToString(), options).run(None, {})[0])
+    dequantized = np.asarray(load(canvas.model().SerializeToString(), options).run(None, {})[0])
     return np.ascontiguousarray(dequantized.T)
 
 

@@ -14,13 +14,12 @@ from onnx import helper
 from onnxruntime.capi import _pybind_state as native
 
 from conformance.contracts.contract import BrokenError, Chapter, expect
-from conformance.contracts.small_models import (
+from conformance.contracts.loading import (
     DIRECT_KEY,
     FOLDER_KEY,
     PARALLEL_KEY,
-    WIDTH,
     counted,
-    external_tensor,
+    elsewhere,
     identity_model,
     inline_tensor,
     last_sentence,
@@ -33,6 +32,7 @@ from conformance.contracts.small_models import (
     sum_model,
     with_files,
 )
+from conformance.drawing.canvas import Canvas
 
 __all__ = ["CHAPTER"]
 
@@ -54,15 +54,14 @@ def _native_sessions_copy_options(_folder: Path) -> str:
     expect(copy.get_session_config_entry("session.qdq_matmulnbits_accuracy_level") == "2", "a config entry is lost")
     for name in ("intra_op_num_threads", "inter_op_num_threads", "enable_mem_pattern", "logid", "graph_optimization_level"):
         expect(getattr(copy, name) == getattr(options, name), f"{name} is lost")
-    identity = model_of([helper.make_node("Identity", ["x"], ["y"])], [], ["rows", 2]).SerializeToString()
-    expect(load(identity, copy).get_inputs()[0].shape == [5, 2], "a free dimension override is lost")
+    expect(load(identity_model(["rows", 2]), copy).get_inputs()[0].shape == [5, 2], "a free dimension override is lost")
     copy.add_session_config_entry(PARALLEL_KEY, "1")
     copy.intra_op_num_threads = 7
     said = refusal_of(lambda: options.get_session_config_entry(PARALLEL_KEY))
     expect(said is not None and options.intra_op_num_threads == 1, "a change to the copy shows in the original")
     mapping = mapping_of(counted())
     carried = _copied(with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping))
-    y = result_of(load(sum_model(external_tensor("w", "w", 0, 4 * WIDTH)), carried))
+    y = result_of(load(sum_model(elsewhere("w", "w")), carried))
     expect(np.array_equal(y, counted()), "a file in memory is lost")
     return "entries, attributes, free dimensions and files in memory"
 
@@ -85,10 +84,11 @@ def _copied_options_lose_providers_and_custom_operators(_folder: Path) -> str:
 
     options = options_with()
     options.register_custom_ops_library(get_library_path())
-    model = model_of([helper.make_node("NegPos", ["x"], ["y", "z"], domain="ai.onnx.contrib")], [])
-    model.opset_import.append(helper.make_opsetid("ai.onnx.contrib", 1))
-    load(model.SerializeToString(), options)
-    said = refusal_of(lambda: load(model.SerializeToString(), _copied(options)))
+    canvas = Canvas()
+    canvas.nodes.append(helper.make_node("NegPos", ["x"], ["y", "z"], domain="ai.onnx.contrib"))
+    model = model_of(canvas, "y")
+    load(model, options)
+    said = refusal_of(lambda: load(model, _copied(options)))
     expect(said is not None, "custom operators are copied: no need to go by path for them")
     return "both are lost"
 
@@ -109,7 +109,7 @@ def _empty_entries_count_as_unset(folder: Path) -> str:
     never been set (ort/buffers.py, `by_path`)."""
     (folder / "data").write_bytes(counted().tobytes())
     path = folder / "model.onnx"
-    path.write_bytes(sum_model(external_tensor("w", "data", 0, 4 * WIDTH)))
+    path.write_bytes(sum_model(elsewhere("w", "data")))
     options = options_with(**{FOLDER_KEY: "/", PARALLEL_KEY: "1"})
     expect(refusal_of(lambda: load(str(path), options)) is not None, "the folder entry is not heeded for a path")
     for key in (FOLDER_KEY, PARALLEL_KEY):
@@ -127,7 +127,7 @@ def _the_folder_entry_takes_the_root_directory(folder: Path) -> str:
     (folder / "data").write_bytes(counted().tobytes())
     location = os.path.relpath(os.path.realpath(folder / "data"), os.sep)
     options = options_with(**{FOLDER_KEY: os.sep})
-    y = result_of(load(sum_model(external_tensor("w", location, 0, 4 * WIDTH)), options))
+    y = result_of(load(sum_model(elsewhere("w", location)), options))
     expect(np.array_equal(y, counted()), "wrong values")
     return "a file in a temporary folder, by its path below /"
 
@@ -137,7 +137,7 @@ def _external_files_by_path_may_be_unlinked(folder: Path) -> str:
     """Once a session exists, the external files that it was given by path may lose their names (session.py)."""
     (folder / "data").write_bytes(counted().tobytes())
     path = folder / "model.onnx"
-    path.write_bytes(sum_model(external_tensor("w", "data", 0, 4 * WIDTH)))
+    path.write_bytes(sum_model(elsewhere("w", "data")))
     session = load(str(path))
     (folder / "data").unlink()
     path.unlink()
@@ -149,7 +149,7 @@ def _external_files_by_path_may_be_unlinked(folder: Path) -> str:
 def _initializers_on_the_options_can_be_told(_folder: Path) -> str:
     """A model whose external file does not exist fails with "External data path validation failed", unless the caller added
     initializers or files to the options: then it fails otherwise (ort/copies.py, `supplies_initializers`)."""
-    model = sum_model(external_tensor("w", "no-such-file", 0, 4 * WIDTH))
+    model = sum_model(elsewhere("w", "no-such-file"))
     added = options_with()
     added.add_external_initializers(["v"], [ort.OrtValue.ortvalue_from_numpy(counted())])
     in_memory = with_files(options_with(), other=counted().tobytes())

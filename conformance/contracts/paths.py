@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from conformance.contracts.contract import Chapter, expect
-from conformance.contracts.small_models import WIDTH, counted, external_tensor, load, refusal_of, result_of, sum_model
+from conformance.contracts.loading import counted, elsewhere, load, refusal_of, result_of, sum_model
 
 __all__ = ["CHAPTER"]
 
@@ -15,7 +15,7 @@ CHAPTER = Chapter()
 
 
 def _loads_with_location(model: Path, location: str) -> str | None:
-    model.write_bytes(sum_model(external_tensor("w", location, 0, 4 * WIDTH)))
+    model.write_bytes(sum_model(elsewhere("w", location)))
     return refusal_of(lambda: load(str(model)))
 
 
@@ -41,7 +41,7 @@ def _links_inside_the_folder_are_accepted(folder: Path) -> str:
     blobs.mkdir()
     snapshot.mkdir(parents=True)
     (blobs / "d1").write_bytes(counted().tobytes())
-    (blobs / "m1").write_bytes(sum_model(external_tensor("w", "model.onnx.data", 0, 4 * WIDTH)))
+    (blobs / "m1").write_bytes(sum_model(elsewhere("w", "model.onnx.data")))
     (snapshot / "model.onnx").symlink_to("../../blobs/m1")
     (snapshot / "model.onnx.data").symlink_to("../../blobs/d1")
     expect(np.array_equal(result_of(load(str(snapshot / "model.onnx"))), counted()), "wrong values")

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from conformance.contracts.contract import Chapter, expect
-from conformance.contracts.small_models import (
+from conformance.contracts.loading import (
     DIRECT_KEY,
-    WIDTH,
     counted,
-    external_tensor,
+    elsewhere,
     inline_tensor,
     load,
     options_with,
@@ -34,9 +33,9 @@ def _models_may_refer_into_themselves(folder: Path) -> str:
     offset = inline.index(counted().tobytes())
     expected = result_of(load(inline))
     beside = folder / "rewritten.onnx"
-    beside.write_bytes(sum_model(external_tensor("w", path.name, offset, 4 * WIDTH)))
+    beside.write_bytes(sum_model(elsewhere("w", path.name, offset)))
     expect(np.array_equal(result_of(load(str(beside))), expected), "by path: other values")
-    model = sum_model(external_tensor("w", "any/name", offset, 4 * WIDTH))
+    model = sum_model(elsewhere("w", "any/name", offset))
     options = options_with(**{DIRECT_KEY: "1"})
     options.add_external_initializers_from_files_in_memory(["any/name"], [inline], [len(inline)])
     expect(np.array_equal(result_of(load(model, options)), expected), "from bytes: other values")

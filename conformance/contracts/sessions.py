@@ -18,14 +18,14 @@ from onnx import TensorProto
 from onnxruntime.capi import _pybind_state as native
 
 from conformance.contracts.contract import Chapter, expect
-from conformance.contracts.small_models import (
+from conformance.contracts.loading import (
     PARALLEL_KEY,
     counted,
     identity_model,
     inline_tensor,
     load,
-    matmul_nbits_model,
     options_with,
+    product_model,
     result_of,
     sum_model,
 )
@@ -45,7 +45,7 @@ def _loading_releases_the_interpreter(_folder: Path) -> str:
         inline_tensor("b", rng.integers(0, 256, (n, k // 32, 16), np.uint8), TensorProto.UINT8),
         inline_tensor("s", rng.random(k * n // 32, np.float32)),
     ]
-    model = matmul_nbits_model(k, n, tensors)
+    model = product_model(tensors, k, n)
     session = native.InferenceSession(options_with(), model, False, False)
     finished, ticks = threading.Event(), 0
 

@@ -5,8 +5,8 @@
 - `canvas`: nodes, inputs and outputs, and the model that they make
 - `draft`: a canvas with small random constants, for models of a few kilobytes
 
-Tensors are packed here with NumPy, so that nothing depends on how the `onnx` helpers write the small types. Models of
-gigabytes are written by `benchmarks`.
+The canvas for models of gigabytes is `benchmarks.big_models.Sheet`. Tensors are packed here with NumPy, so that nothing
+depends on how the `onnx` helpers write the small types.
 """
 
 from __future__ import annotations

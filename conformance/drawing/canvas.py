@@ -48,7 +48,7 @@ class Canvas:
         self.inputs.append(helper.make_tensor_value_info(name, TYPES[kind], shape))
         return name
 
-    def output(self, name: str, shape: Sequence[Dim], kind: str = "float") -> str:
+    def output(self, name: str, shape: Sequence[Dim] | None, kind: str = "float") -> str:
         """Adds a graph output."""
         self.outputs.append(helper.make_tensor_value_info(name, TYPES[kind], shape))
         return name

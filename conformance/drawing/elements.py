@@ -19,6 +19,7 @@ __all__ = [
     "Bytes",
     "Dim",
     "Element",
+    "external_tensor",
     "pack",
     "raw_float",
     "raw_quantized",
@@ -116,6 +117,14 @@ def raw_float(values: Array, kind: str) -> bytes:
 def raw_tensor(name: str, code: int, shape: Sequence[int], raw: bytes) -> TensorProto:
     """A tensor from its bytes."""
     return TensorProto(name=name, data_type=code, dims=shape, raw_data=raw)
+
+
+def external_tensor(name: str, code: int, shape: Sequence[int], location: str, offset: int, length: int) -> TensorProto:
+    """A tensor whose bytes are elsewhere."""
+    tensor = TensorProto(name=name, data_type=code, dims=shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 def typed_tensor(tensor: TensorProto) -> TensorProto:

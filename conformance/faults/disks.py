@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 
+from benchmarks.big_models import Pair
 from conformance.faults.breaks import fill_disk
 from conformance.faults.fault import Chapter
 from conformance.faults.file_systems import bad_disk, ext4_image, mounted_at, small_tmpfs
 from conformance.faults.judging import Verdict
 from conformance.faults.scene import Scene
-from conformance.tables.decoder import ModelPair
 
 __all__ = ["CHAPTER"]
 
@@ -58,7 +58,7 @@ def _bad_inline(scene: Scene) -> list[Verdict]:
     return _on_bad_disk(scene, scene.inline, "qdq.onnx")
 
 
-def _on_bad_disk(scene: Scene, pair: ModelPair, victim: str) -> list[Verdict]:
+def _on_bad_disk(scene: Scene, pair: Pair, victim: str) -> list[Verdict]:
     results = scene.results_of(pair)
     with bad_disk(scene, pair, victim) as folder:
         job = scene.job(model=str(folder / "qdq.onnx"))

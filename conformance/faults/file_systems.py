@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.big_models import Pair
 from conformance.faults.job import MB
 from conformance.faults.scene import Scene, Skipped
-from conformance.tables.decoder import ModelPair
 
 __all__ = ["bad_disk", "ext4_image", "mounted_at", "needs_other_users", "needs_root", "small_tmpfs"]
 
@@ -89,7 +89,7 @@ def ext4_image(image: Path, megabytes: int) -> Iterator[Path]:
 
 
 @contextmanager
-def bad_disk(scene: Scene, pair: ModelPair, victim: str) -> Iterator[Path]:
+def bad_disk(scene: Scene, pair: Pair, victim: str) -> Iterator[Path]:
     """A file system with the model's files, whose blocks from the middle of file `victim` on cannot be read."""
     _needs("filefrag")
     size = sum(path.stat().st_size for path in pair.qdq.parent.iterdir()) // MB

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.big_models import Pair, write_pair
 from conformance.faults.job import Job, Outcome
 from conformance.faults.judging import Verdict, judge
 from conformance.faults.processes import listing, outcome_of_process, settled_listing, start_process
-from conformance.tables.decoder import ModelPair, spec_of, write_pair
+from ort_qdq_plugin.cli.demo_model import Decoder
 
 __all__ = ["TRIES", "UNUSED_UID", "Scene", "Skipped"]
 
@@ -22,8 +23,7 @@ TRIES = 3
 """Loads of what depends on how much memory a process happens to have."""
 
 # Shapes of the models: some 20 MB of weights and scales, or 2 MB.
-_SHAPE = {"layers": 2, "hidden": 768, "ffn": 3072, "vocab": 16384}
-_QUICK_SHAPE = {"layers": 1, "hidden": 256, "ffn": 1024, "vocab": 4096}
+_SHAPE, _QUICK_SHAPE = Decoder(2, 768, 3072, 16384), Decoder(1, 256, 1024, 4096)
 
 
 class Skipped(Exception):
@@ -52,40 +52,39 @@ class Scene:
         return ("ours", "by path") if {folder.stat().st_uid for folder in folders} <= {0, os.geteuid()} else ("ours",)
 
     @property
-    def contenders(self) -> list[tuple[ModelPair, str]]:
+    def contenders(self) -> list[tuple[Pair, str]]:
         """Models and routes: packed weights by each, weights in place by the first."""
         return [*((self.k_major, loader) for loader in self.loaders), (self.n_major, "ours")]
 
-    def _pair(self, name: str, variant: str, **changes: Any) -> ModelPair:
-        spec = spec_of(variant, **(_QUICK_SHAPE if self._quick else _SHAPE), **changes)
-        return write_pair(spec, self.folder / name)
+    def _pair(self, name: str, variant: str, **changes: Any) -> Pair:
+        return write_pair(self.folder / name, variant, _QUICK_SHAPE if self._quick else _SHAPE, **changes)
 
     @cached_property
-    def k_major(self) -> ModelPair:
+    def k_major(self) -> Pair:
         """Weights that have to be packed."""
         return self._pair("k", "uint4")
 
     @cached_property
-    def k_major_other(self) -> ModelPair:
+    def k_major_other(self) -> Pair:
         """The same with other weights."""
         return self._pair("k-other", "uint4", seed=1)
 
     @cached_property
-    def n_major(self) -> ModelPair:
+    def n_major(self) -> Pair:
         """Weights that are used where they are."""
         return self._pair("n", "uint4-nmajor")
 
     @cached_property
-    def n_major_other(self) -> ModelPair:
+    def n_major_other(self) -> Pair:
         """The same with other weights."""
         return self._pair("n-other", "uint4-nmajor", seed=1)
 
     @cached_property
-    def inline(self) -> ModelPair:
+    def inline(self) -> Pair:
         """Weights inside the model's own file."""
         return self._pair("inline", "uint4", storage="inline")
 
-    def results_of(self, *pairs: ModelPair) -> set[str]:
+    def results_of(self, *pairs: Pair) -> set[str]:
         """What stock ONNX Runtime makes of models, of the QDQ form and of the fused one."""
         for path in (str(path) for pair in pairs for path in (pair.qdq, pair.qop)):
             if path not in self._results:
@@ -142,7 +141,7 @@ class Scene:
         outcome = self.run(job, temporary)
         return outcome, settled_listing(watched, before)
 
-    def job(self, pair: ModelPair | None = None, **changes: Any) -> Job:
+    def job(self, pair: Pair | None = None, **changes: Any) -> Job:
         """A job for a model (packed weights unless told otherwise) with its spill file here."""
         return replace(Job(str((pair or self.k_major).qdq), spill_dir=str(self.spill)), **changes)
 

@@ -6,13 +6,13 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from benchmarks.big_models import Pair
 from conformance.faults.breaks import CHANGES, MOMENTS, QUICK_CHANGES
 from conformance.faults.fault import Chapter
 from conformance.faults.job import Job
 from conformance.faults.judging import Verdict, judge
 from conformance.faults.processes import listing, settled_listing
 from conformance.faults.scene import Scene
-from conformance.tables.decoder import ModelPair
 
 __all__ = ["CHAPTER"]
 
@@ -43,7 +43,7 @@ def _changing(scene: Scene, kind: str, moment: str) -> list[Verdict]:
     return verdicts
 
 
-def _fresh_copy(pair: ModelPair, folder: Path) -> None:
+def _fresh_copy(pair: Pair, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for path in pair.qdq.parent.glob("qdq*"):
         shutil.copy(path, folder)

@@ -17,7 +17,18 @@ from ort_qdq_plugin.cli.machine import available_memory
 if TYPE_CHECKING:
     from ort_qdq_plugin.cli.measure import Peer, Run
 
-__all__ = ["EXAMPLE", "HELP", "add_arguments", "compare", "run", "say_peers"]
+__all__ = [
+    "EXAMPLE",
+    "FIGURES",
+    "HELP",
+    "Figure",
+    "add_arguments",
+    "agreement",
+    "compare",
+    "run",
+    "say_peers",
+    "spread",
+]
 
 HELP = "load and run a model in several ways, and compare time, memory and outputs"
 EXAMPLE = "ort-qdq bench model.onnx --plot memory.png"
@@ -31,28 +42,35 @@ _MILLISECONDS = 1e3
 _MB = 1e6
 
 
-class _Figure(NamedTuple):
+class Figure(NamedTuple):
+    """Something that runs are compared by."""
+
     title: str
     of: Callable[[Run], float]
     digits: int
 
 
+FIGURES = {
+    "init": Figure("init s", lambda run: run.init, 2),
+    "first": Figure("first run ms", lambda run: run.first * _MILLISECONDS, 1),
+    "steady": Figure("steady run ms", lambda run: run.steady * _MILLISECONDS, 1),
+    "cpu": Figure("CPU of init s", lambda run: run.cpu, 2),
+    "faults": Figure("page faults", lambda run: run.faults, 0),
+    "run cpu": Figure("CPU of a run ms", lambda run: run.run_cpu * _MILLISECONDS, 1),
+    "peak": Figure("peak MB", lambda run: run.peak / _MB, 0),
+    "peak anonymous": Figure(
+        "anonymous MB", lambda run: max((memory.anonymous for _, memory in run.samples), default=0) / _MB, 0
+    ),
+    "peak file": Figure("file-backed MB", lambda run: max((memory.file for _, memory in run.samples), default=0) / _MB, 0),
+    "resident": Figure("after runs MB", lambda run: sum(run.resident) / _MB, 0),
+    "anonymous": Figure("anonymous MB", lambda run: run.resident.anonymous / _MB, 0),
+    "file": Figure("file-backed MB", lambda run: run.resident.file / _MB, 0),
+}
 _TABLES = (
-    (
-        _Figure("init s", lambda run: run.init, 2),
-        _Figure("first run ms", lambda run: run.first * _MILLISECONDS, 1),
-        _Figure("steady run ms", lambda run: run.steady * _MILLISECONDS, 1),
-    ),
-    (
-        _Figure("peak MB", lambda run: run.peak / _MB, 0),
-        _Figure("anonymous MB", lambda run: max((memory.anonymous for _, memory in run.samples), default=0) / _MB, 0),
-        _Figure("file-backed MB", lambda run: max((memory.file for _, memory in run.samples), default=0) / _MB, 0),
-    ),
-    (
-        _Figure("after runs MB", lambda run: sum(run.resident) / _MB, 0),
-        _Figure("anonymous MB", lambda run: run.resident.anonymous / _MB, 0),
-        _Figure("file-backed MB", lambda run: run.resident.file / _MB, 0),
-    ),
+    ("init", "first", "steady"),
+    ("cpu", "faults", "run cpu"),
+    ("peak", "peak anonymous", "peak file"),
+    ("resident", "anonymous", "file"),
 )
 
 
@@ -115,20 +133,12 @@ def compare(
         UsageError: Inputs for it cannot be made up.
         ModelError, OSError: The model cannot be opened.
     """
-    import numpy as np
+    from ort_qdq_plugin.cli.measure import Peer, in_turns, job_for
 
-    from ort_qdq_plugin.cli.inputs import random_inputs
-    from ort_qdq_plugin.cli.measure import Job, Peer, in_turns
-    from ort_qdq_plugin.model.files import data_files
-
-    inputs = scratch / "inputs.npz"
-    made = random_inputs(model, shapes)
-    np.savez(inputs, *made.values())
-    files = (model, *data_files(model))
+    job = job_for(model, scratch / "inputs.npz", shapes)
     peers = {}
     for name in names:
-        job = Job(model, None if name == "stock" else {}, str(inputs), tuple(made), str(scratch / f"{name}.npz"), files)
-        peer = Peer(job)
+        peer = Peer(job._replace(options=None if name == "stock" else {}, outputs=str(scratch / f"{name}.npz")))
         if name in ("qoperator", "cached", "shared"):
             _fill_cache(peer, name, scratch)
         peers[name] = peer
@@ -195,12 +205,13 @@ def _differences(peers: Mapping[str, Peer]) -> dict[str, float | None]:
 def say_peers(peers: Mapping[str, Peer], differences: Mapping[str, float | None]) -> None:
     """Print what came of it: medians, and in brackets the least and the most."""
     done = {name: peer for name, peer in peers.items() if peer.runs}
-    for figures in _TABLES if done else ():
+    for names in _TABLES if done else ():
+        figures = [FIGURES[name] for name in names]
         columns = [Column(""), *(Column(figure.title, right=True) for figure in figures)]
-        rows = [[name, *(_spread(figure, peer.runs) for figure in figures)] for name, peer in done.items()]
-        if figures is _TABLES[0]:
+        rows = [[name, *(spread(figure, peer.runs) for figure in figures)] for name, peer in done.items()]
+        if names is _TABLES[0]:
             columns.append(Column("outputs", right=True))
-            rows = [[*row, _apart(differences[row[0]])] for row in rows]
+            rows = [[*row, agreement(differences[row[0]])] for row in rows]
         say_table(columns, rows)
         say()
     for name, peer in peers.items():
@@ -210,18 +221,21 @@ def say_peers(peers: Mapping[str, Peer], differences: Mapping[str, float | None]
             say(f"{name}: {peer.runs[-1].report}")
 
 
-def _spread(figure: _Figure, runs: Sequence[Run]) -> str:
+def spread(figure: Figure, runs: Sequence[Run]) -> str:
+    """The median of a figure, and in brackets the least and the most."""
     values = sorted(map(figure.of, runs))
     least, middle, most = (f"{value:.{figure.digits}f}" for value in (values[0], median(values), values[-1]))
     return middle if least == most else f"{middle} ({least}-{most})"
 
 
-def _apart(difference: float | None) -> str:
+def agreement(difference: float | None) -> str:
+    """How far outputs are from those of a reference, in words."""
     if difference is None:
         return "-"
     return "identical" if difference == 0 else f"{difference:.1e} apart"
 
 
 def _plain(peer: Peer, difference: float | None) -> dict[str, object]:
-    runs = [{**run._asdict(), "resident": run.resident._asdict(), "samples": run.samples} for run in peer.runs]
+    memory = ("before", "after", "resident")
+    runs = [{**run._asdict(), **{name: getattr(run, name)._asdict() for name in memory}} for run in peer.runs]
     return {"failure": peer.failure, "difference": difference, "runs": runs}

@@ -90,10 +90,7 @@ def write_model(
             nodes.append(helper.make_node(operator, inputs, [name], f"{name}.node", **attributes))
             return name
 
-        products = decoder.products
-
-        def product(left: str) -> str:
-            name, k, n = next(products)
+        def product(left: str, name: str, k: int, n: int) -> str:
             weight, scales, zero_points = _numbers(k, n, len(tensors))
             blocks = (k // BLOCK_SIZE, n) if k_major else (n, k // BLOCK_SIZE)
             operands = [
@@ -107,21 +104,15 @@ def write_model(
                 right = node("Transpose", [right], f"{name}.transposed", perm=[1, 0])
             return node("MatMul", [left, right], f"{name}.out")
 
-        def split(value: str, *parts: str) -> None:
-            nodes.append(helper.make_node("Split", [value], parts, f"{value}.split", axis=-1, num_outputs=len(parts)))
-
         value = "x"
-        for layer in range(decoder.layers):
-            at = f"layer{layer}"
-            query, key, content, gate, up = (f"{at}.{part}" for part in ("query", "key", "content", "gate", "up"))
-            split(product(value), query, key, content)
-            seen = node("Sigmoid", [node("Add", [query, key], f"{at}.score")], f"{at}.seen")
-            attended = product(node("Mul", [content, seen], f"{at}.attended"))
-            value = node("Add", [value, attended], f"{at}.middle")
-            split(product(value), gate, up)
-            let_through = node("Mul", [up, node("Sigmoid", [gate], f"{at}.open")], f"{at}.gated")
-            value = node("Add", [value, product(let_through)], f"{at}.y")
-        value = product(value)
+        *products, head = decoder.products
+        for wide, narrow in zip(products[::2], products[1::2], strict=True):
+            # Queries, keys and values, or gates and what they let through: the last part goes on, as the first one says.
+            parts = [f"{wide[0]}.{part}" for part in range(wide[2] // narrow[1])]
+            nodes.append(helper.make_node("Split", [product(value, *wide)], parts, axis=-1, num_outputs=len(parts)))
+            passed = node("Mul", [parts[-1], node("Sigmoid", parts[:1], f"{wide[0]}.open")], f"{wide[0]}.passed")
+            value = node("Add", [value, product(passed, *narrow)], f"{narrow[0]}.sum")
+        value = product(value, *head)
     widths = {"x": decoder.width, value: decoder.vocabulary}
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", width]) for name, width in widths.items()

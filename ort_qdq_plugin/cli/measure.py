@@ -1,4 +1,4 @@
-"""Loads in processes of their own, watched from outside: ``python -m ort_qdq_plugin.cli.measure JOB`` does one."""
+"""Loads in processes of their own (what these do is in ``child``), watched from outside and repeated in turns."""
 
 from __future__ import annotations
 
@@ -16,39 +16,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import ort_qdq_plugin
+from ort_qdq_plugin.cli import child
+from ort_qdq_plugin.cli.inputs import random_inputs
 from ort_qdq_plugin.cli.machine import make_ready
+from ort_qdq_plugin.model.files import data_files
+from ort_qdq_plugin.system.environment import PREFIX
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["Job", "Peer", "Run", "difference", "in_turns"]
+__all__ = ["Job", "Memory", "Peer", "Run", "difference", "in_turns", "job_for", "measured", "start"]
 
-_RUNS = 10
-# Where a run takes long, fewer of them will do.
-_RUNS_SECONDS = 60.0
 _SAMPLE_SECONDS = 0.01
-_QUIET = 3  # ONNX Runtime's severity of errors
-_CPU = ["CPUExecutionProvider"]
 _MESSAGE = 300
+_PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
 class Job(NamedTuple):
-    """What a process is to do.
-
-    Attributes:
-        model: The path of the model that is loaded.
-        options: Of this package; None loads it with stock ONNX Runtime.
-        inputs: A file of arrays, for each run.
-        names: Of the model's inputs that these are for.
-        outputs: The file that the outputs go to.
-        files: What is to be in the page cache when it starts.
-    """
+    """What a process is to do."""
 
     model: str
-    options: Mapping[str, Any] | None
-    inputs: str
-    names: tuple[str, ...]
-    outputs: str
-    files: tuple[str, ...]
+    options: Mapping[str, Any] | None = None  # of this package; None loads the model with stock ONNX Runtime
+    inputs: str = ""  # a file of arrays, for each run; "" has nothing run
+    names: tuple[str, ...] = ()  # of the model's inputs that these are for
+    outputs: str = ""  # the file that outputs go to; "" for none
+    files: tuple[str, ...] = ()  # what is to be in the page cache when it starts
+    entries: Mapping[str, str] = {}  # configuration entries of the session's options
+    threads: int = 0  # of the session; 0 for ONNX Runtime's own choice
+    runs: tuple[int, int, float] = (0, 9, 60.0)  # behind the first: at least, at most, and no more after so many seconds
+    twice: bool = False  # whether the model is loaded a second time, the first session gone
+    beside: tuple[Mapping[str, Any], ...] = ()  # options of further sessions, whose runs take turns with those measured
+    as_bytes: bool = False  # whether the model is handed over as bytes
+    hold: bool = False  # whether the process says "ready" behind all runs, and waits for the end of its input
+    engine: str = ""  # a Python file whose `loader(job)` gives a Load of ``child``, for what loads the model otherwise
+    package: str = _PACKAGE  # the folder that this package is imported from
 
 
 class Memory(NamedTuple):
@@ -59,44 +58,60 @@ class Memory(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What one process took, in seconds and bytes.
+    """What one process took, in seconds and bytes."""
 
-    Attributes:
-        init: Creating the session.
-        loaded: When that was done, since the start of the process.
-        finished: When all runs were done.
-        first: The first run.
-        steady: A later run, the median of them.
-        peak: The most memory at any time.
-        resident: What it had after all runs.
-        samples: What it had at which time since its start, until all runs were done.
-        report: This package's summary, "" for stock ONNX Runtime.
-        fused: How many nodes this package fused.
-    """
-
-    init: float
-    loaded: float
-    finished: float
-    first: float
-    steady: float
-    peak: int
-    resident: Memory
-    samples: tuple[tuple[float, Memory], ...]
-    report: str
-    fused: int
+    init: float  # creating the session, with what is imported for it beside ONNX Runtime
+    imported: float  # importing that
+    import_cpu: float  # CPU seconds of that
+    again: float  # creating it once more
+    cpu: float  # CPU seconds of `init`, of all threads
+    faults: int  # page faults during `init`
+    loaded: float  # when the session was there, since the start of the process
+    finished: float  # when all runs were done
+    first: float  # the first run
+    steady: float  # a later run, the median of them
+    run_cpu: float  # CPU seconds of a later run, the mean of them
+    beside: list[float]  # as `steady`, of the job's further sessions
+    load_peak: int  # the most memory until the session was there
+    peak: int  # the most memory at any time
+    before: Memory  # what there was before the model was loaded
+    after: Memory  # when the session was there
+    resident: Memory  # after all runs
+    samples: tuple[tuple[float, Memory], ...]  # at which time since the start, until all runs were done
+    report: str  # this package's summary, "" for stock ONNX Runtime
+    fused: int  # how many nodes this package fused
+    facts: Mapping[str, Any]  # this package's whole report, as plain values; {} for stock ONNX Runtime
 
 
 class Peer:
     """A way of loading: its job, what it took, and why it failed, if it did."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, most: int = sys.maxsize) -> None:
         self.job = job
+        self.most = most
         self.runs: list[Run] = []
         self.failure = ""
 
     def median(self, figure: Callable[[Run], float]) -> float:
         """Over all runs."""
         return float(median(map(figure, self.runs)))
+
+
+def job_for(model: str, inputs: Path, shapes: Mapping[str, tuple[int, ...]]) -> Job:
+    """The job of loading a model with stock ONNX Runtime and running it with random inputs.
+
+    Args:
+        model: Its path.
+        inputs: The file to write these to.
+        shapes: Of inputs that are to have others than the model suggests.
+
+    Raises:
+        UsageError: Inputs for it cannot be made up.
+        ModelError, OSError: The model cannot be opened.
+    """
+    made = random_inputs(model, shapes)
+    np.savez(inputs, *made.values())
+    return Job(model, None, str(inputs), tuple(made), files=(model, *data_files(model)))
 
 
 def in_turns(peers: Mapping[str, Peer], runs: int, progress: Callable[[int, int], None]) -> None:
@@ -109,10 +124,10 @@ def in_turns(peers: Mapping[str, Peer], runs: int, progress: Callable[[int, int]
     done = 0
     for turn in range(-1, runs):
         for peer in peers.values():
-            if not peer.failure:
+            if not peer.failure and turn < peer.most:
                 make_ready(nbytes, peer.job.files)
                 try:
-                    run = _apart(peer.job)
+                    run = measured(peer.job)
                 except RuntimeError as error:
                     peer.failure = str(error)
                 else:
@@ -138,19 +153,24 @@ def _distance(mine: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(mine.astype(np.float64) - exact).max() / max(np.abs(exact).max(), np.finfo(np.float64).tiny))
 
 
-def _apart(job: Job) -> Run:
-    """Do a job in a fresh process; RuntimeError with the end of its messages if it fails."""
-    start = time.monotonic()
-    # -P would be right, but is younger than the oldest Python: the package is found where this one is.
-    code = f"import sys; sys.path.insert(0, {str(Path(ort_qdq_plugin.__file__).parents[1])!r})\n" + _CHILD
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(job)],
-        stdin=subprocess.DEVNULL,
+def start(job: Job) -> subprocess.Popen[bytes]:
+    """A fresh process that does a job."""
+    # As a text: the folder of a file would be searched for modules, and has an `inspect` of its own.
+    return subprocess.Popen(
+        [sys.executable, "-c", Path(child.__file__).read_text("utf-8"), json.dumps(job._asdict())],
+        env={**os.environ, PREFIX: ""},
+        stdin=subprocess.PIPE if job.hold else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def measured(job: Job) -> Run:
+    """Do a job in a fresh process; RuntimeError with the end of its messages if it fails."""
+    began = time.monotonic()
+    process = start(job)
     samples: list[tuple[float, Memory]] = []
-    watcher = threading.Thread(target=_watch, args=(process, start, samples), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(process, began, samples), daemon=True)
     watcher.start()
     try:
         out, messages = process.communicate()
@@ -161,61 +181,15 @@ def _apart(job: Job) -> Run:
         last = messages.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
         raise RuntimeError(last[0][:_MESSAGE])
     plain = json.loads(out.splitlines()[-1])
-    resident = Memory(*plain.pop("resident"))
-    loaded, finished = (plain.pop(moment) - start for moment in ("loaded", "finished"))
-    kept = tuple(sample for sample in samples if sample[0] <= finished)
-    return Run(**plain, loaded=loaded, finished=finished, resident=resident, samples=kept)
+    plain |= {name: Memory(*plain[name]) for name in ("before", "after", "resident")}
+    plain |= {moment: plain[moment] - began for moment in ("loaded", "finished")}
+    return Run(**plain, samples=tuple(sample for sample in samples if sample[0] <= plain["finished"]))
 
 
-_CHILD = "from ort_qdq_plugin.cli.measure import child; child()"
-
-
-def _watch(process: subprocess.Popen[bytes], start: float, samples: list[tuple[float, Memory]]) -> None:
+def _watch(process: subprocess.Popen[bytes], began: float, samples: list[tuple[float, Memory]]) -> None:
     # A process that is gone, or a zombie, has no memory left to tell of.
     with suppress(KeyError):
         while process.poll() is None:
-            samples.append((time.monotonic() - start, _memory(process.pid)[0]))
+            sizes = host.sizes_of(process.pid)
+            samples.append((time.monotonic() - began, Memory(sizes["RssAnon"], sizes["RssFile"] + sizes["RssShmem"])))
             time.sleep(_SAMPLE_SECONDS)
-
-
-def _memory(pid: int | str) -> tuple[Memory, int]:
-    """What a process has, and the most that it ever had; KeyError if it has none left."""
-    sizes = host.sizes_of(pid)
-    return Memory(sizes["RssAnon"], sizes["RssFile"] + sizes["RssShmem"]), sizes["VmHWM"]
-
-
-def child() -> None:
-    """Do the job that the command line gives, and print what it took."""
-    job = Job(*json.loads(sys.argv[1]))
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(_QUIET)
-    with np.load(job.inputs) as stored:
-        inputs = dict(zip(job.names, map(stored.get, stored.files), strict=True))
-    report, fused = "", 0
-    start = time.monotonic()
-    if job.options is None:
-        session = onnxruntime.InferenceSession(job.model, providers=_CPU)
-    else:
-        from ort_qdq_plugin import Options, create_session, report_of
-
-        session = create_session(job.model, providers=_CPU, options=Options(**job.options))
-        made = report_of(session)
-        report, fused = ("", 0) if made is None else (made.summary(), len(made.fused))
-    loaded = time.monotonic()
-    seconds: list[float] = []
-    while len(seconds) < _RUNS and sum(seconds) < _RUNS_SECONDS:
-        before = time.monotonic()
-        outputs = session.run(None, inputs)
-        seconds.append(time.monotonic() - before)
-    finished = time.monotonic()
-    resident, peak = _memory("self")
-    np.savez(job.outputs, *[output for output in outputs if isinstance(output, np.ndarray)])
-    figures = {
-        "init": loaded - start,
-        "loaded": loaded,
-        "finished": finished,
-        "first": seconds[0],
-        "steady": median(seconds[1:] or seconds),
-    }
-    sys.stdout.write(json.dumps({**figures, "peak": peak, "resident": resident, "report": report, "fused": fused}) + "\n")

@@ -11,9 +11,10 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
+from benchmarks.big_models import write_pair
 from conformance.drawing.weight import Weight
-from conformance.tables.decoder import ensure_pair, spec_of
 from ort_qdq_plugin import Options, StockReason, create_session
+from ort_qdq_plugin.cli.demo_model import Decoder
 from ort_qdq_plugin.ort import providers as providers_module
 from tests.support import (
     CPU,
@@ -214,7 +215,7 @@ def test_an_unknown_provider_is_stocks_business() -> None:
 
 @pytest.mark.parametrize("variant", ["uint4", "int4", "uint4-nmajor", "int8-nmajor", "uint2-nozp", "uint8-fp16"])
 def test_a_decoder_and_its_qoperator_twin(tmp_path: Path, variant: str) -> None:
-    pair = ensure_pair(spec_of(variant, layers=1, hidden=64, ffn=96, vocab=40), tmp_path)
+    pair = write_pair(tmp_path, variant, Decoder(1, 64, 96, 40))
     session = create_session(pair.qdq, quiet(), CPU, options=Options(strict=True))
     assert len(made_report(session).fused) == 5
     np.testing.assert_array_equal(result(session), result(stock(str(pair.qop))))

@@ -8,9 +8,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from benchmarks.big_models import write_pair
 from conformance.drawing.weight import Weight
-from conformance.tables.decoder import ensure_pair, spec_of
 from ort_qdq_plugin import Options, StockReason, create_session
+from ort_qdq_plugin.cli.demo_model import Decoder
 from tests.support import CPU, floating, linear, made_report, mapped, quiet, result, save, stock
 
 
@@ -38,7 +39,7 @@ def test_a_float_model_passes_through(tmp_path: Path) -> None:
 
 
 def test_the_qoperator_model_gets_the_hand_over(tmp_path: Path) -> None:
-    pair = ensure_pair(spec_of("uint4", layers=1, hidden=64, ffn=64, vocab=64), tmp_path)
+    pair = write_pair(tmp_path, "uint4", Decoder(1, 64, 64, 64))
     session = create_session(pair.qop, quiet(), CPU, options=Options(strict=True))
     report = made_report(session)
     assert (report.route, report.fused, report.packed_bytes, report.stock_reason) == ("borrowed", (), 0, None)

@@ -48,7 +48,7 @@ def test_tables_have_medians_and_spread(model: Path, capsys: pytest.CaptureFixtu
     assert done.code == 0, done.err
     assert max(len(line) for line in done.out.splitlines() if not line.startswith("ours: ")) <= 80
     titles = [line.split("  ") for line in done.out.splitlines() if line.startswith("      ")]
-    assert len(titles) == 3
+    assert len(titles) == 4
     assert done.out.count("identical") == 2
     assert "qoperator" not in done.out
 

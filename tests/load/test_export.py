@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.big_models import write_pair
 from conformance.drawing.weight import Weight
 from conformance.patterns.catalogue import PATTERNS
-from conformance.tables.decoder import spec_of, write_pair
 from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin.cli.demo_model import Decoder
 from ort_qdq_plugin.errors import ModelError, QdqPluginError
 from ort_qdq_plugin.load.export import export
 from tests.support import CPU, linear, result, same, save, stock, unquantized
@@ -24,7 +25,7 @@ VARIANTS = (
 
 
 def written(variant: str, folder: Path, storage: str = "external") -> Path:
-    return write_pair(spec_of(variant, layers=1, hidden=256, ffn=512, vocab=1024, storage=storage), folder).qdq
+    return write_pair(folder, variant, Decoder(1, 256, 512, 1024), storage=storage).qdq
 
 
 @pytest.mark.parametrize("external", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -42,8 +43,7 @@ def _encoder() -> onnx.ModelProto:
         hidden = _normal(draft, draft.node("Add", [attention, hidden]))
         wide = draft.node("Gelu", [linear(hidden, _HIDDEN, _WIDE)])
         hidden = _normal(draft, draft.node("Add", [linear(wide, _WIDE, _HIDDEN), hidden]))
-    draft.node("Identity", [hidden], "y")
-    draft.output("y", ["batch", "tokens", _HIDDEN])
+    draft.output(hidden, ["batch", "tokens", _HIDDEN])
     return draft.model()
 
 
@@ -53,50 +53,42 @@ def _normal(draft: Draft, x: str) -> str:
     return draft.node("LayerNormalization", [x, scale, bias], axis=-1)
 
 
-def _stack(layers: int, width: int) -> onnx.ModelProto:
-    """Square quantized products, one behind the other."""
-    draft = Draft(f"stack-{layers}-{width}")
+def _chain(product: Callable[[Draft, str, str, int], str], layers: int, width: int) -> onnx.ModelProto:
+    """Square products, one behind the other."""
+    draft = Draft(f"{layers} {width}")
     value = draft.input("x", [ROWS, width])
     for layer in range(layers):
-        value = draft.node("Tanh", [draft.node("MatMul", [value, draft.weight(Weight(k=width, n=width), f"w{layer}")])])
-    draft.node("Identity", [value], "y")
-    draft.output("y", [ROWS, width])
+        value = draft.node("Tanh", [product(draft, value, f"w{layer}", width)])
+    draft.output(value, [ROWS, width])
     return draft.model()
 
 
-def _static(layers: int = 20, width: int = 1024) -> onnx.ModelProto:
-    """A model whose activations are quantized as well: 20 MB in which nothing can be fused."""
-    draft = Draft("static")
-    value = draft.input("x", [ROWS, width])
-    scale, zero = draft.scalar("scale", 0.05), draft.constant(raw_tensor("zero", TensorProto.UINT8, [], bytes([128])))
-    for layer in range(layers):
-        quantized = draft.node("QuantizeLinear", [value, scale, zero])
-        activation = draft.node("DequantizeLinear", [quantized, scale, zero])
-        weight = draft.weight(Weight("int8", width, width, PER_CHANNEL, zero="default"), f"w{layer}")
-        value = draft.node("Relu", [draft.node("MatMul", [activation, weight])])
-    draft.node("Identity", [value], "y")
-    draft.output("y", [ROWS, width])
-    return draft.model()
+def _quantized(draft: Draft, x: str, name: str, width: int) -> str:
+    return draft.node("MatMul", [x, draft.weight(Weight(k=width, n=width), name)])
 
 
-def _float(layers: int = 5, width: int = 1024) -> onnx.ModelProto:
-    """20 MB of float products."""
-    draft = Draft("float")
-    value = draft.input("x", [ROWS, width])
-    for layer in range(layers):
-        value = draft.node("Relu", [draft.node("MatMul", [value, draft.floats(f"w{layer}", [width, width])])])
-    draft.node("Identity", [value], "y")
-    draft.output("y", [ROWS, width])
-    return draft.model()
+def _float(draft: Draft, x: str, name: str, width: int) -> str:
+    return draft.node("MatMul", [x, draft.floats(name, [width, width])])
+
+
+def _static(draft: Draft, x: str, name: str, width: int) -> str:
+    """Activations are quantized as well, so that nothing can be fused."""
+    scale = draft.scalar(f"{name}.scale", 0.05)
+    zero = draft.constant(raw_tensor(f"{name}.zero", TensorProto.UINT8, [], bytes([128])))
+    activation = draft.node("DequantizeLinear", [draft.node("QuantizeLinear", [x, scale, zero]), scale, zero])
+    weight = draft.weight(Weight("int8", width, width, PER_CHANNEL, zero="default"), name)
+    return draft.node("MatMul", [activation, weight])
 
 
 SMALL_MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
     "encoder, 54 MB, inline": (_encoder, False),
     "encoder, 54 MB, external": (_encoder, True),
-    "MLP, 1 MB": (lambda: _stack(8, 512), False),
-    "QDQ stack, 64 MB, external": (lambda: _stack(24, 2048), True),
-    "static QDQ, 20 MB": (_static, False),
-    "float, 20 MB": (_float, False),
+    "MLP, 1 MB": (partial(_chain, _quantized, 8, 512), False),
+    "QDQ stack, 64 MB, external": (partial(_chain, _quantized, 24, 2048), True),
+    "static QDQ, 20 MB": (partial(_chain, _static, 20, 1024), False),
+    "float, 1 kB": (partial(_chain, _float, 1, 16), False),
+    "float, 50 MB, inline": (partial(_chain, _float, 12, 1024), False),
+    "float, 50 MB, external": (partial(_chain, _float, 12, 1024), True),
 }
 """What each is called -> what makes it, and whether its weights are in a file of their own.
 
@@ -104,14 +96,13 @@ Tensors of the others say explicitly that their location is DEFAULT, as reading 
 """
 
 
-def write_small_model(title: str, folder: Path) -> Path:
-    """Write one of the models into a folder that does not exist yet; its path."""
+def write_small_model(title: str, folder: Path) -> str:
+    """Write one of these models into a folder that does not exist yet; its path."""
     make, external = SMALL_MODELS[title]
     folder.mkdir(parents=True)
     path = folder / "model.onnx"
     model = make()
     for tensor in model.graph.initializer:
         tensor.data_location = TensorProto.DEFAULT
-    data = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 1024} if external else {}
-    onnx.save(model, path, **data)  # type: ignore[arg-type]
-    return path
+    onnx.save(model, path, save_as_external_data=external, location="model.onnx.data", size_threshold=1024)
+    return str(path)
