@@ -64,7 +64,7 @@ def test_a_link_is_followed_where_it_may_be(path: Path, tmp_path: Path) -> None:
         assert not os.get_inheritable(file.fileno())
 
 
-@pytest.mark.parametrize("kind", ["fifo", "folder"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link"])
 def test_what_became_something_else_meanwhile_is_not_read(
     path: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,11 +72,20 @@ def test_what_became_something_else_meanwhile_is_not_read(
     other = made(tmp_path / "other", kind)
     before, opened = settled_descriptors(), os.open
     monkeypatch.setattr(os, "open", lambda _, flags, **__: opened(other, flags))
-    with pytest.raises(files.NotRegularError) as caught:
+    with pytest.raises(OSError, match="symbolic" if kind == "link" else "regular") as caught:
         files.open_to_read(str(path))
     # While the exception, and what it refers to, is still there.
     assert descriptors() == before
     del caught
+
+
+def test_what_nothing_refers_to_is_closed(path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    before = settled_descriptors()
+    opened = files.open_to_read(str(path)), files.Folder(str(path.parent))
+    assert descriptors() == before + 2
+    del opened
+    assert descriptors() == before
+    assert not list(recwarn)
 
 
 def test_a_folder_is_the_one_that_was_opened(path: Path, tmp_path: Path) -> None:

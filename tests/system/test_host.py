@@ -48,7 +48,7 @@ def test_anonymous_memory_is_zero_and_private() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "nbytes", "left"), [(0, 0, 8), (0, 1, 7), (4097, 4095, 7), (4095, 2, 6), (0, 8 * 4096, 0)]
+    ("offset", "nbytes", "left"), [(5, 0, 8), (0, 1, 7), (4097, 4095, 7), (4095, 2, 6), (0, 8 * 4096, 0)]
 )
 def test_pages_that_a_range_touches_are_dropped_and_come_back(tmp_path: Path, offset: int, nbytes: int, left: int) -> None:
     path = tmp_path / "file"
@@ -106,6 +106,8 @@ def test_what_the_system_tells() -> None:
     assert host.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip() != ""
     sizes = host.sizes_of(os.getpid())
     assert 0 < sizes["RssAnon"] + sizes["RssFile"] + sizes["RssShmem"] <= sizes["VmHWM"] <= sizes["VmSize"]
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    assert sizes["VmSize"] == pytest.approx(pages * mmap.PAGESIZE, rel=0.01)
     assert host.sizes_of(0) == {}
 
 

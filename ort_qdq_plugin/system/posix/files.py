@@ -131,6 +131,8 @@ def open_unnamed(directory: str, *, nameable: bool = False) -> File:
 
     If it is to be `nameable`, `give_name` works for it; not all systems and file systems can have that.
     """
+    if sys.platform == "win32":
+        raise OSError(errno.ENOSYS, "an open file keeps its name on this system", directory)
     if hasattr(os, "O_TMPFILE"):
         with suppress(OSError):
             return File(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+")
