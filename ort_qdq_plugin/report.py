@@ -61,9 +61,7 @@ class StockReason(_Sentence):
     PROVIDER = "An execution provider of the session does not run MatMulNBits, or wants the QDQ form itself."
     UNKNOWN_PROVIDER = "Added execution providers cannot be listed while the session profiles or saves an optimized model."
     ADDED_INITIALIZERS = "Initializers were added to the session's options (add_external_initializers)."
-    OPTIMIZED_MODEL = (
-        "The session saves an optimized model (optimized_model_filepath), whose weights would be in temporary files."
-    )
+    OPTIMIZED_MODEL = "An optimized model is saved (optimized_model_filepath); its weights would be in temporary files."
     OPTIONS_IN_MODEL = "The model contains session options, and ORT_LOAD_CONFIG_FROM_MODEL=1 is set."
     PACKED_SIZE = "The model's weights would be far larger when packed than they are stored."
     UNREADABLE = "The model cannot be opened."

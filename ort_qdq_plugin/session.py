@@ -53,7 +53,8 @@ def create_session(
         An ordinary ``onnxruntime.InferenceSession``.
 
     Raises:
-        QdqPluginError, OSError: With ``Options(strict=True)``: this package failed. The default is a warning, and stock.
+        QdqPluginError, OSError: With ``Options(strict=True)``: this package failed. By default it warns, and stock ONNX
+            Runtime loads the model.
         SourceUnreadableError: The disk cannot read the weights. Stock ONNX Runtime would be killed.
     """
     session = _Session.__new__(_Session)

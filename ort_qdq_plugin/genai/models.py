@@ -81,7 +81,7 @@ def prepare(folder_or_config: Any, *, options: Options | None = None) -> Any:
             configuration is that of the model's own folder.
     """
     module = _module_with_replaced_methods()
-    folder, calls = _folder_and_calls(folder_or_config)
+    folder, calls = _folder_and_calls(_text_of_path(folder_or_config))
     if folder is None:
         return folder_or_config
     state = _new_state(folder, calls, options or Options())
@@ -98,8 +98,7 @@ def load(folder_or_config: Any, *, options: Options | None = None) -> Any:
     """
     module = _module_with_replaced_methods()
     model = module.Model.__new__(module.Model)
-    argument = os.fspath(folder_or_config) if isinstance(folder_or_config, os.PathLike) else folder_or_config
-    _create_model(model, argument, options or Options())
+    _create_model(model, _text_of_path(folder_or_config), options or Options())
     return model
 
 
@@ -161,6 +160,10 @@ def _module_with_replaced_methods() -> ModuleType:
     return module
 
 
+def _text_of_path(folder_or_config: Any) -> Any:
+    return os.fspath(folder_or_config) if isinstance(folder_or_config, os.PathLike) else folder_or_config
+
+
 def _create_model(model: Any, folder_or_config: Any, options: Options | None) -> None:
     """Create the native model of an ``onnxruntime_genai.Model``, in place of its own ``__init__``.
 
@@ -203,8 +206,8 @@ def _state_of(folder_or_config: Any) -> ModelState | None:
 
 def _folder_and_calls(folder_or_config: Any) -> tuple[str | None, tuple[Call, ...]]:
     """The model's folder, and the calls that have changed its configuration. None: that is not known."""
-    if isinstance(folder_or_config, (str, os.PathLike)):
-        return os.fspath(folder_or_config), ()
+    if isinstance(folder_or_config, str):
+        return folder_or_config, ()
     return record_of(folder_or_config)
 
 

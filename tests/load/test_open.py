@@ -21,6 +21,7 @@ from tests.model.test_glance import product
 from tests.support import descriptors, linear, settled_descriptors, unquantized, with_entry
 
 QNN = "QNNExecutionProvider"
+AS_ORT, NO_QDQ = with_entry("session.load_model_format", "ORT"), with_entry("session.disable_quant_qdq", "1")
 
 
 def asked(model: str | bytes, session_options: Any = None, **others: Any) -> LoadRequest:
@@ -59,19 +60,11 @@ def test_an_empty_model_is_none() -> None:
 @pytest.mark.parametrize(
     ("change", "reason", "detail"),
     [
-        (
-            lambda asked: asked._replace(session_options=with_entry("session.load_model_format", "ORT")),
-            StockReason.ORT_FORMAT,
-            "session.load_model_format is ORT",
-        ),
+        (lambda asked: asked._replace(session_options=AS_ORT), StockReason.ORT_FORMAT, "session.load_model_format is ORT"),
         (lambda asked: asked._replace(model="/no/such/model.ort"), StockReason.ORT_FORMAT, ""),
         (lambda asked: asked._replace(model=b"\x00\x00\x00\x00ORTM and more"), StockReason.ORT_FORMAT, ""),
         (lambda asked: asked._replace(model=unquantized().SerializeToString()), StockReason.NOT_QUANTIZED, ""),
-        (
-            lambda asked: asked._replace(session_options=with_entry("session.disable_quant_qdq", "1")),
-            StockReason.FUSION_DISABLED,
-            "",
-        ),
+        (lambda asked: asked._replace(session_options=NO_QDQ), StockReason.FUSION_DISABLED, ""),
     ],
 )
 def test_what_goes_to_stock(
@@ -98,7 +91,7 @@ def test_session_options_in_the_model(path: Path, monkeypatch: pytest.MonkeyPatc
 def test_models_that_gain_by_the_hand_over_alone(domain: str) -> None:
     model = unquantized()
     model.graph.node[0].op_type, model.graph.node[0].domain = "MatMulNBits", domain
-    open_model(asked(model.SerializeToString(), with_entry("session.disable_quant_qdq", "1"))).close()
+    open_model(asked(model.SerializeToString(), NO_QDQ)).close()
 
 
 def test_a_model_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ def test_a_read_only_folder(built: Path, tmp_path: Path) -> None:
         folder.chmod(0o700)
 
 
-@pytest.mark.parametrize("given", ["nothing there", "no JSON", "no object", "unknown keys", "outside", "missing model", 3])
+@pytest.mark.parametrize("given", ["nothing", "no JSON", "no object", "unknown keys", "outside", "missing model", "path", 3])
 def test_what_is_no_model_fails_as_it_does_in_stock(
     given: str | int, built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -336,7 +336,7 @@ def test_what_is_no_model_fails_as_it_does_in_stock(
     shutil.copytree(built / "gptq", folder)
     config = folder / "genai_config.json"
     plain = json.loads(config.read_text())
-    if given == "nothing there":
+    if given == "nothing":
         config.unlink()
     elif given == "no JSON":
         config.write_text("{")
@@ -349,7 +349,7 @@ def test_what_is_no_model_fails_as_it_does_in_stock(
         config.write_text(json.dumps(plain))
     elif given == "missing model":
         (folder / "model.onnx").unlink()
-    argument = str(folder) if isinstance(given, str) else given
+    argument = folder if given == "path" else str(folder) if isinstance(given, str) else given
     og = genai()
     with pytest.raises((RuntimeError, TypeError)) as stock:
         og.Model(argument)
