@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.system.environment import NO, PREFIX, YES
-from ort_qdq_plugin.system.frozen import dataclass
 
 __all__ = ["Buffer", "Options", "Verify", "is_accuracy_level", "is_block_size", "options_from_environment"]
 

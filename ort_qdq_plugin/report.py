@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, Literal
-
-from ort_qdq_plugin.system.frozen import dataclass, fields_of
 
 __all__ = ["CacheUse", "FusedWeight", "Layout", "Reason", "Report", "Route", "StockReason", "UnfusedWeight"]
 
@@ -171,11 +169,10 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON; reasons as their sentences."""
-        plain = fields_of(self)
+        plain = asdict(self)
         plain["stock_reason"] = None if self.stock_reason is None else str(self.stock_reason)
-        plain["fused"] = [fields_of(entry) for entry in self.fused]
-        plain["unfused"] = [{**fields_of(entry), "reason": str(entry.reason)} for entry in self.unfused]
-        plain["seconds"] = dict(self.seconds)
+        plain["fused"] = list(plain["fused"])
+        plain["unfused"] = [{**entry, "reason": str(entry["reason"])} for entry in plain["unfused"]]
         return plain
 
     def __str__(self) -> str:
