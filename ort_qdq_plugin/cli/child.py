@@ -52,7 +52,7 @@ class _Usage(NamedTuple):
 def main() -> None:
     """Do the job that the command line gives, and print what it took."""
     job: Job = json.loads(sys.argv[1])
-    sys.path[0] = job["package"]
+    sys.path[:] = [job["package"], *filter(None, sys.path)]
     inputs = {}
     if job["inputs"]:
         with np.load(job["inputs"]) as stored:
