@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError
@@ -50,10 +51,6 @@ class Scope:
         self.consumers: dict[str, list[tuple[Scope, int]]] = {}
         self.children: list[Scope] = []
         self._ir_version = ir_version
-        self._shapes: dict[str, Shape] | None = None
-        self._followed: dict[str, Shape] | None = None
-        self._inferred: dict[Scope, dict[str, Shape]] | None = None
-        self._types: dict[str, int] | None = None
         self._constants: dict[str, TensorProto | None] = {}
         self._model: ModelProto | None = None
         self._inputs = {value.name for value in graph.input}
@@ -84,7 +81,7 @@ class Scope:
             if definer is not self:
                 definer.outputs.add(value.name)
 
-    @property
+    @cached_property
     def opset(self) -> int:
         """The opset of the standard domain that the model imports, the newest if there are several; 0 if there is none."""
         imports = () if self.root._model is None else self.root._model.opset_import
@@ -163,38 +160,41 @@ class Scope:
     def shape(self, name: str) -> Shape | None:
         """The shape of the value called `name` here, where the model says it or it can be inferred."""
         scope = self.definer(name)
-        if scope._shapes is None:
-            scope._shapes = stated_shapes(scope.graph)
-        if name in scope._shapes:
-            return scope._shapes[name]
-        if scope.parent is None:
-            if scope._followed is None:
-                scope._followed = followed_shapes(scope.graph, scope.constant)
-            if name in scope._followed:
-                return scope._followed[name]
-        return self.root._inferred_shapes().get(scope, {}).get(name)
+        if name in scope._stated_shapes:
+            return scope._stated_shapes[name]
+        if scope.parent is None and name in scope._followed_shapes:
+            return scope._followed_shapes[name]
+        return self.root._inferred_shapes.get(scope, {}).get(name)
 
+    @cached_property
+    def _stated_shapes(self) -> dict[str, Shape]:
+        return stated_shapes(self.graph)
+
+    @cached_property
+    def _followed_shapes(self) -> dict[str, Shape]:
+        return followed_shapes(self.graph, self.constant)
+
+    @cached_property
     def _inferred_shapes(self) -> dict[Scope, dict[str, Shape]]:
-        """What ONNX's shape inference says, for this main graph and its subgraphs; made when first asked for."""
-        if self._inferred is None:
-            self._inferred = {}
-            inferred = None if self._model is None else inferred_graph(self._model)
-            graphs, inner = [] if inferred is None else list(_graphs(inferred)), list(scopes(self))
-            if len(graphs) == len(inner):
-                self._inferred = {scope: stated_shapes(graph) for scope, graph in zip(inner, graphs, strict=True)}
-        return self._inferred
+        """What ONNX's shape inference says, for this main graph and its subgraphs."""
+        inferred = None if self._model is None else inferred_graph(self._model)
+        graphs, inner = [] if inferred is None else list(_graphs(inferred)), list(scopes(self))
+        if len(graphs) != len(inner):
+            return {}
+        return {scope: stated_shapes(graph) for scope, graph in zip(inner, graphs, strict=True)}
 
     def stated_type(self, name: str) -> int | None:
         """The element type that the model states for the value called `name` here; None where it states none."""
-        scope = self.definer(name)
-        if scope._types is None:
-            scope._types = {
-                value.name: value.type.tensor_type.elem_type
-                for values in (scope.graph.output, scope.graph.value_info, scope.graph.input)
-                for value in values
-                if value.HasField("type") and value.type.HasField("tensor_type")
-            }
-        return scope._types.get(name)
+        return self.definer(name)._stated_types.get(name)
+
+    @cached_property
+    def _stated_types(self) -> dict[str, int]:
+        return {
+            value.name: value.type.tensor_type.elem_type
+            for values in (self.graph.output, self.graph.value_info, self.graph.input)
+            for value in values
+            if value.HasField("type") and value.type.HasField("tensor_type")
+        }
 
     def is_input(self, name: str) -> bool:
         """Whether `name` here is an input of a graph, be it with an initializer."""

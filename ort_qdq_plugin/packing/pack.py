@@ -185,36 +185,48 @@ class _Job:
 
     def _run(self, band: _Band) -> None:
         operand = band.operand
-        target = _Target(self._buffers[band.move.slot.segment], band.move)
         if operand.order is Order.SPREAD:
-            target.put(0, 0, _spread(operand, band.source))
+            self._put(band, 0, _spread(operand, band.source))
         elif band.columns * operand.bits % 8:
-            self._unaligned(band, target)
+            self._unaligned(band)
         elif operand.order is Order.ROWS:
             data = _flipped(operand, self._read(band, 1))
-            target.put(band.first, 0, _finished(band, data.reshape(band.last - band.first, -1)))
+            self._put(band, band.first, _finished(band, data.reshape(band.last - band.first, -1)))
         else:
-            self._transpose(band, target)
+            self._transpose(band)
 
-    def _transpose(self, band: _Band, target: _Target) -> None:
+    def _transpose(self, band: _Band) -> None:
         operand = band.operand
         matrix = self._read(band, max(1, 8 // operand.bits)).reshape(-1, band.columns * operand.bits // 8)
         # The rows that fill up the last group must come out as zeros.
         matrix[band.last - band.first :] = top_bits(operand.bits) if operand.flip else 0
         for first, lines in self._transposer().transposed(matrix, operand.bits, operand.flip):
-            target.put(first, band.start, _finished(band, lines))
+            self._put(band, first, _finished(band, lines))
 
-    def _unaligned(self, band: _Band, target: _Target) -> None:
+    def _unaligned(self, band: _Band) -> None:
         """Move rows that do not end on a byte's border, element by element."""
         operand = band.operand
         rows = band.last - band.first
         data = _flipped(operand, self._read(band, 1))
         elements = unpack_elements(data, operand.bits)[: rows * band.columns].reshape(rows, band.columns)
         if operand.order is Order.ROWS:
-            target.put(band.first, 0, _finished(band, pack_elements(elements, operand.bits)))
+            self._put(band, band.first, _finished(band, pack_elements(elements, operand.bits)))
             return
         for first, lines in self._transposer().transposed(np.ascontiguousarray(elements), 8, False):
-            target.put(first, band.start, _finished(band, pack_elements(lines, operand.bits)))
+            self._put(band, first, _finished(band, pack_elements(lines, operand.bits)))
+
+    def _put(self, band: _Band, first: int, lines: np.ndarray) -> None:
+        """Write uint8 `lines` [count, n], which are what the band gives of the target's lines from `first` on."""
+        operand, slot = band.move
+        start = band.start * _target_bits(operand) // 8
+        offset, span = slot.offset + first * operand.line_bytes, len(lines) * operand.line_bytes
+        buffer = self._buffers[slot.segment]
+        if lines.shape[1] == operand.line_bytes:
+            buffer.write(offset, lines)
+            return
+        window = buffer.array[offset : offset + span].reshape(len(lines), operand.line_bytes)
+        window[:, start : start + lines.shape[1]] = lines
+        buffer.trim(offset, span)
 
     def _read(self, band: _Band, row_multiple: int) -> np.ndarray:
         """The band's bytes in this thread's scratch, with room for rows up to the next multiple."""
@@ -232,28 +244,6 @@ class _Job:
         if transposer is None:
             transposer = self._of_thread.transposer = Transposer()
         return transposer
-
-
-class _Target:
-    """Where one move's lines go in its buffer."""
-
-    def __init__(self, buffer: PackedBuffer, move: Move) -> None:
-        self._buffer = buffer
-        self._operand = move.operand
-        self._offset = move.slot.offset
-
-    def put(self, first: int, start: int, lines: np.ndarray) -> None:
-        """Write uint8 `lines` [count, n] from line `first` on, at element `start` of each."""
-        line_bytes = self._operand.line_bytes
-        start = start * _target_bits(self._operand) // 8
-        offset = self._offset + first * line_bytes
-        if lines.shape[1] == line_bytes:
-            self._buffer.write(offset, lines)
-            return
-        span = len(lines) * line_bytes
-        window = self._buffer.array[offset : offset + span].reshape(len(lines), line_bytes)
-        window[:, start : start + lines.shape[1]] = lines
-        self._buffer.trim(offset, span)
 
 
 def _flipped(operand: Operand, data: np.ndarray) -> np.ndarray:
