@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,9 +16,7 @@ from ort_qdq_plugin import Options, QdqPluginError, StockReason, create_session
 from ort_qdq_plugin.load import pack as pack_stage
 from tests.support import (
     CPU,
-    FORMS,
     Form,
-    added_provider,
     descriptors,
     linear,
     made_report,
@@ -31,75 +30,61 @@ from tests.support import (
 )
 
 
-def breaking(*_: object, **__: object) -> None:
-    raise RuntimeError("packing broke")
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Packing breaks; an entry for each time that it was called."""
+    calls: list[str] = []
+
+    def breaking(*_: object, **__: object) -> None:
+        calls.append("pack")
+        raise RuntimeError("packing broke")
+
+    monkeypatch.setattr(pack_stage, "pack", breaking)
+    return calls
 
 
-@pytest.mark.parametrize("make", [quiet, added_provider])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("packed")
 def test_the_fallback_warns_once_and_works(
-    tmp_path: Path, form: Form, make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, empty: Path, form: Form, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     stored = save(stack(2, 128), tmp_path, form)
-    spill = tmp_path / "spill"
-    spill.mkdir()
-    monkeypatch.setattr(pack_stage, "pack", breaking)
     before = settled_descriptors()
     with caplog.at_level(logging.DEBUG, "ort_qdq_plugin"):
-        session = create_session(stored, make(), options=Options(buffer="file", spill_dir=spill))
+        session = create_session(stored, make(), options=Options(buffer="file", spill_dir=empty))
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "packing broke" in caplog.text
     report = made_report(session)
-    assert (report.route, report.fused) == ("stock", ())
-    assert report.stock_reason is StockReason.ERROR
+    assert (report.route, report.fused, report.stock_reason) == ("stock", (), StockReason.ERROR)
     assert "packing broke" in report.stock_detail
     np.testing.assert_array_equal(result(session), result(stock(stored)))
-    assert not list(spill.iterdir())
-    assert not mapped(spill)
+    assert not list(empty.iterdir())
+    assert not mapped(empty)
     del session
     assert descriptors() == before
 
 
-@pytest.mark.parametrize("make", [quiet, added_provider])
-def test_strict_raises(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack_stage, "pack", breaking)
-    options = Options(strict=True, buffer="file", spill_dir=tmp_path)
-    with pytest.raises(QdqPluginError, match="packing broke") as caught:
-        create_session(save(linear(Weight()), tmp_path, "bytes"), make(), options=options)
-    assert isinstance(caught.value.__cause__, RuntimeError)
-    assert not list(tmp_path.iterdir())
-
-
+@pytest.mark.parametrize("providers", [None, CPU])
 def test_strict_raises_once_and_without_stocks_retry(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty: Path, make: Any, providers: Any, packed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """InferenceSession takes a ValueError or RuntimeError for a provider's failure, prints so, and tries again."""
-    calls: list[int] = []
-
-    def counting(*_: object, **__: object) -> None:
-        calls.append(1)
-        breaking()
-
-    monkeypatch.setattr(pack_stage, "pack", counting)
-    with pytest.raises(QdqPluginError, match="packing broke"):
-        create_session(save(linear(Weight()), Path(), "bytes"), quiet(), CPU, options=Options(strict=True))
-    assert len(calls) == 1
+    options = Options(strict=True, buffer="file", spill_dir=empty)
+    with pytest.raises(QdqPluginError, match="packing broke") as caught:
+        create_session(save(linear(Weight()), Path(), "bytes"), make(), providers, options=options)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert packed == ["pack"]
     assert "EP Error" not in capsys.readouterr().out
+    assert not list(empty.iterdir())
 
 
 def test_a_full_disk_is_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def no_room(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", no_room)
-    spill = tmp_path / "spill"
-    spill.mkdir()
+    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(28, "No space left on device")))
     stored = save(stack(4, 128), tmp_path, "external")
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
-        session = create_session(stored, quiet(), CPU, options=Options(buffer="file", spill_dir=spill, threads=3))
+        session = create_session(stored, quiet(), CPU, options=Options(buffer="file", spill_dir=empty, threads=3))
     assert len(caplog.records) == 1
     assert made_report(session).route == "borrowed"
-    assert not list(spill.iterdir())
+    assert not list(empty.iterdir())
     np.testing.assert_array_equal(result(session), result(stock(stored)))

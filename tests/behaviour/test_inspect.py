@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, StockReason, create_session, inspect
+from ort_qdq_plugin import ModelError, Options, StockReason, create_session, inspect
 from tests.support import huge, linear, made_report, mixed, python, save, stack, unquantized
 
 SPARSE = """
@@ -32,7 +34,6 @@ def test_inspect_reads_no_weight(tmp_path: Path) -> None:
     assert inspect(stored).fused[0].k == 1 << 18
 
 
-@pytest.mark.parametrize("n_major", [False, True])
 def test_inspect_says_the_same(tmp_path: Path, n_major: bool) -> None:
     stored = save(stack(3, 128, n_major=n_major), tmp_path, "external")
     made, seen = made_report(create_session(stored)), inspect(stored)
@@ -54,25 +55,16 @@ def test_inspect_without_anything_to_do(tmp_path: Path) -> None:
     assert "stock" in str(report)
 
 
-@pytest.mark.parametrize("what", ["missing", "directory", "garbage"])
-def test_inspect_of_what_is_no_model(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("made", [lambda _: None, Path.mkdir, lambda path: path.write_bytes(b"\xff" * 10_000)])
+def test_inspect_of_what_is_no_model(tmp_path: Path, made: Callable[[Path], object]) -> None:
     path = tmp_path / "m.onnx"
-    if what == "directory":
-        path.mkdir()
-    elif what == "garbage":
-        path.write_bytes(b"\xff" * 10_000)
-    from ort_qdq_plugin import ModelError
-
+    made(path)
     with pytest.raises((ModelError, OSError), match=r"m\.onnx"):
         inspect(path)
 
 
 def test_inspect_makes_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxruntime.capi import _pybind_state
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a session was made")
-
-    monkeypatch.setattr(_pybind_state, "InferenceSession", refuse)
+    refuse = Mock(side_effect=AssertionError("a session was made"))
+    monkeypatch.setattr(ort.capi._pybind_state, "InferenceSession", refuse)
     monkeypatch.setattr(ort.InferenceSession, "__init__", refuse)
     assert len(inspect(mixed()).fused) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,30 @@ import pytest
 from conformance.drawing.weight import PER_CHANNEL, Weight
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.ort.keys import config_entry
-from tests.support import (
-    CPU,
-    FORMS,
-    Form,
-    added_provider,
-    linear,
-    made_report,
-    quiet,
-    result,
-    save,
-    saved_nodes,
-    stack,
-    stock,
-)
+from tests.support import CPU, Form, linear, made_report, quiet, result, save, saved_nodes, stack, stock
 
-LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
-BLOCK_KEY = "session.qdq_matmulnbits_block_size"
-
-OUR_KEYS = (
-    "session.use_external_initializer_file_buffers_directly",
-    "session.model_external_initializers_file_folder_path",
-    "session.prepack.enable_parallel",
-)
+ACCURACY_KEY = "session.qdq_matmulnbits_accuracy_level"
+BLOCK_SIZE_KEY = "session.qdq_matmulnbits_block_size"
+DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+PARALLEL_KEY = "session.prepack.enable_parallel"
 
 
-def level_of(options: ort.SessionOptions | None, ours: Options | None, folder: Path) -> tuple[int, int]:
+def by_both(stored: str | bytes, change: Callable[[ort.SessionOptions], object]) -> list[Any]:
+    """What stock and this package make of options that were changed alike: results, or class and text of an error."""
+    made: list[Any] = []
+    for create in (ort.InferenceSession, create_session):
+        options = quiet()
+        change(options)
+        try:
+            made.append(result(create(stored, options, CPU)))
+        except Exception as error:
+            made.append((type(error), str(error)))
+    return made
+
+
+def level_of(options: ort.SessionOptions, ours: Options | None, folder: Path) -> tuple[int, int]:
     """(accuracy_level, block_size) of the node that really runs, for a weight without blocks."""
-    options = options or quiet()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     create_session(save(linear(Weight(k=512, block=PER_CHANNEL)), folder, "bytes"), options, CPU, options=ours)
     (node,) = saved_nodes(folder / "optimized.onnx")["MatMulNBits"]
@@ -49,37 +46,30 @@ def level_of(options: ort.SessionOptions | None, ours: Options | None, folder: P
     return attributes["accuracy_level"], attributes["block_size"]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("make", [quiet, added_provider])
-def test_the_callers_options_stay_as_they_are(tmp_path: Path, form: Form, make: Any) -> None:
+def test_the_callers_options_stay_as_they_are(tmp_path: Path, empty: Path, form: Form, make: Any) -> None:
     options = make()
     session = create_session(save(stack(2, 128, n_major=True), tmp_path, form), options)
     assert len(made_report(session).fused) == 2
-    for key in OUR_KEYS:
+    for key in (DIRECT_KEY, FOLDER_KEY, PARALLEL_KEY):
         assert not config_entry(options, key), key
-    other = tmp_path / "other"
-    other.mkdir()
-    unrelated = save(linear(Weight(element="int8", block=-1, k=64), seed="other"), other, "external")
+    unrelated = save(linear(Weight(element="int8", block=-1, k=64), seed="other"), empty, "external")
     np.testing.assert_array_equal(result(ort.InferenceSession(unrelated, options)), result(stock(unrelated)))
-    (other / "model.data").unlink()
+    (empty / "model.data").unlink()
     with pytest.raises(Exception, match=r"does not exist.*model\.data"):
         ort.InferenceSession(unrelated, options)
 
 
-@pytest.mark.parametrize("make", [quiet, added_provider])
 def test_options_with_a_folder_of_their_own(tmp_path: Path, make: Any) -> None:
     """A model as bytes whose data lies where the options say."""
-    key = "session.model_external_initializers_file_folder_path"
     path = Path(str(save(stack(2, 128, n_major=True), tmp_path, "external")))
     options = make()
-    options.add_session_config_entry(key, str(tmp_path))
+    options.add_session_config_entry(FOLDER_KEY, str(tmp_path))
     session = create_session(path.read_bytes(), options)
     assert len(made_report(session).fused) == 2
     np.testing.assert_array_equal(result(session), result(create_session(path)))
-    assert config_entry(options, key) == str(tmp_path)
+    assert config_entry(options, FOLDER_KEY) == str(tmp_path)
 
 
-@pytest.mark.parametrize("make", [quiet, added_provider])
 def test_threads_may_share_options(tmp_path: Path, make: Any) -> None:
     options = make()
     options.intra_op_num_threads = 1
@@ -104,90 +94,61 @@ def test_initializers_that_the_options_replace(tmp_path: Path, name: str, call: 
     weight = Weight(element="uint8", block=-1, scale="float")
     stored = save(linear(weight), tmp_path, "external")
     mine = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in linear(weight, "other").graph.initializer}
-    value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mine[name]) if mine[name].shape else mine[name])
-    made = []
-    for create in (ort.InferenceSession, create_session):
-        options = quiet()
-        if call == "add_initializer":
-            options.add_initializer(name, value)
-        else:
-            options.add_external_initializers([name], [value])
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        made.append(create(stored, options, CPU))
-    theirs, ours = result(made[0]), result(made[1])
+    value = ort.OrtValue.ortvalue_from_numpy(np.array(mine[name], order="C"))
+    given = (name, value) if call == "add_initializer" else ([name], [value])
+    theirs, ours = by_both(stored, lambda options: getattr(options, call)(*given))
     assert np.abs(ours - theirs).max() <= 2e-2 * np.abs(theirs).max()
 
 
-def test_files_in_memory_that_the_options_hold(tmp_path: Path) -> None:
+def test_files_in_memory_that_the_options_hold(tmp_path: Path, empty: Path) -> None:
     stored = save(linear(Weight()), tmp_path, "external")
-    other = tmp_path / "other"
-    other.mkdir()
-    save(linear(Weight(), "other"), other, "external")
-    data = (other / "model.data").read_bytes()
-    made = []
-    for create in (ort.InferenceSession, create_session):
-        options = quiet()
-        options.add_external_initializers_from_files_in_memory(["model.data"], [data], [len(data)])
-        made.append(create(stored, options, CPU))
-    np.testing.assert_allclose(result(made[1]), result(made[0]), rtol=1e-3, atol=1e-3)
+    save(linear(Weight(), "other"), empty, "external")
+    given = (["model.data"], [data := (empty / "model.data").read_bytes()], [len(data)])
+    theirs, ours = by_both(stored, lambda options: options.add_external_initializers_from_files_in_memory(*given))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_accuracy_level_and_block_size(tmp_path: Path) -> None:
-    assert level_of(None, None, tmp_path) == (4, 32)
+    assert level_of(quiet(), None, tmp_path) == (4, 32)
     options = quiet()
-    options.add_session_config_entry(LEVEL_KEY, "1")
-    options.add_session_config_entry(BLOCK_KEY, "128")
+    options.add_session_config_entry(ACCURACY_KEY, "1")
+    options.add_session_config_entry(BLOCK_SIZE_KEY, "128")
     assert level_of(options, None, tmp_path) == (1, 128)
     assert level_of(options, Options(accuracy_level=0, block_size=64), tmp_path) == (0, 64)
-    options.add_session_config_entry(BLOCK_KEY, "-1")
+    options.add_session_config_entry(BLOCK_SIZE_KEY, "-1")
     assert level_of(options, None, tmp_path) == (1, 256)
 
 
-@pytest.mark.parametrize(("key", "value"), [(LEVEL_KEY, "9"), (LEVEL_KEY, "x"), (BLOCK_KEY, "48"), (BLOCK_KEY, "big")])
+@pytest.mark.parametrize(
+    ("key", "value"), [(ACCURACY_KEY, "9"), (ACCURACY_KEY, "x"), (BLOCK_SIZE_KEY, "48"), (BLOCK_SIZE_KEY, "big")]
+)
 def test_entries_that_make_no_sense_are_stocks_business(key: str, value: str) -> None:
     stored = save(linear(Weight(block=PER_CHANNEL)), Path(), "bytes")
-    outcomes = []
-    for create in (ort.InferenceSession, create_session):
-        options = quiet()
-        options.add_session_config_entry(key, value)
-        try:
-            outcomes.append(result(create(stored, options, CPU)).tobytes())
-        except Exception as error:
-            outcomes.append(f"{type(error)} {error}".encode())
-    assert outcomes[0] == outcomes[1]
+    theirs, ours = by_both(stored, lambda options: options.add_session_config_entry(key, value))
+    assert np.array_equal(ours, theirs) if isinstance(theirs, np.ndarray) else ours == theirs
 
 
-@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC"])
-def test_lower_optimization_levels_fuse_nothing(level: str) -> None:
-    options = quiet()
+@pytest.mark.parametrize(
+    ("level", "no_qdq", "disabled"),
+    [
+        ("ORT_DISABLE_ALL", "0", None),
+        ("ORT_ENABLE_BASIC", "0", None),
+        ("ORT_ENABLE_ALL", "1", None),
+        ("ORT_ENABLE_ALL", "0", ["QDQSelectorActionTransformer"]),
+    ],
+)
+def test_nothing_is_fused_where_the_caller_forbids_it(tmp_path: Path, level: str, no_qdq: str, disabled: Any) -> None:
+    options, stored = quiet(), save(linear(Weight()), tmp_path, "bytes")
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    stored = save(linear(Weight()), Path(), "bytes")
-    session = create_session(stored, options, CPU)
-    assert (made_report(session).route, made_report(session).fused) == ("stock", ())
-    np.testing.assert_array_equal(result(session), result(stock(stored, options)))
-
-
-def test_qdq_switched_off_fuses_nothing(tmp_path: Path) -> None:
-    options = quiet()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", no_qdq)
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    session = create_session(save(linear(Weight()), tmp_path, "bytes"), options, CPU)
-    assert made_report(session).route == "stock"
+    session = create_session(stored, options, CPU, disabled_optimizers=disabled)
+    assert (made_report(session).route, made_report(session).fused) == ("stock", ())
     assert "MatMulNBits" not in saved_nodes(tmp_path / "optimized.onnx")
+    theirs = ort.InferenceSession(stored, options, CPU, disabled_optimizers=disabled)
+    np.testing.assert_array_equal(result(session), result(theirs))
 
 
-def test_the_optimizer_switched_off_fuses_nothing(tmp_path: Path) -> None:
-    stored = save(linear(Weight()), tmp_path, "bytes")
-    off = ["QDQSelectorActionTransformer"]
-    session = create_session(stored, quiet(), CPU, disabled_optimizers=off)
-    np.testing.assert_array_equal(
-        result(session), result(ort.InferenceSession(stored, quiet(), CPU, disabled_optimizers=off))
-    )
-    assert not made_report(session).fused
-
-
-@pytest.mark.parametrize("n_major", [False, True])
-@pytest.mark.parametrize("make", [quiet, added_provider])
 def test_the_optimized_model_is_whole(tmp_path: Path, make: Any, n_major: bool) -> None:
     """It loads, beside the original's data, as one that stock has saved."""
     options = make()

@@ -12,39 +12,33 @@ from onnx import TensorProto, helper
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.options import Buffer
-from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, result, save, stack, stock, x_of
+from tests.support import CPU, linear, made_report, mapped, quiet, result, save, stack, stock, x_of
 
 
-def test_n_major_unsigned_weights_are_not_moved(tmp_path: Path) -> None:
+def test_n_major_unsigned_weights_are_not_moved(tmp_path: Path, empty: Path) -> None:
     stored = save(stack(3, 256, n_major=True), tmp_path, "external")
-    spill = tmp_path / "spill"
-    spill.mkdir()
-    session = create_session(stored, quiet(), CPU, options=Options(strict=True, buffer="file", spill_dir=spill))
+    session = create_session(stored, quiet(), CPU, options=Options(strict=True, buffer="file", spill_dir=empty))
     report = made_report(session)
     assert (len(report.fused), report.packed_bytes) == (3, 0)
     assert report.borrowed_bytes > 3 * 256 * 256 // 2
     assert mapped(tmp_path)
-    assert not mapped(spill)
+    assert not mapped(empty)
 
 
-@pytest.mark.parametrize("make", [quiet, added_provider])
 @pytest.mark.parametrize("buffer", ["auto", "file", "memory"])
-def test_progress_and_where_packed_bytes_go(tmp_path: Path, buffer: Buffer, make: Any) -> None:
+def test_progress_and_where_packed_bytes_go(tmp_path: Path, empty: Path, buffer: Buffer, make: Any) -> None:
     seen: list[tuple[int, int]] = []
-    spill = tmp_path / "spill"
-    spill.mkdir()
-    options = Options(buffer=buffer, spill_dir=spill, progress=lambda done, total: seen.append((done, total)))
+    options = Options(buffer=buffer, spill_dir=empty, progress=lambda done, total: seen.append((done, total)))
     stored = save(stack(3, 128), tmp_path, "file")
     session = create_session(stored, make(), options=options)
     assert seen[-1][0] == seen[-1][1] > 0
-    assert not list(spill.iterdir()), "no file keeps its name"
+    assert not list(empty.iterdir()), "no file keeps its name"
     report = made_report(session)
     if report.route == "borrowed":
-        assert bool(mapped(spill)) == (buffer == "file")
+        assert bool(mapped(empty)) == (buffer == "file")
     np.testing.assert_array_equal(result(session), result(stock(stored)))
 
 
-@pytest.mark.parametrize("make", [quiet, added_provider])
 def test_empty_external_tensors(tmp_path: Path, make: Any) -> None:
     """A tensor without elements has no bytes to borrow; its file may be empty."""
     model = linear(Weight())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import MS
@@ -14,11 +14,17 @@ from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options
 from tests.support import Form
 
-__all__ = ["DENOTATION", "MODELS", "SHIFT", "Model", "with_operator"]
+__all__ = [
+    "DENOTATION", "EXTENSIONS", "K_MAJOR", "MATMUL_NBITS", "MODELS", "N_MAJOR", "SHIFT", "UNQUANTIZED", "K", "Model", "N",
+    "with_operator",
+]  # fmt: skip
 
 K, N, BLOCK = 128, 64, 32
 SHIFT = "shift"
 DENOTATION = "DATA_BATCH"
+EXTENSIONS = "ai.onnx.contrib"
+K_MAJOR, N_MAJOR = "K-major, external data", "N-major, inline"
+UNQUANTIZED, MATMUL_NBITS = "nothing quantized", "MatMulNBits, external data"
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Model:
         draft.input(SHIFT, [N])
         draft.node("Add", [product, SHIFT], draft.output("y", [ROWS, N]))
         draft.node("Shape", ["x"], "size")
-        draft.outputs.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
+        draft.output("size", [2], "int64")
         model = draft.model()
         model.graph.input[0].type.tensor_type.shape.dim[0].denotation = DENOTATION
         model.producer_name, model.producer_version, model.domain, model.model_version = "someone", "2", "some.domain", 7
@@ -75,10 +81,10 @@ def _matmul_nbits(draft: Draft) -> str:
 
 
 MODELS: Mapping[str, Model] = {
-    "K-major, external data": Model(_k_major, "external", 1),
-    "N-major, inline": Model(_n_major, "file", 1, options=Options(accuracy_level=0), tolerance=1e-5),
-    "nothing quantized": Model(_float, "file", 0, route="stock"),
-    "MatMulNBits, external data": Model(_matmul_nbits, "external", 0),
+    K_MAJOR: Model(_k_major, "external", 1),
+    N_MAJOR: Model(_n_major, "file", 1, options=Options(accuracy_level=0), tolerance=1e-5),
+    UNQUANTIZED: Model(_float, "file", 0, route="stock"),
+    MATMUL_NBITS: Model(_matmul_nbits, "external", 0),
 }
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +19,12 @@ from ort_qdq_plugin import activate, create_session, deactivate
 from tests.support import CPU, Array, added_provider, quiet, save
 from tests.surface.models import K, Model
 
-__all__ = ["WAYS", "Observation", "Program", "Side", "Way", "assert_same", "observed"]
+__all__ = ["FOLDER_KEY", "PARALLEL_KEY", "WAYS", "Program", "Side", "Way", "assert_same", "observed", "plain"]
 
 Way = Literal["path", "bytes", "activated", "by path"]
 WAYS: tuple[Way, ...] = ("path", "bytes", "activated", "by path")
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+PARALLEL_KEY = "session.prepack.enable_parallel"
 
 # What differs between two runs of one program, however equal they are.
 _CHANGING = [
@@ -52,49 +52,60 @@ class Side:
     ours: bool
 
     @property
-    def stored(self) -> Any:
-        """What a session is made of: a path or bytes."""
-        path = self.folder / "model.onnx"
+    def activated(self) -> bool:
+        """Whether InferenceSession itself is this package's on this side."""
+        return self.ours and self.way == "activated"
+
+    def source(self, path: Path | str = "model.onnx") -> Any:
+        """What a session is made of for this file: its path or its bytes."""
+        path = self.folder / path
         return path.read_bytes() if self.way == "bytes" else str(path)
 
-    def options(self) -> ort.SessionOptions:
-        """New options, quiet on the terminal."""
+    def save(self, model: onnx.ModelProto, stem: str) -> Any:
+        """What a session is made of for another model, stored in the same folder like the first."""
+        return self.source(str(save(model, self.folder, self.model.form, stem)))
+
+    def options(self, entries: Mapping[str, str] | None = None, **settings: Any) -> ort.SessionOptions:
+        """New options, quiet on the terminal, with these config entries and attributes."""
         options = added_provider() if self.way == "by path" else quiet()
-        if self.way == "bytes":
-            options.add_session_config_entry(_FOLDER_KEY, str(self.folder))
+        own = {FOLDER_KEY: str(self.folder)} if self.way == "bytes" else {}
+        for key, value in {**own, **(entries or {})}.items():
+            options.add_session_config_entry(key, value)
+        for name, value in settings.items():
+            setattr(options, name, value)
         return options
+
+    def make(self, *arguments: Any, **keywords: Any) -> Any:
+        """What a caller calls to get a session."""
+        if self.ours and not self.activated:
+            return create_session(*arguments, options=self.model.options, **keywords)
+        return ort.InferenceSession(*arguments, **keywords)
 
     def create(self, options: Any = None, providers: Any = CPU, model: Any = None, **keywords: Any) -> Any:
         """A session for the model, or for another one."""
         if self.way == "by path" and providers is CPU:
             providers = None  # those of the options
-        return self.make(self.stored if model is None else model, options or self.options(), providers, **keywords)
-
-    def result(self, *arguments: Any, **keywords: Any) -> Any:
-        """The results of a session for the model, or for another one."""
-        return self.create(*arguments, **keywords).run(None, self.fed())
-
-    def make(self, *arguments: Any, **keywords: Any) -> Any:
-        """What a caller calls to get a session."""
-        if self.ours and self.way != "activated":
-            return create_session(*arguments, options=self.model.options, **keywords)
-        return ort.InferenceSession(*arguments, **keywords)
+        return self.make(self.source() if model is None else model, options or self.options(), providers, **keywords)
 
     def stock(self, *arguments: Any, **keywords: Any) -> Any:
         """A stock session, on either side."""
-        active = self.ours and self.way == "activated"
-        if active:
+        if self.activated:
             deactivate()
         try:
             return ort.InferenceSession(*arguments, **keywords)
         finally:
-            if active:
+            if self.activated:
                 activate(self.model.options)
 
-    def save(self, model: onnx.ModelProto, stem: str) -> Any:
-        """Another model in the same folder, stored like the first, as what a session is made of."""
-        path = Path(str(save(model, self.folder, self.model.form, stem)))
-        return path.read_bytes() if self.way == "bytes" else str(path)
+    def result(self, *arguments: Any, **keywords: Any) -> Any:
+        """The results of a session that `create` makes."""
+        return self.create(*arguments, **keywords).run(None, self.fed())
+
+    def facts(self, *arguments: Any, **keywords: Any) -> Any:
+        """The results of a session that `create` makes, its options and its providers."""
+        session = self.create(*arguments, **keywords)
+        providers = [session.get_providers(), session.get_provider_options()]
+        return [session.run(None, self.fed()), plain(session.get_session_options()), *providers]
 
     def attempt(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         """What a call gives, or class and text of what it raises."""
@@ -102,6 +113,10 @@ class Side:
             return call(*arguments, **keywords)
         except Exception as error:
             return "raised", f"{type(error).__module__}.{type(error).__qualname__}", str(error)
+
+    def attempts(self, call: Callable[..., Any], lists: Iterable[tuple[Any, ...]], **keywords: Any) -> Any:
+        """An attempt with each list of arguments."""
+        return [self.attempt(call, *arguments, **keywords) for arguments in lists]
 
     @staticmethod
     def x(rows: int = 3) -> Array:
@@ -114,56 +129,38 @@ class Side:
 
 
 Program = Callable[[Side], Any]
+"""What is done on either side, and gives, or yields one by one, what has to be the same."""
 
 
-@dataclass(frozen=True)
-class Observation:
-    """What a program gave, and everything else it did that its caller could notice."""
-
-    value: Any
-    warned: list[str]
-    printed: str
-    files: list[str]
-
-
-def observed(program: Program, side: Side) -> Observation:
-    """Run the program on a side, in that side's folder."""
+def observed(program: Program, side: Side) -> dict[str, Any]:
+    """What a program gives on a side, in that side's folder, and everything else it does that its caller could notice."""
     side.folder.mkdir()
     save(side.model.proto(), side.folder, side.model.form)
-    printed = io.StringIO()
-    with (
-        _way_in(side),
-        _working_in(side.folder),
-        contextlib.redirect_stdout(printed),
-        warnings.catch_warnings(record=True) as warned,
-    ):
+    with contextlib.ExitStack() as stack:
+        if side.activated:
+            activate(side.model.options)
+            stack.callback(deactivate)
+        stack.enter_context(contextlib.chdir(side.folder))
+        printed = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        warned = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         value = program(side)
+        if isinstance(value, Iterator):
+            value = list(value)
     files = sorted(str(path.relative_to(side.folder)) for path in side.folder.rglob("*"))
     messages = [f"{warning.category.__name__}: {warning.message}" for warning in warned]
-    return Observation(*(_settled(part, side) for part in (value, messages, printed.getvalue(), files)))
+    seen = {"value": value, "warned": messages, "printed": printed.getvalue(), "files": files}
+    return {name: _settled(part, side) for name, part in seen.items()}
 
 
-@contextlib.contextmanager
-def _way_in(side: Side) -> Iterator[None]:
-    if not (side.ours and side.way == "activated"):
-        yield
-        return
-    activate(side.model.options)
-    try:
-        yield
-    finally:
-        deactivate()
-
-
-@contextlib.contextmanager
-def _working_in(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+def plain(value: Any) -> Any:
+    """What an object of ONNX Runtime's says of itself in attributes; enumerators by name."""
+    if value is None or isinstance(value, (str, int, float, list, dict)):
+        return value
+    if hasattr(type(value), "__members__"):
+        return str(value)
+    told = {name: getattr(value, name) for name in dir(value) if not name.startswith("_")}
+    return {name: plain(entry) for name, entry in told.items() if not callable(entry)}
 
 
 def _settled(value: Any, side: Side) -> Any:
@@ -175,25 +172,18 @@ def _settled(value: Any, side: Side) -> Any:
         return value
     if isinstance(value, dict):
         return {_settled(key, side): _settled(entry, side) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_settled(entry, side) for entry in value]
-    return value
+    return [_settled(entry, side) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def assert_same(ours: Any, theirs: Any, tolerance: float, where: str = "") -> None:
     """Equal in type and value throughout; floating-point arrays may differ by `tolerance` of the largest value."""
     assert type(ours) is type(theirs), f"{where}: {ours!r} is not {theirs!r}"
-    if isinstance(theirs, Observation):
-        for name in ("value", "warned", "printed", "files"):
-            assert_same(getattr(ours, name), getattr(theirs, name), tolerance, name)
-    elif isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys(), where
+    if isinstance(theirs, list):
+        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), f"{where}: {ours!r} is not {theirs!r}"
         for key, value in theirs.items():
             assert_same(ours[key], value, tolerance, f"{where}[{key!r}]")
-    elif isinstance(theirs, list):
-        assert len(ours) == len(theirs), f"{where}: {ours!r} is not {theirs!r}"
-        for number, value in enumerate(theirs):
-            assert_same(ours[number], value, tolerance, f"{where}[{number}]")
     elif isinstance(theirs, np.ndarray):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), where
         if theirs.dtype.kind == "f" and theirs.size:

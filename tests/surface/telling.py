@@ -9,152 +9,124 @@ import json
 import pickle
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from tests.support import CPU
-from tests.surface.registry import covers
-from tests.surface.sides import Side
+from tests.surface.models import K_MAJOR, UNQUANTIZED
+from tests.surface.probes import probe
+from tests.surface.sides import Side, plain
 
-_UNKNOWN = "NoSuchExecutionProvider"
-_SOME = ("K-major, external data", "nothing quantized")
-_RECORDING_KEY = "session.record_ep_graph_assignment_info"
-
-
-def plain(value: Any) -> Any:
-    """What an object of ONNX Runtime's says of itself in attributes; enumerators by name."""
-    if value is None or isinstance(value, (str, int, float, list, dict)):
-        return value
-    if hasattr(type(value), "__members__"):
-        return str(value)
-    told = {name: getattr(value, name) for name in dir(value) if not name.startswith("_")}
-    return {name: plain(entry) for name, entry in told.items() if not callable(entry)}
+_CPU, _AZURE, _UNKNOWN = "CPUExecutionProvider", "AzureExecutionProvider", "NoSuchExecutionProvider"
+_RECORDING = {"session.record_ep_graph_assignment_info": "1"}
 
 
-@covers(
-    "get_inputs", "get_outputs", "get_overridable_initializers", "NodeArg.name", "NodeArg.type", "NodeArg.shape",
-)  # fmt: skip
-def tells_of_inputs_and_outputs(side: Side) -> Any:
+@probe(
+    "get_inputs get_outputs get_overridable_initializers get_input_memory_infos get_output_memory_infos get_input_epdevices",
+    NodeArg="name type shape",
+)
+def tells_of_inputs_and_outputs(side: Side) -> Iterator[Any]:
     session = side.create()
+    yield [plain(info) for info in (*session.get_input_memory_infos(), *session.get_output_memory_infos())]
+    yield [[device.ep_name, device.ep_vendor, device.ep_metadata] for device in session.get_input_epdevices()]
     lists = [session.get_inputs(), session.get_outputs(), session.get_overridable_initializers()]
-    texts = [str(value) for value in lists[0]]
+    yield [str(value) for value in lists[0]]
     del session
-    return [[[value.name, value.type, value.shape] for value in values] for values in lists] + texts
+    yield [[[value.name, value.type, value.shape] for value in values] for values in lists]
 
 
-@covers(
-    "get_modelmeta", "ModelMetadata.custom_metadata_map", "ModelMetadata.description", "ModelMetadata.domain",
-    "ModelMetadata.graph_description", "ModelMetadata.graph_name", "ModelMetadata.producer_name", "ModelMetadata.version",
-)  # fmt: skip
-def tells_of_the_model(side: Side) -> Any:
+@probe(
+    "get_modelmeta",
+    ModelMetadata="custom_metadata_map description domain graph_description graph_name producer_name version",
+)
+def tells_of_the_model(side: Side) -> Iterator[Any]:
     meta = side.create().get_modelmeta()
-    told = [meta.custom_metadata_map, meta.description, meta.domain, meta.graph_description, meta.graph_name]
+    yield meta.custom_metadata_map, meta.description, meta.domain, meta.graph_description, meta.graph_name
+    yield meta.producer_name, meta.version, plain(meta)
     bare = side.model.proto()
     for field in ("producer_name", "doc_string", "domain", "model_version", "metadata_props"):
         bare.ClearField(field)
     bare.graph.ClearField("doc_string")
-    without = side.create(model=side.save(bare, "bare")).get_modelmeta()
-    return [*told, meta.producer_name, meta.version, plain(meta), plain(without)]
+    yield plain(side.create(model=side.save(bare, "bare")).get_modelmeta())
 
 
-@covers("get_input_memory_infos", "get_output_memory_infos", "get_input_epdevices")
-def tells_where_values_are(side: Side) -> Any:
-    session = side.create()
-    infos = [session.get_input_memory_infos(), session.get_output_memory_infos()]
-    devices = [[device.ep_name, device.ep_vendor, device.ep_metadata] for device in session.get_input_epdevices()]
-    return [[[plain(info) for info in values] for values in infos], devices]
-
-
-@covers("get_provider_graph_assignment_info")
+@probe("get_provider_graph_assignment_info")
 def tells_which_provider_runs_what(side: Side) -> Any:
-    options = side.options()
-    options.add_session_config_entry(_RECORDING_KEY, "1")
-    assigned = side.create(options).get_provider_graph_assignment_info()
+    assigned = side.create(side.options(_RECORDING)).get_provider_graph_assignment_info()
     unasked = side.create()
     return [sorted({part.ep_name for part in assigned}), side.attempt(unasked.get_provider_graph_assignment_info)]
 
 
-@covers("get_providers", "get_provider_options", models=_SOME)
+@probe("get_providers get_provider_options", models=(K_MAJOR, UNQUANTIZED))
 def tells_its_providers(side: Side) -> Any:
-    cpu, azure = "CPUExecutionProvider", "AzureExecutionProvider"
     given: list[tuple[Any, Any]] = [
-        (None, None), ([], None), ((), None), ([cpu], None), ((cpu,), None), ([(cpu, {})], None), ([(cpu, {"a": 1})], None),
-        ([cpu], [{}]), ([cpu], [{"a": "1"}]), ([azure, cpu], None), ([cpu, azure], [{}, {}]), ([cpu, cpu], None),
-        ([_UNKNOWN, cpu], None), ([_UNKNOWN], None), ([cpu], []), ([cpu], [{}, {}]), ([(cpu, {})], [{}]), ([cpu], [None]),
-        ([cpu], 3), ([3], None), (3, None), ([(cpu,)], None), ([[cpu, {}]], None), (cpu, None), ([(cpu, {}, {})], None),
-        (None, [{}]), ({cpu}, None),
+        (None, None), ([], None), ((), None), (CPU, None), ((_CPU,), None), ([(_CPU, {})], None), ([(_CPU, {"a": 1})], None),
+        (CPU, [{}]), (CPU, [{"a": "1"}]), ([_AZURE, _CPU], None), ([_CPU, _AZURE], [{}, {}]), ([_CPU, _CPU], None),
+        ([_UNKNOWN, _CPU], None), ([_UNKNOWN], None), (CPU, []), (CPU, [{}, {}]), ([(_CPU, {})], [{}]), (CPU, [None]),
+        (CPU, 3), ([3], None), (3, None), ([(_CPU,)], None), ([[_CPU, {}]], None), (_CPU, None), ([(_CPU, {}, {})], None),
+        (None, [{}]), ({_CPU}, None),
     ]  # fmt: skip
 
-    def told(providers: Any, provider_options: Any, **keywords: Any) -> Any:
-        session = side.make(side.stored, side.options(), providers=providers, provider_options=provider_options, **keywords)
+    def told(*arguments: Any, **keywords: Any) -> Any:
+        session = side.make(side.source(), side.options(), *arguments, **keywords)
         return [session.get_providers(), session.get_provider_options(), session.run(None, side.fed())]
 
-    def attempts(**keywords: Any) -> list[Any]:
-        return [side.attempt(told, *pair, **keywords) for pair in given]
-
-    return [attempts(), attempts(enable_fallback=0)]
+    return [side.attempts(told, given), side.attempts(told, given, enable_fallback=0)]
 
 
-@covers("set_providers", "get_providers", "get_provider_options")
-def takes_other_providers(side: Side) -> Any:
-    session, cpu = side.create(), "CPUExecutionProvider"
-    seen = []
+@probe("set_providers get_providers get_provider_options")
+def takes_other_providers(side: Side) -> Iterator[Any]:
+    session = side.create()
     given: list[tuple[Any, ...]] = [
-        (), (CPU,), (CPU,), (["AzureExecutionProvider", cpu],), ([(cpu, {})],), (CPU, [{}]), ([_UNKNOWN, cpu],), ([],),
+        (), (CPU,), (CPU,), ([_AZURE, _CPU],), ([(_CPU, {})],), (CPU, [{}]), ([_UNKNOWN, _CPU],), ([],),
     ]  # fmt: skip
     for arguments in given:
-        seen.append(side.attempt(session.set_providers, *arguments))
+        yield side.attempt(session.set_providers, *arguments)
         if session._sess is None:
             session.set_providers(CPU)
-        told = [session.get_providers(), session.get_provider_options(), session.get_session_options().logid]
-        seen.append([*told, session.run(None, side.fed()), [value.shape for value in session.get_outputs()]])
-    return seen
+        yield session.get_providers(), session.get_provider_options(), session.get_session_options().logid
+        yield session.run(None, side.fed()), [value.shape for value in session.get_outputs()]
 
 
-@covers("set_providers")
-def refuses_impossible_providers(side: Side) -> Any:
-    seen = []
+@probe("set_providers")
+def refuses_impossible_providers(side: Side) -> Iterator[Any]:
     for arguments in (([3],), (CPU, []), (3,), (CPU, [3])):
         session = side.create()
-        seen.append(side.attempt(session.set_providers, *arguments))
-        seen.append(session.get_providers())
+        yield side.attempt(session.set_providers, *arguments), session.get_providers()
         session.set_providers(CPU)
-        seen.append(session.run(None, side.fed()))
-    return seen
+        yield session.run(None, side.fed())
 
 
-@covers("set_providers", "run_with_iobinding", "io_binding")
-def keeps_old_bindings_apart(side: Side) -> Any:
+@probe("set_providers run_with_iobinding io_binding")
+def keeps_old_bindings_apart(side: Side) -> Iterator[Any]:
     session = side.create()
     binding, inputs = session.io_binding(), session.get_inputs()
     binding.bind_cpu_input("x", side.x())
     binding.bind_output("y")
     session.run_with_iobinding(binding)
     session.set_providers(CPU)
-    seen = [side.attempt(session.run_with_iobinding, binding), inputs[0].shape]
+    yield side.attempt(session.run_with_iobinding, binding), inputs[0].shape
     session = None
-    return [*seen, binding.copy_outputs_to_cpu(), inputs[0].name]
+    yield binding.copy_outputs_to_cpu(), inputs[0].name
 
 
-@covers("enable_fallback", "disable_fallback", "InferenceSession().enable_fallback")
-def falls_back_only_if_told_to(side: Side) -> Any:
+@probe("enable_fallback disable_fallback", constructor="enable_fallback")
+def falls_back_only_if_told_to(side: Side) -> Iterator[Any]:
     session = side.create(enable_fallback=0)
-    seen = [session._enable_fallback]
+    yield session._enable_fallback
     session.enable_fallback()
-    seen.append(session._enable_fallback)
+    yield session._enable_fallback
     session.disable_fallback()
-    seen += [session._enable_fallback, session._fallback_providers, session.run(None, side.fed())]
-
-    def enabled(value: Any) -> Any:
-        return side.create(enable_fallback=value)._enable_fallback
-
-    return seen + [side.attempt(enabled, value) for value in (0, 1, "0", True, "x", None)]
+    yield session._enable_fallback, session._fallback_providers, session.run(None, side.fed())
+    values = (0, 1, "0", True, "x", None)
+    yield [side.attempt(lambda value=value: side.create(enable_fallback=value)._enable_fallback) for value in values]
 
 
-@covers("run", "run_with_ort_values")
-def falls_back_when_a_provider_fails(side: Side) -> Any:
+@probe("run run_with_ort_values")
+def falls_back_when_a_provider_fails(side: Side) -> Iterator[Any]:
     """A provider's failure in a run, pretended: no provider at hand fails at will."""
     native = ort.capi._pybind_state
 
@@ -172,7 +144,6 @@ def falls_back_when_a_provider_fails(side: Side) -> Any:
 
         run_with_ort_values = run
 
-    seen = []
     for run in ("run", "run_with_ort_values"):
         feed = side.fed() if run == "run" else {"x": ort.OrtValue.ortvalue_from_numpy(side.x())}
         for enabled in (True, False):
@@ -180,95 +151,57 @@ def falls_back_when_a_provider_fails(side: Side) -> Any:
             session._sess = Failing(session._sess)
             results = side.attempt(getattr(session, run), None, feed)
             arrays = [value.numpy() if isinstance(value, ort.OrtValue) else value for value in results]
-            seen.append([arrays, session.get_providers(), session._enable_fallback])
-    return seen
+            yield arrays, session.get_providers(), session._enable_fallback
 
 
-@covers("get_tuning_results", "set_tuning_results")
-def has_tuning_results(side: Side) -> Any:
+@probe("get_tuning_results set_tuning_results set_ep_dynamic_options release_captured_graph")
+def takes_what_other_providers_want(side: Side) -> Iterator[Any]:
     session = side.create()
-    found = session.get_tuning_results()
-    wrong = [{"ep": _UNKNOWN, "results": {}, "validators": {}}]
-    return [
-        found,
-        side.attempt(session.set_tuning_results, found),
-        side.attempt(session.set_tuning_results, wrong),
-        side.attempt(session.set_tuning_results, wrong, error_on_invalid=True),
-        side.attempt(session.set_tuning_results, [3]),
-        session.run(None, side.fed()),
-    ]
+    found, wrong = session.get_tuning_results(), [{"ep": _UNKNOWN, "results": {}, "validators": {}}]
+    yield found, side.attempts(session.set_tuning_results, [(found,), (wrong,), ([3],)])
+    yield side.attempt(session.set_tuning_results, wrong, error_on_invalid=True), session.run(None, side.fed())
+    given: list[Any] = [{"ep.dynamic.workload_type": "Efficient"}, {"no such": "value"}, {}, 3]
+    yield side.attempts(session.set_ep_dynamic_options, [(options,) for options in given])
+    yield side.attempts(session.release_captured_graph, [(), (5,)]), session.run(None, side.fed())
 
 
-@covers("set_ep_dynamic_options", "release_captured_graph")
-def takes_what_other_providers_want(side: Side) -> Any:
-    session = side.create()
-    return [
-        side.attempt(session.set_ep_dynamic_options, {"ep.dynamic.workload_type": "Efficient"}),
-        side.attempt(session.set_ep_dynamic_options, {"no such": "value"}),
-        side.attempt(session.set_ep_dynamic_options, {}),
-        side.attempt(session.set_ep_dynamic_options, 3),
-        side.attempt(session.release_captured_graph),
-        side.attempt(session.release_captured_graph, 5),
-        session.run(None, side.fed()),
-    ]
-
-
-@covers(
-    "end_profiling", "get_profiling_start_time_ns", "SessionOptions.enable_profiling", "SessionOptions.profile_file_prefix",
-)  # fmt: skip
-def writes_a_profile(side: Side) -> Any:
-    options = side.options()
-    options.enable_profiling, options.profile_file_prefix = True, "mine"
+@probe("end_profiling get_profiling_start_time_ns", SessionOptions="enable_profiling profile_file_prefix")
+def writes_a_profile_if_asked(side: Side) -> Iterator[Any]:
+    unasked = side.create()
+    yield unasked.get_profiling_start_time_ns(), unasked.end_profiling()
     before = time.time_ns()
-    session = side.create(options)
+    session = side.create(side.options(enable_profiling=True, profile_file_prefix="mine"))
     assert before <= session.get_profiling_start_time_ns() <= time.time_ns()
     for _ in range(3):
         session.run(None, side.fed())
     name = session.end_profiling()
     events = json.loads(Path(name).read_text())
-    runs = sum(event["name"] == "model_run" for event in events)
-    kinds = sorted({str(event.get("cat")) for event in events})
-    return [name, runs, kinds, sorted(events[0]), side.attempt(session.end_profiling), session.run(None, side.fed())]
+    yield name, sum(event["name"] == "model_run" for event in events), sorted({str(event.get("cat")) for event in events})
+    yield sorted(events[0]), side.attempt(session.end_profiling), session.run(None, side.fed())
 
 
-@covers("end_profiling", "get_profiling_start_time_ns")
-def has_no_profile_unless_asked(side: Side) -> Any:
-    session = side.create()
-    return [session.get_profiling_start_time_ns(), session.end_profiling()]
-
-
-@covers("set_providers", "end_profiling", "SessionOptions.enable_profiling", models=_SOME[:1], ways=["path"])
-def writes_a_profile_of_each_native_session(side: Side) -> Any:
-    options = side.options()
-    options.enable_profiling, options.profile_file_prefix = True, "mine"
-    session = side.create(options)
+@probe("set_providers end_profiling", SessionOptions="enable_profiling", models=[K_MAJOR], ways=["path"])
+def writes_a_profile_of_each_native_session(side: Side) -> Iterator[Any]:
+    session = side.create(side.options(enable_profiling=True, profile_file_prefix="mine"))
     session.run(None, side.fed())
     time.sleep(1.01 - time.time() % 1)  # a profile's name has the second
     session.set_providers(CPU)
     session.run(None, side.fed())
-    return [session.end_profiling(), sorted(path.stat().st_size > 2 for path in Path.cwd().glob("*.json"))]
+    yield session.end_profiling(), sorted(path.stat().st_size > 2 for path in side.folder.glob("*.json"))
 
 
-@covers()
-def copies_share_the_native_session(side: Side) -> Any:
+@probe()
+def copies_share_the_native_session(side: Side) -> Iterator[Any]:
     session = side.create()
     shallow = copy.copy(session)
-    seen = [type(shallow) is type(session), shallow._sess is session._sess, shallow.run(None, side.fed())]
+    yield type(shallow) is type(session), shallow._sess is session._sess, shallow.run(None, side.fed())
     shallow.set_providers(CPU)
-    seen += [shallow._sess is session._sess, shallow.run(None, side.fed()), session.run(None, side.fed())]
+    yield shallow._sess is session._sess, shallow.run(None, side.fed()), session.run(None, side.fed())
     del session
-    seen.append(shallow.run(None, side.fed()))
-    return seen
+    yield shallow.run(None, side.fed())
 
 
-@covers(ways=("activated",))
-def cannot_be_told_from_the_class_itself(side: Side) -> Any:
-    session = side.create()
-    pickled = [side.attempt(call, session) for call in (copy.deepcopy, pickle.dumps)]
-    return [dir(type(session)) == dir(ort.InferenceSession), pickled]
-
-
-@covers()
+@probe()
 def sessions_are_released_with_their_last_reference(side: Side) -> Any:
     session = side.create()
     wrapper, native = weakref.ref(session), weakref.ref(session._sess)
@@ -280,7 +213,7 @@ def sessions_are_released_with_their_last_reference(side: Side) -> Any:
         gc.enable()
 
 
-@covers("get_inputs", "get_session_options", "io_binding")
+@probe("get_inputs get_session_options io_binding")
 def what_a_session_gave_outlives_it(side: Side) -> Any:
     session = side.create()
     inputs, options, binding = session.get_inputs(), session.get_session_options(), session.io_binding()
@@ -290,28 +223,19 @@ def what_a_session_gave_outlives_it(side: Side) -> Any:
     return [wrapper() is None, inputs[0].shape, options.logid, plain(options)]
 
 
-@covers()
-def sessions_are_objects_like_others(side: Side) -> Any:
+@probe()
+def sessions_are_objects_like_others(side: Side) -> Iterator[Any]:
     session, other = side.create(), side.create()
     session.mine = "an attribute"
+    yield isinstance(session, ort.InferenceSession), session == session, session == other, len({session, other})
+    yield bool(session), session.mine, side.attempt(getattr, session, "__enter__")
+    yield [side.attempt(call)[:2] for call in (lambda: session.no_such_attribute, lambda: len(session), session)]
     public = [name for name, _ in inspect.getmembers(session, inspect.ismethod) if not name.startswith("_")]
-    return [
-        isinstance(session, ort.InferenceSession),
-        session == session,
-        session == other,
-        len({session, other}),
-        bool(session),
-        session.mine,
-        side.attempt(lambda: session.no_such_attribute.__name__)[:2],
-        side.attempt(len, session)[:2],
-        side.attempt(session)[:2],
-        side.attempt(getattr, session, "__enter__"),
-        [str(inspect.signature(getattr(session, name))) for name in ("__init__", *public)],
-    ]
+    yield [str(inspect.signature(getattr(session, name))) for name in ("__init__", *public)]
 
 
-@covers(ways=["activated"])
-def subclasses_are_what_they_were(side: Side) -> Any:
+@probe(ways=["activated"])
+def subclasses_are_what_they_were(side: Side) -> Iterator[Any]:
     class Mine(ort.InferenceSession):  # type: ignore[misc]
         def __init__(self, name: str, *, path: Any) -> None:
             super().__init__(path, side.options(), providers=CPU)
@@ -325,30 +249,20 @@ def subclasses_are_what_they_were(side: Side) -> Any:
             self.before = "set before it was made"
             super()._create_inference_session(*arguments, **keywords)
 
-    mine, overriding = Mine("name", path=side.stored), Overriding(side.stored, side.options(), CPU)
-    seen = [repr(mine), mine.run(None, side.fed()), overriding.before, overriding.run(None, side.fed())]
+    mine, overriding = Mine("name", path=side.source()), Overriding(side.source(), side.options(), CPU)
+    yield repr(mine), mine.run(None, side.fed()), overriding.before, overriding.run(None, side.fed())
     mine.set_providers(CPU)
-    return [*seen, mine.run(None, side.fed()), side.attempt(pickle.dumps, mine)]
+    yield mine.run(None, side.fed()), side.attempt(pickle.dumps, mine)
 
 
-@covers(ways=["activated"])
-def the_class_is_what_it_was(side: Side) -> Any:
-    found = ort.InferenceSession
+@probe(ways=["activated"])
+def the_class_is_what_it_was(side: Side) -> Iterator[Any]:
+    found, session = ort.InferenceSession, side.create()
     methods = {name: value for name, value in vars(found).items() if callable(value)}
-    return [
-        repr(found),
-        found is ort.capi.onnxruntime_inference_collection.InferenceSession,
-        [base.__qualname__ for base in found.__mro__],
-        found.__doc__,
-        found.__module__,
-        list(vars(found)),
-        dir(found),
-        str(inspect.signature(found)),
-        {name: [str(inspect.signature(value)), value.__qualname__, value.__doc__] for name, value in methods.items()},
-        pickle.loads(pickle.dumps(found)) is found,
-        repr(side.create()),
-        type(side.create()) is found,
-        ort.get_all_providers(),
-        ort.get_available_providers(),
-        ort.get_device(),
-    ]
+    yield repr(found), found.__doc__, found.__module__, [base.__qualname__ for base in found.__mro__]
+    yield found is ort.capi.onnxruntime_inference_collection.InferenceSession, pickle.loads(pickle.dumps(found)) is found
+    yield list(vars(found)), dir(found), str(inspect.signature(found))
+    yield {name: [str(inspect.signature(value)), value.__qualname__, value.__doc__] for name, value in methods.items()}
+    yield repr(session), type(session) is found, dir(type(session)) == dir(found)
+    yield [side.attempt(call, session) for call in (copy.deepcopy, pickle.dumps)]
+    yield ort.get_all_providers(), ort.get_available_providers(), ort.get_device()

@@ -6,7 +6,6 @@ Every program of ``tests.surface`` is run on both sides, and must give, raise, w
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,16 @@ from onnxruntime import InferenceSession
 
 from ort_qdq_plugin import create_session, report_of
 from tests.support import CPU
-from tests.surface import loading, running, telling
+from tests.surface import configuring, loading, running, telling
 from tests.surface.differences import DIFFERENCES
 from tests.surface.models import MODELS
-from tests.surface.registry import COMPARED, Comparison, names_used, public_names
-from tests.surface.sides import WAYS, Program, Side, Way, assert_same, observed
+from tests.surface.probes import PROBES, Probe, names_used, public_names
+from tests.surface.sides import FOLDER_KEY, PARALLEL_KEY, WAYS, Program, Side, Way, assert_same, observed
 
-# Importing them enters their programs into COMPARED.
-PROGRAMS = (loading, running, telling)
+# Importing them enters their programs into PROBES.
+PROGRAMS = (configuring, loading, running, telling)
 # What ONNX Runtime warns of where entries of the caller's options are changed during the call, and put back.
-CHANGED_ENTRIES = [f"AddConfigEntry] Config with key [{key}]" for key in (loading.FOLDER_KEY, loading.PARALLEL_KEY)]
+CHANGED_ENTRIES = [f"AddConfigEntry] Config with key [{key}]" for key in (FOLDER_KEY, PARALLEL_KEY)]
 
 
 def both(folder: Path, model: str, way: Way) -> tuple[Side, Side]:
@@ -31,21 +30,15 @@ def both(folder: Path, model: str, way: Way) -> tuple[Side, Side]:
     return Side(folder / "ours", MODELS[model], way, True), Side(folder / "theirs", MODELS[model], way, False)
 
 
-def cases() -> Sequence[object]:
-    return [
-        pytest.param(
-            compared.program,
-            model,
-            way,
-            id=f"{compared.program.__name__}-{model}-{way}",
-        )
-        for compared in COMPARED
-        for model in compared.models
-        for way in compared.ways
-    ]
-
-
-@pytest.mark.parametrize(("program", "model", "way"), cases())
+@pytest.mark.parametrize(
+    ("program", "model", "way"),
+    [
+        pytest.param(entry.program, model, way, id=f"{entry.program.__name__}-{model}-{way}")
+        for entry in PROBES
+        for model in entry.models
+        for way in entry.ways
+    ],
+)
 def test_both_do_the_same(program: Program, model: str, way: Way, tmp_path: Path) -> None:
     ours, theirs = both(tmp_path, model, way)
     expected = observed(program, theirs)
@@ -59,8 +52,8 @@ def test_both_do_the_same(program: Program, model: str, way: Way, tmp_path: Path
 def test_a_known_difference_is_as_it_is_said_to_be(name: str, model: str, way: Way, tmp_path: Path) -> None:
     known = DIFFERENCES[name]
     ours, theirs = both(tmp_path, model, way)
-    assert observed(known.program, theirs).value == known.theirs
-    assert observed(known.program, ours).value == known.ours, known.reason
+    assert observed(known.program, theirs)["value"] == known.theirs
+    assert observed(known.program, ours)["value"] == known.ours, known.reason
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -68,18 +61,15 @@ def test_a_known_difference_is_as_it_is_said_to_be(name: str, model: str, way: W
 def test_both_log_the_same(model: str, way: Way, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """At ONNX Runtime's default severity."""
 
-    def logged(side: Side) -> list[str]:
-        def program(side: Side) -> None:
-            options = side.options()
-            options.log_severity_level = -1
-            session = side.create(options)
-            session.run(None, side.fed())
-            session.set_providers(CPU)
+    def program(side: Side) -> None:
+        session = side.create(side.options(log_severity_level=-1))
+        session.run(None, side.fed())
+        session.set_providers(CPU)
 
+    def logged(side: Side) -> list[str]:
         capfd.readouterr()
         observed(program, side)
-        lines = [line.partition("[W:")[2] or line for line in capfd.readouterr().err.splitlines()]
-        return lines
+        return [line.partition("[W:")[2] or line for line in capfd.readouterr().err.splitlines()]
 
     ours, theirs = both(tmp_path, model, way)
     expected, seen = logged(theirs), logged(ours)
@@ -106,18 +96,17 @@ def test_our_side_is_ours(model: str, way: Way, tmp_path: Path) -> None:
         report = report_of(side.create())
         return None if report is None else [report.route, len(report.fused)]
 
-    assert observed(loaded, theirs).value is None
+    assert observed(loaded, theirs)["value"] is None
     route = "by path" if way == "by path" and ours.model.route == "borrowed" else ours.model.route
-    assert observed(loaded, ours).value == [route, ours.model.fused]
+    assert observed(loaded, ours)["value"] == [route, ours.model.fused]
 
 
 def test_every_public_name_is_compared() -> None:
-    compared, public = {name for entry in COMPARED for name in entry.names}, public_names()
+    compared, public = {name for entry in PROBES for name in entry.names}, public_names()
     assert not public - compared, "of a newer ONNX Runtime: no program is entered for them yet"
     assert not compared - public, "of an older ONNX Runtime: gone"
 
 
-@pytest.mark.parametrize("entry", COMPARED, ids=lambda entry: entry.program.__name__)
-def test_a_program_uses_the_names_that_it_is_entered_under(entry: Comparison) -> None:
-    wanted = {name.rpartition(".")[2] for name in entry.names}
-    assert wanted <= names_used(entry.program)
+@pytest.mark.parametrize("entry", PROBES, ids=lambda entry: entry.program.__name__)
+def test_a_program_uses_the_names_that_it_is_entered_under(entry: Probe) -> None:
+    assert {name.rpartition(".")[2] for name in entry.names} <= names_used(entry.program)
