@@ -258,11 +258,12 @@ def subclasses_are_what_they_were(side: Side) -> Iterator[Any]:
 @probe(ways=["activated"])
 def the_class_is_what_it_was(side: Side) -> Iterator[Any]:
     found, session = ort.InferenceSession, side.create()
+    # First, as copying leaves an attribute in the class.
+    yield [side.attempt(call, session) for call in (copy.deepcopy, pickle.dumps)]
     methods = {name: value for name, value in vars(found).items() if callable(value)}
     yield repr(found), found.__doc__, found.__module__, [base.__qualname__ for base in found.__mro__]
     yield found is ort.capi.onnxruntime_inference_collection.InferenceSession, pickle.loads(pickle.dumps(found)) is found
     yield list(vars(found)), dir(found), str(inspect.signature(found))
     yield {name: [str(inspect.signature(value)), value.__qualname__, value.__doc__] for name, value in methods.items()}
     yield repr(session), type(session) is found, dir(type(session)) == dir(found)
-    yield [side.attempt(call, session) for call in (copy.deepcopy, pickle.dumps)]
     yield ort.get_all_providers(), ort.get_available_providers(), ort.get_device()
