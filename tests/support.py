@@ -6,18 +6,22 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from numpy.typing import NDArray
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Report, create_session, report_of
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 
 __all__ = [
     "CPU",
@@ -34,8 +38,10 @@ __all__ = [
     "made_report",
     "mapped",
     "mixed",
+    "opened",
     "python",
     "quiet",
+    "refusing",
     "result",
     "same",
     "save",
@@ -45,7 +51,7 @@ __all__ = [
     "stock",
     "unquantized",
     "varint",
-    "with_entry",
+    "with_entries",
     "with_initializer",
     "x_of",
 ]
@@ -187,17 +193,18 @@ def quiet() -> ort.SessionOptions:
     return options
 
 
+def with_entries(entries: Mapping[str, str]) -> ort.SessionOptions:
+    """Quiet options with these configuration entries."""
+    options = quiet()
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
 def added_provider() -> ort.SessionOptions:
     """Options that a copy would lose something of: their models go by path."""
     options = quiet()
     options.add_provider("CPUExecutionProvider", {})
-    return options
-
-
-def with_entry(key: str, value: str) -> ort.SessionOptions:
-    """Options with this config entry."""
-    options = ort.SessionOptions()
-    options.add_session_config_entry(key, value)
     return options
 
 
@@ -243,6 +250,18 @@ def same(path: Path, exported: Path) -> bool:
     ours, theirs = create_session(path, providers=CPU), stock(str(exported))
     x = x_of(ours)
     return all(np.array_equal(a, b) for a, b in zip(ours.run(None, x), theirs.run(None, x), strict=True))
+
+
+def opened(model: str | bytes, data_folder: str | None = None) -> Skeleton:
+    """The skeleton of a model that is one."""
+    skeleton = open_skeleton(model, data_folder)
+    assert skeleton is not None
+    return skeleton
+
+
+def refusing(problem: str | None) -> AbstractContextManager[object]:
+    """Checks that the block raises ModelError with these words; None: that it raises nothing."""
+    return nullcontext() if problem is None else pytest.raises(ModelError, match=problem)
 
 
 def python(code: str, *arguments: object, cwd: Path | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,14 +16,13 @@ from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
-from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.graph import Scope, model_scope
 from ort_qdq_plugin.model.sources import ExternalFiles, MemorySource
-from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor, tensor_bytes
+from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor
 from ort_qdq_plugin.report import Reason
 from tests.support import Array
 
-__all__ = ["SETTINGS", "emitted", "evaluated", "integers_of", "locate", "read", "refused", "scope_and_site", "stored"]
+__all__ = ["SETTINGS", "drawn", "emitted", "evaluated", "integers_of", "locate", "read", "refused", "scope_and_site"]
 
 SETTINGS = FusionSettings(block_size=0, accuracy_level=4)
 
@@ -34,23 +32,29 @@ def locate(tensor: TensorProto) -> StoredTensor:
     return stored_tensor(tensor, ExternalFiles.none(), MemorySource(b""), "")
 
 
-def stored(data_type: int, shape: Sequence[int], name: str = "t", seed: int = 0) -> StoredTensor:
-    """A tensor of random bytes; small whole numbers where it is of floats."""
-    rng, nbytes = np.random.default_rng(seed), tensor_bytes(data_type, shape)
-    element = ELEMENTS[data_type]
-    if element.scale and element.numpy:
-        raw = rng.integers(1, 9, math.prod(shape)).astype(element.numpy).tobytes()
-    else:
-        raw = rng.integers(0, 256, nbytes, np.uint8).tobytes()
-    return StoredTensor(name, data_type, tuple(shape), MemorySource(raw), 0, nbytes)
-
-
 @contextmanager
-def refused(reason: Reason) -> Iterator[None]:
-    """The block says that something cannot be fused, and why."""
+def refused(reason: Reason | None) -> Iterator[None]:
+    """The block says that something cannot be fused, and why; None: it does not say so."""
+    if reason is None:
+        yield
+        return
     with pytest.raises(NotFusable) as caught:
         yield
     assert caught.value.reason is reason
+
+
+def drawn(draft: Draft, *nodes: tuple[Any, ...]) -> Draft:
+    """With these nodes: operator, names of inputs, output, and perhaps attributes.
+
+    Or "ints", numbers and a name for a constant of these numbers; "floats", a size and a name for one of that size; and
+    "output", a shape and a name for an output of the graph.
+    """
+    for op, inputs, output, *attributes in nodes:
+        if op in ("ints", "floats", "output"):
+            getattr(draft, op)(output, [int(number) for number in inputs.split()], **dict(*attributes))
+        else:
+            draft.node(op, inputs.split(), output, **dict(*attributes))
+    return draft
 
 
 def read(scope: Scope) -> Dequantized:

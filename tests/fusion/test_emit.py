@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import GraphProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper
 
+from conformance.drawing.draft import Draft
 from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
 from ort_qdq_plugin.model.graph import Scope
 from tests.fusion.support import evaluated
@@ -24,21 +25,21 @@ def emitter_of(opset: int = 21, names: FreshNames | None = None) -> NodeEmitter:
 # Names
 
 
-def everything(*, branch: GraphProto | None = None, suffix: str = "") -> GraphProto:
-    """A graph with a name of every kind, and perhaps a branch."""
-    nodes = [helper.make_node("Neg", [f"input{suffix}"], [f"value{suffix}"], name=f"node{suffix}")]
-    if branch is not None:
-        nodes.append(helper.make_node("If", ["c"], ["y"], then_branch=branch))
-    inputs = [helper.make_tensor_value_info(f"input{suffix}", TensorProto.FLOAT, [])]
-    initializers = [numpy_helper.from_array(np.array(1, np.float32), f"initializer{suffix}")]
-    made: GraphProto = helper.make_graph(nodes, "g", inputs, [], initializers)
-    return made
+def everything(suffix: str = "") -> Draft:
+    """A graph with a name of every kind."""
+    draft = Draft("names")
+    draft.floats(f"initializer{suffix}", [1])
+    draft.node("Neg", [draft.input(f"input{suffix}", [])], f"value{suffix}")
+    draft.nodes[0].name = f"node{suffix}"
+    return draft
 
 
 @pytest.mark.parametrize("kind", ["input", "initializer", "value", "node"])
 @pytest.mark.parametrize("where", ["", "_inside"])
 def test_no_name_of_any_graph_is_given_again(kind: str, where: str) -> None:
-    names = names_of(everything(branch=everything(suffix="_inside")))
+    draft = everything()
+    draft.node("If", ["c"], "y", then_branch=everything("_inside").graph("branch"))
+    names = names_of(draft.graph("g"))
     assert names.fresh(kind + where) == f"{kind}{where}.1"
     assert names.fresh(kind + where) == f"{kind}{where}.2"
 
@@ -71,20 +72,14 @@ def test_the_last_node_gives_the_output_and_the_others_have_new_names() -> None:
     assert last == helper.make_node("Transpose", ["y.MatMulNBits"], ["y"], name="y.Transpose", domain="", perm=[1, 0])
 
 
-def test_two_nodes_of_a_kind_have_names_of_their_own() -> None:
-    emitter = emitter_of()
-    emitter.node("Cast", [emitter.node("Cast", ["x"], to=1)], to=10)
-    assert [(node.name, list(node.output)) for node in emitter.finished()] == [("y.Cast", ["y.Cast"]), ("y.Cast.1", ["y"])]
-
-
-def test_chains_of_one_model_share_no_name() -> None:
+def test_nodes_and_constants_of_one_model_share_no_name() -> None:
     names = names_of()
-    emitters = [emitter_of(names=names) for _ in range(2)]
-    outputs = [emitter.node("Cast", ["x"], to=1) for emitter in emitters]
-    constants = [emitter.constant(TensorProto(), "beta") for emitter in emitters]
-    assert outputs == ["y.Cast", "y.Cast.1"]
-    assert constants == ["beta", "beta.1"]
-    assert [[tensor.name for tensor in emitter.constants] for emitter in emitters] == [["beta"], ["beta.1"]]
+    one, other = emitter_of(names=names), emitter_of(names=names)
+    assert one.node("Cast", [one.node("Cast", ["x"], to=1)], to=10) == "y.Cast.1"
+    assert [(node.name, list(node.output)) for node in one.finished()] == [("y.Cast", ["y.Cast"]), ("y.Cast.1", ["y"])]
+    assert other.node("Cast", ["x"], to=1) == "y.Cast.2"
+    assert [emitter.constant(TensorProto(), "beta") for emitter in (one, other)] == ["beta", "beta.1"]
+    assert [[tensor.name for tensor in emitter.constants] for emitter in (one, other)] == [["beta"], ["beta.1"]]
 
 
 @pytest.mark.parametrize("opset", [11, UNSQUEEZE_AXES_INPUT - 1, UNSQUEEZE_AXES_INPUT, 21])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 from onnx import TensorProto, helper
@@ -10,26 +10,24 @@ from onnx import TensorProto, helper
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin.fusion.match import Matches, match
-from ort_qdq_plugin.model.graph import NodeRef, model_scope
+from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.tensors import MAX_RANK
 from ort_qdq_plugin.report import Reason
-from tests.fusion.support import SETTINGS, locate
+from tests.fusion.support import SETTINGS, drawn, locate
 
 
 def matched(draft: Draft) -> Matches:
     return match(model_scope(draft.model()), locate, SETTINGS)
 
 
-def draft_of(element: str = "uint4") -> Draft:
-    """An input x [m, 128] and a dequantized weight w_d [128, 64]."""
+def draft_of(**weight: Any) -> Draft:
+    """Inputs x [m, 128], i and k, and a dequantized weight w_d [128, 64]."""
     draft = Draft("match")
     draft.input("x", ["m", 128])
-    draft.weight(Weight(element=element))
+    draft.input("i", ["s"], "int64")
+    draft.input("k", [], "bool")
+    draft.weight(Weight(), **weight)
     return draft
-
-
-def outputs_of(replaced: tuple[NodeRef, ...]) -> list[str]:
-    return [scope.nodes[index].output[0] for scope, index in replaced]
 
 
 def decided(matches: Matches) -> tuple[list[str], list[Reason]]:
@@ -53,7 +51,7 @@ def test_where_a_fusion_takes_place() -> None:
     ((fusion,), unfused) = matched(draft)
     site = fusion.site
     assert (site.dequantize, site.kind, site.name, site.weight, site.output) == ("w_d_node", "MatMul", "y_node", "u", "y")
-    assert outputs_of(site.replaced) == ["y"]
+    assert [scope.nodes[index].output[0] for scope, index in site.replaced] == ["y"]
     assert not unfused
 
 
@@ -70,22 +68,13 @@ def test_every_reader_is_a_fusion_of_its_own() -> None:
     draft = draft_of()
     for name in ("a", "b"):
         draft.node("MatMul", ["x", "w_d"], name)
-    draft.node("Gather", [draft.dequantize("e", [50, 64], axis=1), draft.input("i", ["s"], "int64")], "c")
+    draft.node("Gather", [draft.dequantize("e", [50, 64], axis=1), "i"], "c")
     draft.node("MatMul", ["x", draft.node("Identity", ["w_d"], "v")], "d")
     matches = matched(draft)
     assert {fusion.site.output: fusion.operator for fusion in matches.fusions} == {
-        "a": "MatMulNBits",
-        "b": "MatMulNBits",
-        "c": "GatherBlockQuantized",
-        "d": "MatMulNBits",
-    }
+        **dict.fromkeys("abd", "MatMulNBits"), "c": "GatherBlockQuantized"
+    }  # fmt: skip
     assert not matches.unfused
-
-
-def test_a_product_of_the_weight_with_itself_is_refused() -> None:
-    draft = draft_of()
-    draft.node("MatMul", ["w_d", "w_d"], "y")
-    assert decided(matched(draft)) == ([], [Reason.CONSUMER])
 
 
 def test_branches_are_looked_into() -> None:
@@ -93,9 +82,8 @@ def test_branches_are_looked_into() -> None:
     inner.weight(Weight(), "v")
     inner.node("MatMul", ["x", "v_d"], "b")
     inner.node("MatMul", ["x", "w_d"], "c")
-    branch = inner.graph("branch")
     draft = draft_of()
-    draft.node("If", [draft.input("k", [], "bool")], "y", then_branch=branch)
+    draft.node("If", ["k"], "y", then_branch=inner.graph("branch"))
     matches = matched(draft)
     assert decided(matches) == (["c", "b"], [])
     assert [fusion.site.replaced[0][0].graph.name for fusion in matches.fusions] == ["branch", "branch"]
@@ -103,94 +91,54 @@ def test_branches_are_looked_into() -> None:
 
 # Reasons
 
+UNKNOWN: dict[str, Any] = {"unknown": 1}  # as an attribute, it is one that no opset has
+RETURNS_THE_WEIGHT = helper.make_graph([], "branch", [], [helper.make_empty_tensor_value_info("w_d")])
+VIEWED: list[Any] = [("Identity", "w_d", "v"), ("MatMul", "x v", "y")]
 
-def reading(op: str, *inputs: str, output: str = "y", domain: str = "") -> Callable[[Draft], object]:
-    return lambda draft: draft.node(op, list(inputs), output, domain=domain)
-
-
-def nothing(_: Draft) -> None:
-    pass
-
-
-def through_a_bad_reshape(draft: Draft) -> None:
-    draft.node("MatMul", ["x", draft.node("Reshape", ["w_d", draft.ints("to", [64, 128])], "r")], "y")
-
-
-def with_an_output(name: str) -> Callable[[Draft], None]:
-    """The weight's view is an output of the graph, beside the product that reads it."""
-
-    def change(draft: Draft) -> None:
-        draft.node("Identity", ["w_d"], "v")
-        draft.node("MatMul", ["x", "v"], "y")
-        draft.output(name, [128, 64])
-
-    return change
-
-
-def weight_as_shape(draft: Draft) -> None:
-    draft.node("Reshape", ["x", "w_d"], "y")
-
-
-def as_no_opset_has_it(at: int) -> Callable[[Draft], None]:
-    """An attribute that its operator lacks, in DequantizeLinear, in a view of it or in the view's reader."""
-
-    def change(draft: Draft) -> None:
-        draft.node("MatMul", ["x", draft.node("Identity", ["w_d"], "v")], "y")
-        draft.node("MatMul", ["x", "w_d"], "z")
-        draft.nodes[at].attribute.add(name="unknown", type=2, i=1)
-
-    return change
-
-
-REASONS: dict[str, tuple[Callable[[Draft], object], list[str], Reason]] = {
-    "unused": (nothing, [], Reason.UNUSED),
-    "another-consumer": (reading("Mul", "x", "w_d"), [], Reason.CONSUMER),
-    "a-product-of-another-domain": (reading("MatMul", "x", "w_d", domain="local"), [], Reason.CONSUMER),
-    "a-view-of-another-input": (weight_as_shape, [], Reason.CONSUMER),
-    "a-reshape-through-an-axis": (through_a_bad_reshape, [], Reason.RESHAPE),
-    "an-output": (with_an_output("w_d"), ["y"], Reason.GRAPH_OUTPUT),
-    "a-view-that-is-an-output": (with_an_output("v"), ["y"], Reason.GRAPH_OUTPUT),
-    "a-dequantize-that-no-opset-has": (as_no_opset_has_it(0), [], Reason.OPSET),
-    "a-view-that-no-opset-has": (as_no_opset_has_it(1), ["z"], Reason.OPSET),
-    "a-product-that-no-opset-has": (as_no_opset_has_it(2), ["z"], Reason.OPSET),
-}
+# What is drawn (operator, inputs, output, attributes) behind a weight, which of it is fused, and why the weight stays.
+REASONS: dict[str, tuple[list[Any], str, Reason]] = {
+    "unused": ([], "", Reason.UNUSED),
+    "another-consumer": ([("Mul", "x w_d", "y")], "", Reason.CONSUMER),
+    "a-product-of-another-domain": ([("MatMul", "x w_d", "y", {"domain": "local"})], "", Reason.CONSUMER),
+    "a-product-of-the-weight-with-itself": ([("MatMul", "w_d w_d", "y")], "", Reason.CONSUMER),
+    "a-view-of-another-input": ([("Reshape", "x w_d", "y")], "", Reason.CONSUMER),
+    "a-reshape-through-an-axis": (
+        [("ints", "64 128", "to"), ("Reshape", "w_d to", "r"), ("MatMul", "x r", "y")], "", Reason.RESHAPE,
+    ),
+    "an-output": ([*VIEWED, ("output", "128 64", "w_d")], "y", Reason.GRAPH_OUTPUT),
+    "a-view-that-is-an-output": ([*VIEWED, ("output", "128 64", "v")], "y", Reason.GRAPH_OUTPUT),
+    "an-output-that-nothing-reads": ([("output", "128 64", "w_d")], "", Reason.GRAPH_OUTPUT),
+    "a-reader-says-more-than-an-output": ([("output", "128 64", "w_d"), ("Mul", "x w_d", "y")], "", Reason.CONSUMER),
+    "returned-by-a-branch": (
+        [("If", "k", "z", {"then_branch": RETURNS_THE_WEIGHT}), ("MatMul", "x w_d", "y")], "y", Reason.GRAPH_OUTPUT,
+    ),
+    "the-first-of-several": (
+        [("MatMul", "x w_d", "a"), ("Gather", "w_d i", "b"), ("Mul", "x w_d", "c")], "a", Reason.GATHER,
+    ),
+    "types-follow-casts": (
+        [("Cast", "w_d", "c", {"to": TensorProto.DOUBLE}), ("MatMul", "x c", "y")], "", Reason.PRODUCT_TYPE,
+    ),
+    "a-view-that-no-opset-has": (
+        [("Identity", "w_d", "v", UNKNOWN), ("MatMul", "x v", "y"), ("MatMul", "x w_d", "z")], "z", Reason.OPSET,
+    ),
+    "a-product-that-no-opset-has": (
+        [("Identity", "w_d", "v"), ("MatMul", "x v", "y", UNKNOWN), ("MatMul", "x w_d", "z")], "z", Reason.OPSET,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REASONS)
 def test_why_a_weight_stays(name: str) -> None:
-    change, fused, reason = REASONS[name]
-    draft = draft_of()
-    change(draft)
-    assert decided(matched(draft)) == (fused, [reason])
+    nodes, fused, reason = REASONS[name]
+    assert decided(matched(drawn(draft_of(), *nodes))) == (fused.split(), [reason])
 
 
-def test_an_output_that_nothing_reads_is_one() -> None:
-    draft = draft_of()
-    draft.output("w_d", [128, 64])
-    assert decided(matched(draft)) == ([], [Reason.GRAPH_OUTPUT])
-
-
-def test_a_reader_that_cannot_be_fused_says_more_than_an_output() -> None:
-    draft = draft_of()
-    draft.output("w_d", [128, 64])
-    draft.node("Mul", ["x", "w_d"], "y")
-    assert decided(matched(draft)) == ([], [Reason.CONSUMER])
-
-
-def test_of_several_reasons_the_first_is_told() -> None:
-    draft = draft_of()
-    draft.node("MatMul", ["x", "w_d"], "a")
-    draft.node("Gather", ["w_d", draft.input("i", ["s"], "int64")], "b")
-    draft.node("Mul", ["x", "w_d"], "c")
-    assert decided(matched(draft)) == (["a"], [Reason.GATHER])
-
-
-def test_operands_that_do_not_fit_are_told_once_for_all_readers() -> None:
-    draft = draft_of()
-    draft.nodes[-1].attribute[0].i = 7
-    for name in ("a", "b"):
-        draft.node("MatMul", ["x", "w_d"], name)
-    assert decided(matched(draft)) == ([], [Reason.INVALID])
+@pytest.mark.parametrize(("given", "reason"), [(UNKNOWN, Reason.OPSET), ({"block_size": 7}, Reason.INVALID)])
+def test_what_is_wrong_with_a_dequantize_is_said_once_for_all_readers(given: dict[str, Any], reason: Reason) -> None:
+    draft = draft_of(**given)
+    draft.node("MatMul", ["x", draft.node("Identity", ["w_d"], "v")], "a")
+    draft.node("MatMul", ["x", "w_d"], "b")
+    assert decided(matched(draft)) == ([], [reason])
 
 
 def test_a_dequantize_without_an_output_is_unused() -> None:
@@ -249,17 +197,3 @@ def test_long_chains_of_views_cost_no_recursion() -> None:
         value = draft.node("Identity", [value])
     draft.node("MatMul", ["x", value], "y")
     assert decided(matched(draft)) == (["y"], [])
-
-
-def test_types_follow_casts() -> None:
-    draft = draft_of()
-    draft.node("MatMul", ["x", draft.node("Cast", ["w_d"], "c", to=TensorProto.DOUBLE)], "y")
-    assert decided(matched(draft)) == ([], [Reason.PRODUCT_TYPE])
-
-
-def test_a_branch_that_returns_the_weight_needs_it() -> None:
-    branch = helper.make_graph([], "branch", [], [helper.make_empty_tensor_value_info("w_d")])
-    draft = draft_of()
-    draft.node("If", [draft.input("k", [], "bool")], "z", then_branch=branch)
-    draft.node("MatMul", ["x", "w_d"], "y")
-    assert decided(matched(draft)) == (["y"], [Reason.GRAPH_OUTPUT])

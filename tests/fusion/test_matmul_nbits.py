@@ -19,11 +19,10 @@ from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, UINT8, bits_
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.report import Reason
-from tests.fusion.support import refused, stored
-from tests.packing.plain import elements_of, operand_lines
+from tests.fusion.support import refused
+from tests.packing.plain import elements_of, operand_lines, stored
 from tests.support import Array
 
-LARGE_BLOCKS = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 32)
 LEAST_PADDING = -1
 
 
@@ -37,7 +36,7 @@ def matrix_of(
     scale: int = FLOAT,
     zero: bool = True,
     per_tensor: bool = False,
-    centred: bool | None = None,
+    centred: bool = False,
 ) -> QuantizedMatrix:
     kind = ELEMENTS[element]
     blocks = -(-k // block) if block else 1
@@ -47,7 +46,7 @@ def matrix_of(
         weight=stored(kind.code, (k, n) if k_major else (n, k), "w"),
         scales=stored(scale, shape, "s", seed=1),
         zero_points=stored(kind.code, shape, "z", seed=2) if zero else None,
-        centred=(kind.signed and not zero) if centred is None else centred,
+        centred=not zero and (centred or kind.signed),
         k=k,
         n=n,
         k_major=k_major,
@@ -73,12 +72,10 @@ def dequantized(matrix: QuantizedMatrix) -> Array:
     weight = elements(matrix, matrix.weight)
     weight = weight.reshape(matrix.k, matrix.n) if matrix.k_major else weight.reshape(matrix.n, matrix.k).T
     scales = matrix.scales.read().view(np.float32)
-    # Where zero points are left out, they are 0, or the middle of the range as unsigned elements have it.
-    middle = 1 << matrix.bits - 1 if matrix.centred and not matrix.signed else 0
-    zero_points = np.array([middle]) if matrix.zero_points is None else elements(matrix, matrix.zero_points)
-    if matrix.zero_points is None:
-        return (weight - middle) * for_each(scales)
-    return (weight - for_each(zero_points)) * for_each(scales)
+    if matrix.zero_points is not None:
+        return (weight - for_each(elements(matrix, matrix.zero_points))) * for_each(scales)
+    # They are 0, or the middle of the range as unsigned elements have it.
+    return (weight - (1 << matrix.bits - 1 if matrix.centred and not matrix.signed else 0)) * for_each(scales)
 
 
 def decoded(operands: Operands, matrix: QuantizedMatrix, block_size: int) -> Array:
@@ -103,28 +100,25 @@ def decoded(operands: Operands, matrix: QuantizedMatrix, block_size: int) -> Arr
     return decoded
 
 
-@settings(max_examples=300, deadline=None)
-@given(
+matrices = st.builds(
+    matrix_of,
     k=st.integers(1, 150),
     n=st.integers(1, 20),
     block=st.sampled_from([0, 16, 32, 64, 128]),
-    parts=st.sampled_from([1, 2, 4]),
     k_major=st.booleans(),
     element=st.sampled_from(["uint2", "int2", "uint4", "int4", "uint8", "int8"]),
     zero=st.booleans(),
     per_tensor=st.booleans(),
     centred=st.booleans(),
 )
-def test_operands_are_what_is_dequantized(
-    k: int, n: int, block: int, parts: int, k_major: bool, element: str, zero: bool, per_tensor: bool, centred: bool
-) -> None:
-    centred = not zero and (centred or ELEMENTS[element].signed)
-    matrix = matrix_of(
-        k, n, block=block, k_major=k_major, element=element, zero=zero, per_tensor=per_tensor, centred=centred
-    )
-    block_size = max(block // parts, 16) if block else 32
+
+
+@settings(max_examples=300, deadline=None)
+@given(matrix=matrices, parts=st.sampled_from([1, 2, 4]))
+def test_operands_are_what_is_dequantized(matrix: QuantizedMatrix, parts: int) -> None:
+    block_size = max(matrix.block // parts, 16) if matrix.block else 32
     operands = operands_of(matrix, block_size, FLOAT, 1.0)
-    assert ("zero_points" in operands) == (not centred)
+    assert ("zero_points" in operands) == (not matrix.centred)
     np.testing.assert_array_equal(decoded(operands, matrix, block_size), dequantized(matrix))
 
 
@@ -145,10 +139,6 @@ def test_scales_of_another_type_are_converted(scale: int, wanted: int, factor: f
     assert (scales.nbytes, scales.line_bytes) == (8 * 3 * bits_of(wanted) // 8, 3 * bits_of(wanted) // 8)
 
 
-def in_place(operands: Operands) -> set[str]:
-    return {name for name, operand in operands.items() if operand.in_place is not None}
-
-
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
@@ -163,7 +153,8 @@ def in_place(operands: Operands) -> set[str]:
     ],
 )
 def test_what_is_in_order_is_used_in_place(given: dict[str, Any], wanted: set[str]) -> None:
-    assert in_place(operands_of(matrix_of(**given), 32, FLOAT, 1.0)) == wanted
+    operands = operands_of(matrix_of(**given), 32, FLOAT, 1.0)
+    assert {name for name, operand in operands.items() if operand.in_place is not None} == wanted
 
 
 def test_zero_points_that_are_0_are_zeros() -> None:
@@ -174,83 +165,37 @@ def test_zero_points_that_are_0_are_zeros() -> None:
 # Types
 
 
-@pytest.mark.parametrize(
-    ("product", "scale", "wanted"),
-    [
-        (FLOAT, FLOAT, (FLOAT, None)),
-        (FLOAT, FLOAT16, (FLOAT, None)),
-        (FLOAT, BFLOAT16, (FLOAT, None)),
-        (FLOAT16, FLOAT16, (FLOAT16, None)),
-        (FLOAT16, FLOAT, (FLOAT, FLOAT16)),
-        (FLOAT16, BFLOAT16, (FLOAT, FLOAT16)),
-        (BFLOAT16, BFLOAT16, (FLOAT, BFLOAT16)),
-        (BFLOAT16, FLOAT, (FLOAT, BFLOAT16)),
-    ],
-)
-def test_the_type_that_is_computed_in(product: int, scale: int, wanted: tuple[int, int | None]) -> None:
-    assert kernel_type(product, scale) == wanted
-
-
-@pytest.mark.parametrize("product", [TensorProto.DOUBLE, TensorProto.INT32, 0])
-def test_other_types_are_refused(product: int) -> None:
-    with refused(Reason.PRODUCT_TYPE):
-        kernel_type(product, FLOAT)
+@pytest.mark.parametrize(("product", "scale", "wanted"), [
+    (FLOAT, FLOAT, (FLOAT, None)), (FLOAT, FLOAT16, (FLOAT, None)), (FLOAT, BFLOAT16, (FLOAT, None)),
+    (FLOAT16, FLOAT16, (FLOAT16, None)), (FLOAT16, FLOAT, (FLOAT, FLOAT16)), (FLOAT16, BFLOAT16, (FLOAT, FLOAT16)),
+    (BFLOAT16, BFLOAT16, (FLOAT, BFLOAT16)), (BFLOAT16, FLOAT, (FLOAT, BFLOAT16)),
+    (TensorProto.DOUBLE, FLOAT, None), (TensorProto.INT32, FLOAT, None), (0, FLOAT, None),
+])  # fmt: skip
+def test_the_type_that_is_computed_in(product: int, scale: int, wanted: tuple[int, int | None] | None) -> None:
+    with refused(None if wanted else Reason.PRODUCT_TYPE):
+        assert kernel_type(product, scale) == wanted
 
 
 # Block sizes
 
 
-@pytest.mark.parametrize(
-    ("block", "bits", "wanted"),
-    [
-        (0, 4, False),
-        (1, 4, False),
-        (8, 4, False),
-        (16, 4, True),
-        (24, 4, False),
-        (48, 4, False),
-        (256, 2, True),
-        (256, 8, True),
-        (512, 2, False),
-        (512, 4, LARGE_BLOCKS),
-        (1 << 20, 8, LARGE_BLOCKS),
-    ],
-)
-def test_blocks_that_the_kernel_takes(block: int, bits: int, wanted: bool) -> None:
-    assert kernel_takes(block, bits) == wanted
-
-
-@pytest.mark.parametrize(("version", "wanted"), [("1.31.2", False), ("1.32.0", True), ("1.9.0", False), ("2.0.0", True)])
-def test_large_blocks_are_taken_since_a_version(version: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("version", "large"), [("1.31.2", False), ("1.32.0", True), ("1.9.0", False), ("2.0.0", True)])
+def test_blocks_that_the_kernel_takes(version: str, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger ones since a version, unless they are of 2 bits."""
     monkeypatch.setattr(onnxruntime, "__version__", version)
-    assert kernel_takes(512, 4) == wanted
-    assert not kernel_takes(512, 2)
-    assert kernel_takes(256, 4)
+    assert {block for block in (0, 1, 8, 16, 24, 32, 48, 256) if kernel_takes(block, 4)} == {16, 32, 256}
+    assert [kernel_takes(256, bits) for bits in (2, 4, 8)] == [True] * 3
+    assert [kernel_takes(512, bits) for bits in (2, 4, 8)] == [False, large, large]
+    assert kernel_takes(1 << 20, 8) == large
 
 
-@pytest.mark.parametrize(
-    ("block", "element", "zero", "wanted"),
-    [
-        (16, "uint4", True, 16),
-        (256, "uint2", True, 256),
-        (48, "uint4", True, 16),
-        (96, "uint4", True, 32),
-        (512, "uint2", True, 256),
-        (768, "uint2", True, 256),
-        (16 * 15, "uint4", True, 16),
-        (8, "uint4", True, None),
-        (24, "uint4", True, None),
-        (100, "uint4", True, None),
-        (16 * 3, "uint2", True, 16),
-    ],
-)
-def test_blocks_that_are_cut_into_smaller_ones(block: int, element: str, zero: bool, wanted: int | None) -> None:
-    matrix = matrix_of(k=1024, n=2, block=block, element=element, zero=zero)
-    if wanted is None:
-        with refused(Reason.BLOCK_SIZE):
-            block_size_for(matrix, 32)
-    else:
-        assert block_size_for(matrix, 32) == wanted
+@pytest.mark.parametrize(("block", "element", "wanted"), [
+    (16, "uint4", 16), (256, "uint2", 256), (48, "uint4", 16), (96, "uint4", 32), (512, "uint2", 256), (768, "uint2", 256),
+    (16 * 15, "uint4", 16), (16 * 3, "uint2", 16), (8, "uint4", None), (24, "uint4", None), (100, "uint4", None),
+])  # fmt: skip
+def test_blocks_that_are_cut_into_smaller_ones(block: int, element: str, wanted: int | None) -> None:
+    with refused(None if wanted else Reason.BLOCK_SIZE):
+        assert block_size_for(matrix_of(k=1024, n=2, block=block, element=element), 32) == wanted
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -259,35 +204,22 @@ def test_blocks_that_are_cut_into_smaller_ones(block: int, element: str, zero: b
 @pytest.mark.parametrize("times", [3, 5, 7, 11, 31, 63])
 def test_operands_may_grow_to_twice_their_bytes(times: int, element: str, scale: int, zero: bool) -> None:
     """Against the bytes of long rows of blocks of 16, and of the stored ones."""
-    block, columns = 16 * times, 1
-    matrix = matrix_of(k=block * 64, n=columns, block=block, element=element, scale=scale, zero=zero)
+    block = 16 * times
+    matrix = matrix_of(k=block * 64, n=1, block=block, element=element, scale=scale, zero=zero)
 
     def bits(block_size: int) -> int:
         blocks = matrix.k // block_size
         return matrix.k * matrix.bits + blocks * (bits_of(scale) + (matrix.bits if zero else 0))
 
-    if bits(16) > 2 * bits(block):
-        with refused(Reason.BLOCK_SIZE):
-            block_size_for(matrix, 32)
-    else:
+    with refused(Reason.BLOCK_SIZE if bits(16) > 2 * bits(block) else None):
         assert block_size_for(matrix, 32) == 16
 
 
-@pytest.mark.parametrize(
-    ("wanted", "k", "size"),
-    [
-        (0, 100, 32),
-        (64, 100, 64),
-        (16, 1000, 16),
-        (LEAST_PADDING, 8, 16),
-        (LEAST_PADDING, 16, 16),
-        (LEAST_PADDING, 48, 16),
-        (LEAST_PADDING, 64, 64),
-        (LEAST_PADDING, 100, 16),  # 12 more with 16, 28 with 32, 28 with 64
-        (LEAST_PADDING, 192, 64),
-        (LEAST_PADDING, 255, 128),  # 1 more with 16, 32, 64 and 128: the largest
-        (LEAST_PADDING, 4096, 256),
-    ],
-)
+@pytest.mark.parametrize(("wanted", "k", "size"), [
+    (0, 100, 32), (64, 100, 64), (16, 1000, 16), (LEAST_PADDING, 8, 16), (LEAST_PADDING, 16, 16), (LEAST_PADDING, 48, 16),
+    (LEAST_PADDING, 64, 64), (LEAST_PADDING, 192, 64), (LEAST_PADDING, 4096, 256),
+    (LEAST_PADDING, 100, 16),  # 12 more with 16, 28 with 32, 28 with 64
+    (LEAST_PADDING, 255, 128),  # 1 more with 16, 32, 64 and 128: the largest
+])  # fmt: skip
 def test_the_block_size_for_a_weight_without_blocks(wanted: int, k: int, size: int) -> None:
     assert block_size_for(matrix_of(k=k, block=0), wanted) == size

@@ -17,7 +17,7 @@ from ort_qdq_plugin.errors import ModelError, QdqPluginError
 from ort_qdq_plugin.genai.config import CONFIG_NAME
 from ort_qdq_plugin.genai.export_folder import export
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY
-from tests.support import floating, linear, same, save
+from tests.support import external_tensor, floating, linear, same, save
 
 DECODER, ENCODER = "decoder.onnx", "sub/encoder.onnx"
 
@@ -39,8 +39,8 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def data_of(model: Path) -> str:
@@ -53,18 +53,17 @@ def levels(model: Path) -> set[int]:
 
 
 def test_everything_comes_along_and_what_was_fused_is_new(folder: Path, tmp_path: Path) -> None:
-    before = {name: (folder / name).read_bytes() for name in names(folder)}
+    before = content(folder)
     out = tmp_path / "out"
     reports = export(folder, out)
     assert [(name, report.route) for name, report in reports.items()] == [(DECODER, "export"), (ENCODER, "stock")]
     assert reports[ENCODER].stock_reason is StockReason.NOT_QUANTIZED
-    old = data_of(folder / DECODER)
-    assert names(out) == sorted([*(set(before) - {old}), f"{DECODER}.data"])
-    assert {name: (out / name).read_bytes() for name in before if name not in (old, DECODER)} == {
-        name: content for name, content in before.items() if name not in (old, DECODER)
-    }
+    changed = {DECODER, f"{DECODER}.data", data_of(folder / DECODER)}
+    kept = {name: data for name, data in before.items() if name not in changed}
+    assert {name: data for name, data in content(out).items() if name not in changed} == kept
+    assert content(out).keys() - kept.keys() == {DECODER, f"{DECODER}.data"}
     assert same(folder / DECODER, out / DECODER)
-    assert {name: (folder / name).read_bytes() for name in names(folder)} == before
+    assert content(folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
     assert genai.export is export
 
@@ -77,16 +76,17 @@ def test_accuracy_level_of_the_configuration_and_of_the_options(folder: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("decoder", "reason"),
+    ("session_options", "reason"),
     [
-        ({"session_options": {"graph_optimization_level": "ORT_DISABLE_ALL"}}, StockReason.FUSION_DISABLED),
-        ({"session_options": {"provider_options": [{"OpenVINO": {}}]}}, StockReason.PROVIDER),
+        ({"graph_optimization_level": "ORT_DISABLE_ALL"}, StockReason.FUSION_DISABLED),
+        ({"provider_options": [{"OpenVINO": {}}]}, StockReason.PROVIDER),
     ],
 )
-def test_what_may_not_be_fused_is_copied(decoder: dict[str, Any], reason: StockReason, folder: Path, tmp_path: Path) -> None:
-    (folder / CONFIG_NAME).write_text(
-        config(**decoder, pipeline=[{"stage": {"filename": "other.onnx", "session_options": {}}}])
-    )
+def test_what_may_not_be_fused_is_copied(
+    session_options: dict[str, Any], reason: StockReason, folder: Path, tmp_path: Path
+) -> None:
+    stage = {"stage": {"filename": "other.onnx", "session_options": {}}}
+    (folder / CONFIG_NAME).write_text(config(session_options=session_options, pipeline=[stage]))
     reports = export(folder, tmp_path / "out")
     assert [report.route for report in reports.values()] == ["stock", "export", "stock"]
     assert reports[DECODER].stock_reason is reason
@@ -94,15 +94,12 @@ def test_what_may_not_be_fused_is_copied(decoder: dict[str, Any], reason: StockR
 
 
 def test_data_that_others_refer_to_too_is_kept(folder: Path, tmp_path: Path) -> None:
-    data = folder / data_of(folder / DECODER)
-    os.rename(data, folder / f"{DECODER}.data")
+    os.rename(folder / data_of(folder / DECODER), folder / f"{DECODER}.data")
     model = onnx.load(folder / DECODER, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = f"{DECODER}.data"
-    (folder / DECODER).write_bytes(model.SerializeToString())
-    (folder / "second.onnx").write_bytes(model.SerializeToString())
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.external_data]:
+        external_tensor(model, tensor.name, location=f"{DECODER}.data")
+    for name in (DECODER, "second.onnx"):
+        (folder / name).write_bytes(model.SerializeToString())
     out = tmp_path / "out"
     export(folder, out)
     assert same(folder / DECODER, out / DECODER)
@@ -110,21 +107,17 @@ def test_data_that_others_refer_to_too_is_kept(folder: Path, tmp_path: Path) -> 
     assert (out / f"{DECODER}.data").read_bytes() == (folder / f"{DECODER}.data").read_bytes()
     (folder / "second.onnx").write_bytes(b"\xff" * 100)
     export(folder, out, force=True)
-    assert f"{DECODER}.fused.data" in names(out)
+    assert f"{DECODER}.fused.data" in content(out)
     (folder / "second.onnx").unlink()
     export(folder, out, force=True)
-    assert f"{DECODER}.fused.data" not in names(out)
+    assert f"{DECODER}.fused.data" not in content(out)
     assert same(folder / DECODER, out / DECODER)
 
 
 def test_a_folder_of_links_as_in_hugging_faces_cache(folder: Path, tmp_path: Path) -> None:
-    blobs, links = tmp_path / "blobs", tmp_path / "links"
-    blobs.mkdir()
-    links.mkdir()
-    for path in [path for path in folder.iterdir() if path.is_file() and path.suffix != ".onnx"]:
-        if not path.name.endswith("data"):
-            os.rename(path, blobs / path.name)
-            (folder / path.name).symlink_to(blobs / path.name)
+    for name in ("tokenizer.json", CONFIG_NAME):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
     (folder / "again").symlink_to(folder)
     export(folder, tmp_path / "out")
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
@@ -156,21 +149,22 @@ def test_what_is_there_is_kept(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine", "model", "out"]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "error"),
-    [
-        (lambda folder: (folder / DECODER).write_bytes(b"\xff" * 1000), ModelError),
-        (lambda folder: (folder / DECODER).unlink(), FileNotFoundError),
-        (lambda folder: save(floating(), folder, "file", "decoder"), QdqPluginError),
-        (lambda folder: (folder / CONFIG_NAME).unlink(), FileNotFoundError),
-        (lambda folder: (folder / CONFIG_NAME).write_text("["), ModelError),
-        (lambda folder: (folder / CONFIG_NAME).write_text(config(session_options={ACCURACY_KEY: "best"})), ModelError),
-        (lambda folder: os.mkfifo(folder / "pipe"), OSError),
-    ],
-)
-def test_what_cannot_be_exported_leaves_nothing(
-    spoil: Callable[[Path], object], error: type[Exception], folder: Path, tmp_path: Path
-) -> None:
+SPOILT: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
+    "broken": (lambda folder: (folder / DECODER).write_bytes(b"\xff" * 1000), ModelError),
+    "missing": (lambda folder: (folder / DECODER).unlink(), FileNotFoundError),
+    "nothing to fuse": (lambda folder: save(floating(), folder, "file", "decoder"), QdqPluginError),
+    "no configuration": (lambda folder: (folder / CONFIG_NAME).unlink(), FileNotFoundError),
+    "a broken one": (lambda folder: (folder / CONFIG_NAME).write_text("["), ModelError),
+    "a strange entry": (
+        lambda folder: (folder / CONFIG_NAME).write_text(config(session_options={ACCURACY_KEY: "best"})), ModelError,
+    ),
+    "a pipe": (lambda folder: os.mkfifo(folder / "pipe"), OSError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_cannot_be_exported_leaves_nothing(name: str, folder: Path, tmp_path: Path) -> None:
+    spoil, error = SPOILT[name]
     spoil(folder)
     with pytest.raises(error):
         export(folder, tmp_path / "out")
@@ -188,10 +182,10 @@ def test_a_folder_that_cannot_be_exchanged_stays(folder: Path, tmp_path: Path, m
         rename(old, new)
 
     monkeypatch.setattr(os, "rename", refuse)
-    before = names(out)
+    before = content(out)
     with pytest.raises(OSError, match="Input"):
         export(folder, out, force=True)
-    assert names(out) == before
+    assert content(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 

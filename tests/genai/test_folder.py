@@ -16,7 +16,7 @@ import pytest
 
 from ort_qdq_plugin.genai import folder as module
 from ort_qdq_plugin.genai.config import CONFIG_NAME
-from ort_qdq_plugin.genai.folder import new_folder
+from ort_qdq_plugin.genai.folder import ConfigFolder, new_folder
 
 HOLD = """
 import sys
@@ -31,6 +31,11 @@ def made(directory: Path) -> list[Path]:
     return sorted(directory.iterdir())
 
 
+def in_itself(folder: Path) -> ConfigFolder:
+    """A temporary folder of a model, in that model's own folder."""
+    return new_folder(str(folder), str(folder))
+
+
 def test_filled_and_removed(tmp_path: Path) -> None:
     original, directory = tmp_path / "original", tmp_path / "directory"
     (original / "sub").mkdir(parents=True)
@@ -41,8 +46,7 @@ def test_filled_and_removed(tmp_path: Path) -> None:
     folder.fill(str(original), b"new", {"ort-qdq-0": str(tmp_path)})
     path = Path(folder.path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    assert (path / CONFIG_NAME).read_text() == "new"
-    assert (path / "tokenizer.json").read_text() == "tokens"
+    assert [(path / name).read_text() for name in (CONFIG_NAME, "tokenizer.json")] == ["new", "tokens"]
     assert (path / "sub").is_dir()
     assert os.readlink(path / "ort-qdq-0") == str(tmp_path)
     del folder
@@ -52,28 +56,28 @@ def test_filled_and_removed(tmp_path: Path) -> None:
 
 
 def test_what_killed_processes_left_is_removed_and_no_other(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    holding = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    paths = []
-    for process in holding:
-        assert process.stdout is not None
-        paths.append(Path(process.stdout.readline().strip()))
+    holding, paths = [], []
+    for _ in range(2):
+        command = [sys.executable, "-c", HOLD, str(tmp_path)]
+        holding.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert holding[-1].stdout is not None
+        paths.append(Path(holding[-1].stdout.readline().strip()))
     holding[0].send_signal(signal.SIGKILL)
     holding[0].communicate()
     strange = [tmp_path / "ort-qdq-genai-file", tmp_path / "other"]
     strange[0].touch()
     strange[1].mkdir()
-    folder = new_folder(str(tmp_path), str(tmp_path))
+    folder = in_itself(tmp_path)
     assert made(tmp_path) == sorted([paths[1], Path(folder.path), *strange])
     holding[1].communicate("")
     assert not paths[1].exists()
 
 
-@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
+@pytest.mark.parametrize(("owner", "name"), [(os, "open"), (fcntl, "flock")])
 def test_one_that_another_process_takes_for_left_behind(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, name = (os, "open") if moment == "before it is opened" else (fcntl, "flock")
+    """Before it is opened, or before it is locked."""
     real = getattr(owner, name)
     taken: list[Path] = []
 
@@ -84,12 +88,12 @@ def test_one_that_another_process_takes_for_left_behind(
         return real(first, *rest)
 
     monkeypatch.setattr(owner, name, take_once)
-    folder = new_folder(str(tmp_path), str(tmp_path))
+    folder = in_itself(tmp_path)
     assert made(tmp_path) == [Path(folder.path)] != taken
 
 
 def test_a_forked_child_leaves_it_to_its_parent(tmp_path: Path) -> None:
-    folder = new_folder(str(tmp_path), str(tmp_path))
+    folder = in_itself(tmp_path)
     child = os.fork()
     if child == 0:
         folder.close()

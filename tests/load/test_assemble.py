@@ -21,16 +21,14 @@ from ort_qdq_plugin.load.plan import plan_model
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.memory.buffer import make_buffers
 from ort_qdq_plugin.memory.external_data import ExternalData
+from ort_qdq_plugin.model.messages import external_tensors
 from ort_qdq_plugin.model.parsed import parse
-from ort_qdq_plugin.model.skeleton import open_skeleton
-from tests.support import linear, save, stack
+from tests.support import FORMS, Form, linear, opened, save, stack
 
 
 def assembled(path: str, meanwhile: Callable[[], object] = lambda: None) -> tuple[onnx.ModelProto, ExternalData]:
     """The model that is made of the one at a path, packed into buffers of zeros."""
-    skeleton = open_skeleton(path, None)
-    assert skeleton is not None
-    with closing(skeleton):
+    with closing(opened(path)) as skeleton:
         plan = plan_model(parse(skeleton), LoadRequest(path, None, Options(threads=1)), Journal())
         external_data = ExternalData(False, make_buffers(plan.layout.sizes, "memory", None))
         meanwhile()
@@ -41,49 +39,45 @@ def assembled(path: str, meanwhile: Callable[[], object] = lambda: None) -> tupl
 def references(model: onnx.ModelProto) -> dict[str, tuple[str, int, int]]:
     """Location, offset and length of each external tensor."""
     found = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_location == tensor.EXTERNAL:
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            found[tensor.name] = (entries["location"], int(entries.get("offset", 0)), int(entries["length"]))
+    for tensor in external_tensors(model.graph):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        found[tensor.name] = (entries["location"], int(entries.get("offset", 0)), int(entries["length"]))
     return found
 
 
-def shared_weight() -> onnx.ModelProto:
-    """Two products with one weight."""
-    draft = Draft("shared")
-    weight = draft.weight(Weight(k=128, n=128))
-    first = draft.node("MatMul", [draft.input("x", ["m", 128]), weight], "p")
-    draft.node("MatMul", [first, weight], "y")
-    draft.output("y", ["m", 128])
-    return draft.model()
+@pytest.fixture
+def external(tmp_path: Path) -> str:
+    """One product, its tensors in model.data."""
+    return str(save(linear(Weight()), tmp_path, "external"))
 
 
-@pytest.mark.parametrize("form", ["file", "external"])
+@pytest.mark.parametrize("form", FORMS[1:])
 @pytest.mark.parametrize("n_major", [False, True])
-def test_every_tensor_lies_in_a_buffer(tmp_path: Path, form: str, n_major: bool) -> None:
-    path = str(save(stack(2, 128, n_major=n_major), tmp_path, "file" if form == "file" else "external"))
-    model, external_data = assembled(path)
+def test_every_tensor_lies_in_a_buffer(tmp_path: Path, form: Form, n_major: bool) -> None:
+    model, external_data = assembled(str(save(stack(2, 128, n_major=n_major), tmp_path, form)))
     assert [node.op_type for node in model.graph.node].count("MatMulNBits") == 2
     found = references(model)
     assert {location for location, _, _ in found.values()} == set(external_data.buffers)
     for location, offset, length in found.values():
         assert 0 <= offset < offset + length <= len(external_data.buffers[location])
-    assert all(
-        before[0] != behind[0] or before[1] + before[2] <= behind[1] for before, behind in pairwise(sorted(found.values()))
-    )
+    for before, behind in pairwise(sorted(found.values())):
+        assert before[0] != behind[0] or before[1] + before[2] <= behind[1]
 
 
 def test_what_is_the_same_is_one_initializer(tmp_path: Path) -> None:
-    model, _ = assembled(str(save(shared_weight(), tmp_path, "external")))
-    first, second = (node for node in model.graph.node if node.op_type == "MatMulNBits")
-    assert first.input[1:] == second.input[1:]
-    assert len(model.graph.initializer) == 3
-    assert len({tensor.name for tensor in model.graph.initializer}) == 3
+    draft = Draft("shared")
+    weight = draft.weight(Weight(k=128, n=128))
+    first = draft.node("MatMul", [draft.input("x", ["m", 128]), weight], "p")
+    draft.node("MatMul", [first, weight], draft.output("y", ["m", 128]))
+    model, _ = assembled(str(save(draft.model(), tmp_path, "external")))
+    one, other = (node for node in model.graph.node if node.op_type == "MatMulNBits")
+    assert one.input[1:] == other.input[1:]
+    assert len({tensor.name for tensor in model.graph.initializer}) == len(model.graph.initializer) == 3
 
 
-def test_what_nothing_reads_any_more_is_dropped(tmp_path: Path) -> None:
-    model, _ = assembled(str(save(linear(Weight()), tmp_path, "external")))
-    assert not [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+def test_what_nothing_reads_any_more_is_dropped(external: str) -> None:
+    model, _ = assembled(external)
+    assert "DequantizeLinear" not in {node.op_type for node in model.graph.node}
     read = {name for node in model.graph.node for name in node.input}
     assert {tensor.name for tensor in model.graph.initializer} <= read
 
@@ -111,7 +105,6 @@ def test_names_that_are_very_long_are_not_repeated_as_a_whole(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.data"])
-def test_a_file_that_has_changed_by_then(tmp_path: Path, name: str) -> None:
-    path = str(save(linear(Weight()), tmp_path, "external"))
+def test_a_file_that_has_changed_by_then(tmp_path: Path, external: str, name: str) -> None:
     with pytest.raises(SourceChangedError, match=name):
-        assembled(path, meanwhile=lambda: os.utime(tmp_path / name, (0, 0)))
+        assembled(external, meanwhile=lambda: os.utime(tmp_path / name, (0, 0)))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +22,13 @@ from ort_qdq_plugin.load.prepare import _collecting_no_garbage, prepare_opened
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.parsed import parse
-from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
+from tests import support
 from tests.model.test_glance import product
-from tests.support import (
-    CPU,
-    added_provider,
-    descriptors,
-    linear,
-    mapped,
-    result,
-    save,
-    settled_descriptors,
-    stack,
-    stock,
-    with_initializer,
-)
-
-
-@contextmanager
-def skeleton_of(model: str | bytes) -> Iterator[Skeleton]:
-    skeleton = open_skeleton(model, None)
-    assert skeleton is not None
-    with closing(skeleton):
-        yield skeleton
+from tests.support import CPU, added_provider, linear, mapped, opened, result, save, stack, stock, with_initializer
 
 
 def prepared_from(model: str | bytes, session_options: Any = None, **options: Any) -> PreparedModel:
-    with skeleton_of(model) as skeleton:
+    with closing(opened(model)) as skeleton:
         return prepare_opened(skeleton, LoadRequest(model, session_options, Options(**options)), Journal(), None)
 
 
@@ -60,7 +39,7 @@ def path(tmp_path: Path) -> str:
 
 def test_a_plan_has_a_place_for_all_that_is_packed(path: str) -> None:
     request, journal = LoadRequest(path, None, Options()), Journal()
-    with skeleton_of(path) as skeleton:
+    with closing(opened(path)) as skeleton:
         plan = plan_model(parse(skeleton), request, journal)
     assert len(plan.matches.fusions) == 2
     # Of each of the two: 4 bits for a weight, a float and 4 bits for each of the 2 blocks of a column.
@@ -74,14 +53,14 @@ def test_a_plan_has_a_place_for_all_that_is_packed(path: str) -> None:
 
 def test_what_cannot_be_fused_is_told_all_the_same() -> None:
     model, journal = bytes(product().SerializeToString()), Journal()
-    with skeleton_of(model) as skeleton, pytest.raises(NothingToDo, match="Nothing in the model can be fused"):
+    with closing(opened(model)) as skeleton, pytest.raises(NothingToDo, match="Nothing in the model can be fused"):
         plan_model(parse(skeleton), LoadRequest(model, None, Options()), journal)
     assert journal.finished("stock").unfused
 
 
 def test_what_would_be_far_larger_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ort_qdq_plugin.load.plan._GROWTH_BYTES", 0)
-    monkeypatch.setattr("ort_qdq_plugin.load.plan._GROWTH", 0)
+    for name in ("_GROWTH_BYTES", "_GROWTH"):
+        monkeypatch.setattr(f"ort_qdq_plugin.load.plan.{name}", 0)
     with pytest.raises(NothingToDo, match="when packed"):
         prepared_from(linear(Weight()).SerializeToString())
 
@@ -95,17 +74,22 @@ def test_a_prepared_model_is_all_that_a_session_needs(path: str) -> None:
     np.testing.assert_array_equal(result(session), result(stock(path)))
 
 
-def test_by_path_files_have_names(path: str, tmp_path: Path) -> None:
+@pytest.fixture
+def spill(tmp_path: Path) -> Path:
     (tmp_path / "spill").mkdir()
+    return tmp_path / "spill"
+
+
+def test_by_path_files_have_names(path: str, spill: Path) -> None:
     options = added_provider()
-    prepared = prepared_from(path, options, spill_dir=tmp_path / "spill")
+    prepared = prepared_from(path, options, spill_dir=spill)
     assert (prepared.by_path, prepared.report.route, prepared.buffers) == (True, "by path", {})
     assert prepared.session_options is options
     names = {str(Path(str(buffer.path)).name) for buffer in prepared.packed}
-    assert names <= set(os.listdir(tmp_path / "spill"))
+    assert names <= set(os.listdir(spill))
     for buffer in prepared.packed:
         buffer.discard()
-    assert not names & set(os.listdir(tmp_path / "spill"))
+    assert not names & set(os.listdir(spill))
 
 
 def that_saves() -> ort.SessionOptions:
@@ -120,20 +104,18 @@ def test_sessions_that_have_to_see_the_model_as_it_is(path: str, options: Any, w
         prepared_from(path, options())
 
 
-def test_an_interrupt_gives_everything_back(path: str, tmp_path: Path) -> None:
+def test_an_interrupt_gives_everything_back(path: str, spill: Path) -> None:
     """Also while somebody keeps the error, except for the mappings that it leads to."""
 
     def interrupt(*_: int) -> None:
         raise KeyboardInterrupt
 
-    (tmp_path / "spill").mkdir()
-    before = settled_descriptors()
+    before = support.settled_descriptors()
     with pytest.raises(KeyboardInterrupt) as kept:
-        prepared_from(path, buffer="file", spill_dir=tmp_path / "spill", threads=1, progress=interrupt)
-    kept_open = mapped(tmp_path / "spill")
-    assert descriptors() == before + len(kept_open)
+        prepared_from(path, buffer="file", spill_dir=spill, threads=1, progress=interrupt)
+    assert support.descriptors() == before + len(mapped(spill))
     assert kept.tb is not None
-    assert not os.listdir(tmp_path / "spill")
+    assert not os.listdir(spill)
 
 
 def test_a_model_that_changes_meanwhile_is_not_used(path: str) -> None:

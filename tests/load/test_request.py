@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import onnxruntime as ort
 import pytest
 
-from ort_qdq_plugin import ModelError, Options
+from ort_qdq_plugin import Options
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.system.platform import host
-from tests.support import with_entry
+from tests.support import refusing, with_entries
 
-LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
-BLOCK_KEY = "session.qdq_matmulnbits_block_size"
-LEVELS = ort.GraphOptimizationLevel
+KEYS = {
+    "accuracy_level": "session.qdq_matmulnbits_accuracy_level",
+    "block_size": "session.qdq_matmulnbits_block_size",
+}
+NO_QDQ = "session.disable_quant_qdq"
 
 
-def asked(
-    options: Options | None = None, *, key: str = "some.key", entry: str | None = None, disabled: Sequence[str] = ()
-) -> LoadRequest:
-    session_options = ort.SessionOptions() if entry is None else with_entry(key, entry)
-    return LoadRequest("model.onnx", session_options, options or Options(), disabled_optimizers=frozenset(disabled))
+def asked(entries: dict[str, str], *disabled: str, **options: Any) -> LoadRequest:
+    return LoadRequest("model.onnx", with_entries(entries), Options(**options), disabled_optimizers=frozenset(disabled))
 
 
 def test_without_session_options() -> None:
@@ -29,56 +28,42 @@ def test_without_session_options() -> None:
     assert (request.accuracy_level, request.block_size, request.may_fuse) == (4, 0, True)
 
 
-@pytest.mark.parametrize(
-    ("entry", "ours", "level"), [(None, None, 4), ("", None, 4), ("1", None, 1), ("1", 2, 2), (None, 0, 0), ("9", 3, 3)]
-)
-def test_accuracy_level(entry: str | None, ours: int | None, level: int) -> None:
-    assert asked(Options(accuracy_level=ours), key=LEVEL_KEY, entry=entry).accuracy_level == level
+# What is asked for, its entry in the session options, the option of this package, and what counts; None: it is refused.
+@pytest.mark.parametrize(("setting", "entry", "ours", "wanted"), [
+    *(("accuracy_level", *row) for row in [
+        (None, None, 4), ("", None, 4), ("1", None, 1), ("1", 2, 2), (None, 0, 0), ("9", 3, 3),
+        ("-1", None, None), ("5", None, None), ("four", None, None), ("1.0", None, None),
+    ]),
+    *(("block_size", *row) for row in [
+        (None, None, 0), ("", None, 0), ("-1", None, -1), ("64", 16, 16), ("64", None, 64),
+        ("-2", None, None), ("8", None, None), ("48", None, None), ("512", None, None), ("large", None, None),
+    ]),
+])  # fmt: skip
+def test_whose_setting_counts(setting: str, entry: str | None, ours: int | None, wanted: int | None) -> None:
+    request = asked({} if entry is None else {KEYS[setting]: entry}, **{setting: ours})
+    with refusing(KEYS[setting] if wanted is None else None):
+        assert getattr(request, setting) == wanted
 
 
 @pytest.mark.parametrize(
-    ("entry", "ours", "size"), [(None, None, 0), ("", None, 0), ("-1", None, -1), ("64", 16, 16), ("64", None, 64)]
+    ("level", "may_fuse"), [("DISABLE_ALL", False), ("ENABLE_BASIC", False), ("ENABLE_EXTENDED", True), ("ENABLE_ALL", True)]
 )
-def test_block_size(entry: str | None, ours: int | None, size: int) -> None:
-    assert asked(Options(block_size=ours), key=BLOCK_KEY, entry=entry).block_size == size
-
-
-@pytest.mark.parametrize(("key", "texts"), [(LEVEL_KEY, "-1 5 four 1.0"), (BLOCK_KEY, "-2 8 48 512 large")])
-def test_entries_that_make_no_sense(key: str, texts: str) -> None:
-    for text in texts.split():
-        request = asked(key=key, entry=text)
-        with pytest.raises(ModelError, match=key):
-            _ = request.accuracy_level, request.block_size
-
-
-@pytest.mark.parametrize(
-    ("level", "may_fuse"),
-    [
-        (LEVELS.ORT_DISABLE_ALL, False),
-        (LEVELS.ORT_ENABLE_BASIC, False),
-        (LEVELS.ORT_ENABLE_EXTENDED, True),
-        (LEVELS.ORT_ENABLE_ALL, True),
-    ],
-)
-def test_levels_of_optimization(level: ort.GraphOptimizationLevel, may_fuse: bool) -> None:
-    request = asked()
+def test_levels_of_optimization(level: str, may_fuse: bool) -> None:
+    request = asked({})
     assert request.session_options is not None
-    request.session_options.graph_optimization_level = level
+    request.session_options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
     assert request.may_fuse == may_fuse
 
 
-@pytest.mark.parametrize(("text", "may_fuse"), [("0", True), ("1", False)])
-def test_qdq_that_is_switched_off(text: str, may_fuse: bool) -> None:
-    assert asked(key="session.disable_quant_qdq", entry=text).may_fuse == may_fuse
-
-
-def test_optimizers_that_are_not_to_run() -> None:
-    assert asked(disabled=["ConstantFolding"]).may_fuse
-    assert not asked(disabled=["ConstantFolding", "QDQSelectorActionTransformer"]).may_fuse
+@pytest.mark.parametrize(("entry", "disabled", "may_fuse"), [
+    ("0", (), True), ("1", (), False), ("", ("ConstantFolding",), True),
+    ("", ("ConstantFolding", "QDQSelectorActionTransformer"), False),
+])  # fmt: skip
+def test_qdq_and_optimizers_that_are_switched_off(entry: str, disabled: tuple[str, ...], may_fuse: bool) -> None:
+    assert asked({NO_QDQ: entry}, *disabled).may_fuse == may_fuse
 
 
 def test_one_thread_where_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """How many it is otherwise is tested with the options."""
     monkeypatch.setattr(host, "memory_is_limited", lambda: True)
-    assert asked().threads == 1
-    assert asked(Options(threads=5)).threads == 5
+    assert (asked({}).threads, asked({}, threads=5).threads) == (1, 5)

@@ -24,7 +24,7 @@ from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.system.platform import host
 from tests.cache.support import PACKED, entries, leftovers, written_back
 from tests.ort.test_buffers import COUNT, adding, plus
-from tests.support import CPU, added_provider, quiet, settled_descriptors, with_entry, with_initializer
+from tests.support import CPU, added_provider, quiet, settled_descriptors, with_entries, with_initializer
 
 ADDED = 3.0
 MB = 1 << 20
@@ -81,15 +81,15 @@ def basic() -> ort.SessionOptions:
         lambda asked: asked._replace(options=Options(accuracy_level=0)),
         lambda asked: asked._replace(options=Options(block_size=64)),
         lambda asked: asked._replace(options=Options(cache_dir="/anywhere", share_weights=True)),
-        lambda asked: asked._replace(session_options=with_entry("session.qdq_matmulnbits_accuracy_level", "1")),
-        lambda asked: asked._replace(session_options=with_entry("session.qdq_matmulnbits_block_size", "128")),
-        lambda asked: asked._replace(session_options=with_entry("session.disable_quant_qdq", "1")),
+        lambda asked: asked._replace(session_options=with_entries({"session.qdq_matmulnbits_accuracy_level": "1"})),
+        lambda asked: asked._replace(session_options=with_entries({"session.qdq_matmulnbits_block_size": "128"})),
+        lambda asked: asked._replace(session_options=with_entries({"session.disable_quant_qdq": "1"})),
         lambda asked: asked._replace(session_options=basic()),
         lambda asked: asked._replace(disabled_optimizers=frozenset({"QDQSelectorActionTransformer"})),
         lambda asked: asked._replace(
-            session_options=with_entry("session.model_external_initializers_file_folder_path", "/weights")
+            session_options=with_entries({"session.model_external_initializers_file_folder_path": "/weights"})
         ),
-        lambda asked: asked._replace(session_options=with_entry("session.load_model_format", "ORT")),
+        lambda asked: asked._replace(session_options=with_entries({"session.load_model_format": "ORT"})),
     ],
 )
 def test_what_matters_has_an_entry_of_its_own(
@@ -129,7 +129,7 @@ def test_the_processor_matters_only_for_what_is_pre_packed(
         lambda asked: asked._replace(options=Options(buffer="memory", spill_dir="/anywhere", threads=3, strict=True)),
         lambda asked: asked._replace(options=Options(cache_dir="/elsewhere", cache_max_bytes=0, verify="content")),
         lambda asked: asked._replace(options=Options(progress=print)),
-        lambda asked: asked._replace(session_options=with_entry("session.some", "value")),
+        lambda asked: asked._replace(session_options=with_entries({"session.some": "value"})),
         lambda asked: asked._replace(session_options=quiet()),
         lambda asked: asked._replace(disabled_optimizers=frozenset({"Other"})),
     ],
@@ -160,7 +160,7 @@ def test_a_link_in_another_folder_has_other_data_beside_it(model: Path, cache: P
 def test_a_folder_of_data_is_where_it_leads_to(
     model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relative = with_entry("session.model_external_initializers_file_folder_path", "weights")
+    relative = with_entries({"session.model_external_initializers_file_folder_path": "weights"})
     keys = []
     for name in ("one", "two"):
         (tmp_path / name / "weights").mkdir(parents=True)

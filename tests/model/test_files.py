@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from onnx.parser import parse_model
 
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin.errors import ModelError
@@ -31,32 +32,27 @@ def test_each_file_once_and_links_followed(tmp_path: Path) -> None:
     assert data_files(str(tmp_path / "model.onnx")) == [os.path.realpath(data)]
 
 
+def written(folder: Path, graph: str) -> str:
+    path = folder / "m.onnx"
+    path.write_bytes(parse_model(f'<ir_version: 10, opset_import: ["": 21]> {graph}').SerializeToString())
+    return str(path)
+
+
 def test_those_of_subgraphs_count(tmp_path: Path) -> None:
-    inner = onnx.helper.make_graph([], "inner", [], [], [tensor("inner.data")])
-    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
-    path = tmp_path / "m.onnx"
-    path.write_bytes(
-        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [tensor("outer.data")])).SerializeToString()
-    )
+    outer, inner = (f'g () => () <float[1024] w = ["location": "{name}.data"]>' for name in ("outer", "inner"))
+    path = written(tmp_path, f"{outer} {{ y = If (c) <then_branch = {inner} {{}}, else_branch = {inner} {{}}> }}")
     for name in ("inner.data", "outer.data"):
         (tmp_path / name).write_bytes(bytes(4096))
-    assert sorted(map(os.path.basename, data_files(str(path)))) == ["inner.data", "outer.data"]
+    assert sorted(map(os.path.basename, data_files(path))) == ["inner.data", "outer.data"]
 
 
-def tensor(location: str | None) -> onnx.TensorProto:
-    made = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1024], data_location=onnx.TensorProto.EXTERNAL)
-    if location is not None:
-        made.external_data.add(key="location", value=location)
-    return made
-
-
-@pytest.mark.parametrize("location", [None, "/etc/passwd", "../other.data", "missing.data"])
-def test_what_cannot_be_opened(location: str | None, tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    graph = onnx.helper.make_graph([], "g", [], [], [tensor(location)])
-    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+@pytest.mark.parametrize(("key", "value"), [
+    ("offset", "0"), ("location", "/etc/passwd"), ("location", "../other.data"), ("location", "missing.data"),
+])  # fmt: skip
+def test_what_cannot_be_opened(key: str, value: str, tmp_path: Path) -> None:
+    path = written(tmp_path, f'g () => () <float[1024] w = ["{key}": "{value}"]> {{}}')
     with pytest.raises((ModelError, OSError)):
-        data_files(str(path))
+        data_files(path)
 
 
 def test_a_model_in_ort_format_has_none(tmp_path: Path) -> None:

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, UINT4, UINT8
+from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, UINT4, UINT8
 from ort_qdq_plugin.model.operands import Conversion, Operand, Order, as_stored, borrowed_bytes, packed_bytes, zeros
-from ort_qdq_plugin.model.sources import MemorySource
-from ort_qdq_plugin.model.tensors import StoredTensor
-from tests.packing.plain import operand_lines, packed_rows
-
-TYPES = {2: 25, 4: UINT4, 8: UINT8, 16: FLOAT16, 32: FLOAT}
-"""Bits -> a TensorProto.DataType of so many."""
-
-
-def stored(shape: tuple[int, ...], data_type: int = UINT4, offset: int = 0, seed: int = 0) -> StoredTensor:
-    """Random bytes at `offset` of some memory; nothing is in the padding of the last one."""
-    bits = ELEMENTS[data_type].bits
-    elements = np.random.default_rng(seed).integers(0, 1 << bits, (1, math.prod(shape)))
-    raw = packed_rows(elements, bits, -(-elements.size * bits // 8)).tobytes()
-    return StoredTensor("t", data_type, shape, MemorySource(bytes(offset) + raw), offset, len(raw))
+from tests.packing.plain import operands, packed_lines, stored
 
 
 def matrix(**changed: Any) -> Operand:
     """Four lines of 16 elements of 4 bits, as they are stored."""
-    operand = Operand(UINT8, (4, 8), lines=4, length=16, line_bytes=8, source=stored((4, 16)), bits=4)
+    operand = Operand(UINT8, (4, 8), lines=4, length=16, line_bytes=8, source=stored(UINT4, (4, 16)), bits=4)
     return operand._replace(**changed)
 
 
@@ -40,21 +25,20 @@ def test_repeated_elements_are_fewer_in_the_source(length: int, repeat: int, wan
 
 
 CHANGED: dict[str, dict[str, Any]] = {
-    "transposed": {"order": Order.TRANSPOSED},
-    "spread": {"order": Order.SPREAD},
-    "flipped": {"flip": True},
-    "repeated": {"repeat": 2},
-    "converted": {"conversion": Conversion(FLOAT, FLOAT, 2.0)},
-    "zeros": {"source": None},
-    "of another size": {"source": stored((4, 15))},
-    "lines that are padded": {"length": 15},
-}
+    "transposed": {"order": Order.TRANSPOSED}, "spread": {"order": Order.SPREAD}, "flipped": {"flip": True},
+    "repeated": {"repeat": 2}, "converted": {"conversion": Conversion(FLOAT, FLOAT, 2.0)}, "zeros": {"source": None},
+    "of another size": {"source": stored(UINT4, (4, 15))}, "lines that are padded": {"length": 15},
+}  # fmt: skip
 
 
 def test_bytes_as_they_are_stored_are_a_copy() -> None:
     operand = matrix()
     assert operand.is_copy
     assert operand.in_place is operand.source
+    single = operand.as_bytes()
+    assert single.is_copy
+    assert (single.nbytes, single.source) == (operand.nbytes, operand.source)
+    assert (single.lines, single.length, single.line_bytes, single.bits) == (32, 1, 1, 8)
 
 
 @pytest.mark.parametrize("name", CHANGED)
@@ -64,39 +48,24 @@ def test_what_changes_the_bytes_makes_it_no_copy(name: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    bits=st.sampled_from([2, 4, 8, 16]),
-    lines=st.integers(1, 6),
-    length=st.integers(1, 9),
-    order=st.sampled_from(Order),
-    flip=st.booleans(),
-    repeat=st.sampled_from([1, 1, 2]),
-    padding=st.integers(0, 1),
-)
-def test_a_copy_has_its_sources_bytes(
-    bits: int, lines: int, length: int, order: Order, flip: bool, repeat: int, padding: int
-) -> None:
-    of_line = -(-length // repeat)
-    shape = {Order.ROWS: (lines, of_line), Order.TRANSPOSED: (of_line, lines), Order.SPREAD: (lines,)}[order]
-    line_bytes = -(-length * bits // 8) + padding
-    operand = Operand(
-        UINT8, (lines * line_bytes,), lines, length, line_bytes, stored(shape, TYPES[bits]), order, bits, flip, repeat
-    )
-    assert operand.nbytes == lines * line_bytes
+@given(operand=operands(st.integers(1, 9), st.just(0), dirty=False))
+def test_a_copy_has_its_sources_bytes(operand: Operand) -> None:
+    assert operand.nbytes == operand.lines * operand.line_bytes
+    changed = operand.flip or operand.repeat > 1 or operand.conversion is not None
     if operand.is_copy:
         event("copy")
         assert operand.source is not None
-        made = packed_rows(operand_lines(operand), bits, line_bytes)
-        assert made.tobytes() == operand.source.read().tobytes()
-    elif order is Order.ROWS and not flip and repeat == 1:
+        assert packed_lines(operand).tobytes() == operand.source.read().tobytes()
+    elif operand.order is Order.ROWS and not changed:
         # Only a line that ends within a byte, or before its last one, has to be moved.
-        assert padding or length * bits % 8
+        line_bits = operand.length * operand.bits
+        assert line_bits % 8 or line_bits < 8 * operand.line_bytes
 
 
 @pytest.mark.parametrize("shape", [(16, 1), (1, 16)])
 def test_a_matrix_of_one_row_or_column_is_its_own_transpose(shape: tuple[int, int]) -> None:
     length, lines = shape
-    operand = matrix(source=stored(shape, UINT8), bits=8, order=Order.TRANSPOSED, lines=lines, length=length)
+    operand = matrix(source=stored(UINT8, shape), bits=8, order=Order.TRANSPOSED, lines=lines, length=length)
     assert operand._replace(line_bytes=length).is_copy
 
 
@@ -104,7 +73,7 @@ def test_a_matrix_of_one_row_or_column_is_its_own_transpose(shape: tuple[int, in
     (0, FLOAT, True), (4, FLOAT, True), (2, FLOAT, False), (2, FLOAT16, True), (1, FLOAT16, False), (1, UINT4, True),
 ])  # fmt: skip
 def test_only_aligned_elements_are_used_in_place(offset: int, data_type: int, in_place: bool) -> None:
-    operand = as_stored(stored((3, 5), data_type, offset), (3, 5))
+    operand = as_stored(stored(data_type, (3, 5), offset=offset), (3, 5))
     assert operand.is_copy
     assert (operand.in_place is operand.source) == in_place
     counted = (operand.nbytes, 0) if in_place else (0, operand.nbytes)
@@ -113,24 +82,15 @@ def test_only_aligned_elements_are_used_in_place(offset: int, data_type: int, in
 
 @pytest.mark.parametrize(("data_type", "nbytes"), [(UINT4, 8), (UINT8, 15), (FLOAT, 60)])
 def test_a_stored_tensor_as_an_operand(data_type: int, nbytes: int) -> None:
-    tensor = stored((3, 5), data_type)
+    tensor = stored(data_type, (3, 5))
     operand = as_stored(tensor, (15, 1))
     assert (operand.data_type, operand.shape, operand.nbytes) == (data_type, (15, 1), nbytes)
     assert operand.in_place is tensor
 
 
 def test_bytes_of_both_kinds_are_summed() -> None:
-    operands = [matrix(), matrix(flip=True), zeros(UINT8, 5), matrix()]
-    assert borrowed_bytes(operands) == 2 * 4 * 8
-    assert packed_bytes(operands) == 4 * 8 + 5
-
-
-def test_a_copy_as_single_bytes() -> None:
-    operand = matrix()
-    single = operand.as_bytes()
-    assert single.is_copy
-    assert (single.nbytes, single.source) == (operand.nbytes, operand.source)
-    assert (single.lines, single.length, single.line_bytes, single.bits) == (32, 1, 1, 8)
+    many = [matrix(), matrix(flip=True), zeros(UINT8, 5), matrix()]
+    assert (borrowed_bytes(many), packed_bytes(many)) == (2 * 4 * 8, 4 * 8 + 5)
 
 
 def test_zeros_are_a_row_of_nothing() -> None:
@@ -143,21 +103,18 @@ def test_zeros_are_a_row_of_nothing() -> None:
 
 
 def test_the_same_of_the_same_bytes_has_the_same_key() -> None:
-    one, other = stored((4, 16)), stored((4, 16))
+    one, other = stored(UINT4, (4, 16)), stored(UINT4, (4, 16))
     assert matrix(source=one).key == matrix(source=other._replace(name="other")).key
     assert zeros(UINT8, 7).key == zeros(UINT8, 7).key
 
 
 OTHERS: dict[str, dict[str, Any]] = {
     **CHANGED,
-    "other bytes": {"source": stored((4, 16), seed=1)},
-    "the same bytes elsewhere": {"source": stored((4, 16), offset=1)},
-    "another type": {"data_type": UINT4},
-    "another shape": {"shape": (4, 2, 4)},
-    "other lines": {"lines": 2},
-    "other bits": {"bits": 2},
-    "lines of other bytes": {"line_bytes": 9},
-}
+    "other bytes": {"source": stored(UINT4, (4, 16), seed=1)},
+    "the same bytes elsewhere": {"source": stored(UINT4, (4, 16), offset=1)},
+    "another type": {"data_type": UINT4}, "another shape": {"shape": (4, 2, 4)}, "other lines": {"lines": 2},
+    "other bits": {"bits": 2}, "lines of other bytes": {"line_bytes": 9},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx.parser import parse_graph
 
 from conformance.patterns.catalogue import PATTERNS
 from conformance.patterns.pattern import Pattern
@@ -21,21 +23,20 @@ Dims = list[int | str | None]
 
 def check(model: onnx.ModelProto) -> int:
     """Compare every shape that is followed; how many values of the model's nodes those are."""
-    scope = model_scope(model)
-    followed = followed_shapes(model.graph, scope.constant)
+    followed = followed_shapes(model.graph, model_scope(model).constant)
     inferred = stated_shapes(shape_inference.infer_shapes(model).graph)
-    produced = {name for node in model.graph.node for name in node.output}
-    for name in produced & followed.keys():
-        assert followed[name] == inferred[name], name
-    return len(produced & followed.keys())
+    produced = {name for node in model.graph.node for name in node.output} & followed.keys()
+    assert {name: followed[name] for name in produced} == {name: inferred[name] for name in produced}
+    return len(produced)
 
 
-def graph(nodes: list[onnx.NodeProto], inputs: dict[str, Dims], constants: dict[str, Any], output: str) -> onnx.ModelProto:
+def graph(nodes: Sequence[onnx.NodeProto], inputs: dict[str, Dims], constants: dict[str, Any]) -> onnx.ModelProto:
+    """A model that gives the first output of its last node."""
     proto = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()],
-        [helper.make_empty_tensor_value_info(output)],
+        [helper.make_empty_tensor_value_info(nodes[-1].output[0])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     return helper.make_model(proto, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
@@ -52,13 +53,9 @@ dims = st.lists(st.sampled_from([1, 2, 3, "a", "b", None]), min_size=1, max_size
 @given(left=dims, right=dims, op=st.sampled_from(["Add", "Mul", "Where"]))
 @settings(max_examples=300, deadline=None)
 def test_broadcasting(left: Dims, right: Dims, op: str) -> None:
-    inputs = {"x": left, "z": right}
-    names = ["x", "z"]
-    if op == "Where":
-        names = ["c", *names]
-        inputs["c"] = [1]
-    model = graph([helper.make_node(op, names, ["y"])], inputs, {}, "y")
-    model.graph.input[-1].type.tensor_type.elem_type = TensorProto.BOOL if op == "Where" else TensorProto.FLOAT
+    names = ["c", "x", "z"] if op == "Where" else ["x", "z"]
+    model = graph([helper.make_node(op, names, ["y"])], {"x": left, "z": right, "c": [1]}, {})
+    model.graph.input[-1].type.tensor_type.elem_type = TensorProto.BOOL
     if compatible(left, right):
         check(model)
 
@@ -77,32 +74,31 @@ def test_chains_of_views(shape: Dims, data: st.DataObject) -> None:
     rank, value = len(shape), "x"
     for step in range(data.draw(st.integers(1, 4))):
         kind = data.draw(st.sampled_from(["Transpose", "Unsqueeze", "Reshape", "Relu", "Slice", "Concat", "Softmax"]))
-        output, inputs = f"v{step}", [value]
+        constant, inputs = f"c{step}", [value]
         attributes: dict[str, Any] = {}
         if kind == "Transpose":
             attributes["perm"] = data.draw(st.permutations(range(rank)))
         elif kind == "Unsqueeze":
-            constants[f"c{step}"] = np.array([data.draw(st.integers(-rank - 1, rank))], np.int64)
-            inputs.append(f"c{step}")
+            constants[constant] = [data.draw(st.integers(-rank - 1, rank))]
+            inputs.append(constant)
             rank += 1
         elif kind == "Reshape":
-            target = [0] * rank
+            constants[constant] = [0] * rank
+            inputs.append(constant)
             if data.draw(st.booleans()):
-                target[data.draw(st.integers(0, rank - 1))] = -1
-            constants[f"c{step}"] = np.array(target, np.int64)
-            inputs.append(f"c{step}")
+                constants[constant][data.draw(st.integers(0, rank - 1))] = -1
         elif kind == "Slice":
             nodes.append(helper.make_node("Shape", ["x"], [f"ends{step}"], start=0, end=1))
-            constants[f"c{step}"] = np.array([0], np.int64)
-            inputs += [f"c{step}", f"ends{step}", f"c{step}"]
+            constants[constant] = [0]
+            inputs += [constant, f"ends{step}", constant]
         elif kind == "Concat":
             inputs.append(value)
             attributes["axis"] = data.draw(st.integers(-rank, rank - 1))
         elif kind == "Softmax":
             attributes["axis"] = -1
-        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        value = output
-    assert check(graph(nodes, {"x": shape}, constants, value)) >= 0
+        value = f"v{step}"
+        nodes.append(helper.make_node(kind, inputs, [value], **attributes))
+    check(graph(nodes, {"x": shape}, constants))
 
 
 @given(
@@ -113,20 +109,12 @@ def test_chains_of_views(shape: Dims, data: st.DataObject) -> None:
 )
 @settings(max_examples=100, deadline=None)
 def test_products_and_gathers(batch: Dims, m: int | str | None, k: int, n: int) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["product"]),
-        helper.make_node("LayerNormalization", ["product", "scale"], ["normal"]),
-        helper.make_node("Shape", ["normal"], ["rank"]),
-        helper.make_node("Gather", ["w", "indices"], ["rows"], axis=0),
-        helper.make_node("Gather", ["w", "indices"], ["columns"], axis=-1),
-        helper.make_node("Gemm", ["w", "w"], ["gemm"], transA=1),
-    ]
-    constants = {
-        "w": np.zeros((k, n), np.float32),
-        "scale": np.ones(n, np.float32),
-        "indices": np.zeros((2, 1), np.int64),
-    }
-    assert check(graph(nodes, {"x": [*batch, m, k]}, constants, "normal")) == len(nodes)
+    drawn = parse_graph("""g () => () {
+        product = MatMul (x, w)  normal = LayerNormalization (product, scale)  rank = Shape (normal)
+        rows = Gather <axis = 0> (w, indices)  columns = Gather <axis = -1> (w, indices)  gemm = Gemm <transA = 1> (w, w)
+    }""")
+    constants = {"w": np.zeros((k, n), np.float32), "scale": np.ones(n, np.float32), "indices": np.zeros((2, 1), np.int64)}
+    assert check(graph(drawn.node, {"x": [*batch, m, k]}, constants)) == len(drawn.node)
 
 
 def test_what_an_input_says_counts_where_it_is_an_output_too() -> None:

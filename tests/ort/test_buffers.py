@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
+from onnx.parser import parse_model
 
+from ort_qdq_plugin.memory.buffer import PackedBuffer
 from ort_qdq_plugin.memory.external_data import ExternalData
-from ort_qdq_plugin.model.messages import refer
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.ort import buffers
 from ort_qdq_plugin.ort.buffers import borrow, by_path, keep_until_destroyed, trimming
 from ort_qdq_plugin.ort.keys import config_entry
 from tests.memory.test_buffer import make_buffer
-from tests.support import CPU, mapped, quiet
+from tests.support import CPU, mapped, quiet, with_entries
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 PARALLEL_KEY = "session.prepack.enable_parallel"
@@ -34,26 +35,28 @@ COUNT = 2048
 
 def adding(location: str, offset: int = 0) -> bytes:
     """y = x + w, with w where it is said."""
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[COUNT])
-    refer(tensor, location, offset, COUNT * 4)
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [COUNT]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [tensor])
-    return bytes(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)]).SerializeToString())
+    data = f'"location": "{location}", "offset": "{offset}", "length": "{COUNT * 4}"'
+    graph = f"g (float[{COUNT}] x) => (float[{COUNT}] y) <float[{COUNT}] w = [{data}]> {{ y = Add (x, w) }}"
+    return bytes(parse_model(f'<ir_version: 10, opset_import: ["": 21]> {graph}').SerializeToString())
 
 
 def plus(session: ort.InferenceSession) -> float:
     return float(session.run(None, {"x": np.zeros(COUNT, np.float32)})[0][7])
 
 
+def borrowing(buffer: PackedBuffer, offset: int) -> tuple[ort.InferenceSession, ExternalData]:
+    """A session that adds what is at an offset of the buffer."""
+    places, options = ExternalData(False, [buffer]), quiet()
+    (location,) = places.buffers
+    borrow(options, places.buffers)
+    return ort.InferenceSession(adding(location, offset), options, providers=CPU), places
+
+
 def test_borrowed_means_in_place() -> None:
     """A write to the buffer after the load shows in the result."""
     buffer = make_buffer(COUNT * 4 + 64, "file", None)
     buffer.array[64:].view(np.float32)[:] = 5.0
-    places = ExternalData(False, [buffer])
-    (location,) = places.buffers
-    options = quiet()
-    borrow(options, places.buffers)
-    session = ort.InferenceSession(adding(location, 64), options, providers=CPU)
+    session, _ = borrowing(buffer, 64)
     assert plus(session) == 5.0
     buffer.array[64:].view(np.float32)[:] = 6.0
     assert plus(session) == 6.0
@@ -62,23 +65,19 @@ def test_borrowed_means_in_place() -> None:
     del session
 
 
-def test_borrowing_keeps_what_the_caller_said_of_pre_packing() -> None:
-    for said in (None, "0", "1"):
-        options = quiet()
-        if said is not None:
-            options.add_session_config_entry(PARALLEL_KEY, said)
-        borrow(options, {})
-        assert config_entry(options, PARALLEL_KEY) == (said or "1")
+@pytest.mark.parametrize("said", [None, "0", "1"])
+def test_borrowing_keeps_what_the_caller_said_of_pre_packing(said: str | None) -> None:
+    options = with_entries({} if said is None else {PARALLEL_KEY: said})
+    borrow(options, {})
+    assert config_entry(options, PARALLEL_KEY) == (said or "1")
 
 
 def test_places_by_path(tmp_path: Path) -> None:
     (tmp_path / "w.data").write_bytes(np.full(COUNT, 3, np.float32).tobytes())
-    source = FileSource(str(tmp_path / "w.data"))
-    places = ExternalData(True, [])
+    source, places, options = FileSource(str(tmp_path / "w.data")), ExternalData(True, []), quiet()
     proto = TensorProto(name="w", data_type=1)
     places.put(proto, StoredTensor("w", TensorProto.FLOAT, (COUNT,), source, 0, COUNT * 4))
     assert not places.buffers
-    options = quiet()
     with by_path(options):
         session = ort.InferenceSession(adding(proto.external_data[0].value), options, providers=CPU)
     assert plus(session) == 3.0
@@ -86,9 +85,7 @@ def test_places_by_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("before", [{}, {FOLDER_KEY: "/tmp", PARALLEL_KEY: "0"}, {PARALLEL_KEY: "1"}])
 def test_by_path_puts_everything_back(before: dict[str, str]) -> None:
-    options = quiet()
-    for key, value in before.items():
-        options.add_session_config_entry(key, value)
+    options = with_entries(before)
     with suppress(KeyboardInterrupt), by_path(options):
         assert config_entry(options, FOLDER_KEY) == "/"
         assert config_entry(options, PARALLEL_KEY) == before.get(PARALLEL_KEY, "1")
@@ -110,9 +107,8 @@ def test_trimming_changes_no_byte() -> None:
 
 def test_trimming_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "_TRIM_BYTES", 1 << 20)
-    buffer = make_buffer(1 << 20, "file", None)
     before = threading.active_count()
-    with suppress(KeyboardInterrupt), trimming([buffer.mapping]):
+    with suppress(KeyboardInterrupt), trimming([make_buffer(1 << 20, "file", None).mapping]):
         assert threading.active_count() == before + 1
         raise KeyboardInterrupt
     assert threading.active_count() == before
@@ -129,11 +125,7 @@ def test_trimming_drops_pages_from_the_process(tmp_path: Path) -> None:
 
 def test_buffers_are_kept_until_the_native_session_is_gone(tmp_path: Path) -> None:
     buffer = make_buffer(COUNT * 4, "file", str(tmp_path))
-    places = ExternalData(False, [buffer])
-    (location,) = places.buffers
-    options = quiet()
-    borrow(options, places.buffers)
-    session = ort.InferenceSession(adding(location), options, providers=CPU)
+    session, places = borrowing(buffer, 0)
     gone = weakref.ref(buffer.mapping)
     keep_until_destroyed(session._sess, tuple(places.buffers.values()))
     del buffer, places

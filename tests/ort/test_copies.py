@@ -15,29 +15,37 @@ from ort_qdq_plugin.ort.keys import config_entry
 from tests.support import added_provider, quiet
 
 
-def test_a_private_copy_says_what_the_original_does() -> None:
+def test_a_private_copy_says_what_the_original_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves no profile behind."""
+    monkeypatch.chdir(tmp_path)
     options = quiet()
     options.add_session_config_entry("session.some", "value")
     options.add_free_dimension_override_by_name("m", 3)
     options.intra_op_num_threads = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena, options.enable_profiling = False, True
     options.logid = "mine"
     copy = private_options(options)
     assert copy.get_session_config_entry("session.some") == "value"
-    for name in ("intra_op_num_threads", "graph_optimization_level", "enable_cpu_mem_arena", "logid", "log_severity_level"):
+    for name in ("intra_op_num_threads", "graph_optimization_level", "enable_cpu_mem_arena", "enable_profiling", "logid"):
         assert getattr(copy, name) == getattr(options, name)
+    assert copy.log_severity_level == options.log_severity_level
     copy.add_session_config_entry("session.other", "value")
     assert config_entry(options, "session.other") is None
     copy.intra_op_num_threads = 1
     assert options.intra_op_num_threads == 3
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_private_copy_leaves_no_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_added_providers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a session would leave files, none is asked."""
+    assert added_providers(added_provider()) == ("CPUExecutionProvider",)
     monkeypatch.chdir(tmp_path)
-    options = quiet()
+    options = added_provider()
     options.enable_profiling = True
-    assert private_options(options).enable_profiling
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    with pytest.raises(LeaveToStock, match="cannot be listed while the session profiles"):
+        added_providers(options)
     assert not list(tmp_path.iterdir())
 
 
@@ -61,17 +69,3 @@ def test_what_a_copy_loses() -> None:
     function.node.append(helper.make_node("g", [], [], domain="test.library"))
     model.functions.append(function)
     assert loses(quiet())
-
-
-def test_added_providers() -> None:
-    assert added_providers(added_provider()) == ("CPUExecutionProvider",)
-
-
-def test_asking_for_added_providers_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = added_provider()
-    options.enable_profiling = True
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    with pytest.raises(LeaveToStock, match="cannot be listed while the session profiles"):
-        added_providers(options)
-    assert not list(tmp_path.iterdir())

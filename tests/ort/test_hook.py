@@ -10,19 +10,14 @@ import onnxruntime as ort
 import pytest
 
 from ort_qdq_plugin import activate, deactivate, report_of
-from ort_qdq_plugin.ort.hook import (
-    CreateCall,
-    available_providers,
-    constructor_arguments,
-    create_stock,
-    native_session,
-    set_reported_options,
-    substituted,
-)
+from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 from tests.support import CPU, quiet, result, stack, stock
 
-ASKED = CreateCall(CPU, None, None)
+
+@pytest.fixture
+def session() -> ort.InferenceSession:
+    return stock(model())
 
 
 def model(seed: str = "stack") -> bytes:
@@ -35,34 +30,29 @@ class Asking(ort.InferenceSession):  # type: ignore[misc]  # onnxruntime is unty
     stands_in: tuple[bytes | str, ort.SessionOptions] | None = None
 
     def _create_inference_session(self, *asked: Any) -> None:
-        self.before = constructor_arguments(self)
+        self.before = hook.constructor_arguments(self)
         if self.stands_in is None:
-            create_stock(self, CreateCall(*asked))
+            hook.create_stock(self, hook.CreateCall(*asked))
             return
-        with substituted(self, *self.stands_in):
-            self.meanwhile = constructor_arguments(self)
-            create_stock(self, CreateCall(*asked))
-        self.after = constructor_arguments(self)
+        with hook.substituted(self, *self.stands_in):
+            self.meanwhile = hook.constructor_arguments(self)
+            hook.create_stock(self, hook.CreateCall(*asked))
+        self.after = hook.constructor_arguments(self)
 
 
-def test_a_model_given_as_a_path(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
+def test_a_model_given_as_a_path_or_as_bytes(tmp_path: Path) -> None:
+    path, options = tmp_path / "model.onnx", quiet()
     path.write_bytes(model())
-    options = quiet()
     for given in (str(path), path):
         assert Asking(given, options, CPU).before == (str(path), options)
-
-
-def test_a_model_given_as_bytes() -> None:
     assert Asking(model(), providers=CPU).before == (model(), None)
 
 
 @pytest.mark.parametrize("as_path", [False, True])
 def test_standing_in(tmp_path: Path, as_path: bool) -> None:
     """The native session is that of the other model; what was asked for stays what it is."""
-    given, other, options = model(), model("another"), quiet()
+    given, other, options, other_options = model(), model("another"), quiet(), quiet()
     (tmp_path / "other.onnx").write_bytes(other)
-    other_options = quiet()
     other_options.logid = "other"
 
     class StoodInFor(Asking):
@@ -73,40 +63,36 @@ def test_standing_in(tmp_path: Path, as_path: bool) -> None:
     assert session.meanwhile == StoodInFor.stands_in
     np.testing.assert_array_equal(result(session), result(stock(other)))
     assert not np.array_equal(result(session), result(stock(given)))
-    assert native_session(session).session_options.logid == "other"
+    assert hook.native_session(session).session_options.logid == "other"
 
 
-def test_standing_in_ends_with_an_error() -> None:
-    session = stock(model())
-    before = constructor_arguments(session)
-    with pytest.raises(KeyboardInterrupt), substituted(session, b"no model", None):
+def test_standing_in_ends_with_an_error(session: ort.InferenceSession) -> None:
+    before = hook.constructor_arguments(session)
+    with pytest.raises(KeyboardInterrupt), hook.substituted(session, b"no model", None):
         raise KeyboardInterrupt
-    assert constructor_arguments(session) == before
+    assert hook.constructor_arguments(session) == before
 
 
-def test_the_stock_session_is_stock_where_the_package_is_activated() -> None:
-    session = stock(model())
+def test_the_stock_session_is_stock_where_the_package_is_activated(session: ort.InferenceSession) -> None:
     activate()
     try:
-        create_stock(session, ASKED)
+        hook.create_stock(session, hook.CreateCall(CPU, None, None))
     finally:
         deactivate()
     assert report_of(session) is None
     np.testing.assert_array_equal(result(session), result(stock(model())))
 
 
-def test_what_options_are_said_to_be() -> None:
-    session = stock(model())
+def test_what_options_are_said_to_be(session: ort.InferenceSession) -> None:
     options = quiet()
-    set_reported_options(session, options)
+    hook.set_reported_options(session, options)
     assert session.get_session_options() is options
 
 
-def test_the_native_session_is_what_runs() -> None:
-    session = stock(model())
-    assert [output.name for output in native_session(session).outputs_meta] == ["y"]
+def test_the_native_session_is_what_runs(session: ort.InferenceSession) -> None:
+    assert [output.name for output in hook.native_session(session).outputs_meta] == ["y"]
     assert callable(getattr(ort.InferenceSession, CREATE_METHOD))
 
 
 def test_providers_of_this_build() -> None:
-    assert available_providers() == tuple(ort.get_available_providers())
+    assert hook.available_providers() == tuple(ort.get_available_providers())

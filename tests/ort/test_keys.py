@@ -5,18 +5,14 @@ from __future__ import annotations
 import pytest
 
 from ort_qdq_plugin.ort.keys import config_entry, options_are_in_models
-from tests.support import with_entry
+from tests.support import with_entries
 
 
 @pytest.mark.parametrize("value", ["", "0", "a value"])
 def test_an_entry_that_is_set(value: str) -> None:
-    options = with_entry("some.key", value)
+    options = with_entries({"some.key": value})
     assert config_entry(options, "some.key") == value
-    assert config_entry(options, "some.other.key") is None
-
-
-def test_without_options_nothing_is_set() -> None:
-    assert config_entry(None, "some.key") is None
+    assert config_entry(options, "some.other.key") is config_entry(None, "some.key") is None
 
 
 @pytest.mark.parametrize(("value", "told"), [("1", True), ("0", False), ("", False), ("true", False), (None, False)])

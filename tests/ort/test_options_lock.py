@@ -20,7 +20,10 @@ LONG = 30.0
 SHORT = 0.1
 
 
-def enters(block: Callable[[ort.SessionOptions], AbstractContextManager[object]], options: ort.SessionOptions) -> bool:
+Block = Callable[[ort.SessionOptions], AbstractContextManager[object]]
+
+
+def enters(block: Block, options: ort.SessionOptions) -> bool:
     """Whether another thread can be in the block within a short time; it is waited for afterwards by nobody."""
     entered = threading.Event()
 
@@ -32,25 +35,20 @@ def enters(block: Callable[[ort.SessionOptions], AbstractContextManager[object]]
     return entered.wait(SHORT)
 
 
-def test_many_read() -> None:
+@pytest.mark.parametrize("held", [reading, changing])
+@pytest.mark.parametrize("asked", [reading, changing])
+def test_only_many_readers_are_not_alone(held: Block, asked: Block) -> None:
     options = ort.SessionOptions()
-    with reading(options), reading(options):
-        assert enters(reading, options)
-
-
-def test_who_changes_is_alone() -> None:
-    options = ort.SessionOptions()
-    with changing(options):
-        assert not enters(reading, options)
-        assert not enters(changing, options)
+    with held(options):
+        assert enters(asked, options) == (held is asked is reading)
     assert enters(changing, options)
 
 
-def test_nobody_changes_what_is_read() -> None:
+def test_nobody_changes_what_one_of_two_still_reads() -> None:
     options = ort.SessionOptions()
     with reading(options):
         with reading(options):
-            pass
+            assert enters(reading, options)
         assert not enters(changing, options)
     assert enters(changing, options)
 
@@ -63,7 +61,7 @@ def test_others_are_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("block", [reading, changing])
-def test_an_error_ends_it(block: Callable[[ort.SessionOptions], AbstractContextManager[object]]) -> None:
+def test_an_error_ends_it(block: Block) -> None:
     options = ort.SessionOptions()
     with suppress(KeyboardInterrupt), block(options):
         raise KeyboardInterrupt
@@ -145,12 +143,6 @@ assert options.get_session_config_entry("key") == "before"
 """
 
 
-@pytest.mark.parametrize("block", ["changing", "reading"])
-def test_a_child_is_not_kept_waiting_by_threads_that_it_lacks(block: str) -> None:
-    done = python(FORKS.replace("BLOCK", block), timeout=LONG)
-    assert done.returncode == 0, done.stderr
-
-
 OWN = """
 import os
 import onnxruntime as ort
@@ -169,6 +161,11 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 
 
-def test_what_the_forking_thread_changes_stays_changed_in_the_child() -> None:
-    done = python(OWN, timeout=LONG)
+@pytest.mark.parametrize(
+    "code",
+    [*(FORKS.replace("BLOCK", block) for block in ("changing", "reading")), OWN],
+    ids=["others change", "others read", "the forking thread changes"],
+)
+def test_a_child_neither_waits_for_threads_that_it_lacks_nor_undoes_what_is_not_over(code: str) -> None:
+    done = python(code, timeout=LONG)
     assert done.returncode == 0, done.stderr

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx import TensorProto
 
-from ort_qdq_plugin.model.operands import Operand, Order
+from conformance.drawing.elements import TYPES
+from ort_qdq_plugin.model.operands import Conversion, Operand, Order
+from ort_qdq_plugin.model.sources import MemorySource
+from ort_qdq_plugin.model.tensors import StoredTensor
 
 Array = NDArray[Any]
 
-__all__ = ["elements_of", "operand_lines", "packed_rows", "raw_bytes", "unsigned"]
+__all__ = ["BITS", "Array", "elements_of", "operand_lines", "operands", "packed_lines", "packed_rows", "raw_bytes", "stored"]
+
+FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+WHOLE: dict[int, int] = {TYPES[f"{sign}int{bits}"]: bits for sign in ("", "u") for bits in (2, 4, 8)}
+BITS: dict[int, int] = {**WHOLE, FLOAT: 32, FLOAT16: 16, BFLOAT16: 16}
+"""TensorProto.DataType -> bits of an element, of the types that are packed."""
 
 
 def raw_bytes(elements: Array, bits: int, dirty: bool = False) -> bytes:
@@ -29,11 +40,6 @@ def elements_of(raw: bytes, bits: int, count: int) -> Array:
     return elements
 
 
-def unsigned(elements: Array, bits: int, signed: bool) -> Array:
-    """As MatMulNBits stores them: two's complement moved up by half its range."""
-    return elements + (1 << bits - 1) if signed else elements
-
-
 def packed_rows(rows: Array, bits: int, row_bytes: int) -> Array:
     """Rows of unsigned elements, each packed from the low bits up into `row_bytes` bytes, zeros behind."""
     lines, length = rows.shape
@@ -43,8 +49,23 @@ def packed_rows(rows: Array, bits: int, row_bytes: int) -> Array:
     return np.packbits(padded, axis=1, bitorder="little")
 
 
+def stored(
+    data_type: int, shape: tuple[int, ...], name: str = "t", *, seed: int = 0, offset: int = 0, dirty: bool = False
+) -> StoredTensor:
+    """Random elements at `offset` of some memory; those of floating-point types are small and positive."""
+    rng, bits, count = np.random.default_rng(seed), BITS[data_type], math.prod(shape)
+    if data_type in WHOLE:
+        elements = rng.integers(0, 1 << bits, count)
+    elif data_type == FLOAT16:
+        elements = rng.uniform(0.001, 2.0, count).astype(np.float16).view(np.uint16)
+    else:
+        elements = rng.uniform(0.001, 2.0, count).astype(np.float32).view(np.uint32) >> 32 - bits
+    raw = raw_bytes(elements, bits, dirty)
+    return StoredTensor(name, data_type, shape, MemorySource(b"\xa5" * offset + raw + b"\xa5" * 3), offset, len(raw))
+
+
 def operand_lines(operand: Operand) -> Array:
-    """The elements of each line of an operand that is made of unconverted elements, as its description says."""
+    """The elements of each line of an operand, before they are converted, as its description says."""
     assert operand.source is not None
     flat = elements_of(operand.source.read().tobytes(), operand.bits, operand.source.elements)
     if operand.order is Order.SPREAD:
@@ -56,3 +77,49 @@ def operand_lines(operand: Operand) -> Array:
     if operand.order is not Order.SPREAD:
         rows = np.repeat(rows, operand.repeat, axis=1)[:, : operand.length]
     return rows ^ (1 << operand.bits - 1) if operand.flip else rows
+
+
+def converted(bits: Array, conversion: Conversion) -> Array:
+    """Bits of floating-point numbers of one type -> those of the numbers times a factor, of another one."""
+    as_float = (bits << 16 if conversion.source == BFLOAT16 else bits).astype(f"u{2 if conversion.source == FLOAT16 else 4}")
+    numbers = as_float.view(f"f{as_float.itemsize}").astype(np.float32) * np.float32(conversion.factor)
+    size = BITS[conversion.target] // 8
+    result: Array = numbers.astype(f"f{size}").view(f"u{size}").astype(np.int64)
+    return result
+
+
+def packed_lines(operand: Operand) -> Array:
+    """All bytes of an operand, uint8 [lines, line_bytes]."""
+    if operand.source is None:
+        return np.zeros((operand.lines, operand.line_bytes), np.uint8)
+    lines, bits = operand_lines(operand), operand.bits
+    if operand.conversion is not None:
+        lines, bits = converted(lines, operand.conversion), BITS[operand.conversion.target]
+    return packed_rows(lines, bits, operand.line_bytes)
+
+
+CONVERSIONS: dict[int, list[Conversion | None]] = {
+    FLOAT: [None, Conversion(FLOAT, FLOAT16, 1.0), Conversion(FLOAT, FLOAT, 0.37)],
+    FLOAT16: [None, Conversion(FLOAT16, FLOAT, 1.0), Conversion(FLOAT16, FLOAT16, 3.0)],
+    BFLOAT16: [None, Conversion(BFLOAT16, FLOAT, 1.0), Conversion(BFLOAT16, FLOAT16, 1.0)],
+}
+
+
+@st.composite
+def operands(draw: st.DrawFn, sizes: st.SearchStrategy[int], offsets: st.SearchStrategy[int], dirty: bool) -> Operand:
+    """Elements of any type, stored in any way, and what an operand may say of them."""
+    data_type, order = draw(st.sampled_from([*BITS])), draw(st.sampled_from(Order))
+    lines, length = draw(sizes), draw(sizes)
+    repeat = 1 if order is Order.SPREAD else draw(st.sampled_from([1, 1, 2, 4]))
+    of_line = -(-length // repeat)
+    spread = (lines,) if draw(st.booleans()) else ()
+    shape = {Order.ROWS: (lines, of_line), Order.TRANSPOSED: (of_line, lines), Order.SPREAD: spread}[order]
+    conversion = draw(st.sampled_from(CONVERSIONS.get(data_type, [None])))
+    target = data_type if conversion is None else conversion.target
+    line_bytes = -(-length * BITS[target] // 8) + draw(st.sampled_from([0, 0, 1, 16]))
+    source = stored(data_type, shape, seed=draw(st.integers(0, 99)), offset=draw(offsets), dirty=dirty)
+    flip = data_type in WHOLE and draw(st.booleans())
+    return Operand(
+        TensorProto.UINT8, (lines * line_bytes,), lines, length, line_bytes, source, order, BITS[data_type], flip, repeat,
+        conversion,
+    )  # fmt: skip

@@ -73,11 +73,6 @@ def test_every_operand_has_room_of_its_own(groups: list[list[Operand]], segments
     check(plan_layout(groups, segments), groups, segments)
 
 
-def test_nothing_to_pack_needs_no_buffer() -> None:
-    assert plan_layout([]) == Layout({}, (), ())
-    assert plan_layout([[as_stored(stored(100), (100,))]], 3) == Layout({}, (), ())
-
-
 def test_large_operands_start_on_a_page() -> None:
     groups = [[packed(1, 1), packed(PAGE_ALIGNED, 2), packed(1, 3), packed(PAGE_ALIGNED - 1, 4)]]
     offsets = [move.slot.offset for move in plan_layout(groups).moves]
@@ -101,25 +96,25 @@ def test_the_operands_of_a_node_go_into_one_buffer() -> None:
     assert {slot.segment for slot in layout.slots.values()} == {0, 1, 2, 3}
 
 
-def test_fewer_groups_than_buffers_fill_the_first_ones() -> None:
-    layout = plan_layout([[packed(100, 1)], [as_stored(stored(9), (9,))], [packed(50, 2)]], 5)
-    assert layout.sizes == (100, 50)
+IN_PLACE = as_stored(stored(100), (100,))
+PLANS: dict[str, tuple[list[list[Operand]], int, tuple[int, ...]]] = {
+    "nothing": ([], 1, ()),
+    "nothing to pack": ([[IN_PLACE]], 3, ()),
+    "fewer groups than buffers": ([[packed(100, 1)], [IN_PLACE], [packed(50, 2)]], 5, (100, 50)),
+    "the same of the same bytes": ([[packed(100, 1)], [packed(100, 1), packed(60, 2)]], 1, (128 + 60,)),
+    "another of the same bytes": ([[packed(100, 1), packed(100, 1)._replace(repeat=2)]], 1, (128 + 100,)),
+    "zeros share one run behind the rest": (
+        [[zeros(UINT8, 10), packed(100, 1)], [zeros(UINT8, 500)], [packed(70, 2)]], 1, (128 + 128 + 500,),
+    ),
+}  # fmt: skip
 
 
-def test_the_same_of_the_same_bytes_is_moved_once() -> None:
-    layout = plan_layout([[packed(100, 1)], [packed(100, 1), packed(100, 2)]], 2)
-    assert len(layout.moves) == 2
-    again = packed(100, 1)._replace(repeat=2)
-    assert len(plan_layout([[packed(100, 1), again]]).moves) == 2
-
-
-def test_all_zeros_share_one_run_behind_the_rest() -> None:
-    groups = [[zeros(UINT8, 10), packed(100, 1)], [zeros(UINT8, 500)], [packed(70, 2)]]
-    layout = plan_layout(groups, 1)
-    behind = Slot(0, 256)
-    assert [layout.slots[zeros(UINT8, nbytes).key] for nbytes in (10, 500)] == [behind, behind]
-    assert layout.sizes == (256 + 500,)
-    assert len(layout.moves) == 2
+@pytest.mark.parametrize("name", PLANS)
+def test_how_large_buffers_are(name: str) -> None:
+    groups, segments, wanted = PLANS[name]
+    layout = plan_layout(groups, segments)
+    assert layout.sizes == wanted
+    check(layout, groups, segments)
 
 
 def test_a_copy_is_moved_byte_by_byte() -> None:

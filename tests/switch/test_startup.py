@@ -16,62 +16,65 @@ from tests.support import CPU, ROOT, linear, save
 START_FILE = ROOT / "ort_qdq_plugin" / "switch" / "ort_qdq_plugin.pth"
 
 
-def child(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run code behind the line that every start of an interpreter runs where the package is installed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORT_QDQ")}
-    environment |= {"PYTHONPATH": str(ROOT), **variables}
-    code = f"import sys; exec(open({str(START_FILE)!r}).read())\n{code}"
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-
-
-def test_nothing_is_imported_when_the_variable_is_unset() -> None:
-    done = child("print('ort_qdq_plugin' in sys.modules, len(sys.meta_path))")
-    plain = subprocess.run([sys.executable, "-c", "import sys; print(len(sys.meta_path))"], capture_output=True, text=True)
-    assert done.stdout.split() == ["False", plain.stdout.strip()], done.stderr
-
-
-def test_nothing_heavy_is_imported_when_it_is_set() -> None:
-    done = child("print([m for m in ('numpy', 'onnx', 'onnxruntime') if m in sys.modules])", ORT_QDQ_PLUGIN="1")
-    assert done.stdout.strip() == "[]", done.stderr
-
-
-@pytest.mark.parametrize("importing", ["import onnxruntime", "from onnxruntime import InferenceSession; import onnxruntime"])
-def test_the_variable_is_enough(importing: str, tmp_path: Path) -> None:
-    path = save(linear(Weight()), tmp_path, "file")
-    code = f"{importing}\nonnxruntime.InferenceSession({path!r}, providers={CPU!r})\nprint(onnxruntime.__spec__.loader)"
-    done = child(code, ORT_QDQ_PLUGIN="1", ORT_QDQ_PLUGIN_LOG="info")
-    assert done.returncode == 0, done.stderr
-    assert "1 fused" in done.stderr
-    assert "_Loader" not in done.stdout
-
-
-def test_the_log_goes_to_a_file(tmp_path: Path) -> None:
-    path, log = save(linear(Weight()), tmp_path, "file"), tmp_path / "log"
-    code = f"import onnxruntime\nonnxruntime.InferenceSession({path!r}, providers={CPU!r})"
-    for _ in range(2):
-        done = child(code, ORT_QDQ_PLUGIN="1", ORT_QDQ_PLUGIN_LOG_FILE=str(log))
-        assert (done.returncode, done.stderr) == (0, "")
-    assert [line.count("1 fused") for line in log.read_text().splitlines()] == [1, 1]
-
-
-def test_a_file_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
-    path = save(linear(Weight()), tmp_path, "file")
-    code = f"import onnxruntime\nonnxruntime.InferenceSession({path!r}, providers={CPU!r})\n{ACTIVE}\nprint(active())"
-    done = child(code, ORT_QDQ_PLUGIN="1", ORT_QDQ_PLUGIN_LOG_FILE=str(tmp_path / "no" / "log"))
-    assert (done.stdout, done.stderr.count("ignored"), done.stderr.count("\n")) == ("True\n", 1, 1)
-
-
-@pytest.mark.parametrize("value", ["", "0", "off", "no", "2"])
-def test_other_values_wait_for_nothing(value: str) -> None:
-    done = child("print(any('ort_qdq' in str(finder) for finder in sys.meta_path))", ORT_QDQ_PLUGIN=value)
-    assert done.stdout.strip() == "False", done.stderr
-
-
 ACTIVE = """
 def active():
     import onnxruntime
     return hasattr(onnxruntime.InferenceSession._create_inference_session, "__wrapped__")
 """
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """An interpreter, with none of this package's variables but those given."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORT_QDQ")}
+    environment |= {"PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def child(code: str, variable: str | None = "1", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run code behind the line that every start of an interpreter runs where the package is installed."""
+    given = {} if variable is None else {"ORT_QDQ_PLUGIN": variable}
+    return run("-c", f"import sys; exec(open({str(START_FILE)!r}).read())\n{code}", **given, **variables)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(save(linear(Weight()), tmp_path, "file"))
+
+
+def creating(path: str, importing: str = "import onnxruntime") -> str:
+    return f"{importing}\nonnxruntime.InferenceSession({path!r}, providers={CPU!r})"
+
+
+@pytest.mark.parametrize(("value", "imported", "waits"), [
+    (None, "[]", False), ("", "[]", False), *((value, "['ort_qdq_plugin']", False) for value in ("0", "off", "no", "2")),
+    ("1", "['ort_qdq_plugin']", True),
+])  # fmt: skip
+def test_nothing_heavy_is_imported(value: str | None, imported: str, waits: bool) -> None:
+    """And nothing is waited for unless the variable says so."""
+    modules = "[name for name in ('ort_qdq_plugin', 'numpy', 'onnx', 'onnxruntime') if name in sys.modules]"
+    done = child(f"print({modules}, any('ort_qdq' in str(finder) for finder in sys.meta_path))", value)
+    assert done.stdout.strip() == f"{imported} {waits}", done.stderr
+
+
+@pytest.mark.parametrize("importing", ["import onnxruntime", "from onnxruntime import InferenceSession; import onnxruntime"])
+def test_the_variable_is_enough(importing: str, path: str) -> None:
+    done = child(f"{creating(path, importing)}\nprint(onnxruntime.__spec__.loader)", ORT_QDQ_PLUGIN_LOG="info")
+    assert done.returncode == 0, done.stderr
+    assert "1 fused" in done.stderr
+    assert "_Loader" not in done.stdout
+
+
+def test_the_log_goes_to_a_file(path: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        done = child(creating(path), ORT_QDQ_PLUGIN_LOG_FILE=str(tmp_path / "log"))
+        assert (done.returncode, done.stderr) == (0, "")
+    assert [line.count("1 fused") for line in (tmp_path / "log").read_text().splitlines()] == [1, 1]
+
+
+def test_a_file_that_cannot_be_written_is_one_warning(path: str, tmp_path: Path) -> None:
+    done = child(f"{creating(path)}\n{ACTIVE}\nprint(active())", ORT_QDQ_PLUGIN_LOG_FILE=str(tmp_path / "no" / "log"))
+    assert (done.stdout, done.stderr.count("ignored"), done.stderr.count("\n")) == ("True\n", 1, 1)
+
 
 WAYS_TO_IMPORT = {
     "a submodule first": "import onnxruntime.capi._pybind_state",
@@ -122,13 +125,7 @@ importlib.invalidate_caches()
 """,
     "through a loader that others put around ours": """
 from importlib.util import find_spec
-class Around:
-    def __init__(self, inner):
-        self.inner = inner
-    def create_module(self, spec):
-        return self.inner.create_module(spec)
-    def exec_module(self, module):
-        self.inner.exec_module(module)
+from types import SimpleNamespace
 class Finder:
     asked = False
     def find_spec(self, name, path=None, target=None):
@@ -136,7 +133,8 @@ class Finder:
             return None
         self.asked = True
         spec = find_spec(name)
-        spec.loader = Around(spec.loader)
+        inner = spec.loader
+        spec.loader = SimpleNamespace(create_module=inner.create_module, exec_module=inner.exec_module)
         return spec
 sys.meta_path.insert(0, Finder())
 """,
@@ -154,37 +152,28 @@ folder.cleanup()
 """,
     "by many threads": """
 import threading
-found, barrier = [], threading.Barrier(8)
-def work():
+from concurrent.futures import ThreadPoolExecutor
+barrier = threading.Barrier(8)
+def work(_):
     barrier.wait()
-    found.append(active())
-threads = [threading.Thread(target=work) for _ in range(8)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-assert found == [True] * 8
+    return active()
+with ThreadPoolExecutor(8) as threads:
+    assert [*threads.map(work, range(8))] == [True] * 8
 """,
     "this package first": "from ort_qdq_plugin import create_session",
     "this package's activate first": "from ort_qdq_plugin import activate",
     "this package meanwhile": """
 import importlib, threading
+from concurrent.futures import ThreadPoolExecutor
 import numpy, onnx  # which cannot stand it
 parts = ('session', 'switch.activation', 'ort.buffers', 'packing.bits')
 names = ['onnxruntime', *(f'ort_qdq_plugin.{part}' for part in parts)]
-barrier, failures = threading.Barrier(len(names)), []
+barrier = threading.Barrier(len(names))
 def work(name):
     barrier.wait()
-    try:
-        importlib.import_module(name)
-    except Exception as error:
-        failures.append(error)
-threads = [threading.Thread(target=work, args=(name,)) for name in names]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-assert not failures, failures
+    importlib.import_module(name)
+with ThreadPoolExecutor(len(names)) as threads:
+    list(threads.map(work, names))
 """,
 }
 
@@ -198,7 +187,7 @@ print(active(), *awaiting._awaited)
 import onnxruntime
 assert 'ort_qdq' not in str(onnxruntime.__loader__) + str(onnxruntime.__spec__.loader)
 """
-    done = child(code, ORT_QDQ_PLUGIN="1")
+    done = child(code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True onnxruntime_genai\n", "")
 
 
@@ -206,16 +195,14 @@ assert 'ort_qdq' not in str(onnxruntime.__loader__) + str(onnxruntime.__spec__.l
 def test_an_onnxruntime_genai_that_is_not_as_known(first: str, tmp_path: Path) -> None:
     """Its import does not fail, and what is wrong is told once."""
     (tmp_path / "onnxruntime_genai.py").write_text("here = True")
-    path = os.pathsep.join([str(ROOT), str(tmp_path)])
     code = f"{ACTIVE}{first}\nimport onnxruntime_genai\nprint(onnxruntime_genai.here, active())"
-    done = child(code, ORT_QDQ_PLUGIN="1", PYTHONPATH=path)
+    done = child(code, PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]))
     assert (done.returncode, done.stdout) == (0, "True True\n")
     assert done.stderr.count("cannot be used for onnxruntime-genai") == 1
 
 
-def test_a_session_made_first_of_all_is_ours(tmp_path: Path) -> None:
+def test_a_session_made_first_of_all_is_ours(path: str) -> None:
     """Where this package was imported while it was being activated, it must still know the stock method."""
-    path = save(linear(Weight()), tmp_path, "file")
     code = f"""
 from ort_qdq_plugin import create_session, deactivate, report_of
 import onnxruntime
@@ -224,7 +211,7 @@ deactivate()
 made += [create_session({path!r}), onnxruntime.InferenceSession({path!r})]
 print([len(report_of(session).fused) if report_of(session) else None for session in made])
 """
-    done = child(code, ORT_QDQ_PLUGIN="1")
+    done = child(code)
     assert done.stdout == "[1, 1, 1, None]\n"
     assert "cannot" not in done.stderr
 
@@ -236,7 +223,7 @@ from importlib.util import find_spec
 assert find_spec('onnxruntime') is None
 import onnxruntime
 """
-    done = child(code, ORT_QDQ_PLUGIN="1")
+    done = child(code)
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'onnxruntime'"
 
 
@@ -249,7 +236,7 @@ sys.modules['ort_qdq_plugin.switch.activation'] = None
 import onnxruntime
 print(onnxruntime.__version__)
 """
-    done = child(code, ORT_QDQ_PLUGIN="1")
+    done = child(code)
     assert done.stdout.strip() == ort.__version__
     assert [line.startswith("cannot be activated: ModuleNotFoundError") for line in done.stderr.splitlines()] == [True]
 
@@ -271,7 +258,6 @@ def test_modules_that_are_run_and_processes_that_they_start(start: str | None, t
     """The parent has not imported onnxruntime."""
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "sitecustomize.py").write_text(START_FILE.read_text())
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "ORT_QDQ_PLUGIN": "1"}
-    command = [sys.executable, "-m", "program", *([start] if start else [])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    places = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run("-m", "program", *([start] if start else []), ORT_QDQ_PLUGIN="1", PYTHONPATH=places)
     assert (done.stdout, done.stderr) == ("True\n", "")
