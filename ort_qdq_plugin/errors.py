@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ort_qdq_plugin.report import Reason
-
-from ort_qdq_plugin.report import StockReason
+from ort_qdq_plugin.report import Reason, StockReason
 
 __all__ = [
     "LeaveToStock",

@@ -69,7 +69,7 @@ class StockReason(_Sentence):
     GENAI_CUSTOM_OPS = "The configuration names a custom_ops_library, which has to be below the model's own folder."
 
     def message(self, detail: str) -> str:
-        """The sentence, with what varies behind it: a provider's name, an error's text, sizes."""
+        """The sentence, followed by what varies: a provider's name, an error's text, sizes."""
         return f"{str(self).rstrip('.')}: {detail}" if detail else str(self)
 
 

@@ -17,32 +17,20 @@ __all__ = ["Item", "inventory", "keys"]
 
 
 class Item(NamedTuple):
-    """An entry, and what is in its manifest.
-
-    Attributes:
-        stored: The entry.
-        model: The path of the model that it was made of; "" if the manifest cannot be read.
-        made: When, in seconds since the epoch; 0 if the manifest cannot be read.
-        shared: Whether it has pre-packed weights.
-        verified: Whether the content of its files was compared with the recorded digests.
-        problem: Why it cannot be used any more; "" if it can.
-    """
+    """An entry, and what is in its manifest."""
 
     stored: StoredEntry
-    model: str = ""
-    made: float = 0.0
-    shared: bool = False
-    verified: bool = False
-    problem: str = ""
+    model: str = ""  # the path of the model that it was made of; "" if the manifest cannot be read
+    made: float = 0.0  # when, in seconds since the epoch; 0 if the manifest cannot be read
+    shared: bool = False  # whether it has pre-packed weights
+    verified: bool = False  # whether the content of its files was compared with the recorded digests
+    problem: str = ""  # why it cannot be used any more; "" if it can
 
 
 def inventory(store: Store, *, verify: bool, progress: Callable[[int, int], None]) -> list[Item]:
-    """All entries, the most recently used first.
+    """All entries, the most recently used first; `verify` compares the content of all files with the recorded digests.
 
-    Args:
-        store: The directory.
-        verify: Whether to compare the content of all files with the recorded digests.
-        progress: Called with (bytes looked at, bytes to look at).
+    `progress` is called with (bytes looked at, bytes to look at).
     """
     stored = sorted(stored_entries(store), key=lambda entry: -entry.used)
     total, done, items = sum(entry.nbytes for entry in stored), 0, []

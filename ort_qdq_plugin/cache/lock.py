@@ -19,15 +19,11 @@ _POLL_SECONDS = 0.01
 def exclusive(path: str, patience: float) -> Iterator[bool]:
     """While the block runs, hold the lock on a file, which is created if it does not exist.
 
-    Args:
-        path: The file.
-        patience: Seconds to wait for other processes at most.
-
     Yields:
         Whether it is held. False: the file system has no locks.
 
     Raises:
-        TimeoutError: Another process still holds it.
+        TimeoutError: Another process still holds it after `patience` seconds.
         OSError: The file cannot be opened.
     """
     end = time.monotonic() + patience

@@ -1,6 +1,6 @@
 """The manifest of an entry of the cache: what the entry was made of, and what it consists of.
 
-It is a line with a digest and a JSON object behind it. It is written last, so that a folder without one is no entry.
+It is a line with a digest and a JSON object after it. It is written last, so that a folder without one is no entry.
 """
 
 from __future__ import annotations
@@ -56,23 +56,15 @@ class Identity(NamedTuple):
 
 
 class SourceFile(NamedTuple):
-    """A file of the model itself.
+    """A file of the model itself."""
 
-    Attributes:
-        path: Its real path.
-        identity: Of the file when the entry was made.
-        names: The paths by which the model's tensors name it. They can be links, which may lead elsewhere later.
-        location: The name under which the entry's model refers to it; "" if it does not.
-        linked: Whether the entry has it under that name.
-        digest: Of its content, in hexadecimal; "" if content is not verified.
-    """
-
-    path: str
-    identity: Identity
+    path: str  # its real path
+    identity: Identity  # of the file when the entry was made
+    # The paths by which the model's tensors name it. They can be links, which may lead elsewhere later.
     names: tuple[str, ...]
-    location: str
-    linked: bool
-    digest: str
+    location: str  # the name under which the entry's model refers to it; "" if it does not
+    linked: bool  # whether the entry has it under that name
+    digest: str  # of its content, in hexadecimal; "" if content is not verified
 
 
 class EntryFile(NamedTuple):
@@ -84,29 +76,20 @@ class EntryFile(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What an entry was made of, and what it consists of.
-
-    Attributes:
-        key: Of the entry.
-        sources: The files that it was made of; the first one is the model.
-        report: What was decided for the model.
-        boot: Identifies the start of the system at which it was made. A crash of the system can lose the content of its
-            files until they are known to be on disk.
-        files: The files that it consists of, without the manifest itself and links of sources. (): the model is left to
-            stock ONNX Runtime.
-        extensions: Whether the model has operators of onnxruntime-extensions.
-        foreign: Domains of operators that only a custom-op library can have.
-        prepacked_bytes: Of the pre-packed weights that it has.
-    """
+    """What an entry was made of, and what it consists of."""
 
     key: str
-    sources: tuple[SourceFile, ...]
-    report: Report
+    sources: tuple[SourceFile, ...]  # the files that it was made of; the first one is the model
+    report: Report  # what was decided for the model
+    # Identifies the start of the system at which it was made. A crash of the system can lose the content of its files until
+    # they are known to be on disk.
     boot: str
+    # The files that it consists of, without the manifest itself and links of sources. (): the model is left to stock ONNX
+    # Runtime.
     files: tuple[EntryFile, ...] = ()
-    extensions: bool = False
-    foreign: tuple[str, ...] = ()
-    prepacked_bytes: int = 0
+    extensions: bool = False  # whether the model has operators of onnxruntime-extensions
+    foreign: tuple[str, ...] = ()  # domains of operators that only a custom-op library can have
+    prepacked_bytes: int = 0  # of the pre-packed weights that it has
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored."""

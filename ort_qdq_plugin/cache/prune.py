@@ -19,19 +19,12 @@ _BLOCK_BYTES = 512  # what st_blocks counts
 
 
 class StoredEntry(NamedTuple):
-    """An entry on the disk.
-
-    Attributes:
-        key: Its name.
-        nbytes: Its size on the disk; links of the model's own files count as well.
-        used: When it was used last, in seconds since the epoch.
-        hits: How many loads found it.
-    """
+    """An entry on the disk."""
 
     key: str
-    nbytes: int
-    used: float
-    hits: int
+    nbytes: int  # its size on the disk; links of the model's own files count as well
+    used: float  # when it was used last, in seconds since the epoch
+    hits: int  # how many loads found it
 
 
 def stored_entries(store: Store) -> Iterator[StoredEntry]:

@@ -16,15 +16,7 @@ from typing import NamedTuple
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.lock import exclusive
-from ort_qdq_plugin.cache.manifest import (
-    EntryFile,
-    Identity,
-    InvalidEntry,
-    Manifest,
-    SourceFile,
-    digest_of,
-    parse_manifest,
-)
+from ort_qdq_plugin.cache.manifest import EntryFile, Identity, InvalidEntry, Manifest, SourceFile, digest_of, parse_manifest
 from ort_qdq_plugin.cache.write_back import write_back
 from ort_qdq_plugin.system.platform import files, host
 
@@ -58,19 +50,12 @@ _PATIENCE = 600.0
 
 
 class Entry(NamedTuple):
-    """An entry that was checked and is ready for use.
+    """An entry that was checked and is ready for use."""
 
-    Attributes:
-        path: Its folder.
-        manifest: Its manifest.
-        files: Its files by name, open.
-        holder: Its manifest, open, which keeps the entry from being pruned as long as anything refers to it.
-    """
-
-    path: str
+    path: str  # of its folder
     manifest: Manifest
-    files: dict[str, files.File]
-    holder: files.File
+    files: dict[str, files.File]  # its files by name, open
+    holder: files.File  # its manifest, open, which keeps the entry from being pruned as long as anything refers to it
 
     def close(self) -> None:
         """Close all files but the holder."""
@@ -81,9 +66,7 @@ class Entry(NamedTuple):
 class Store:
     """The entries in one directory, which is made if it does not exist.
 
-    Args:
-        folder: The directory.
-        temporary: Whether it is removed when this process ends, so that nothing has to reach the disk.
+    Nothing in a `temporary` one has to reach the disk: it is removed when this process ends.
 
     Raises:
         OSError: It cannot be made, or is no directory.
@@ -113,9 +96,7 @@ class Store:
     def find(self, key: str, *, verify: bool) -> Entry | None:
         """The entry with this key, if there is one that can be used.
 
-        Args:
-            key: Of the entry.
-            verify: Whether to compare the content of all files, also the model's own, with the recorded digests.
+        With `verify`, the content of all files, also the model's own, is compared with the recorded digests.
         """
         try:
             entry = self.checked(key, verify=verify)
@@ -124,7 +105,7 @@ class Store:
         except (InvalidEntry, OSError) as problem:
             log.info("cache entry %s is made anew: %s", self.path_of(key), problem)
             return None
-        # Its modification time says when the entry was used last, its size how often.
+        # its modification time says when the entry was used last, its size how often.
         with contextlib.suppress(OSError), files.open_to_write(self.path_of(key) + LOCK, append=True) as lock:
             lock.write(b".")
         return entry

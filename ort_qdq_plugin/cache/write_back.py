@@ -15,13 +15,9 @@ _NAME = "ort-qdq-cache"  # of the threads
 
 
 def write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[str], None]) -> None:
-    """Start to write files back to the disk; then make an empty one that marks them as written.
+    """Start to write files of a folder back to the disk; then make an empty one, `marker`, that marks them as written.
 
-    Args:
-        path: Their folder.
-        names: Of the files.
-        marker: The name of the empty file.
-        discard: Called with the folder if a file cannot be written back.
+    `discard` is called with the folder if a file cannot be written back.
     """
     threading.Thread(target=_write_back, args=(path, names, marker, discard), name=_NAME, daemon=True).start()
 

@@ -26,8 +26,6 @@ class EntryWriter:
     """Writes the entry with one key. The caller holds its lock.
 
     Args:
-        store: Where it goes.
-        key: Of the entry.
         verify: Whether to record digests of all files.
         share: Whether to add pre-packed weights.
         self_contained: Whether it must contain all files that its model refers to. Those that cannot be linked are copied.
@@ -59,15 +57,12 @@ class EntryWriter:
         self, model: bytes, sources: Sequence[FileSource], locations: Mapping[str, str], *,
         report: Report, extensions: bool, foreign: Sequence[str],
     ) -> None:  # fmt: skip
-        """Complete the entry.
+        """Complete the entry. The other arguments are those of the manifest.
 
         Args:
             model: The rewritten model, serialized. It refers to the buffers by the names of their files.
             sources: The files of the model itself, the model file first.
             locations: Path of each of them that the rewritten model refers to -> its location there.
-            report: What was decided.
-            extensions: Whether the model has operators of onnxruntime-extensions.
-            foreign: Domains of operators that only a custom-op library can have.
 
         Raises:
             OSError: It cannot be written.

@@ -17,18 +17,7 @@ from ort_qdq_plugin.cli.machine import available_memory
 if TYPE_CHECKING:
     from ort_qdq_plugin.cli.measure import Peer, Run
 
-__all__ = [
-    "EXAMPLE",
-    "FIGURES",
-    "HELP",
-    "Figure",
-    "add_arguments",
-    "agreement",
-    "compare",
-    "run",
-    "say_peers",
-    "spread",
-]
+__all__ = ["EXAMPLE", "FIGURES", "HELP", "Figure", "add_arguments", "agreement", "compare", "run", "say_peers", "spread"]
 
 HELP = "load and run a model in several ways, and compare time, memory and outputs"
 EXAMPLE = "ort-qdq bench model.onnx --plot memory.png"
@@ -120,18 +109,9 @@ def run(given: argparse.Namespace) -> int:
 def compare(
     model: str, names: Sequence[str], runs: int, shapes: Mapping[str, tuple[int, ...]], scratch: Path
 ) -> dict[str, Peer]:
-    """Load and run a model in several ways.
+    """Load and run a model in several ways, each in this many processes. Outputs stay in the folder `scratch`.
 
-    Args:
-        model: Its path.
-        names: Of the ways.
-        runs: Processes of each.
-        shapes: Of inputs that are to have others than the model suggests.
-        scratch: A folder for what is needed on the way. Outputs stay there.
-
-    Raises:
-        UsageError: Inputs for it cannot be made up.
-        ModelError, OSError: The model cannot be opened.
+    Shapes and errors are those of `random_inputs`.
     """
     from ort_qdq_plugin.cli.measure import Peer, in_turns, job_for
 

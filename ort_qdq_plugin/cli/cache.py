@@ -86,7 +86,7 @@ def directory(given: str | None) -> str:
 
 
 def _least_used(items: Sequence[Item], max_bytes: int | None) -> set[str]:
-    """The keys of entries without which the others have at most so many bytes."""
+    """The keys of entries without which the others have at most `max_bytes`."""
     left, chosen = sum(item.stored.nbytes for item in items if not item.problem), set()
     for item in reversed(items):
         if max_bytes is not None and left > max_bytes and not item.problem:

@@ -45,13 +45,7 @@ def say_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def say_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], marked: Collection[int] = ()) -> None:
-    """Print a table.
-
-    Args:
-        columns: Its columns.
-        rows: A text for each column.
-        marked: The numbers of rows that deserve attention.
-    """
+    """Print a table. Rows whose numbers are `marked` deserve attention."""
     if not _is_rich(sys.stdout):
         widths = [max(map(len, texts)) for texts in zip([column.title for column in columns], *rows, strict=True)]
         for row in ([column.title for column in columns], *rows):
@@ -78,12 +72,8 @@ def say_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], marked: 
 def progress(title: str, *, of_bytes: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show on a terminal how far something is that takes more than a second.
 
-    Args:
-        title: What is done.
-        of_bytes: Whether it is counted in bytes.
-
     Yields:
-        What is to be called with (done, to do), by any thread.
+        A function of (done, to do), in bytes if it is `of_bytes`, for any thread to call.
     """
     if not _is_rich(sys.stderr):
         yield lambda done, total: None

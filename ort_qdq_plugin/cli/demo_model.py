@@ -19,20 +19,14 @@ _SCALE_BYTES = 4
 
 
 class Decoder(NamedTuple):
-    """How large a decoder is.
+    """How large a decoder is."""
 
-    Attributes:
-        layers: Each has four products: of queries, keys and values, of what the attention gives, of gates, and of what these
-            let through.
-        width: Of what goes from layer to layer.
-        gated: Of the part with gates.
-        vocabulary: Columns of the last product, behind all layers.
-    """
-
+    # Each has four products: of queries, keys and values, of what the attention gives, of gates, and of what these let
+    # through.
     layers: int
-    width: int
-    gated: int
-    vocabulary: int
+    width: int  # of what goes from layer to layer
+    gated: int  # of the part with gates
+    vocabulary: int  # columns of the last product, after all layers
 
     @property
     def products(self) -> Iterator[tuple[str, int, int]]:
@@ -58,18 +52,13 @@ PHI_3_MINI = Decoder(layers=32, width=3072, gated=8192, vocabulary=32064)
 def write_model(
     folder: Path, k_major: bool, decoder: Decoder = SMALL, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Path:
-    """Write a decoder's QDQ products, its weights in an external data file, K-major or N-major.
+    """Write a decoder's QDQ products into a new folder, weights in an external data file, [K, N] if `k_major`, else [N, K].
 
-    Args:
-        folder: It is made.
-        k_major: Whether weights are stored [K, N].
-        decoder: How large it is.
-        progress: Called with (bytes written, bytes to write).
-
-    Returns:
-        The path of the model.
+    `progress` is called with (bytes written, bytes to write). Returns the path of the model.
     """
     from onnx import TensorProto, helper
+
+    from ort_qdq_plugin.model.messages import refer
 
     folder.mkdir()
     nodes: list[NodeProto] = []
@@ -77,10 +66,8 @@ def write_model(
     with open(folder / "model.onnx.data", "wb") as data:
 
         def store(name: str, kind: int, shape: tuple[int, ...], content: np.ndarray) -> str:
-            tensor = TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
-            entries = {"location": Path(data.name).name, "offset": data.tell(), "length": content.nbytes}
-            for key, entry in entries.items():
-                tensor.external_data.add(key=key, value=str(entry))
+            tensor = TensorProto(name=name, data_type=kind, dims=shape)
+            refer(tensor, Path(data.name).name, data.tell(), content.nbytes)
             data.write(content.data)
             progress(data.tell(), decoder.nbytes)
             tensors.append(tensor)

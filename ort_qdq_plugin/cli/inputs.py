@@ -34,9 +34,7 @@ def random_inputs(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     If the last dimension of such a cache is open, a genai_config.json beside the model says how long it is.
     Integers are rows of the table that they look up, and 1 elsewhere, as in a mask.
 
-    Args:
-        model: Its path.
-        shapes: Of inputs that are to have other shapes.
+    `shapes` are those of inputs that get others than the model suggests.
 
     Raises:
         UsageError: A shape is for no input, or an input cannot be made up.

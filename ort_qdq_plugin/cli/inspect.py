@@ -30,31 +30,18 @@ _COLUMNS = (
 
 
 class Group(NamedTuple):
-    """Weights that are alike: a row of the table.
+    """Weights that are alike: a row of the table."""
 
-    Attributes:
-        kind: The operator type of what reads them, "" where they stay.
-        shape: [K, N], or as they are stored where they stay.
-        bits: Of an element.
-        block: Elements that share a scale; 0 if there are no blocks.
-        layout: How they are stored, "" where that cannot be said.
-        outcome: "packed", "in place", or the reason why they stay.
-        fused: Whether they are fused.
-        names: Of their DequantizeLinear nodes.
-        stored_bytes: Of all of them, each counted once.
-        bytes_per_run: That are written dequantizing all of them, on each run.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    bits: int
-    block: int
-    layout: str
-    outcome: str
+    kind: str  # the operator type of what reads them, "" where they stay
+    shape: tuple[int, ...]  # [K, N], or as they are stored where they stay
+    bits: int  # of an element
+    block: int  # elements that share a scale; 0 if there are no blocks
+    layout: str  # how they are stored, "" where that cannot be said
+    outcome: str  # "packed", "in place", or the reason why they stay
     fused: bool
-    names: tuple[str, ...] = ()
-    stored_bytes: int = 0
-    bytes_per_run: int = 0
+    names: tuple[str, ...] = ()  # of their DequantizeLinear nodes
+    stored_bytes: int = 0  # of all of them, each counted once
+    bytes_per_run: int = 0  # that are written dequantizing all of them, on each run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +67,9 @@ def run(given: argparse.Namespace) -> int:
         for number, (path, report) in enumerate(reports.items()):
             if is_folder:
                 say(f"{path}:" if not number else f"\n{path}:")
-            _say_report(report, given.unfused)
+            _say_groups(groups(() if given.unfused else report.fused, report.unfused), given.unfused)
+            _say_totals(report)
+            say(f"Verdict: {_verdict(report)}")
     return int(given.unfused and any(entry.bytes_per_run for report in reports.values() for entry in report.unfused))
 
 
@@ -89,12 +78,6 @@ def models_in(folder: str) -> list[str]:
     from ort_qdq_plugin.genai.config import model_files, read_config
 
     return [os.path.join(folder, file.filename) for file in model_files(read_config(folder))]
-
-
-def _say_report(report: Report, unfused_only: bool) -> None:
-    _say_groups(groups(() if unfused_only else report.fused, report.unfused), unfused_only)
-    _say_totals(report)
-    say(f"Verdict: {_verdict(report)}")
 
 
 def groups(fused: Iterable[FusedWeight], unfused: Iterable[UnfusedWeight]) -> list[Group]:

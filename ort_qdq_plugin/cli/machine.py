@@ -24,12 +24,7 @@ _LIMITS = {
 
 
 def make_ready(nbytes: int, files: Iterable[str | os.PathLike[str]]) -> None:
-    """Bring the machine into the state in which every load is to find it.
-
-    Args:
-        nbytes: Of the model that is loaded.
-        files: What is to be in the page cache.
-    """
+    """Bring the machine into the state that every load of a model of this size finds, with these files in the page cache."""
     settle_free_memory(_TOUCHED_PER_BYTE * nbytes)
     # Last: touching memory may have taken pages of files away.
     read_files(files)
@@ -64,7 +59,7 @@ def _groups() -> Iterator[tuple[Path, str, str]]:
 
 
 def settle_free_memory(nbytes: int) -> None:
-    """Touch so much memory once, at most half of what is free, and give it back.
+    """Touch this many bytes of memory once, at most half of what is free, and give them back.
 
     A virtual machine's host takes free memory away after a while; who touches it first then pays for that, several times the
     cost of clearing it. Done before every start, so that none finds more of it paid for by the one before.

@@ -47,14 +47,7 @@ _COMMANDS: Mapping[str, _Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out a command.
-
-    Args:
-        argv: The arguments; None for those of the process.
-
-    Returns:
-        The exit code.
-    """
+    """Carry out a command, by default that of the process's own arguments. Returns the exit code."""
     given = _parser().parse_args(argv)
     # Ends like an interrupt: temporary files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGNAL + signal.SIGTERM))

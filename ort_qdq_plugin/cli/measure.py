@@ -41,11 +41,15 @@ class Job(NamedTuple):
     files: tuple[str, ...] = ()  # what is to be in the page cache when it starts
     entries: Mapping[str, str] = {}  # configuration entries of the session's options
     threads: int = 0  # of the session; 0 for ONNX Runtime's own choice
-    runs: tuple[int, int, float] = (0, 9, 60.0)  # behind the first: at least, at most, and no more after so many seconds
+    runs: tuple[int, int, float] = (
+        0,
+        9,
+        60.0,
+    )  # after the first: at least, at most, and seconds after which none begins
     twice: bool = False  # whether the model is loaded a second time, the first session gone
     beside: tuple[Mapping[str, Any], ...] = ()  # options of further sessions, whose runs take turns with those measured
     as_bytes: bool = False  # whether the model is handed over as bytes
-    hold: bool = False  # whether the process says "ready" behind all runs, and waits for the end of its input
+    hold: bool = False  # whether the process says "ready" after all runs, and waits for the end of its input
     engine: str = ""  # a Python file whose `loader(job)` gives a Load of ``child``, for what loads the model otherwise
     package: str = _PACKAGE  # the folder that this package is imported from
 
@@ -98,16 +102,9 @@ class Peer:
 
 
 def job_for(model: str, inputs: Path, shapes: Mapping[str, tuple[int, ...]]) -> Job:
-    """The job of loading a model with stock ONNX Runtime and running it with random inputs.
+    """The job of loading a model with stock ONNX Runtime and running it with random inputs, which are written to a file.
 
-    Args:
-        model: Its path.
-        inputs: The file to write these to.
-        shapes: Of inputs that are to have others than the model suggests.
-
-    Raises:
-        UsageError: Inputs for it cannot be made up.
-        ModelError, OSError: The model cannot be opened.
+    Arguments and errors are those of `random_inputs`.
     """
     made = random_inputs(model, shapes)
     np.savez(inputs, *made.values())
@@ -115,7 +112,7 @@ def job_for(model: str, inputs: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def in_turns(peers: Mapping[str, Peer], runs: int, progress: Callable[[int, int], None]) -> None:
-    """Have every peer do its job so many times; they take turns, since a machine's speed drifts.
+    """Have every peer do its job in this many runs; they take turns, since a machine's speed drifts.
 
     One more turn comes before that, which only brings programs into the page cache. What failed is not tried again.
     """

@@ -17,15 +17,7 @@ _MB = 1e6
 
 
 def draw(peers: Mapping[str, Sequence[Run]], path: str) -> None:
-    """Draw one process of each way, that with the median time of loading.
-
-    Args:
-        peers: Their processes.
-        path: The file to write.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Draw one process of each way, that with the median time of loading; OSError if the file cannot be written."""
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     whole, private = figure.subplots(2, 1, sharex=True)
     for number, (name, runs) in enumerate(peers.items()):

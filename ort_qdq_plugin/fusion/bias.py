@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,12 +11,9 @@ from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.dequantize import is_dequantize
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT16, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope
-from ort_qdq_plugin.model.messages import attribute, is_standard, made_tensor
+from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, is_standard, made_tensor
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report import Reason
-
-if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
 
 __all__ = ["MAX_FACTOR", "Addend", "Bias", "check_bias", "following_bias", "own_bias"]
 
@@ -36,28 +33,18 @@ class Addend(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """What is added to a product, in one of two ways.
+    """What is added to a product, in one of two ways."""
 
-    Attributes:
-        own: MatMulNBits' own bias: the name of a value of shape [N], or a new constant. None: it has none.
-        addend: What a node of its own adds to the result. None: nothing.
-        add: The Add node whose constant became `own`. None: no node did.
-    """
-
+    # MatMulNBits' own bias: the name of a value of shape [N], or a new constant. None: it has none.
     own: str | TensorProto | None = None
-    addend: Addend | None = None
-    add: NodeRef | None = None
+    addend: Addend | None = None  # what a node of its own adds to the result. None: nothing
+    add: NodeRef | None = None  # the Add node whose constant became `own`. None: no node did
 
 
 def check_bias(scope: Scope, node: NodeProto, weight_on_left: bool, n: int, locate: Locate) -> None:
     """Check a Gemm's bias: one that is broken or does not fit could pass an Add unnoticed, or vanish by a beta of 0.
 
-    Args:
-        scope: The Gemm's scope.
-        node: The Gemm; other products have no bias.
-        weight_on_left: Whether the result has a row, not a column, for each of the weight's N.
-        n: The weight's N.
-        locate: Finds the bytes of constants.
+    With the weight on the left, the result has a row, not a column, for each of the weight's N. Other products have no bias.
 
     Raises:
         NotFusable: The bias is incomplete, or it does not fit the result as far as shapes are known.
@@ -124,8 +111,7 @@ def following_bias(scope: Scope, product: NodeProto, activation: str, n: int, da
 
 def _activation_size(scope: Scope, node: NodeProto, weight_on_left: bool) -> int | None:
     """What the result of a Gemm has along the axis that is not the weight's; None where that is not known."""
-    transposed = attribute(node, "transB" if weight_on_left else "transA")
-    axis = int(weight_on_left != (transposed is not None and transposed.i != 0))
+    axis = int(weight_on_left != bool(int_attribute(node, "transB" if weight_on_left else "transA")))
     shape = scope.shape(node.input[int(weight_on_left)])
     return shape[axis] if shape is not None and len(shape) == 2 else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,22 +10,12 @@ from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.view import View, view_of
 from ort_qdq_plugin.model.elements import ELEMENTS, SCALE_TYPES, WEIGHT_TYPES, top_bits
 from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.messages import attributes
+from ort_qdq_plugin.model.messages import NodeProto, int_attribute
 from ort_qdq_plugin.model.operators import role_of
 from ort_qdq_plugin.model.tensors import Locate, StoredTensor, shape_of
 from ort_qdq_plugin.report import Reason
 
-if TYPE_CHECKING:
-    from onnx import NodeProto
-
-__all__ = [
-    "Centred",
-    "Dequantized",
-    "QuantizedMatrix",
-    "has_constant_weight",
-    "is_dequantize",
-    "read_dequantize",
-]
+__all__ = ["Centred", "Dequantized", "QuantizedMatrix", "has_constant_weight", "is_dequantize", "read_dequantize"]
 
 # DequantizeLinear's default axis, in the ONNX specification since version 13 and in ONNX Runtime's contrib operators.
 _DEFAULT_AXIS = 1
@@ -39,27 +29,19 @@ class QuantizedMatrix(NamedTuple):
     """The constant operands of one dequantized product ``A[.., K] x W[K, N]``.
 
     Format facts: DequantizeLinear-21, -23 and -25 of the ONNX specification (``axis``, ``block_size``, ranks of the scales).
-
-    Attributes:
-        weight: The quantized elements, stored [K, N] if `k_major`, else [N, K].
-        scales: One for each block and column, [ceil(K/block), N] or [N, ceil(K/block)] like the weight. Without blocks there
-            are N of them, one for each column, or a single one.
-        zero_points: As many as scales, of the weight's type. None: none are needed (`centred`), or all are 0.
-        centred: All zero points are what MatMulNBits takes by itself: 2**(bits-1), once the elements are unsigned.
-        k: Rows, as the product sees the weight.
-        n: Columns.
-        k_major: Whether the weight is stored [K, N].
-        block: Elements along K that share a scale; 0 if all of a column do.
     """
 
-    weight: StoredTensor
+    weight: StoredTensor  # the quantized elements, stored [K, N] if `k_major`, else [N, K]
+    # One for each block and column, [ceil(K/block), N] or [N, ceil(K/block)] like the weight. Without blocks there are N of
+    # them, one for each column, or a single one.
     scales: StoredTensor
+    # As many as scales, of the weight's type. None: none are needed (`centred`), or all are 0.
     zero_points: StoredTensor | None
-    centred: bool
-    k: int
-    n: int
-    k_major: bool
-    block: int
+    centred: bool  # all zero points are what MatMulNBits takes by itself: 2**(bits-1), once the elements are unsigned
+    k: int  # rows, as the product sees the weight
+    n: int  # columns
+    k_major: bool  # whether the weight is stored [K, N]
+    block: int  # elements along K that share a scale; 0 if all of a column do
 
     @property
     def bits(self) -> int:
@@ -73,25 +55,16 @@ class QuantizedMatrix(NamedTuple):
 
 
 class Dequantized(NamedTuple):
-    """The operands of one DequantizeLinear.
+    """The operands of one DequantizeLinear."""
 
-    Attributes:
-        weight: The quantized tensor.
-        scales: Its scales.
-        zero_points: Its zero points, of the weight's type and the scales' shape; None if the node has none.
-        centred: Whether the zero points, given or not, are those that MatMulNBits takes by itself.
-        axis: The axis along which scales differ or blocks lie; None if there is a single scale.
-        block: Elements along the axis that share a scale; 0: every index has its own.
-        output_type: The TensorProto.DataType of the result.
-    """
-
-    weight: StoredTensor
+    weight: StoredTensor  # the quantized tensor
     scales: StoredTensor
+    # its zero points, of the weight's type and the scales' shape; None if the node has none.
     zero_points: StoredTensor | None
-    centred: bool
-    axis: int | None
-    block: int
-    output_type: int
+    centred: bool  # whether the zero points, given or not, are those that MatMulNBits takes by itself
+    axis: int | None  # the axis along which scales differ or blocks lie; None if there is a single scale
+    block: int  # elements along the axis that share a scale; 0: every index has its own
+    output_type: int  # the TensorProto.DataType of the result
 
     @property
     def bits(self) -> int:
@@ -175,18 +148,15 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
     weight, scales = protos[0], protos[1]
     if weight.data_type not in WEIGHT_TYPES:
         raise NotFusable(Reason.WEIGHT_TYPE)
-    given = attributes(node)
     if scales.data_type not in SCALE_TYPES:
         raise NotFusable(Reason.SCALE_TYPE)
-    output_type = given["output_dtype"].i if "output_dtype" in given else 0
     try:
         shapes = [shape_of(proto) for proto in protos]
     except ModelError as error:
         raise NotFusable(Reason.INVALID) from error
     if len(protos) == 3 and (protos[2].data_type != weight.data_type or shapes[2] != shapes[1]):
         raise NotFusable(Reason.INVALID)
-    axis = given["axis"].i if "axis" in given else _DEFAULT_AXIS
-    block = given["block_size"].i if "block_size" in given else 0
+    axis, block = int_attribute(node, "axis", _DEFAULT_AXIS), int_attribute(node, "block_size")
     scale_axis, block = _granularity(shapes[0], shapes[1], axis, block)
     try:
         located = [locate(proto) for proto in protos]
@@ -201,7 +171,7 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
         centred=centred,
         axis=scale_axis,
         block=block,
-        output_type=output_type or scales.data_type,
+        output_type=int_attribute(node, "output_dtype") or scales.data_type,
     )
 
 

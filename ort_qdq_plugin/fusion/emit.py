@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ort_qdq_plugin.model.elements import INT64
 from ort_qdq_plugin.model.graph import Scope, scopes
-from ort_qdq_plugin.model.messages import made_node, made_tensor
+from ort_qdq_plugin.model.messages import NodeProto, TensorProto, made_node, made_tensor
 from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN
-
-if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
 
 __all__ = ["FreshNames", "NodeEmitter"]
 
@@ -44,14 +41,10 @@ class FreshNames:
 
 
 class NodeEmitter:
-    """Nodes one after another, the last of which produces `output`.
-
-    Attributes:
-        constants: The small initializers that the nodes read.
-    """
+    """Nodes one after another, the last of which produces `output`."""
 
     def __init__(self, output: str, name: str, names: FreshNames, opset: int) -> None:
-        self.constants: list[TensorProto] = []
+        self.constants: list[TensorProto] = []  # the small initializers that the nodes read
         self._nodes: list[NodeProto] = []
         self._output = output
         self._name = name

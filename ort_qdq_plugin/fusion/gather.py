@@ -15,7 +15,7 @@ from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, INT4, UINT4, UINT8
-from ort_qdq_plugin.model.messages import attribute
+from ort_qdq_plugin.model.messages import int_attribute
 from ort_qdq_plugin.model.operands import Operands, as_stored
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report import FusedWeight, Reason
@@ -26,23 +26,15 @@ _MIN_BLOCK_SIZE = 16
 
 
 class GatherFusion(NamedTuple):
-    """One Gather that becomes a GatherBlockQuantized node.
-
-    Attributes:
-        site: Where in the model.
-        table: What is dequantized, [rows, columns].
-        operands: The table, its scales and its zero points, all of them where they are stored if they can be used there.
-        block_size: Elements of a row that share a scale.
-        indices: The name of the indices.
-        cast_to: The type to cast the result to, if the table's own is another one.
-    """
+    """One Gather that becomes a GatherBlockQuantized node."""
 
     site: Site
-    table: Dequantized
+    table: Dequantized  # what is dequantized, [rows, columns]
+    # The table, its scales and its zero points, all of them where they are stored if they can be used there.
     operands: Operands
-    block_size: int
-    indices: str
-    cast_to: int | None
+    block_size: int  # elements of a row that share a scale
+    indices: str  # the name of the indices
+    cast_to: int | None  # the type to cast the result to, if the table's own is another one
 
     @property
     def operator(self) -> str:
@@ -69,11 +61,10 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     """Fuse the Gather at a site (`kind.Fuse`). None of the settings matters to it."""
     scope, index = site.replaced[0]
     node, table = scope.nodes[index], dequantized.weight
-    axis = attribute(node, "axis")
     if len(node.input) != 2 or not node.output or node.input[0] != site.weight or site.weight == node.input[1]:
         raise NotFusable(Reason.CONSUMER)
     unmoved = view.axes == dequantized.view.axes
-    if not unmoved or len(table.shape) != 2 or (axis is not None and axis.i not in (0, -2)):
+    if not unmoved or len(table.shape) != 2 or int_attribute(node, "axis") not in (0, -2):
         raise NotFusable(Reason.GATHER)
     # uint8 without zero points means 0 to DequantizeLinear and 128 to the fused operator.
     if table.data_type not in (UINT4, INT4, UINT8) or (table.data_type == UINT8 and dequantized.zero_points is None):

@@ -20,40 +20,27 @@ __all__ = ["Fuse", "Fusion", "FusionSettings", "Site", "report_entry"]
 
 
 class FusionSettings(NamedTuple):
-    """The user's settings for fused nodes.
+    """The user's settings for fused nodes."""
 
-    Attributes:
-        block_size: For weights without blocks: a power of two from 16 to 256, 0 for ONNX Runtime's default of 32, or -1 for
-            the one that pads K least, as in ``session.qdq_matmulnbits_block_size``.
-        accuracy_level: MatMulNBits' attribute, 0 to 4.
-    """
-
+    # For weights without blocks: a power of two from 16 to 256, 0 for ONNX Runtime's default of 32, or -1 for the one that
+    # pads K least, as in ``session.qdq_matmulnbits_block_size``.
     block_size: int
-    accuracy_level: int
+    accuracy_level: int  # MatMulNBits' attribute, 0 to 4
 
 
 class Site(NamedTuple):
-    """Where in a model a fusion takes place.
+    """Where in a model a fusion takes place."""
 
-    Attributes:
-        dequantize: The DequantizeLinear, by its name or its output's.
-        kind: The operator type of the node that reads the result.
-        name: That node, by its name or its output's.
-        weight: The name under which it reads the dequantized weight.
-        output: The value that the fused node produces.
-        replaced: The nodes that it replaces, in the order of the graph.
-    """
-
-    dequantize: str
-    kind: str
-    name: str
-    weight: str
-    output: str
-    replaced: tuple[NodeRef, ...]
+    dequantize: str  # the DequantizeLinear, by its name or its output's
+    kind: str  # the operator type of the node that reads the result
+    name: str  # that node, by its name or its output's
+    weight: str  # the name under which it reads the dequantized weight
+    output: str  # the value that the fused node produces
+    replaced: tuple[NodeRef, ...]  # the nodes that it replaces, in the order of the graph
 
 
 class Fusion(Protocol):
-    """A DequantizeLinear and one reader of it that become a fused node, and the cheap nodes that go before and behind it."""
+    """A DequantizeLinear and one reader of it that become a fused node, and the cheap nodes that go before and after it."""
 
     @property
     def site(self) -> Site:
@@ -68,7 +55,7 @@ class Fusion(Protocol):
         """The constant inputs of the fused node."""
 
     def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
-        """Give `emitter` the fused node and those that go before and behind it. `operands`: the names its operands got."""
+        """Give `emitter` the fused node and those that go before and after it. `operands`: the names its operands got."""
 
     def entry(self) -> FusedWeight:
         """What the report says of it."""

@@ -5,28 +5,19 @@ from __future__ import annotations
 import importlib
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
-from ort_qdq_plugin.fusion.dequantize import (
-    Centred,
-    Dequantized,
-    has_constant_weight,
-    is_dequantize,
-    read_dequantize,
-)
+from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, has_constant_weight, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
-from ort_qdq_plugin.model.messages import attribute
+from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute
 from ort_qdq_plugin.model.operators import OPERATORS, operator_of
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, shape_of, tensor_bytes
 from ort_qdq_plugin.report import Reason, UnfusedWeight
-
-if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
 
 __all__ = ["Matches", "match"]
 
@@ -52,12 +43,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     """Decide every DequantizeLinear of a constant weight in a model.
 
     Shapes, types and attributes decide. Of the bytes only zero points are read, to see whether they are needed at all, and
-    the few numbers of constant shapes, axes and small biases.
-
-    Args:
-        scope: Of the model's main graph.
-        locate: Finds the bytes of a constant.
-        settings: The user's, for fused nodes.
+    the few numbers of constant shapes, axes and small biases. `scope` is that of the model's main graph.
     """
     fusions: list[Fusion] = []
     unfused: list[UnfusedWeight] = []
@@ -82,7 +68,7 @@ class _Context(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """A node that reads the weight, maybe behind views: how it sees it, and under which name."""
+    """A node that reads the weight, maybe through views: how it sees it, and under which name."""
 
     view: View
     node_ref: NodeRef
@@ -113,12 +99,12 @@ class _WeightMatch:
             use = waiting.pop()
             scope, index = use.node_ref
             try:
-                behind = self._view_behind(use)
-                if behind is None:
+                after = self._view_after(use)
+                if after is None:
                     self.fusions.append(self._fused(dequantized, use))
                     continue
                 output = scope.nodes[index].output[0]
-                waiting += _readers(behind, scope, output)
+                waiting += _readers(after, scope, output)
                 if scope.is_output(output):
                     raise NotFusable(Reason.GRAPH_OUTPUT)
             except NotFusable as refusal:
@@ -126,14 +112,14 @@ class _WeightMatch:
         if self.reason is None and not self.fusions:
             self.reason = Reason.UNUSED
 
-    def _view_behind(self, use: _Use) -> View | None:
+    def _view_after(self, use: _Use) -> View | None:
         """What a node that is a view of the weight itself makes of it; None for other nodes."""
         scope, index = use.node_ref
         node = scope.nodes[index]
-        behind = follow(use.view, scope, node, self._context.locate) if node.input[0] == use.name else None
-        if behind is not None:
+        after = follow(use.view, scope, node, self._context.locate) if node.input[0] == use.name else None
+        if after is not None:
             _check(use.node_ref)
-        return behind
+        return after
 
     def _fused(self, dequantized: Dequantized, use: _Use) -> Fusion:
         (scope, index), context = use.node_ref, self._context
@@ -172,7 +158,6 @@ def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> UnfusedWeight:
     weight, scales = operands[0], operands[1]
     has_shape = weight is not None and len(weight.dims) <= MAX_RANK and min(weight.dims, default=0) >= 0
     shape = tuple(weight.dims) if weight is not None and has_shape else (0,)
-    block_size = attribute(node, "block_size")
     element_bytes = 4 if scales is None or scales.data_type == FLOAT else 2
     return UnfusedWeight(
         dequantize=node.name or node.output[0],
@@ -180,7 +165,7 @@ def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> UnfusedWeight:
         reason=reason,
         shape=shape,
         bits=bits_of(weight.data_type) if weight is not None and weight.data_type in ELEMENTS else 0,
-        block_size=0 if block_size is None else block_size.i,
+        block_size=int_attribute(node, "block_size"),
         stored_bytes=min(sum(_stored_bytes(operand) for operand in operands if operand is not None), _MAX_BYTES),
         bytes_per_run=0 if reason in _NEVER_RUN else min(math.prod(shape) * element_bytes, _MAX_BYTES),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,57 +20,35 @@ from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, kernel_type, oper
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import ELEMENTS, INT8, UINT8
 from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.messages import attributes, made_tensor
+from ort_qdq_plugin.model.messages import NodeProto, attributes, made_tensor
 from ort_qdq_plugin.model.operands import Operands
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report import FusedWeight, Reason
-
-if TYPE_CHECKING:
-    from onnx import NodeProto
 
 __all__ = ["MatMulFusion", "fuse"]
 
 
 class OuterNodes(NamedTuple):
-    """What has to stand before and behind a fused node whose weight was not the plain right operand.
+    """What has to stand before and after a fused node whose weight was not the plain right operand."""
 
-    Attributes:
-        before: The permutation of the activation's axes, or None.
-        after: The permutation of the result's axes, or None.
-        new_axes: Leading axes of size 1 that the result gets.
-    """
-
-    before: tuple[int, ...] | None = None
-    after: tuple[int, ...] | None = None
-    new_axes: int = 0
+    before: tuple[int, ...] | None = None  # the permutation of the activation's axes, or None
+    after: tuple[int, ...] | None = None  # the permutation of the result's axes, or None
+    new_axes: int = 0  # leading axes of size 1 that the result gets
 
 
 class MatMulFusion(NamedTuple):
-    """One product that becomes a MatMulNBits node.
-
-    Attributes:
-        site: Where in the model.
-        matrix: The quantized weight.
-        operands: B, scales and zero points, as far as they are needed.
-        block_size: Of the fused node.
-        kernel_type: TensorProto.DataType that the fused node computes in.
-        casts_from: The product's own type, if that is another one: casts go before and behind the fused node.
-        accuracy_level: MatMulNBits' attribute.
-        activation: The name of the other operand.
-        bias: What is added to the product.
-        outer: What else stands before and behind the fused node.
-    """
+    """One product that becomes a MatMulNBits node."""
 
     site: Site
     matrix: QuantizedMatrix
-    operands: Operands
-    block_size: int
-    kernel_type: int
-    casts_from: int | None
-    accuracy_level: int
-    activation: str
+    operands: Operands  # B, scales and zero points, as far as they are needed
+    block_size: int  # of the fused node
+    kernel_type: int  # TensorProto.DataType that the fused node computes in
+    casts_from: int | None  # the product's own type, if that is another one: casts go before and after the fused node
+    accuracy_level: int  # MatMulNBits' attribute
+    activation: str  # the name of the other operand
     bias: Bias
-    outer: OuterNodes
+    outer: OuterNodes  # what else stands before and after the fused node
 
     @property
     def operator(self) -> str:
@@ -205,7 +183,7 @@ def _read_product(node: NodeProto, weight: str) -> _Product:
 
 
 def _outer_nodes(scope: Scope, product: _Product, weight_rank: int) -> OuterNodes:
-    """What has to stand before and behind the fused node when the weight is made its right operand.
+    """What has to stand before and after the fused node when the weight is made its right operand.
 
     With the weight on the left, ``W x`` is computed as the transpose of ``x' W'``.
     """

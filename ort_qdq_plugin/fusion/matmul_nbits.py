@@ -32,13 +32,9 @@ _MAX_GROWTH = 2
 
 
 def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int, factor: float) -> Operands:
-    """The operands that take the place of a quantized matrix.
+    """The operands that take the place of a quantized matrix, in a fused node with these blocks and this type of scales.
 
-    Args:
-        matrix: The matrix.
-        block_size: Of the fused node; it divides the matrix's own blocks, where it has any.
-        scale_type: TensorProto.DataType of the fused node's scales.
-        factor: What the scales are multiplied by.
+    The block size divides the matrix's own blocks, where it has any. The scales are multiplied by `factor`.
     """
     blocks = -(-matrix.k // block_size)
     block_bytes = block_size * matrix.bits // 8
@@ -128,8 +124,7 @@ def block_size_for(matrix: QuantizedMatrix, wanted: int) -> int:
 def shortened_block(matrix: QuantizedMatrix) -> int:
     """The block size for a matrix whose blocks are at least as long as K: the shortest with the same result to the last bit.
 
-    Returns:
-        The size; 0 (a scale for each column, in blocks of any size) if the kernel does not take the matrix's own.
+    0 (a scale for each column, in blocks of any size) if the kernel does not take the matrix's own.
     """
     if not kernel_takes(matrix.block, matrix.bits):
         return 0

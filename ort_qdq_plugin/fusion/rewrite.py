@@ -23,12 +23,7 @@ _CONTRIB_VERSION = 1
 
 
 class Rewriter:
-    """Collects the fused nodes of a model and puts them in place.
-
-    Args:
-        model: The model. `finish` changes it.
-        scope: Of its main graph, as it was when the fusions were found. After `finish` it is stale.
-        names: Names that the model does not have yet.
+    """Collects the fused nodes of a model and puts them in place: `finish` changes the model. Its scope is stale afterwards.
 
     Raises:
         ModelError: The model is of several opsets at once, or of one that ONNX Runtime would refuse.
@@ -64,11 +59,7 @@ class Rewriter:
         self._read_anew.update((scope.definer(name), name) for node in nodes for name in node.input)
 
     def finish(self) -> list[TensorProto]:
-        """Change the model: put the nodes in, and drop what nothing reads any more.
-
-        Returns:
-            The small initializers that the new nodes need.
-        """
+        """Put the nodes in, and drop what nothing reads any more. Returns the small initializers that the new nodes need."""
         for node_ref in list(dict.fromkeys((*self._removed, *self._replaced))):
             self._release(node_ref)
         # Innermost first: replacing a graph's nodes copies the subgraphs in them.

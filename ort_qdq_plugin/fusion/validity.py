@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ort_qdq_plugin.model.elements import CODES, SCALE_TYPES
 from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.messages import AttributeProto, onnx_library
+from ort_qdq_plugin.model.messages import AttributeProto, NodeProto, onnx_library
 from ort_qdq_plugin.model.operators import LAST_OPSET, Operator, operator_of
-
-if TYPE_CHECKING:
-    from onnx import NodeProto
 
 __all__ = ["Schema", "is_as_specified", "newest_opset", "schema_at"]
 
@@ -32,17 +29,11 @@ _STRING = 8  # which has no fixed size, and so no row among the element types
 
 
 class Schema(NamedTuple):
-    """One operator at one opset.
+    """One operator at one opset."""
 
-    Attributes:
-        types: The element types that each input may have.
-        required: How many inputs there must be.
-        attributes: Name -> AttributeProto.AttributeType.
-    """
-
-    types: tuple[frozenset[int], ...]
-    required: int
-    attributes: dict[str, int]
+    types: tuple[frozenset[int], ...]  # the element types that each input may have
+    required: int  # how many inputs there must be
+    attributes: dict[str, int]  # name -> AttributeProto.AttributeType
 
 
 @cache
@@ -114,16 +105,10 @@ def _installed(op_type: str, opset: int) -> Schema | None:
 
 
 def is_as_specified(scope: Scope, index: int, opset: int) -> bool:
-    """Whether a node is as its operator is specified: its attributes, how many inputs and outputs it has, whether the inputs
-    are there, and types and ranks as far as they are known.
+    """Whether the node at `index` of a scope is as its operator is specified: its attributes, how many inputs and outputs it
+    has, whether the inputs are there, and types and ranks as far as they are known.
 
-    Args:
-        scope: The node's scope.
-        index: Its index there.
-        opset: The opset of the standard domain that the model imports.
-
-    Returns:
-        False also for operators that are not in the table.
+    False also for operators that are not in the table.
     """
     node = scope.nodes[index]
     operator = operator_of(node)
@@ -133,10 +118,10 @@ def is_as_specified(scope: Scope, index: int, opset: int) -> bool:
         schema is not None
         and schema.required <= len(node.input) <= len(schema.types)
         and len(node.output) == 1
-        and all(_may_be(types, scope, name) for types, name in zip(schema.types, node.input, strict=False) if name)
+        and all(_may_be(types, scope, name) for types, name in zip(schema.types, node.input, strict=False))
         and len(names) == len(node.attribute)
         and all(_is_attribute(attr, schema) for attr in node.attribute)
-        and all(scope.has_before(name, index) and _is_as_stated(scope, name) for name in node.input if name)
+        and all(scope.has_before(name, index) for name in node.input if name)
     )
     if node.op_type == "Gemm":
         fits = fits and all(len(scope.shape(name) or "mn") == _MATRIX for name in node.input[:2])
@@ -144,9 +129,12 @@ def is_as_specified(scope: Scope, index: int, opset: int) -> bool:
 
 
 def _may_be(types: frozenset[int], scope: Scope, name: str) -> bool:
-    """Whether an input may be of its type, which is only known of constants."""
-    tensor = scope.constant(name)
-    return tensor is None or tensor.data_type > _LAST_TYPE[LAST_OPSET] or tensor.data_type in types
+    """Whether an input may be of its type, which is only known of constants, and has the type that the model states."""
+    tensor = scope.constant(name) if name else None
+    if tensor is None:
+        return True
+    is_allowed = tensor.data_type > _LAST_TYPE[LAST_OPSET] or tensor.data_type in types
+    return is_allowed and scope.stated_type(name) in (None, tensor.data_type)
 
 
 def _is_attribute(attr: AttributeProto, schema: Schema) -> bool:
@@ -154,12 +142,6 @@ def _is_attribute(attr: AttributeProto, schema: Schema) -> bool:
     used = [field.name for field, _ in attr.ListFields() if field.name in _VALUE_FIELDS]
     holds_it = _ATTRIBUTE_TYPES.get(used[0]) == attr.type if len(used) == 1 else not used and attr.type in _LISTS.values()
     return schema.attributes.get(attr.name) == attr.type and holds_it
-
-
-def _is_as_stated(scope: Scope, name: str) -> bool:
-    """Whether a constant has the type that the model states for the value."""
-    tensor = scope.constant(name)
-    return tensor is None or scope.stated_type(name) in (None, tensor.data_type)
 
 
 def _result_types(scope: Scope, node: NodeProto) -> tuple[int, ...]:

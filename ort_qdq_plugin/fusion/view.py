@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.messages import attribute
+from ort_qdq_plugin.model.messages import NodeProto, attribute, int_attribute
 from ort_qdq_plugin.model.operators import role_of
 from ort_qdq_plugin.model.shapes import allows_zero, reshaped_by, whole_numbers
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report import Reason
 
-if TYPE_CHECKING:
-    from onnx import NodeProto
-
 __all__ = ["View", "follow", "view_of"]
 
 
 class View(NamedTuple):
-    """A value that has every element of a stored tensor exactly once, in another shape or order.
+    """A value that has every element of a stored tensor exactly once, in another shape or order."""
 
-    Attributes:
-        stored_shape: The tensor's own shape.
-        axes: For each axis of the value, the stored axes that it runs over, outermost first. Stored axes of size 1 are left
-            out.
-        data_type: The TensorProto.DataType of the value.
-    """
-
-    stored_shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]  # the tensor's own shape
+    # For each axis of the value, the stored axes that it runs over, outermost first. Stored axes of size 1 are left out.
     axes: tuple[tuple[int, ...], ...]
-    data_type: int
+    data_type: int  # the TensorProto.DataType of the value
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,21 +35,13 @@ class View(NamedTuple):
         return math.prod(self.stored_shape[axis] for axis in stored_axes)
 
     def transposed(self, perm: Sequence[int]) -> View:
-        """The view behind a Transpose.
-
-        Raises:
-            NotFusable: `perm` is no permutation.
-        """
+        """The view after a Transpose; raises NotFusable if `perm` is no permutation."""
         if len(perm) != len(self.axes) or sorted(perm) != list(range(len(self.axes))):
             raise NotFusable(Reason.INVALID)
         return self._replace(axes=tuple(self.axes[axis] for axis in perm))
 
     def reshaped(self, shape: Sequence[int]) -> View:
-        """The view behind a Reshape.
-
-        Raises:
-            NotFusable: The new shape splits a stored axis.
-        """
+        """The view after a Reshape; raises NotFusable if the new shape splits a stored axis."""
         if len(shape) > MAX_RANK:
             raise NotFusable(Reason.RESHAPE)
         remaining = [axis for axes in self.axes for axis in axes]
@@ -81,15 +64,11 @@ def view_of(shape: Sequence[int], data_type: int) -> View:
 
 
 def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | None:
-    """Follow a view through a node that reads it as its first input.
+    """The view of a node's output, where the node reads `view` as its first input; None for operators that are no views.
 
     Format facts: Transpose, Reshape, Flatten, Squeeze, Unsqueeze, Identity and Cast of the ONNX specification.
 
-    Returns:
-        The view of the node's output; None for other operators.
-
-    Raises:
-        NotFusable: The node is one of these, but does something that cannot be followed.
+    Raises NotFusable where the node is one of these, but does something that cannot be followed.
     """
     if role_of(node) != "view" or len(node.output) != 1:
         return None
@@ -103,8 +82,7 @@ def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | 
         perm = attribute(node, "perm")
         return view.transposed(perm.ints if perm is not None else list(reversed(range(len(shape)))))
     if kind == "Flatten":
-        given = attribute(node, "axis")
-        axis = given.i if given is not None else 1
+        axis = int_attribute(node, "axis", 1)
         if not -len(shape) <= axis <= len(shape):
             raise NotFusable(Reason.INVALID)
         return view.reshaped([math.prod(shape[:axis]), math.prod(shape[axis:])])
@@ -116,7 +94,7 @@ def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | 
 
 
 def _new_shape(shape: tuple[int, ...], scope: Scope, node: NodeProto, locate: Locate) -> list[int]:
-    """The shape behind a Reshape, Squeeze or Unsqueeze."""
+    """The shape after a Reshape, Squeeze or Unsqueeze."""
 
     def numbers(name: str) -> list[int]:
         found = whole_numbers(scope.constant(name), locate)
@@ -126,7 +104,7 @@ def _new_shape(shape: tuple[int, ...], scope: Scope, node: NodeProto, locate: Lo
 
     if node.op_type == "Reshape" and (len(node.input) < 2 or allows_zero(node)):
         raise NotFusable(Reason.RESHAPE)
-    behind = reshaped_by(node, shape, numbers)
-    if behind is None:
+    new = reshaped_by(node, shape, numbers)
+    if new is None:
         raise NotFusable(Reason.INVALID)
-    return [size for size in behind if size is not None]
+    return [size for size in new if size is not None]

@@ -54,12 +54,7 @@ def genai_module() -> ModuleType:
 
 
 def replace_methods(module: ModuleType, create_model: CreateModel) -> None:
-    """Replace the methods, once.
-
-    Args:
-        module: onnxruntime_genai.
-        create_model: Creates the native model of a Model from a folder or a Config. It may call `create_stock_model`.
-    """
+    """Replace the methods, once. `create_model` gets a Model and its folder or Config, and creates its native model."""
     with _lock:
         if _stock:
             return
@@ -87,8 +82,8 @@ def new_config(module: ModuleType, folder: str, calls: Sequence[Call]) -> Any:
         RuntimeError: onnxruntime-genai cannot read it.
     """
     config = module.Config(folder)
-    for call in calls:
-        getattr(config, call.method)(*call.args)
+    for method, args in calls:
+        getattr(config, method)(*args)
     return config
 
 

@@ -30,15 +30,10 @@ Json = dict[str, Any]
 
 
 class ModelFile(NamedTuple):
-    """A model that the configuration names.
+    """A model that the configuration names."""
 
-    Attributes:
-        filename: Its path below the configuration's folder.
-        session_options: Those of its session, as the configuration has them.
-    """
-
-    filename: str
-    session_options: Mapping[str, Any]
+    filename: str  # its path below the configuration's folder
+    session_options: Mapping[str, Any]  # those of its session, as the configuration has them
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -101,7 +96,7 @@ def parsed(data: str | bytes, what: str) -> Json:
 
 
 def merged(config: Any, overlay: Any) -> Any:
-    """A configuration with an overlay merged into it: objects by key, lists one behind the other."""
+    """A configuration with an overlay merged into it: objects by key, lists one after the other."""
     if isinstance(config, dict) and isinstance(overlay, dict):
         return {**config, **{key: merged(config[key], value) if key in config else value for key, value in overlay.items()}}
     if isinstance(config, list) and isinstance(overlay, list):
@@ -129,12 +124,7 @@ def model_files(config: Json) -> list[ModelFile]:
 
 
 def rewritten(config: Json, filenames: Mapping[str, str]) -> bytes:
-    """A configuration with other files. Their sessions pre-pack in parallel, unless it has an entry for that.
-
-    Args:
-        config: It is not changed.
-        filenames: Old name -> new name, below the folder of the new configuration.
-    """
+    """A configuration with other files, old name -> new one. Sessions pre-pack in parallel, unless it says otherwise."""
     changed = json.loads(json.dumps(config))
     for section in _sections(changed["model"]):
         section[_FILENAME] = filenames[section[_FILENAME]]

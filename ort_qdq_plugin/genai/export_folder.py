@@ -32,7 +32,7 @@ def export(
 ) -> dict[str, Report]:
     """Write a model's folder with the dequantized products of all its ONNX files fused.
 
-    Weights go to a file beside each ONNX file, its name with ".data" behind it. Everything else is copied, except external
+    Weights go to a file beside each ONNX file, its name followed by ".data". Everything else is copied, except external
     data that only fused ONNX files refer to. onnxruntime-genai need not be installed.
 
     Args:
@@ -107,11 +107,7 @@ def _written(
 
 
 class _DataFiles:
-    """The external data that the ONNX files of a folder refer to. In all paths symbolic links are followed.
-
-    Args:
-        paths: Of all files in the folder.
-    """
+    """The external data that the ONNX files among these paths refer to. In all paths symbolic links are followed."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._of: dict[str, set[str]] = {}

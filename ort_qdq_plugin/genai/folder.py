@@ -21,11 +21,7 @@ _RANDOM_BYTES = 8
 
 
 class ConfigFolder:
-    """A folder that is removed when this object is closed or garbage-collected.
-
-    Attributes:
-        path: Of the folder.
-    """
+    """A folder that is removed when this object is closed or garbage-collected."""
 
     def __init__(self, path: str, folder: files.Folder) -> None:
         self.path = path
@@ -33,15 +29,9 @@ class ConfigFolder:
         self._owner = os.getpid()
 
     def fill(self, original: str, config: bytes, models: Mapping[str, str]) -> None:
-        """Write the configuration, and link everything else in the model's folder, and the folders of fused models.
+        """Write the configuration, and link all else in the model's folder, `original`, and the folders of fused models.
 
-        Args:
-            original: The model's folder.
-            config: The configuration.
-            models: Name of a link -> the folder that it leads to.
-
-        Raises:
-            OSError: A file cannot be written or linked.
+        `models` are names of links -> the folders that they lead to. Raises OSError if a file cannot be written or linked.
         """
         original = os.path.abspath(original)
         with os.scandir(original) as found:
@@ -64,11 +54,9 @@ class ConfigFolder:
 
 
 def new_folder(spill_dir: str | None, like: str) -> ConfigFolder:
-    """A new temporary folder of mode 0700. Those of processes that have ended are removed.
+    """A new temporary folder of mode 0700, in this directory or one of the system's own; those of ended processes go.
 
-    Args:
-        spill_dir: The directory for it; None for the system's own directories.
-        like: A path. A directory on its file system is preferred, since files there can be linked.
+    A directory on the file system of the path `like` is preferred, since files there can be linked.
 
     Raises:
         OSError: It cannot be made.

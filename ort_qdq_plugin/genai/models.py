@@ -41,17 +41,11 @@ _ENTRY, _ORIGINAL, _CACHE = "ort-qdq-{}", "ort-qdq-original", "ort-qdq-cache"
 
 
 class ModelState(NamedTuple):
-    """What this package keeps for one model or configuration.
+    """What this package keeps for one model or configuration."""
 
-    Attributes:
-        folder: The folder that onnxruntime-genai reads; None: the model's own.
-        reports: By the names of the ONNX files in the configuration.
-        entries: The cache's entries that the folder refers to.
-    """
-
-    folder: ConfigFolder | None
-    reports: dict[str, Report]
-    entries: tuple[EntryFolder, ...] = ()
+    folder: ConfigFolder | None  # the folder that onnxruntime-genai reads; None: the model's own
+    reports: dict[str, Report]  # by the names of the ONNX files in the configuration
+    entries: tuple[EntryFolder, ...] = ()  # the cache's entries that the folder refers to
 
 
 # Of models and configurations that are alive.
@@ -165,12 +159,9 @@ def _text_of_path(folder_or_config: Any) -> Any:
 
 
 def _create_model(model: Any, folder_or_config: Any, options: Options | None) -> None:
-    """Create the native model of an ``onnxruntime_genai.Model``, in place of its own ``__init__``.
+    """Create the native model of a new ``onnxruntime_genai.Model``, in place of its own ``__init__``.
 
-    Args:
-        model: A new object of that class.
-        folder_or_config: Its folder or Config.
-        options: Options of this package. None: fuse only models whose Config `prepare` made.
+    Without options, only models whose Config `prepare` made are fused.
     """
     state = _state_of(folder_or_config)
     if state is not None:

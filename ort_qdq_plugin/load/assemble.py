@@ -20,17 +20,9 @@ _MAX_STEM = 200  # characters of a name that every fused node repeats
 
 
 def assemble(parsed: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layout: Layout, data: ExternalData) -> bytes:
-    """Replace the nodes that were fused, and give every large tensor a reference to its bytes.
+    """Replace the nodes that were fused, give every large tensor a reference to its bytes, and serialize the model.
 
-    Args:
-        parsed: The model. It is changed.
-        scope: Of its main graph.
-        fusions: What is fused.
-        layout: The slots of their operands in the packed buffers.
-        data: Those buffers and the model's own files, as ONNX Runtime gets them.
-
-    Returns:
-        The serialized model.
+    `parsed` is changed. `scope` is that of its main graph. `data` has the packed buffers and the model's own files.
 
     Raises:
         ModelError: The model imports opsets that ONNX Runtime would refuse.

@@ -14,20 +14,17 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from io import BufferedWriter, FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, QdqPluginError, readable
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.journey import prepare
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
-from ort_qdq_plugin.model.messages import ModelProto, external_tensors, refer
+from ort_qdq_plugin.model.messages import ModelProto, TensorProto, external_data, external_tensors, refer
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.platform import host
-
-if TYPE_CHECKING:
-    from onnx import TensorProto
 
 __all__ = ["Progress", "export", "write_model"]
 
@@ -56,7 +53,7 @@ def export(
     Args:
         model: The path of an ONNX model.
         out: The path of the new one.
-        external_data: Whether its weights go to a file of their own, the path with ".data" behind it. A model of 2 GiB or
+        external_data: Whether its weights go to a file of their own, the path followed by ".data". A model of 2 GiB or
             more needs one.
         force: Whether existing files may be replaced.
         progress: Called with (bytes done, bytes in all), first while weights are packed, then while they are written.
@@ -86,10 +83,7 @@ def export(
 def write_model(request: LoadRequest, path: str, data_path: str | None) -> Report:
     """Write the model of a request, fused. The new files replace existing ones of the same names when they are complete.
 
-    Args:
-        request: The model. Of its session options, accuracy level and block size have an effect.
-        path: Of the new model.
-        data_path: Of the file for its weights; None for inside.
+    Its weights go to `data_path`, or inside if that is None. Of the session options, accuracy level and block size count.
 
     Raises:
         LeaveToStock: There is nothing to fuse in the model.
@@ -126,8 +120,6 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
 
 
 class _Reference(NamedTuple):
-    """The ``external_data`` of a tensor."""
-
     location: str
     offset: int
     nbytes: int
@@ -142,12 +134,8 @@ class _Stored:
         self._done, self._total = 0, sum(self.reference(tensor).nbytes for tensor in external_tensors(proto.graph))
 
     def reference(self, tensor: TensorProto) -> _Reference:
-        """The reference of a tensor.
-
-        Raises:
-            ModelError: It is to bytes that do not exist.
-        """
-        entries = {entry.key: entry.value for entry in tensor.external_data}
+        """The reference of a tensor; raises ModelError where it is to bytes that do not exist."""
+        entries = external_data(tensor)
         found = _Reference(entries["location"], int(entries.get("offset", 0)), int(entries.get("length", 0)))
         buffer = self._buffers.get(found.location)
         if buffer is None or found.offset + found.nbytes > len(buffer):
@@ -155,7 +143,7 @@ class _Stored:
         return found
 
     def copy(self, reference: _Reference, file: BinaryIO) -> None:
-        """Write the bytes of a reference to a file, a piece at a time. Pages of files are dropped behind each."""
+        """Write the bytes of a reference to a file, a piece at a time. Pages of files are dropped after each."""
         buffer, end = self._buffers[reference.location], reference.offset + reference.nbytes
         for at in range(reference.offset, end, _COPIED_BYTES):
             length = min(_COPIED_BYTES, end - at)

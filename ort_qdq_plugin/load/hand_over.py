@@ -22,12 +22,8 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
 
     The packed buffers are owned by `prepared` before, and by the native session afterwards.
 
-    Returns:
-        What was done.
-
     Raises:
-        Exception: An error of ONNX Runtime.
-        OSError: The disk could not write what was packed.
+        OSError: The disk could not write what was packed. Also the errors of ONNX Runtime.
     """
     journal = Journal(prepared.report.seconds)
     # For get_session_options(): the caller may load other models with them. They are copied before the session is created:

@@ -35,20 +35,14 @@ __all__ = ["SessionState", "create_native_session", "plan_only", "prepare"]
 
 
 class SessionState:
-    """What this package keeps for one session.
-
-    Attributes:
-        options: The options that it is loaded with.
-        prepared: The prepared model, for `set_providers`, which creates the native session anew. None: loaded by path or
-            by stock ONNX Runtime.
-        report: What was done.
-        unmatched: The request, if a glance showed that nothing can be fused. The report has no `unfused` weights then.
-    """
+    """What this package keeps for one session."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        # For `set_providers`, which creates the native session anew. None: loaded by path or by stock ONNX Runtime.
         self.prepared: PreparedModel | None = None
         self.report = Report("stock")
+        # The request, if a glance showed that nothing can be fused. The report has no `unfused` weights then.
         self.unmatched: LoadRequest | None = None
 
 

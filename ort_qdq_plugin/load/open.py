@@ -30,7 +30,11 @@ def open_model(request: LoadRequest) -> Skeleton:
     if skeleton is None:
         raise LeaveToStock(StockReason.ORT_FORMAT)
     try:
-        _check_for_work(skeleton, request)
+        if not _has_fused_operators(skeleton):
+            if not skeleton.mentions("DequantizeLinear"):
+                raise LeaveToStock(StockReason.NOT_QUANTIZED)
+            if not request.may_fuse:
+                raise LeaveToStock(StockReason.FUSION_DISABLED)
         if options_are_in_models() and skeleton.mentions(OPTIONS_IN_MODEL):
             raise LeaveToStock(StockReason.OPTIONS_IN_MODEL)
     except BaseException:
@@ -45,9 +49,7 @@ def glance_at(skeleton: Skeleton) -> None:
     Raises:
         NothingToDo: They show that nothing in it can be fused.
     """
-    if skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN):
-        return
-    if is_quantized_throughout(skeleton.data):
+    if not _has_fused_operators(skeleton) and is_quantized_throughout(skeleton.data):
         raise NothingToDo(StockReason.NOT_FUSIBLE, "activations are quantized wherever weights are")
 
 
@@ -60,10 +62,6 @@ def leave_unreadable_to_stock() -> Iterator[None]:
         raise LeaveToStock(StockReason.UNREADABLE, str(error)) from error
 
 
-def _check_for_work(skeleton: Skeleton, request: LoadRequest) -> None:
-    if skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN):
-        return
-    if not skeleton.mentions("DequantizeLinear"):
-        raise LeaveToStock(StockReason.NOT_QUANTIZED)
-    if not request.may_fuse:
-        raise LeaveToStock(StockReason.FUSION_DISABLED)
+def _has_fused_operators(skeleton: Skeleton) -> bool:
+    """Whether handing a model over may help it although nothing is fused: it may have fused operators or the extensions'."""
+    return skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN)

@@ -20,14 +20,9 @@ __all__ = ["packed_buffers"]
 def packed_buffers(
     layout: Layout, request: LoadRequest, *, by_path: bool, writer: EntryWriter | None, undo: ExitStack
 ) -> list[PackedBuffer]:
-    """Make the buffers of a layout, and fill them.
+    """Make the buffers of a layout, in the writer's entry of the cache if there is a writer, and fill them.
 
-    Args:
-        layout: Where every operand goes.
-        request: What is loaded, and how.
-        by_path: Whether ONNX Runtime opens the buffers' files by their names.
-        writer: Of the entry of the cache that gets the files; None for no cache.
-        undo: Gets a callback for each buffer that discards it.
+    If ONNX Runtime opens their files `by_path`, they have names afterwards. `undo` discards them.
 
     Raises:
         SourceChangedError, SourceUnreadableError, OSError: A weight cannot be read, or a buffer cannot be written.

@@ -29,21 +29,13 @@ _GROWTH, _GROWTH_BYTES = 16, 64 << 20
 
 
 class Plan(NamedTuple):
-    """What was decided for a model.
-
-    Attributes:
-        parsed: The model.
-        scope: Of its main graph.
-        domains: Of all its operators, except those of its own functions.
-        matches: What is fused, and what is not.
-        layout: Where the operands of fused nodes go.
-    """
+    """What was decided for a model."""
 
     parsed: ParsedModel
-    scope: Scope
-    domains: frozenset[str]
+    scope: Scope  # of its main graph
+    domains: frozenset[str]  # of all its operators, except those of its own functions
     matches: Matches
-    layout: Layout
+    layout: Layout  # where the operands of fused nodes go
 
 
 def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> Plan:

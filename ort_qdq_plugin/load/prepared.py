@@ -13,24 +13,15 @@ __all__ = ["PreparedModel"]
 
 
 class PreparedModel(NamedTuple):
-    """Everything that a session needs.
+    """Everything that a session needs."""
 
-    Attributes:
-        model: The rewritten model, serialized, or its path.
-        session_options: Those that the session is created with: a private copy, or, by path, the caller's own.
-        by_path: Whether ONNX Runtime opens the packed files itself.
-        buffers: Location in the model -> the buffer that ONNX Runtime borrows. They must live as long as the native session.
-        mappings: The buffers that are shared mappings of files, whose pages may be dropped at any moment.
-        packed: Buffers that were packed for this session. By path, their files have names until it exists.
-        report: What was done.
-        holder: Another object that must live as long as the native session.
-    """
-
-    model: bytes | str
-    session_options: Any
-    by_path: bool
+    model: bytes | str  # the rewritten model, serialized, or its path
+    session_options: Any  # those that the session is created with: a private copy, or, by path, the caller's own
+    by_path: bool  # whether ONNX Runtime opens the packed files itself
+    # Location in the model -> the buffer that ONNX Runtime borrows. They must live as long as the native session.
     buffers: Mapping[str, mmap.mmap | bytes]
-    mappings: Sequence[mmap.mmap]
+    mappings: Sequence[mmap.mmap]  # the buffers that are shared mappings of files, whose pages may be dropped at any moment
+    # Buffers that were packed for this session. By path, their files have names until it exists.
     packed: tuple[PackedBuffer, ...]
     report: Report
-    holder: object = None
+    holder: object = None  # another object that must live as long as the native session

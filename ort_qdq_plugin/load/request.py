@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import onnxruntime
@@ -20,22 +21,15 @@ _QDQ_OPTIMIZER = "QDQSelectorActionTransformer"
 
 
 class LoadRequest(NamedTuple):
-    """What is loaded, and how.
+    """What is loaded, and how."""
 
-    Attributes:
-        model: Its path, or the model itself as bytes.
-        session_options: The caller's onnxruntime.SessionOptions. They are read, never changed.
-        options: The caller's options for this package.
-        disabled_optimizers: Names of the optimizers of ONNX Runtime that do not run.
-        self_contained: Whether the cache's entry must contain all files that its model refers to, to be opened by path.
-        temporary: Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.
-    """
-
-    model: str | bytes
-    session_options: Any | None
-    options: Options
-    disabled_optimizers: frozenset[str] = frozenset()
+    model: str | bytes  # its path, or the model itself as bytes
+    session_options: Any | None  # the caller's onnxruntime.SessionOptions. They are read, never changed
+    options: Options  # the caller's options for this package
+    disabled_optimizers: frozenset[str] = frozenset()  # names of the optimizers of ONNX Runtime that do not run
+    # Whether the cache's entry must contain all files that its model refers to, to be opened by path.
     self_contained: bool = False
+    # Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.
     temporary: bool = False
 
     @property
@@ -62,13 +56,10 @@ class LoadRequest(NamedTuple):
         text = config_entry(self.session_options, key)
         if not text:
             return default
-        try:
-            value = int(text)
-        except ValueError:
-            raise ModelError(f"session option {key} is {text!r}") from None
-        if not allows(value):
-            raise ModelError(f"session option {key} is {text!r}")
-        return value
+        with suppress(ValueError):
+            if allows(value := int(text)):
+                return value
+        raise ModelError(f"session option {key} is {text!r}")
 
     @property
     def may_fuse(self) -> bool:

@@ -64,8 +64,7 @@ def prepare_through_cache(request: LoadRequest, journal: Journal, make: Maker) -
     Raises:
         LeaveToStock: There is nothing to do for this model, or for this session.
         NotFromCache: This session cannot use an entry.
-        OSError: The cache cannot be used.
-        Exception: An error of `make`.
+        OSError: The cache cannot be used. Also the errors of `make`.
     """
     found = _found_or_made(request, journal, make)
     if isinstance(found, PreparedModel):
@@ -75,17 +74,11 @@ def prepare_through_cache(request: LoadRequest, journal: Journal, make: Maker) -
 
 
 class EntryFolder(NamedTuple):
-    """An entry that another library opens by path.
+    """An entry that another library opens by path."""
 
-    Attributes:
-        model: The path of its model.
-        report: What was done.
-        holder: Keeps the entry from being pruned as long as this object lives.
-    """
-
-    model: str
+    model: str  # the path of its model
     report: Report
-    holder: files.File
+    holder: files.File  # keeps the entry from being pruned as long as this object lives
 
     def is_current(self) -> bool:
         """Whether the folder is still the entry that was found. If not, files of two models may have been read from it."""
@@ -194,8 +187,17 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         raise LeaveToStock(StockReason.ADDED_INITIALIZERS)
     if copy_loses_something(request.session_options, manifest.foreign):
         raise NotFromCache
+    session_options = private_options(request.session_options)
+    if manifest.extensions:
+        register_extensions(session_options)
     if request.options.share_weights and SHARED_MODEL in entry.files:
-        return _shared(entry, request, journal)
+        # ONNX Runtime only takes pre-packed weights from files that it opens itself, beside the model.
+        if config_entry(session_options, FOLDER_KEY):
+            session_options.add_session_config_entry(FOLDER_KEY, "")
+        report = replace(journal.finished("shared"), shared_bytes=manifest.prepacked_bytes)
+        return PreparedModel(
+            os.path.join(entry.path, SHARED_MODEL), session_options, False, {}, (), (), report, entry.holder
+        )
     buffers: dict[str, mmap.mmap | bytes] = {}
     for file in manifest.files:
         if file.name != MODEL:
@@ -206,9 +208,6 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
                 if Identity.of(opened.status) != source.identity:
                     raise SourceChangedError(f"{source.path}: changed while it was being loaded")
                 buffers[source.location] = opened.buffer()
-    session_options = private_options(request.session_options)
-    if manifest.extensions:
-        register_extensions(session_options)
     borrow(session_options, buffers)
     return PreparedModel(
         model=entry.files[MODEL].readall(),
@@ -234,33 +233,11 @@ def _plan_from(entry: Entry, journal: Journal) -> None:
         raise NothingToDo(report.stock_reason, report.stock_detail)
 
 
-def _shared(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
-    """The prepared model with pre-packed weights, which ONNX Runtime only takes from files that it opens itself."""
-    session_options = private_options(request.session_options)
-    if config_entry(session_options, FOLDER_KEY):
-        session_options.add_session_config_entry(FOLDER_KEY, "")
-    if entry.manifest.extensions:
-        register_extensions(session_options)
-    return PreparedModel(
-        model=os.path.join(entry.path, SHARED_MODEL),
-        session_options=session_options,
-        by_path=False,
-        buffers={},
-        mappings=(),
-        packed=(),
-        report=replace(journal.finished("shared"), shared_bytes=entry.manifest.prepacked_bytes),
-        holder=entry.holder,
-    )
-
-
 def check_shared(report: Report, grown: int) -> Report:
     """The report of a session that was just created with pre-packed weights; `shared_bytes` is 0 if it does not use them.
 
-    On another kind of processor ONNX Runtime pre-packs again, into memory of its own, without a message.
-
-    Args:
-        report: The report as if the session used them.
-        grown: By how many bytes the process's anonymous memory grew when the session was created.
+    On another kind of processor ONNX Runtime pre-packs again, into memory of its own, without a message. So it counts by how
+    many bytes (`grown`) the process's anonymous memory grew when the session was created.
     """
     if report.shared_bytes < _MEASURABLE_BYTES or grown < report.shared_bytes // 2:
         return report

@@ -35,15 +35,9 @@ class PackedBuffer:
 
     The mapping is unmapped when the last reference to it, or to the array, is gone; nothing here unmaps it earlier. Whoever
     hands it to ONNX Runtime keeps a reference until the session is destroyed.
-
-    Attributes:
-        mapping: The bytes, mapped.
-        array: The same as a uint8 array [size].
-        in_file: Whether the mapping is of a file, which is open until `seal`.
-        path: The file's, while it has a name.
     """
 
-    path: str | None = None
+    path: str | None = None  # the file's, while it has a name
     _file: files.File | None = None
     _name: Name | None = None
     _owner = 0
@@ -52,8 +46,8 @@ class PackedBuffer:
         self, mapping: mmap.mmap, file: files.File | None = None, name: Name | None = None, path: str | None = None
     ) -> None:
         self.mapping = mapping
-        self.in_file = file is not None
-        self.array: np.ndarray = np.frombuffer(mapping, np.uint8)
+        self.in_file = file is not None  # it is open until `seal`
+        self.array: np.ndarray = np.frombuffer(mapping, np.uint8)  # [size], the same bytes
         self.path = path
         self._name = name
         self._owner = os.getpid()
@@ -132,11 +126,10 @@ class PackedBuffer:
 
 
 def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, linkable: bool = False) -> list[PackedBuffer]:
-    """Make zeroed buffers. Where no file can be had they are plain memory, with one warning.
+    """Make zeroed buffers of these sizes in bytes, all above 0: plain memory, with one warning, where no file can be had.
 
     Args:
-        sizes: Their lengths in bytes, all above 0.
-        kind: "file", "memory", or "auto", which is a file unless they are small.
+        kind: `Options.buffer`.
         spill_dir: Where files go; None for the system's own directory.
         linkable: Whether they must be files that can get a name.
 
@@ -161,16 +154,12 @@ def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, linkabl
 
 
 def buffer_at(path: str, size: int) -> PackedBuffer:
-    """A zeroed buffer in a new file of mode 0400.
-
-    Raises:
-        OSError: There is no room for it.
-    """
+    """A zeroed buffer in a new file of mode 0400; OSError if there is no room for it."""
     return _file_buffer(size, files.create(path, 0o400))
 
 
 def spill_directories(spill_dir: str | None) -> Iterator[str]:
-    """Where to try to put a spill file: the directory asked for, or the system's ones for large temporary files."""
+    """Where to try to put a spill file: this directory, or the system's ones for large temporary files."""
     if spill_dir is not None:
         yield spill_dir
         return

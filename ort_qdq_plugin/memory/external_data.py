@@ -5,32 +5,23 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer
-from ort_qdq_plugin.model.messages import refer
+from ort_qdq_plugin.model.messages import TensorProto, refer
 from ort_qdq_plugin.model.sources import ByteSource, MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
-
-if TYPE_CHECKING:
-    from onnx import TensorProto
 
 __all__ = ["ExternalData"]
 
 
 class ExternalData:
-    """Where external tensors of the rewritten model find their bytes.
-
-    Attributes:
-        buffers: A buffer for every location given out, if ONNX Runtime is to borrow them. If it is to open files by path,
-            there are none, and locations are paths below the root directory.
-        mappings: Those of them that are shared mappings of files, whose pages may be dropped at any moment.
-    """
+    """Where external tensors of the rewritten model find their bytes."""
 
     def __init__(self, through_paths: bool, packed: Sequence[PackedBuffer]) -> None:
+        # By location, if ONNX Runtime borrows them. If it opens files by path, locations are paths below the root directory.
         self.buffers: dict[str, mmap.mmap | bytes] = {}
-        self.mappings: list[mmap.mmap] = []
+        self.mappings: list[mmap.mmap] = []  # those that are of files, whose pages may be dropped at any moment
         self._through_paths = through_paths
         self._locations: dict[ByteSource, str] = {}
         self._packed = [

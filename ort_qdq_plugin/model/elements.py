@@ -27,21 +27,13 @@ __all__ = [
 
 
 class Element(NamedTuple):
-    """One element type.
+    """One element type."""
 
-    Attributes:
-        name: As in ``tensor(name)`` of the ONNX specification.
-        bits: Of an element in ``raw_data``. Elements of less than a byte are packed from the low bits up.
-        weight: "signed" or "unsigned" for types that quantized weights have, "" for others.
-        scale: Whether scales may have this type.
-        numpy: NumPy's name of the type, "" where NumPy has none.
-    """
-
-    name: str
-    bits: int
-    weight: str = ""
-    scale: bool = False
-    numpy: str = ""
+    name: str  # as in ``tensor(name)`` of the ONNX specification
+    bits: int  # of an element in ``raw_data``. Elements of less than a byte are packed from the low bits up
+    weight: str = ""  # "signed" or "unsigned" for types that quantized weights have, "" for others
+    scale: bool = False  # whether scales may have this type
+    numpy: str = ""  # NumPy's name of the type, "" where NumPy has none
 
 
 # TensorProto.DataType -> element type. STRING (8) has no fixed size.

@@ -52,14 +52,9 @@ def external_entries(location: str, offset: int, length: int) -> bytes:
 def small_model(
     op_type: str, *, data_type: int = FLOAT, dims: Sequence[str | int] = (1,), perm: Sequence[int] = (), file: str = ""
 ) -> bytes:
-    """A serialized model of one node, y = op(x) or y = op(x, w).
+    """A serialized model of one node, y = op(x), or y = op(x, w) with w a tensor of one element in `file`.
 
-    Args:
-        op_type: The node's operator.
-        data_type: TensorProto.DataType of everything.
-        dims: The dimensions of x and y.
-        perm: The attribute of that name; empty for none.
-        file: The file that has w, a tensor of one element; empty for no w.
+    Everything is of one `data_type`, x and y have the dimensions `dims`. An empty `perm` gives no such attribute.
     """
     node = (
         bytes_field(1, b"x")

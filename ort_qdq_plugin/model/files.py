@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 from ort_qdq_plugin.errors import ModelError, readable
-from ort_qdq_plugin.model.messages import ModelProto, external_tensors
+from ort_qdq_plugin.model.messages import ModelProto, external_data, external_tensors
 from ort_qdq_plugin.model.skeleton import open_skeleton
 
 __all__ = ["data_files"]
@@ -24,7 +24,7 @@ def data_files(model: str) -> list[str]:
         with readable():
             graph = ModelProto.FromString(skeleton.data).graph
         for tensor in external_tensors(graph):
-            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
+            location = external_data(tensor).get("location")
             if location is None:
                 raise ModelError(f"{tensor.name}: external data without a location")
             if location != skeleton.inline_location:

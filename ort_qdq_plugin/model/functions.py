@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import ELEMENTS
-from ort_qdq_plugin.model.messages import subgraphs
-
-if TYPE_CHECKING:
-    from onnx import FunctionProto, ModelProto, NodeProto
+from ort_qdq_plugin.model.messages import FunctionProto, ModelProto, NodeProto, subgraphs
 
 __all__ = ["check_functions"]
 

@@ -8,19 +8,20 @@ Format facts: ModelProto, GraphProto, NodeProto and TensorProto in onnx.proto, i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
+from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import ELEMENTS, INT8, UINT8, WEIGHT_TYPES
 from ort_qdq_plugin.model.operators import OPERATORS
+from ort_qdq_plugin.model.sources import MemorySource
+from ort_qdq_plugin.model.wire import LENGTH, VARINT, Field, WireReader
 
 __all__ = ["is_quantized_throughout"]
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types, the low three bits of a field's key
-_GRAPH, _FUNCTION = 7 << 3 | _LENGTH, 25 << 3 | _LENGTH
-_NODE, _INITIALIZER = 1 << 3 | _LENGTH, 5 << 3 | _LENGTH
-_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = (number << 3 | _LENGTH for number in (1, 2, 4, 5, 7))
-_DATA_TYPE, _TENSOR_NAME = 2 << 3 | _VARINT, 8 << 3 | _LENGTH
+_GRAPH, _FUNCTION = 7 << 3 | LENGTH, 25 << 3 | LENGTH
+_NODE, _INITIALIZER = 1 << 3 | LENGTH, 5 << 3 | LENGTH
+_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = (number << 3 | LENGTH for number in (1, 2, 4, 5, 7))
+_DATA_TYPE, _TENSOR_NAME = 2 << 3 | VARINT, 8 << 3 | LENGTH
 
 _BELOW_A_BYTE = {code for code in WEIGHT_TYPES if ELEMENTS[code].bits < 8}
 _VIEWS = {row.op_type.encode() for row in OPERATORS if row.role == "view"}
@@ -35,30 +36,19 @@ _QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from Dequan
 def is_quantized_throughout(data: bytes) -> bool:
     """Whether no DequantizeLinear of this model can be fused, because every product of one has quantized activations too.
 
-    Args:
-        data: A serialized ModelProto without large tensors.
-
-    Returns:
-        True if that is certain. False says nothing.
+    `data` is a serialized ModelProto without large tensors. True is certain, False says nothing.
     """
     # Blocks and elements of less than a byte are fused whatever the activations are.
     if b"block_size" in data or _QUANTIZE not in data:
         return False
     try:
         return _is_quantized_throughout(data)
-    except (IndexError, _TooUnusual):
+    except (IndexError, ModelError, _TooUnusual):
         return False
 
 
 class _TooUnusual(Exception):
     """Only parsing can tell."""
-
-
-class _Field(NamedTuple):
-    key: int
-    start: int
-    end: int
-    value: int  # of a varint
 
 
 class _Node(NamedTuple):
@@ -68,11 +58,15 @@ class _Node(NamedTuple):
 
 
 def _is_quantized_throughout(data: bytes) -> bool:
-    parts = list(_graph(data))
-    types = dict(_initializer(data, field) for field in parts if field.key == _INITIALIZER)
+    reader = WireReader(MemorySource(data))
+    found = [field for field in reader.fields(0, len(data)) if field[1] in (_GRAPH, _FUNCTION)]
+    if [key for _, key, _, _ in found] != [_GRAPH]:
+        raise _TooUnusual
+    parts = list(reader.fields(*found[0][2:]))
+    types = dict(_initializer(data, reader, field) for field in parts if field[1] == _INITIALIZER)
     if not _BELOW_A_BYTE.isdisjoint(types.values()):
         return False
-    nodes = [_node(data, field) for field in parts if field.key == _NODE]
+    nodes = [_node(data, reader, field) for field in parts if field[1] == _NODE]
     computed = {name for node in nodes if node.op_type != b"Constant" for name in node.outputs}
     # What DequantizeLinear makes of 8-bit integers, and all that it makes.
     from_bytes: set[bytes] = set()
@@ -94,26 +88,18 @@ def _is_quantized_throughout(data: bytes) -> bool:
     return all(node.op_type in _PRODUCTS and from_bytes.issuperset(node.inputs[:2]) for node in readers)
 
 
-def _graph(data: bytes) -> Iterator[_Field]:
-    """The fields of the main graph."""
-    found = [field for field in _fields(data, 0, len(data)) if field.key in (_GRAPH, _FUNCTION)]
-    if [field.key for field in found] != [_GRAPH]:
-        raise _TooUnusual
-    return _fields(data, found[0].start, found[0].end)
-
-
-def _node(data: bytes, node: _Field) -> _Node:
+def _node(data: bytes, reader: WireReader, node: Field) -> _Node:
     op_type, domain = b"", b""
     inputs: list[bytes] = []
     outputs: list[bytes] = []
-    at, end = node.start, node.end
+    at, end = node[2:]
     while at < end:
         key, length = data[at], data[at + 1]
         start = at + 2
-        if length > 0x7F or key > 0x7F or key & 7 != _LENGTH:
+        if length > 0x7F or key > 0x7F or key & 7 != LENGTH:
             # Few fields have a longer key or length, or are of another wire type.
-            field = next(_fields(data, at, end))
-            key, start, length = field.key, field.start, field.end - field.start
+            _, key, start, after = next(reader.fields(at, end))
+            length = after - start
         at = start + length
         if key == _INPUT:
             inputs.append(data[start:at])
@@ -132,45 +118,14 @@ def _node(data: bytes, node: _Field) -> _Node:
     return _Node(op_type, inputs, outputs)
 
 
-def _initializer(data: bytes, tensor: _Field) -> tuple[bytes, int]:
+def _initializer(data: bytes, reader: WireReader, tensor: Field) -> tuple[bytes, int]:
     """The name and the element type of an initializer. Serializers write both before its bytes."""
     name, data_type = None, 0
-    for field in _fields(data, tensor.start, tensor.end):
-        if field.key == _DATA_TYPE:
-            data_type = field.value
-        elif field.key == _TENSOR_NAME:
-            name = data[field.start : field.end]
+    for _, key, start, after in reader.fields(*tensor[2:]):
+        if key == _DATA_TYPE:
+            data_type = reader.varint(start, after)[0]
+        elif key == _TENSOR_NAME:
+            name = data[start:after]
         if name is not None and data_type:
             return name, data_type
     raise _TooUnusual
-
-
-def _fields(data: bytes, at: int, end: int) -> Iterator[_Field]:
-    while at < end:
-        key, at = _varint(data, at)
-        wire_type = key & 7
-        if wire_type == _LENGTH:
-            length, at = _varint(data, at)
-            yield _Field(key, at, at + length, 0)
-            at += length
-        elif wire_type == _VARINT:
-            start = at
-            value, at = _varint(data, at)
-            yield _Field(key, start, at, value)
-        else:
-            start, at = at, at + {_FIXED64: 8, _FIXED32: 4}.get(wire_type, len(data))
-            yield _Field(key, start, at, 0)
-    if at != end:
-        raise _TooUnusual
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at byte `at`, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7

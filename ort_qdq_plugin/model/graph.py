@@ -27,29 +27,21 @@ _MAX_NAME = 1024
 class Scope:
     """One graph, indexed once.
 
-    Attributes:
-        graph: The graph.
-        parent: The scope around it, None for a model's main graph.
-        root: The scope of the main graph.
-        nodes: Its nodes, in order.
-        initializers: Its initializers by name.
-        outputs: The names of its values that leave a graph under that name, this one or one inside it.
-        consumers: For each value that this graph defines, the nodes that read it, here or in subgraphs: once per input.
-        children: The scopes of its nodes' subgraphs.
-
     Raises:
         ModelError: Names are too long, or two things have the same name.
     """
 
     def __init__(self, graph: GraphProto, parent: Scope | None, ir_version: int, owner: int = 0) -> None:
         self.graph = graph
-        self.parent = parent
+        self.parent = parent  # None for a model's main graph
         self.root: Scope = self if parent is None else parent.root
         self.nodes: list[NodeProto] = list(graph.node)
         self.initializers: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        # The names of its values that leave a graph under that name, this one or one inside it.
         self.outputs = {value.name for value in graph.output}
+        # For each value that this graph defines, the nodes that read it, here or in subgraphs: once per input.
         self.consumers: dict[str, list[tuple[Scope, int]]] = {}
-        self.children: list[Scope] = []
+        self.children: list[Scope] = []  # of its nodes' subgraphs
         self._ir_version = ir_version
         self._constants: dict[str, TensorProto | None] = {}
         self._model: ModelProto | None = None
@@ -197,7 +189,7 @@ class Scope:
         }
 
     def is_input(self, name: str) -> bool:
-        """Whether `name` here is an input of a graph, be it with an initializer."""
+        """Whether `name` here is an input of a graph, with an initializer or without."""
         return name in self.definer(name)._inputs
 
     def is_output(self, name: str) -> bool:

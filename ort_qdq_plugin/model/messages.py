@@ -31,7 +31,9 @@ __all__ = [
     "TensorProto",
     "attribute",
     "attributes",
+    "external_data",
     "external_tensors",
+    "int_attribute",
     "is_standard",
     "made_node",
     "made_tensor",
@@ -89,6 +91,12 @@ def attribute(node: NodeProto, name: str) -> AttributeProto | None:
     return next((attr for attr in node.attribute if attr.name == name), None)
 
 
+def int_attribute(node: NodeProto, name: str, default: int = 0) -> int:
+    """The value of the whole-number attribute called `name`, or the default."""
+    found = attribute(node, name)
+    return default if found is None else found.i
+
+
 def attributes(node: NodeProto) -> dict[str, AttributeProto]:
     """All attributes of `node` by name."""
     return {attr.name: attr for attr in node.attribute}
@@ -105,6 +113,11 @@ def external_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     for node in graph.node:
         for subgraph in subgraphs(node):
             yield from external_tensors(subgraph)
+
+
+def external_data(tensor: TensorProto) -> dict[str, str]:
+    """The ``external_data`` of a tensor: key -> value. Of a key that is there twice, the last one counts."""
+    return {entry.key: entry.value for entry in tensor.external_data}
 
 
 def refer(tensor: TensorProto, location: str, offset: int, nbytes: int) -> None:

@@ -32,47 +32,27 @@ class Order(Enum):
 
 
 class Conversion(NamedTuple):
-    """Floating-point elements become those of another type, multiplied by a factor.
+    """Floating-point elements become those of another type, multiplied by a factor."""
 
-    Attributes:
-        source: The TensorProto.DataType they have.
-        target: The one they get.
-        factor: What they are multiplied by.
-    """
-
-    source: int
-    target: int
+    source: int  # the TensorProto.DataType they have
+    target: int  # the one they get
     factor: float
 
 
 class Operand(NamedTuple):
-    """A constant input of a fused node. Its bytes are a matrix of elements, one line behind the other.
+    """A constant input of a fused node. Its bytes are a matrix of elements, one line after the other."""
 
-    Attributes:
-        data_type: Its TensorProto.DataType.
-        shape: Its dimensions, as the fused node sees them.
-        lines: Number of lines.
-        length: Elements in a line.
-        line_bytes: Bytes of a line; those behind its elements are zero.
-        source: The tensor that the elements come from; None for zeros.
-        order: The shape of the source.
-        bits: Bits of an element of the source.
-        flip: Whether the top bit of every element is flipped, which makes unsigned elements of two's complement.
-        repeat: How often each element of the source stands in its line.
-        conversion: Of floating-point elements; None leaves them as they are.
-    """
-
-    data_type: int
-    shape: tuple[int, ...]
+    data_type: int  # TensorProto.DataType
+    shape: tuple[int, ...]  # its dimensions, as the fused node sees them
     lines: int
-    length: int
-    line_bytes: int
-    source: StoredTensor | None
-    order: Order = Order.ROWS
-    bits: int = 8
-    flip: bool = False
-    repeat: int = 1
-    conversion: Conversion | None = None
+    length: int  # elements in a line
+    line_bytes: int  # bytes of a line; those after its elements are zero
+    source: StoredTensor | None  # the tensor that the elements come from; None for zeros
+    order: Order = Order.ROWS  # the shape of the source
+    bits: int = 8  # bits of an element of the source
+    flip: bool = False  # whether the top bit of every element is flipped, which makes unsigned elements of two's complement
+    repeat: int = 1  # how often each element of the source stands in its line
+    conversion: Conversion | None = None  # of floating-point elements; None leaves them as they are
 
     @property
     def nbytes(self) -> int:

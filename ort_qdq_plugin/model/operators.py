@@ -30,24 +30,16 @@ the weight. "bias": it may follow a reader and be fused with it. The first three
 
 
 class Operator(NamedTuple):
-    """One operator.
-
-    Attributes:
-        op_type: Its name.
-        role: What it is to a weight.
-        versions: "opset inputs attributes" of each version, with "|" between them. The rest is as before where only the
-            opset is given. Each input is a letter for its types (`fusion.validity`), a small one if it may be left out; no
-            inputs are "-". An attribute is its name and the field of AttributeProto that holds its value. All operators
-            have one output.
-        fused_by: The module of ``fusion/`` that fuses it, if it is a reader.
-        domain: "" for the ONNX specification's own.
-    """
+    """One operator."""
 
     op_type: str
-    role: Role
+    role: Role  # what it is to a weight
+    # "opset inputs attributes" of each version, with "|" between them. The rest is as before where only the opset is given.
+    # Each input is a letter for its types (`fusion.validity`), a small one if it may be left out; no inputs are "-". An
+    # attribute is its name and the field of AttributeProto that holds its value. All operators have one output.
     versions: str
-    fused_by: str = ""
-    domain: str = ""
+    fused_by: str = ""  # the module of ``fusion/`` that fuses it, if it is a reader
+    domain: str = ""  # "" for the ONNX specification's own
 
 
 _GEMM = "alpha:f beta:f transA:i transB:i"

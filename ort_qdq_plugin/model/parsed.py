@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError, readable
 from ort_qdq_plugin.model.functions import check_functions
-from ort_qdq_plugin.model.messages import ModelProto, is_standard, onnx_library, subgraphs
+from ort_qdq_plugin.model.messages import ModelProto, external_data, is_standard, onnx_library, subgraphs
 from ort_qdq_plugin.model.skeleton import Skeleton
 from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor
 
@@ -43,15 +43,10 @@ def parse(skeleton: Skeleton) -> ParsedModel:
 
 
 class ParsedModel:
-    """A model as messages, its large tensors still where they are stored.
-
-    Attributes:
-        proto: The model. It is ours to change.
-        skeleton: What it was parsed from.
-    """
+    """A model as messages, its large tensors still where they are stored."""
 
     def __init__(self, proto: ModelProto, skeleton: Skeleton) -> None:
-        self.proto = proto
+        self.proto = proto  # ours to change
         self.skeleton = skeleton
         # Thousands of nodes may share a tensor that takes long to locate. By identity: the message is held here as well, so
         # that no other one gets its identity.
@@ -120,9 +115,8 @@ class ParsedModel:
         tensor.raw_data = stored.read().tobytes()
 
     def _is_inline(self, tensor: TensorProto) -> bool:
-        return tensor.data_location == tensor.EXTERNAL and any(
-            entry.key == "location" and entry.value == self.skeleton.inline_location for entry in tensor.external_data
-        )
+        location = external_data(tensor).get("location")
+        return tensor.data_location == tensor.EXTERNAL and location == self.skeleton.inline_location
 
 
 def _dequantizes_in_functions(model: ModelProto) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import INT64
-from ort_qdq_plugin.model.messages import attribute, is_standard, onnx_library
+from ort_qdq_plugin.model.messages import attribute, int_attribute, is_standard, onnx_library
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 
 if TYPE_CHECKING:
@@ -64,10 +64,6 @@ def inferred_graph(model: ModelProto) -> GraphProto | None:
 
 def followed_shapes(graph: GraphProto, constant: Callable[[str], TensorProto | None]) -> dict[str, Shape]:
     """Follow shapes from the inputs of a main graph through its nodes.
-
-    Args:
-        graph: The graph.
-        constant: Gives the constant tensor of a name, or None.
 
     Returns:
         Name -> shape, only where ONNX's inference would say the same.
@@ -134,27 +130,19 @@ def _result(node: NodeProto, known: dict[str, Shape], constant: Callable[[str], 
     if kind == "MatMul" and min(len(first), len(second)) >= 2:
         return (*_broadcast([first[:-2], second[:-2]]), first[-2], second[-1])
     if kind == "Gemm" and len(first) == len(second) == 2:
-        flags = [attribute(node, name) for name in ("transA", "transB")]
-        swapped = [flag is not None and flag.i != 0 for flag in flags]
-        return (first[1 if swapped[0] else 0], second[0 if swapped[1] else 1])
+        return first[bool(int_attribute(node, "transA"))], second[not int_attribute(node, "transB")]
     if kind == "Gather":
-        given = attribute(node, "axis")
-        axis = 0 if given is None else given.i
+        axis = int_attribute(node, "axis")
         axis += len(first) if axis < 0 else 0
         return (*first[:axis], *second, *first[axis + 1 :]) if 0 <= axis < len(first) else None
     return None
 
 
 def reshaped_by(node: NodeProto, shape: Shape, numbers: Callable[[str], list[int] | None]) -> Shape | None:
-    """The shape behind a Reshape, Squeeze or Unsqueeze with axes.
+    """The shape after a Reshape, Squeeze or Unsqueeze with axes, whose first input has the given one.
 
-    Args:
-        node: The node.
-        shape: Of its first input.
-        numbers: Gives the elements of a constant that holds a shape or axes, or None.
-
-    Returns:
-        None where the node's shape or axes are not constant, or do not fit.
+    `numbers` gives the elements of a constant that holds a shape or axes, or None. The result is None where the node's shape
+    or axes are not constant, or do not fit.
     """
     # Squeeze's and Unsqueeze's axes are an attribute before opset 13, an input since.
     given = attribute(node, "axes")
@@ -163,24 +151,18 @@ def reshaped_by(node: NodeProto, shape: Shape, numbers: Callable[[str], list[int
         return None
     if node.op_type == "Reshape":
         return None if allows_zero(node) else _reshaped(shape, values)
-    return _squeezed(shape, values) if node.op_type == "Squeeze" else _unsqueezed(shape, values)
+    rank = len(shape) + (len(values) if node.op_type == "Unsqueeze" else 0)
+    axes, dims = _from_the_front(values, rank), iter(shape)
+    if axes is None or rank > MAX_RANK:
+        return None
+    if node.op_type == "Squeeze":
+        return tuple(dim for at, dim in enumerate(shape) if at not in axes)
+    return tuple(1 if at in axes else next(dims) for at in range(rank))
 
 
 def allows_zero(node: NodeProto) -> bool:
     """Whether a 0 in a Reshape's shape stands for itself, not for what the value has there."""
-    flag = attribute(node, "allowzero")
-    return flag is not None and flag.i != 0
-
-
-def _squeezed(shape: Shape, axes: Sequence[int]) -> Shape | None:
-    dropped = _from_the_front(axes, len(shape))
-    return None if dropped is None else tuple(dim for at, dim in enumerate(shape) if at not in dropped)
-
-
-def _unsqueezed(shape: Shape, axes: Sequence[int]) -> Shape | None:
-    rank = len(shape) + len(axes)
-    added, dims = _from_the_front(axes, rank), iter(shape)
-    return None if added is None or rank > MAX_RANK else tuple(1 if at in added else next(dims) for at in range(rank))
+    return int_attribute(node, "allowzero") != 0
 
 
 def _from_the_front(axes: Sequence[int], rank: int) -> set[int] | None:
@@ -224,7 +206,7 @@ def _together(dims: Sequence[int | None]) -> int | None:
 
 
 def _reshaped(shape: Shape, target: Sequence[int]) -> Shape | None:
-    """The shape behind a Reshape: 0 copies a dimension, and -1 takes what is left."""
+    """The shape after a Reshape: 0 copies a dimension, and -1 takes what is left."""
     if len(target) > MAX_RANK or any(size < -1 or (size == 0 and at >= len(shape)) for at, size in enumerate(target)):
         return None
     sizes: list[int | None] = [shape[at] if size == 0 else size for at, size in enumerate(target)]
@@ -248,9 +230,7 @@ def _reshaped(shape: Shape, target: Sequence[int]) -> Shape | None:
 def whole_numbers(tensor: TensorProto | None, locate: Locate | None = None) -> list[int] | None:
     """The elements of a constant that holds a shape or axes; None for one that can hold neither.
 
-    Args:
-        tensor: The constant.
-        locate: Finds its bytes where the message does not hold them; without it these are not read.
+    Bytes outside the message are read only with `locate`.
     """
     if tensor is None or tensor.data_type != INT64 or len(tensor.dims) != 1 or not 0 <= tensor.dims[0] <= MAX_RANK:
         return None

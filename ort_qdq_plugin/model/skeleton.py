@@ -11,26 +11,19 @@ from ort_qdq_plugin.model.wire import without_large_tensors
 
 __all__ = ["Skeleton", "open_skeleton"]
 
-# ORT format models are flatbuffers with this file identifier behind the root offset.
+# ORT format models are flatbuffers with this file identifier after the root offset.
 _ORT_FORMAT_IDENTIFIER = b"ORTM"
 
 _SECRET_BYTES = 8
 
 
 class Skeleton(NamedTuple):
-    """The serialized model without its large tensors, and what the references in it point into.
-
-    Attributes:
-        data: The serialized model.
-        source: The model file, or the bytes that the caller gave.
-        files: The model's external data files.
-        inline_location: The location of references to `source` itself.
-    """
+    """The serialized model without its large tensors, and what the references in it point into."""
 
     data: bytes
-    source: ByteSource
+    source: ByteSource  # the model file, or the bytes that the caller gave
     files: ExternalFiles
-    inline_location: str
+    inline_location: str  # the location of references to `source` itself
 
     def mentions(self, op_type: str) -> bool:
         """Whether a node of this type may be in the model; False is certain. Costs no parsing."""
@@ -42,11 +35,7 @@ class Skeleton(NamedTuple):
         return sum(source.size for source in self._sources)
 
     def check_unchanged(self) -> None:
-        """Check that the model's files are still what was opened.
-
-        Raises:
-            SourceChangedError: One of them is not.
-        """
+        """Raise SourceChangedError unless the model's files are still what was opened."""
         for source in self._sources:
             source.check_unchanged()
 
@@ -66,15 +55,10 @@ class Skeleton(NamedTuple):
 
 
 def open_skeleton(model: str | bytes, data_folder: str | None) -> Skeleton | None:
-    """Open a model.
+    """Open a model, given by its path or as bytes; None for one in ORT format.
 
-    Args:
-        model: Its path, or the model itself as bytes.
-        data_folder: ``session.model_external_initializers_file_folder_path``, where its external data lies. Without it that
-            is beside the model file, and a model given as bytes has none.
-
-    Returns:
-        The skeleton, or None for a model in ORT format.
+    Its external data lies in `data_folder` (``session.model_external_initializers_file_folder_path``). Without that it is
+    beside the model file, and a model given as bytes has none.
 
     Raises:
         ModelError, OSError: The model cannot be read.

@@ -41,11 +41,7 @@ class ByteSource(Protocol):
         """
 
     def check_unchanged(self) -> None:
-        """Check that the source is still what was opened.
-
-        Raises:
-            SourceChangedError: It is not.
-        """
+        """Raise SourceChangedError unless the source is still what was opened."""
 
     def buffer(self) -> mmap.mmap | bytes:
         """All bytes as one read-only buffer that ONNX Runtime can borrow.
@@ -91,12 +87,6 @@ class MemorySource:
 class FileSource:
     """A regular file. It is held open, so that all reads see the same file even if another one takes its path.
 
-    Attributes:
-        name: Its path.
-        size: Its length in bytes, as it was when it was opened.
-        status: What the system said of it then.
-        names: The paths by which the model's tensors name it, symbolic links not followed.
-
     Reads are system calls, never accesses to a mapping: if the file shrinks, they give an error instead of SIGBUS.
 
     Raises:
@@ -112,7 +102,7 @@ class FileSource:
             raise ModelError(f"{path}: not a regular file") from None
         self.status = os.fstat(self._file.fileno())
         self.size = self.status.st_size
-        self.names: set[str] = set()
+        self.names: set[str] = set()  # paths by which the model's tensors name it, symbolic links not followed
         self._mapping: mmap.mmap | None = None
         self._lock = threading.Lock()
 
@@ -157,7 +147,7 @@ class FileSource:
 
 
 class ExternalFiles:
-    """The external data files of one model, opened when first asked for, under ONNX Runtime's own rules.
+    """The external data files of one model, opened when they are first needed, under ONNX Runtime's own rules.
 
     A location must be relative. With symbolic links followed it must lead into the folder that holds the real model file: a
     model that is itself a link, as in Hugging Face's cache, may use what lies beside the file that it links to.

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT
+from ort_qdq_plugin.model.messages import TensorProto, external_data
 from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, MemorySource
-
-if TYPE_CHECKING:
-    from onnx import TensorProto
 
 __all__ = ["MAX_RANK", "Locate", "StoredTensor", "shape_of", "stored_tensor", "tensor_bytes"]
 
 MAX_RANK = 64
-"""Dimensions that a tensor may have, as many as NumPy allows: hundreds of thousands fit into a small model."""
+"""The most dimensions of a tensor, which is NumPy's limit: hundreds of thousands fit into a small model."""
 
 # Of external data, as ONNX Runtime knows them.
 _KEYS, _PREPACKED = ("location", "offset", "length", "checksum"), "prepacked"
@@ -31,23 +29,14 @@ _MAX_DIGITS = 20  # of a 64-bit number
 
 
 class StoredTensor(NamedTuple):
-    """A constant tensor, where it is stored.
-
-    Attributes:
-        name: Its name in the model.
-        data_type: Its TensorProto.DataType.
-        shape: Its dimensions.
-        source: The file or the memory that holds its bytes.
-        offset: The position of its first byte in `source`; checked against the size of `source`.
-        nbytes: Its length in bytes; exactly what `data_type` and `shape` take.
-    """
+    """A constant tensor, where it is stored."""
 
     name: str
-    data_type: int
+    data_type: int  # TensorProto.DataType
     shape: tuple[int, ...]
-    source: ByteSource
-    offset: int
-    nbytes: int
+    source: ByteSource  # the file or the memory that holds its bytes
+    offset: int  # the position of its first byte in `source`; checked against the size of `source`
+    nbytes: int  # its length in bytes; exactly what `data_type` and `shape` take
 
     @property
     def elements(self) -> int:
@@ -72,7 +61,7 @@ class StoredTensor(NamedTuple):
             SourceChangedError, SourceUnreadableError, OSError: They cannot be read.
         """
         if start < 0 or start + target.nbytes > self.nbytes:
-            raise ModelError(f"{self.name}: bytes {start}..{start + target.nbytes} of {self.nbytes} asked for")
+            raise ModelError(f"{self.name}: bytes {start}..{start + target.nbytes} of {self.nbytes} are wanted")
         self.source.read_into(self.offset + start, target.reshape(-1).data)
 
     def read(self) -> np.ndarray:
@@ -102,24 +91,14 @@ def tensor_bytes(data_type: int, shape: Sequence[int]) -> int:
 
 
 def shape_of(proto: TensorProto) -> tuple[int, ...]:
-    """The dimensions of `proto`.
-
-    Raises:
-        ModelError: They are more than MAX_RANK.
-    """
+    """The dimensions of `proto`; raises ModelError for more than MAX_RANK."""
     if len(proto.dims) > MAX_RANK:
         raise ModelError(f"{len(proto.dims)} dimensions")
     return tuple(proto.dims)
 
 
 def stored_tensor(proto: TensorProto, files: ExternalFiles, model: ByteSource, inline_location: str) -> StoredTensor:
-    """Find the bytes of a tensor.
-
-    Args:
-        proto: The tensor.
-        files: The files that its model may name.
-        model: The bytes of the model itself.
-        inline_location: The location that the skeleton gives to tensors of the model itself.
+    """Find the bytes of a tensor: in `model`, if its location is the skeleton's `inline_location`, in `files`, or in itself.
 
     Raises:
         ModelError: They are not all there, or the tensor is not as the format has it.
@@ -133,7 +112,7 @@ def stored_tensor(proto: TensorProto, files: ExternalFiles, model: ByteSource, i
     if is_external:
         if len(proto.external_data) > _MAX_ENTRIES:
             raise ModelError(f"{proto.name}: {len(proto.external_data)} entries of external data")
-        entries = {entry.key: entry.value for entry in proto.external_data}
+        entries = external_data(proto)
         unknown = [key for key in entries if key not in _KEYS and not key.startswith(_PREPACKED)]
         if unknown or len(entries) < len(proto.external_data) or not all(entries.values()):
             raise ModelError(f"{proto.name}: keys of external data that are unknown, there twice or without a value")

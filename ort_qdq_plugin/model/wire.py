@@ -7,11 +7,13 @@ which says where in the file those bytes are. The walk skips weights, so its cos
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.encoding import external_entries, varint
 from ort_qdq_plugin.model.sources import ByteSource
 
-__all__ = ["LARGE_TENSOR_BYTES", "without_large_tensors"]
+__all__ = ["LARGE_TENSOR_BYTES", "LENGTH", "VARINT", "Field", "WireReader", "without_large_tensors"]
 
 LARGE_TENSOR_BYTES = 4096
 """A raw_data of this size or more stays where it is; smaller ones (shapes, axes, biases) are copied."""
@@ -20,12 +22,11 @@ LARGE_TENSOR_BYTES = 4096
 _WINDOW_BYTES_MIN, _WINDOW_BYTES_MAX = 1 << 12, 1 << 18
 _MAX_DEPTH = 100  # protobuf's own limit for nested messages
 
-# Wire types
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_WIRE_TYPE_BITS = 3  # the low bits of a field's key; the others are the field's number
+# Wire types: the low three bits of a field's key. The others are the field's number.
+VARINT, _FIXED64, LENGTH, _FIXED32 = 0, 1, 2, 5
 
-# Message -> field number -> message, for the fields that can hold a large tensor (onnx.proto). Functions are left as they
-# are: a body's constants cannot refer to external data.
+# Message -> field number -> message, for the fields that can hold a large tensor (onnx.proto). Functions stay as they are:
+# a body's constants cannot refer to external data.
 _MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR = "ModelProto", "GraphProto", "NodeProto", "AttributeProto", "TensorProto"
 _CHILDREN: dict[str, dict[int, str]] = {
     _MODEL: {7: _GRAPH},
@@ -34,7 +35,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
     _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 11: _GRAPH},
 }
 _MAX_KEY_BYTES = 5  # of a field's key or length; parsers refuse what is padded to more
-_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION, _SEGMENT = 9, 13, 14, 3  # fields of TensorProto
+_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9 << 3 | LENGTH, 13 << 3 | LENGTH, 14 << 3 | VARINT  # fields of TensorProto
+_SEGMENT = 3  # the number of another
 _DEFAULT = 0  # TensorProto.DataLocation
 
 # A piece of the result: a range of the source, or new bytes.
@@ -44,12 +46,7 @@ _Piece = tuple[int, int] | bytes
 def without_large_tensors(source: ByteSource, inline_location: str) -> bytes:
     """Copy a serialized model, with references to its large tensors in place of their bytes.
 
-    Args:
-        source: The model.
-        inline_location: The location that the references get. Their offset and length are the bytes' own in `source`.
-
-    Returns:
-        The serialized skeleton.
+    The references get the location `inline_location`. Their offset and length are the bytes' own in `source`.
 
     Raises:
         ModelError: The bytes are no well-formed message.
@@ -66,102 +63,58 @@ def without_large_tensors(source: ByteSource, inline_location: str) -> bytes:
     return bytes(data)
 
 
-class _Walk:
-    def __init__(self, source: ByteSource, inline_location: str) -> None:
+Field = tuple[int, int, int, int]
+"""Where a field starts, its key, and where its payload starts and ends."""
+
+
+class WireReader:
+    """Reads the fields of messages, through a window that moves over the source."""
+
+    def __init__(self, source: ByteSource) -> None:
         self._source = source
-        self._location = inline_location
         self._window = b""
         self._window_start = 0
 
-    def message(self, kind: str, start: int, end: int, depth: int) -> list[_Piece]:
-        """The message at start..end with its large tensors replaced; one range if there are none."""
-        if depth > _MAX_DEPTH:
-            raise ModelError(f"{self._source.name}: messages nested deeper than {_MAX_DEPTH} at byte {start}")
-        children = _CHILDREN[kind]
-        pieces: list[_Piece] = []
-        tensors = 0
-        copied = position = start
-        while position < end:
-            field, wire_type, payload, after = self._field(position, end)
-            child = children.get(field) if wire_type == _LENGTH else None
-            if kind is _ATTRIBUTE and child is _TENSOR:
-                tensors += 1
-                if tensors > 1:
-                    # Parsers merge such tensors into one, which would be half a reference and half not.
-                    return [(start, end)]
-            if child is not None and after - payload >= LARGE_TENSOR_BYTES:
-                inner = self._tensor(payload, after) if child is _TENSOR else self.message(child, payload, after, depth + 1)
-                if inner != [(payload, after)]:
-                    pieces += [
-                        (copied, position),
-                        varint(field << _WIRE_TYPE_BITS | _LENGTH),
-                        varint(_length(inner)),
-                        *inner,
-                    ]
-                    copied = after
-            position = after
-        if copied < end or not pieces:
-            pieces.append((copied, end))
-        return pieces
+    def fields(self, start: int, end: int) -> Iterator[Field]:
+        """The fields of the message at start..end.
 
-    def _tensor(self, start: int, end: int) -> list[_Piece]:
-        """The TensorProto at start..end with a reference in place of its raw_data; one range if it has to stay as it is."""
-        raw: tuple[int, int] | None = None  # where the payload starts and ends
-        left_out: list[tuple[int, int]] = []  # whole fields
+        Raises:
+            ModelError: It is not well-formed.
+            SourceChangedError, SourceUnreadableError, OSError: It cannot be read.
+        """
         position = start
         while position < end:
-            field, wire_type, payload, after = self._field(position, end)
-            if (field, wire_type) == (_RAW_DATA, _LENGTH):
-                if raw is not None:
-                    return [(start, end)]
-                raw = (payload, after)
-                left_out.append((position, after))
-            elif (field, wire_type) == (_DATA_LOCATION, _VARINT):
-                # Tools that had read external data write an explicit DEFAULT.
-                if self._read_varint(payload, end)[0] != _DEFAULT:
-                    return [(start, end)]
-                left_out.append((position, after))
-            elif (field, wire_type) == (_EXTERNAL_DATA, _LENGTH):
-                # Left over from before, and without meaning where the location is DEFAULT.
-                left_out.append((position, after))
-            elif field == _SEGMENT:
-                return [(start, end)]
+            key, payload = self._read_short(position, end)
+            wire_type = key & 7
+            if wire_type == LENGTH:
+                length, payload = self._read_short(payload, end)
+                after = payload + length
+            elif wire_type == VARINT:
+                after = self.varint(payload, end)[1]
+            elif wire_type in (_FIXED64, _FIXED32):
+                after = payload + (8 if wire_type == _FIXED64 else 4)
+            else:
+                raise ModelError(f"{self._source.name}: wire type {wire_type} at byte {position}")
+            if after > end or not key >> 3:
+                raise ModelError(f"{self._source.name}: field at byte {position} ends at {after}, its message at {end}")
+            yield position, key, payload, after
             position = after
-        if raw is None or raw[1] - raw[0] < LARGE_TENSOR_BYTES:
-            return [(start, end)]
-        return [*_without(left_out, start, end), external_entries(self._location, raw[0], raw[1] - raw[0])]
-
-    def _field(self, position: int, end: int) -> tuple[int, int, int, int]:
-        """(number, wire type, payload start, end) of the field at `position`."""
-        key, payload = self._read_short(position, end)
-        field, wire_type = key >> _WIRE_TYPE_BITS, key & (1 << _WIRE_TYPE_BITS) - 1
-        if wire_type == _LENGTH:
-            length, payload = self._read_short(payload, end)
-            after = payload + length
-        elif wire_type == _VARINT:
-            after = self._read_varint(payload, end)[1]
-        elif wire_type == _FIXED64:
-            after = payload + 8
-        elif wire_type == _FIXED32:
-            after = payload + 4
-        else:
-            raise ModelError(f"{self._source.name}: wire type {wire_type} at byte {position}")
-        if after > end or not field:
-            raise ModelError(f"{self._source.name}: field at byte {position} ends at {after}, its message at {end}")
-        return field, wire_type, payload, after
 
     def _read_short(self, position: int, end: int) -> tuple[int, int]:
         """(value, end) of a field's key or length."""
-        value, after = self._read_varint(position, end)
+        value, after = self.varint(position, end)
         if after - position > _MAX_KEY_BYTES:
             raise ModelError(f"{self._source.name}: key or length of {after - position} bytes at byte {position}")
         return value, after
 
-    def _read_varint(self, position: int, end: int) -> tuple[int, int]:
+    def varint(self, position: int, end: int) -> tuple[int, int]:
+        """The whole number at byte `position`, and where it ends."""
         at = position - self._window_start
         if not 0 <= at <= len(self._window) - 10:
             self._move_window(position)
             at = position - self._window_start
+        if position < end and self._window[at] < 0x80:
+            return self._window[at], position + 1  # most are this short
         value = shift = 0
         for byte in self._window[at : at + min(10, end - position)]:
             value |= (byte & 0x7F) << shift
@@ -176,6 +129,59 @@ class _Walk:
         window = bytearray(max(0, min(max(wanted, _WINDOW_BYTES_MIN), self._source.size - position)))
         self._source.read_into(position, memoryview(window))
         self._window, self._window_start = bytes(window), position
+
+
+class _Walk(WireReader):
+    def __init__(self, source: ByteSource, inline_location: str) -> None:
+        super().__init__(source)
+        self._location = inline_location
+
+    def message(self, kind: str, start: int, end: int, depth: int) -> list[_Piece]:
+        """The message at start..end with its large tensors replaced; one range if there are none."""
+        if depth > _MAX_DEPTH:
+            raise ModelError(f"{self._source.name}: messages nested deeper than {_MAX_DEPTH} at byte {start}")
+        children = _CHILDREN[kind]
+        pieces: list[_Piece] = []
+        tensors, copied = 0, start
+        for position, key, payload, after in self.fields(start, end):
+            child = children.get(key >> 3) if key & 7 == LENGTH else None
+            if kind is _ATTRIBUTE and child is _TENSOR:
+                tensors += 1
+                if tensors > 1:
+                    # Parsers merge such tensors into one, which would be half a reference and half not.
+                    return [(start, end)]
+            if child is not None and after - payload >= LARGE_TENSOR_BYTES:
+                inner = self._tensor(payload, after) if child is _TENSOR else self.message(child, payload, after, depth + 1)
+                if inner != [(payload, after)]:
+                    pieces += [(copied, position), varint(key), varint(_length(inner)), *inner]
+                    copied = after
+        if copied < end or not pieces:
+            pieces.append((copied, end))
+        return pieces
+
+    def _tensor(self, start: int, end: int) -> list[_Piece]:
+        """The TensorProto at start..end with a reference in place of its raw_data; one range if it has to stay as it is."""
+        raw: tuple[int, int] | None = None  # where the payload starts and ends
+        left_out: list[tuple[int, int]] = []  # whole fields
+        for position, key, payload, after in self.fields(start, end):
+            if key == _RAW_DATA:
+                if raw is not None:
+                    return [(start, end)]
+                raw = (payload, after)
+                left_out.append((position, after))
+            elif key == _DATA_LOCATION:
+                # Tools that had read external data write an explicit DEFAULT.
+                if self.varint(payload, end)[0] != _DEFAULT:
+                    return [(start, end)]
+                left_out.append((position, after))
+            elif key == _EXTERNAL_DATA:
+                # Left over from before, and without meaning where the location is DEFAULT.
+                left_out.append((position, after))
+            elif key >> 3 == _SEGMENT:
+                return [(start, end)]
+        if raw is None or raw[1] - raw[0] < LARGE_TENSOR_BYTES:
+            return [(start, end)]
+        return [*_without(left_out, start, end), external_entries(self._location, raw[0], raw[1] - raw[0])]
 
 
 def _without(left_out: list[tuple[int, int]], start: int, end: int) -> list[_Piece]:

@@ -64,12 +64,7 @@ def foreign_domains(domains: Iterable[str]) -> set[str]:
 
 
 def copy_loses_something(session_options: Any | None, domains: Iterable[str]) -> bool:
-    """Whether private_options would lose what a model needs: added providers, or a custom-op library.
-
-    Args:
-        session_options: The caller's.
-        domains: The model's `foreign_domains`.
-    """
+    """Whether private_options would lose added providers, or the library that a model with these `foreign_domains` needs."""
     return session_options is not None and (any(domains) or bool(session_options.has_providers()))
 
 

@@ -30,61 +30,42 @@ class Move(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A plan of the packed buffers.
+    """A plan of the packed buffers."""
 
-    Attributes:
-        slots: Of each operand that is packed, by its key. The others are used where they are stored.
-        moves: What fills the buffers.
-        sizes: Of the buffers, in bytes.
-    """
-
+    # Of each operand that is packed, by its key. The others are used where they are stored.
     slots: Mapping[tuple[object, ...], Slot]
-    moves: tuple[Move, ...]
-    sizes: tuple[int, ...]
+    moves: tuple[Move, ...]  # what fills the buffers
+    sizes: tuple[int, ...]  # of the buffers, in bytes
 
 
 def plan_layout(groups: Iterable[Iterable[Operand]], segments: int = 1) -> Layout:
-    """Give every operand that has to be packed a slot.
+    """Give every operand that has to be packed a slot, in at most `segments` buffers of similar size.
 
-    Args:
-        groups: The operands of each fused node. What is the same bytes, made in the same way, gets one slot.
-        segments: The most buffers to use, of similar size.
+    `groups` are the operands of each fused node. What is the same bytes, made in the same way, gets one slot.
     """
-    planner = _Planner(segments)
+    moves: dict[tuple[object, ...], Move] = {}
+    zeros: dict[tuple[object, ...], int] = {}
+    used = [0] * segments
+
+    def slot_in(segment: int, nbytes: int) -> Slot:
+        alignment = _PAGE_BYTES if nbytes >= _PAGE_ALIGNED_BYTES else _CACHE_LINE_BYTES
+        offset = -(-used[segment] // alignment) * alignment
+        if nbytes:
+            used[segment] = offset + nbytes
+        return Slot(segment, offset)
+
     for group in groups:
-        planner.add(group)
-    return planner.finish()
-
-
-class _Planner:
-    def __init__(self, segments: int) -> None:
-        self._moves: dict[tuple[object, ...], Move] = {}
-        self._zeros: dict[tuple[object, ...], Operand] = {}
-        self._sizes = [0] * segments
-
-    def add(self, group: Iterable[Operand]) -> None:
         # Into the emptiest buffer. No later one is used before an earlier one, so that none in the middle stays empty.
-        segment = min(range(len(self._sizes)), key=self._sizes.__getitem__)
+        emptiest = min(range(segments), key=used.__getitem__)
         for operand in group:
             if operand.in_place is not None:
                 continue
-            key = operand.key
             if operand.source is None:
-                self._zeros[key] = operand
-            elif key not in self._moves:
-                move = Move(operand.as_bytes() if operand.is_copy else operand, self._next(segment, operand.nbytes))
-                self._moves[key] = move
-
-    def finish(self) -> Layout:
-        # All zeros share one run behind everything else.
-        zeros = self._next(0, max((operand.nbytes for operand in self._zeros.values()), default=0))
-        slots = {key: move.slot for key, move in self._moves.items()} | dict.fromkeys(self._zeros, zeros)
-        return Layout(slots, tuple(self._moves.values()), tuple(size for size in self._sizes if size))
-
-    def _next(self, segment: int, nbytes: int) -> Slot:
-        size = self._sizes[segment]
-        alignment = _PAGE_BYTES if nbytes >= _PAGE_ALIGNED_BYTES else _CACHE_LINE_BYTES
-        offset = -(-size // alignment) * alignment
-        if nbytes:
-            self._sizes[segment] = offset + nbytes
-        return Slot(segment, offset)
+                zeros[operand.key] = operand.nbytes
+            elif operand.key not in moves:
+                moved = operand.as_bytes() if operand.is_copy else operand
+                moves[operand.key] = Move(moved, slot_in(emptiest, operand.nbytes))
+    # All zeros share one run after everything else.
+    run = slot_in(0, max(zeros.values(), default=0))
+    slots = {key: move.slot for key, move in moves.items()} | dict.fromkeys(zeros, run)
+    return Layout(slots, tuple(moves.values()), tuple(size for size in used if size))

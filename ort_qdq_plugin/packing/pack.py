@@ -65,15 +65,10 @@ class _Band(NamedTuple):
 
 
 def pack(layout: Layout, buffers: Sequence[PackedBuffer], threads: int, progress: Progress | None = None) -> None:
-    """Carry out a layout. Scratch stays below 256 MB, whatever the model's size.
+    """Carry out a layout, on this many threads. Scratch stays below 256 MB, whatever the model's size.
 
-    The caller has to check afterwards whether the sources are still what was opened.
-
-    Args:
-        layout: What goes where.
-        buffers: One for each of `layout.sizes`, zeroed.
-        threads: How many threads pack.
-        progress: Called after each step.
+    The buffers are zeroed, one for each of `layout.sizes`. The caller has to check afterwards whether the sources are still
+    what was opened.
 
     Raises:
         SourceChangedError, SourceUnreadableError, OSError: Reading or writing failed. The content of the buffers is
@@ -216,14 +211,13 @@ class _Job:
             self._put(band, first, _finished(band, pack_elements(lines, operand.bits)))
 
     def _put(self, band: _Band, first: int, lines: np.ndarray) -> None:
-        """Write uint8 `lines` [count, n], which are what the band gives of the target's lines from `first` on."""
-        operand, slot = band.move
-        start = band.start * _target_bits(operand) // 8
-        offset, span = slot.offset + first * operand.line_bytes, len(lines) * operand.line_bytes
-        buffer = self._buffers[slot.segment]
+        """Write uint8 `lines` [count, n] from line `first` of the operand on, each from the band's element on."""
+        buffer, operand = self._buffers[band.move.slot.segment], band.operand
+        offset = band.move.slot.offset + first * operand.line_bytes
         if lines.shape[1] == operand.line_bytes:
             buffer.write(offset, lines)
             return
+        start, span = band.start * _target_bits(operand) // 8, len(lines) * operand.line_bytes
         window = buffer.array[offset : offset + span].reshape(len(lines), operand.line_bytes)
         window[:, start : start + lines.shape[1]] = lines
         buffer.trim(offset, span)
