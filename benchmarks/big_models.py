@@ -157,7 +157,7 @@ class Sheet(Canvas):
         inner.output(output, shape)
         return inner.graph(name)
 
-    def write(self) -> None:
+    def save(self) -> None:
         """Writes the model, until it is on the disk: no write-back is to disturb what is measured next."""
         self._path.write_bytes(self.model().SerializeToString())
         for path in filter(Path.exists, (self._path, self._data)):
@@ -232,4 +232,4 @@ def _draw(s: Sheet, pair: Pair, product: Callable[[Sheet, str, BigWeight], str])
         end = s.small(f"{wide.name}.end", np.array([narrow.k]))
         x = s.node("Add", [x, product(s, s.node("Slice", [made, start, end, axis]), narrow)])
     s.output(product(s, s.node("LayerNormalization", [x, norm]), head), ["b", "s", head.n], kind)
-    s.write()
+    s.save()

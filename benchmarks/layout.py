@@ -91,7 +91,7 @@ def _write_tied(path: Path, storage: str, rows: int, columns: int, tied: bool) -
     )
     last = s.node("Gather", [embedded, s.small("last", np.array([-1]))], axis=0)
     s.output(s.node("MatMul", [last, s.node("Transpose", [dense], perm=[1, 0])]), [1, rows])
-    s.write()
+    s.save()
 
 
 def _tied(results: Results, args: argparse.Namespace, outputs: Path) -> None:
@@ -135,7 +135,7 @@ def _write_fanout(path: Path, nodes: int, products: int, one_weight: bool) -> No
         for step in range(nodes // products - 2):
             x = s.node("Softsign" if step % 2 else "Neg", [x])
     s.output(x, ["b", "s", 64])
-    s.write()
+    s.save()
 
 
 def _matching(results: Results, args: argparse.Namespace, outputs: Path) -> None:

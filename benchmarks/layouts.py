@@ -119,7 +119,7 @@ class Layout:
             other = s.branch("else", s.node("Neg", ["x"]), end)
             x = s.node("If", [s.input("condition", [], "bool")], then_branch=then, else_branch=other)
         s.output(x, end)
-        s.write()
+        s.save()
 
     def _shape(self, width: int) -> list[Dim]:
         shapes: dict[str, list[Dim]] = {"batch": ["b", "s", width], "column": [width, 1]}

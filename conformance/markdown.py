@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["row", "table"]
-
-
-def row(cells: Sequence[str]) -> str:
-    """One row of a table. A bar in a cell would end it, and so is escaped."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+__all__ = ["table"]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    return [row(columns), row(["---"] * len(columns)), *map(row, rows)]
+    """The lines of a table. A bar in a cell would end it, and so is escaped."""
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in (columns, ["---"] * len(columns), *rows))
+    return [f"| {' | '.join(row)} |" for row in escaped]

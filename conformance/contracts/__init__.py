@@ -1,9 +1,5 @@
 """What this package relies on in ONNX Runtime: `python -m conformance.contracts`.
 
 None of it is documented as a promise. Each contract is a small function that shows whether the installed ONNX Runtime keeps
-it; they are in one module for each subject, and all of them in `catalogue`.
+it; they are in one module for each subject.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

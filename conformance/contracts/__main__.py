@@ -8,8 +8,6 @@ says what is relied on and where; they use ONNX Runtime alone, not this package.
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,11 +16,16 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from conformance.contracts.catalogue import CONTRACTS
+from conformance.checks import chosen, parser
+from conformance.contracts import buffers, kernels, options, sessions
 from conformance.contracts.contract import BrokenError, Contract
 from conformance.markdown import table
+from conformance.sessions import SILENT
 
-__all__ = ["main"]
+__all__ = ["CONTRACTS", "main"]
+
+_MODULES = (buffers, options, sessions, kernels)
+CONTRACTS = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Contract)]
 
 
 def _checked(contract: Contract) -> tuple[bool, str]:
@@ -38,31 +41,21 @@ def _checked(contract: Contract) -> tuple[bool, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the contracts that the command line asks for; 1 if one is broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", default="*", metavar="GLOB", help="contracts whose name matches")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the result there too")
-    args = parser.parse_args(argv)
+    args = parser(__doc__).parse_args(argv)
     # Refusals are expected; ONNX Runtime need not log them.
     with suppress(AttributeError):
-        ort.set_default_logger_severity(4)
-    lines = [
-        f"# Contracts with onnxruntime {ort.__version__}",
-        "",
-    ]
-    rows = []
-    passed = failed = 0
-    for contract in CONTRACTS:
-        if not fnmatch.fnmatch(contract.name, args.only):
-            continue
+        ort.set_default_logger_severity(SILENT)
+    rows, failed = [], 0
+    for contract in chosen(CONTRACTS, args):
         holds, seen = _checked(contract)
-        passed, failed = passed + holds, failed + (not holds)
+        failed += not holds
         print(f"{'ok  ' if holds else 'FAIL'} {contract.name}: {seen}", flush=True)
         rows.append([contract.name, "pass" if holds else "**FAIL**", seen, contract.relied_on])
-    lines += table(("contract", "verdict", "seen", "relied on"), rows)
-    closing = f"{passed} passed, {failed} failed"
+    closing = f"{len(rows) - failed} passed, {failed} failed"
     print(closing)
     if args.markdown:
-        args.markdown.write_text("\n".join([*lines, "", closing, ""]))
+        lines = table(("contract", "verdict", "seen", "relied on"), rows)
+        args.markdown.write_text("\n".join([f"# Contracts with onnxruntime {ort.__version__}", "", *lines, "", closing, ""]))
     return int(failed > 0)
 
 

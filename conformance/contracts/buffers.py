@@ -1,10 +1,9 @@
-"""Buffers that a session borrows, and what may be done to them meanwhile."""
+"""Buffers that a session borrows, and what may be done to them meanwhile; models that refer to bytes of their own."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,13 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto
 
-from conformance.contracts.contract import Chapter, expect
+from conformance.contracts.contract import borrowing, contract, expect, expect_equal, expect_refusal, meanwhile, sum_of_file
 from conformance.contracts.loading import (
-    DIRECT_KEY,
     PARALLEL_KEY,
     WIDTH,
     counted,
     elsewhere,
     inline_tensor,
-    last_sentence,
     load,
     mapped_file,
     mapping_of,
@@ -28,7 +25,6 @@ from conformance.contracts.loading import (
     options_with,
     product,
     product_model,
-    refusal_of,
     result_of,
     sum_model,
     with_files,
@@ -37,56 +33,52 @@ from conformance.drawing.canvas import Canvas
 from conformance.drawing.elements import external_tensor
 from conformance.sessions import CPU
 
-__all__ = ["CHAPTER"]
-
-CHAPTER = Chapter()
+__all__: list[str] = []
 
 
 def _written_after_load(options: Any, mapping: mmap.mmap) -> bool:
     """Whether a write to the buffer, once the session exists, shows in its results."""
-    session = load(sum_model(elsewhere("w", "w")), options)
-    expect(np.array_equal(result_of(session), counted()), "the values in the buffer did not arrive")
+    session = load(sum_of_file(), options)
+    expect_equal(result_of(session), counted(), "the values in the buffer did not arrive")
     mapping[:] = counted(5000).tobytes()
     return np.array_equal(result_of(session), counted(5000))
 
 
-@CHAPTER.contract
+@contract
 def _files_in_memory_are_borrowed(_folder: Path) -> str:
     """With session.use_external_initializer_file_buffers_directly=1 a session uses the buffers given to
     add_external_initializers_from_files_in_memory in place (ort/buffers.py, `borrow`)."""
     mapping = mapping_of(counted())
-    options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping)
+    options = borrowing(w=mapping)
     expect(_written_after_load(options, mapping), "a write to the buffer after the load did not show")
     return "a write after the load shows in the result"
 
 
-@CHAPTER.contract
+@contract
 def _files_in_memory_are_copied_without_the_key(_folder: Path) -> str:
     """Without that key ONNX Runtime copies every tensor: why the key is set (ort/buffers.py, `borrow`)."""
     mapping = mapping_of(counted())
-    shown = _written_after_load(with_files(options_with(), w=mapping), mapping)
-    expect(not shown, "a write shows: the key is not needed any more")
+    expect(not _written_after_load(with_files(options_with(), w=mapping), mapping), "the key is not needed any more")
     return "a write after the load does not show"
 
 
-@CHAPTER.contract
+@contract
 def _add_external_initializers_copies(_folder: Path) -> str:
     """add_external_initializers copies every tensor, and keeps the originals: why it is not used (ort/buffers.py)."""
     values = counted()
     value = ort.OrtValue.ortvalue_from_numpy(values)
     options = options_with()
     options.add_external_initializers(["w"], [value])
-    model = sum_model(elsewhere("w", "nowhere"))
-    session = load(model, options)
-    expect(np.array_equal(result_of(session), values), "the values did not arrive")
+    session = load(sum_of_file("nowhere"), options)
+    expect_equal(result_of(session), values, "the values did not arrive")
     ctypes.memset(value.data_ptr(), 0, values.nbytes)
     expect(not value.numpy().any(), "the OrtValue was not overwritten")
-    expect(np.array_equal(result_of(session), counted()), "a write shows: it borrows by now, and may be the better call")
+    expect_equal(result_of(session), counted(), "a write shows: it borrows by now, and may be the better call")
     return "a write to the OrtValue after the load does not show"
 
 
 def _if_model(*, inside: bool) -> bytes:
-    """x + one of two initializers, which are of the branches or, unless `inside`, of the main graph."""
+    """x + one of two tensors in the file `w`, which are of the branches or, unless `inside`, of the main graph."""
     main, branches = Canvas(), {}
     for index, name in enumerate(("then_branch", "else_branch")):
         branch = Canvas()
@@ -96,56 +88,50 @@ def _if_model(*, inside: bool) -> bytes:
     return model_of(main, main.node("If", [main.input("condition", [], "bool")], "y", domain="", **branches))
 
 
-@CHAPTER.contract
+@contract
 def _subgraphs_read_borrowed_initializers(_folder: Path) -> str:
     """Nodes in subgraphs read borrowed initializers of the main graph: operands of nodes fused there belong to it
     (session.py, `_put_fusions_in_place`)."""
     mapping = mapping_of(np.zeros(2 * WIDTH, np.float32))
-    session = load(_if_model(inside=False), with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping))
+    session = load(_if_model(inside=False), borrowing(w=mapping))
     mapping[:] = np.concatenate([counted(), counted(9)]).tobytes()
     for condition, start in ((True, 1), (False, 9)):
         y = session.run(None, {"x": np.zeros(WIDTH, np.float32), "condition": np.array(condition)})[0]
-        expect(np.array_equal(y, counted(start)), f"the branch for {condition} got other values")
+        expect_equal(y, counted(start), f"the branch for {condition} got other values")
     return "both branches of an If"
 
 
-@CHAPTER.contract
+@contract
 def _subgraphs_own_no_files_in_memory(_folder: Path) -> str:
     """External initializers of a subgraph itself must name files that exist, also where they are in memory: those of
     subgraphs cannot be borrowed where they are (memory/external_data.py, `ExternalData`)."""
-    options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping_of(np.zeros(2 * WIDTH, np.float32)))
-    model = _if_model(inside=True)
-    said = refusal_of(lambda: load(model, options))
-    expect(said is not None, "they are accepted by now, and may be borrowed where they are")
-    return f"refused: {last_sentence(said or '')}"
+    options = borrowing(w=mapping_of(np.zeros(2 * WIDTH, np.float32)))
+    otherwise = "they are accepted by now, and may be borrowed where they are"
+    return expect_refusal(lambda: load(_if_model(inside=True), options), otherwise)
 
 
-@CHAPTER.contract
+@contract
 def _unaligned_tensors_load(_folder: Path) -> str:
     """A borrowed tensor may start at any byte, as inline tensors do: ONNX Runtime copies it if it must (model/wire.py)."""
     for shift in (1, 2, 3, 5):
-        mapping = mmap.mmap(-1, shift + 4 * WIDTH)
-        mapping[shift:] = counted().tobytes()
-        options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping)
-        y = result_of(load(sum_model(elsewhere("w", "w", shift)), options))
-        expect(np.array_equal(y, counted()), f"at byte {shift} the values are wrong")
+        mapping = mapping_of(np.frombuffer(bytes(shift) + counted().tobytes(), np.uint8))
+        y = result_of(load(sum_of_file("w", shift), borrowing(w=mapping)))
+        expect_equal(y, counted(), f"at byte {shift} the values are wrong")
     return "float tensors at bytes 1, 2, 3 and 5"
 
 
-@CHAPTER.contract
+@contract
 def _read_only_buffers_are_accepted(folder: Path) -> str:
     """A read-only mapping of a file, and bytes, are as good as writable buffers (model/tensors.py, `ByteSource.buffer`)."""
     for name, buffer in {
         "mapping": mapped_file(folder / "w", counted().tobytes(), mmap.ACCESS_READ),
         "bytes": counted().tobytes(),
     }.items():
-        options = with_files(options_with(**{DIRECT_KEY: "1"}), w=buffer)
-        y = result_of(load(sum_model(elsewhere("w", "w")), options))
-        expect(np.array_equal(y, counted()), f"{name}: wrong values")
+        expect_equal(result_of(load(sum_of_file(), borrowing(w=buffer))), counted(), f"{name}: wrong values")
     return "a read-only mapping and bytes"
 
 
-@CHAPTER.contract
+@contract
 def _files_in_memory_are_all_or_nothing(folder: Path) -> str:
     """Once one file is in memory, ONNX Runtime looks for none on disk: all of a model's files are handed over, and never on
     the caller's options, where they would break the next model (ort/buffers.py)."""
@@ -154,32 +140,29 @@ def _files_in_memory_are_all_or_nothing(folder: Path) -> str:
     path = folder / "model.onnx"
     path.write_bytes(sum_model(*tensors))
     values = counted().tobytes()
-    said = refusal_of(lambda: load(str(path), with_files(options_with(**{DIRECT_KEY: "1"}), in_memory=values)))
-    expect(said is not None, "a file on disk is found: it need not be mapped by this package any more")
-    load(str(path), with_files(options_with(**{DIRECT_KEY: "1"}), in_memory=values, on_disk=values))
-    return f"refused: {last_sentence(said or '')}"
+    load(str(path), borrowing(in_memory=values, on_disk=values))
+    otherwise = "a file on disk is found: it need not be mapped by this package any more"
+    return expect_refusal(lambda: load(str(path), borrowing(in_memory=values)), otherwise)
 
 
-@CHAPTER.contract
+@contract
 def _borrowed_buffers_survive_set_providers(_folder: Path) -> str:
     """set_providers makes a new native session from the same options, on the same buffers (session.py, `load`)."""
     mapping = mapping_of(counted())
-    options = with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping)
-    session = load(sum_model(elsewhere("w", "w")), options)
+    session = load(sum_of_file(), borrowing(w=mapping))
     session.set_providers(CPU)
     mapping[:] = counted(77).tobytes()
-    expect(np.array_equal(result_of(session), counted(77)), "the second native session does not use the buffer")
+    expect_equal(result_of(session), counted(77), "the second native session does not use the buffer")
     return "the second native session uses the buffer, too"
 
 
-@CHAPTER.contract
+@contract
 def _dropping_pages_during_the_load_is_harmless(folder: Path) -> str:
     """MADV_DONTNEED on a shared file mapping drops pages from the process alone, at any moment, also while ONNX Runtime
     reads them (ort/buffers.py, `trimming`)."""
     k, n = 1024, 4096
     rng = np.random.default_rng(2)
-    b = rng.integers(0, 256, k * n // 2, np.uint8)
-    scales = rng.random(k * n // 32, np.float32)
+    b, scales = rng.integers(0, 256, k * n // 2, np.uint8), rng.random(k * n // 32, np.float32)
     tensors = [
         external_tensor("b", TensorProto.UINT8, (n, k // 32, 16), "packed", 0, b.nbytes),
         external_tensor("s", TensorProto.FLOAT, (k * n // 32,), "packed", b.nbytes, scales.nbytes),
@@ -187,29 +170,23 @@ def _dropping_pages_during_the_load_is_harmless(folder: Path) -> str:
     model = product_model(tensors, k, n)
     mapping = mapped_file(folder / "packed", b.tobytes() + scales.tobytes())
     x = rng.standard_normal((3, k), np.float32)
-    options = with_files(options_with(**{DIRECT_KEY: "1"}), packed=mapping)
+    options = borrowing(packed=mapping)
     expected = result_of(load(model, options), x)
-    finished, drops = threading.Event(), 0
+    drops = 0
 
     def drop() -> None:
         nonlocal drops
-        while not finished.is_set():
-            mapping.madvise(mmap.MADV_DONTNEED)
-            drops += 1
+        mapping.madvise(mmap.MADV_DONTNEED)
+        drops += 1
 
-    thread = threading.Thread(target=drop)
-    thread.start()
-    try:
+    with meanwhile(drop):
         results = [result_of(load(model, options), x) for _ in range(3)]
-    finally:
-        finished.set()
-        thread.join()
     expect(drops > 0, "nothing was dropped meanwhile")
     expect(all(np.array_equal(result, expected) for result in results), "the results differ")
     return f"{drops} times during 3 loads, equal results"
 
 
-@CHAPTER.contract
+@contract
 def _parallel_prepacking_changes_nothing(_folder: Path) -> str:
     """session.prepack.enable_parallel=1 gives the same bits (ort/buffers.py sets it where the caller did not)."""
     k, n, count = 256, 512, 6
@@ -223,5 +200,22 @@ def _parallel_prepacking_changes_nothing(_folder: Path) -> str:
     x = rng.standard_normal((2, k), np.float32)
     parallel = options_with(**{PARALLEL_KEY: "1"})
     parallel.intra_op_num_threads = 2
-    expect(np.array_equal(result_of(load(model, parallel), x), result_of(load(model), x)), "the results differ")
+    expect_equal(result_of(load(model, parallel), x), result_of(load(model), x), "the results differ")
     return f"{count} products on 2 threads, equal results"
+
+
+@contract
+def _models_may_refer_into_themselves(folder: Path) -> str:
+    """An initializer's raw_data may become external data that points at the same bytes of the same .onnx file, or of the
+    caller's bytes, with the same result: weights inside a model are never parsed (model/wire.py, model/skeleton.py)."""
+    inline = sum_model(inline_tensor("w", counted()))
+    path = folder / "model.onnx"
+    path.write_bytes(inline)
+    offset = inline.index(counted().tobytes())
+    expected = result_of(load(inline))
+    beside = folder / "rewritten.onnx"
+    beside.write_bytes(sum_of_file(path.name, offset))
+    expect_equal(result_of(load(str(beside))), expected, "by path: other values")
+    options = borrowing(**{"any/name": inline})
+    expect_equal(result_of(load(sum_of_file("any/name", offset), options)), expected, "from bytes: other values")
+    return "by path and from bytes, equal results"

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from conformance.contracts.contract import Chapter, expect
-from conformance.contracts.loading import (
-    inline_tensor,
-    load,
-    options_with,
-    product_model,
-    result_of,
-)
-from conformance.drawing.canvas import Canvas
+from conformance.contracts.contract import contract, expect_equal
+from conformance.contracts.loading import inline_tensor, load, options_with, product_model, result_of
+from conformance.drawing.draft import Draft
 from conformance.drawing.elements import ELEMENTS, Array, pack
 
-__all__ = ["CHAPTER"]
-
-CHAPTER = Chapter()
+__all__: list[str] = []
 
 _BLOCK = 32
 
 
-@CHAPTER.contract
+@contract
 def _transpose_takes_bare_pointers(_folder: Path) -> str:
     """A session of one Transpose node reads and writes memory given by address, for elements of 1, 2 and 4 bytes
     (packing/bits.py, `Transposer`)."""
     rng = np.random.default_rng(5)
-    kinds = {TensorProto.UINT8: np.uint8, TensorProto.UINT16: np.uint16, TensorProto.UINT32: np.uint32}
-    for element_type, kind in kinds.items():
-        ends = [helper.make_tensor_value_info(name, element_type, ["a", "b"]) for name in ("m", "t")]
-        graph = helper.make_graph([helper.make_node("Transpose", ["m"], ["t"], perm=[1, 0])], "t", ends[:1], ends[1:])
-        model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
-        session = load(model.SerializeToString())
+    for element_type, kind in {"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32}.items():
+        draft = Draft()
+        draft.input("m", ["a", "b"], element_type)
+        draft.write("t = Transpose <perm = [1, 0]> (m)")
+        draft.output("t", ["b", "a"], element_type)
+        session = load(draft.model().SerializeToString())
         binding = session.io_binding()
         for shape in ((7, 130), (64, 64)):
             matrix = rng.integers(0, 256, (*shape, np.dtype(kind).itemsize), np.uint8).view(kind).reshape(shape)
@@ -44,7 +37,7 @@ def _transpose_takes_bare_pointers(_folder: Path) -> str:
             binding.bind_input("m", "cpu", 0, kind, shape, matrix.ctypes.data)
             binding.bind_output("t", "cpu", 0, kind, shape[::-1], result.ctypes.data)
             session.run_with_iobinding(binding)
-            expect(np.array_equal(result, matrix.T), f"{kind.__name__} {shape}: wrong")
+            expect_equal(result, matrix.T, f"{kind.__name__} {shape}: wrong")
     return "uint8, uint16 and uint32"
 
 
@@ -62,70 +55,60 @@ def _dequantized_by_nbits(elements: Array, scales: Array, bits: int, zero_points
 
 def _dequantized_by_dq(elements: Array, scales: Array, bits: int, zero_points: Array | None, *, signed: bool) -> Array:
     """[K, N] what DequantizeLinear makes of [N, K] elements (their bits), blocks along axis 1."""
-    kind = ELEMENTS[f"{'int' if signed else 'uint'}{bits}"].code
-    tensors = [
-        inline_tensor("w", pack(elements.reshape(-1), bits), kind, elements.shape),
-        inline_tensor("s", scales),
-    ]
+    kind, draft = ELEMENTS[f"{'int' if signed else 'uint'}{bits}"].code, Draft()
+    draft.require(bits)
+    inputs = [draft.constant(inline_tensor("w", pack(elements.reshape(-1), bits), kind, elements.shape))]
+    inputs.append(draft.constant(inline_tensor("s", scales)))
     if zero_points is not None:
-        tensors.append(inline_tensor("z", pack(zero_points.reshape(-1), bits), kind, zero_points.shape))
-    canvas = Canvas()
-    canvas.require(bits)
-    canvas.initializers += tensors
-    names = [tensor.name for tensor in tensors]
-    canvas.output(canvas.node("DequantizeLinear", names, axis=1, block_size=_BLOCK), elements.shape)
+        inputs.append(draft.constant(inline_tensor("z", pack(zero_points.reshape(-1), bits), kind, zero_points.shape)))
+    draft.output(draft.node("DequantizeLinear", inputs, "y", axis=1, block_size=_BLOCK), elements.shape)
     options = options_with()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    dequantized = np.asarray(load(canvas.model().SerializeToString(), options).run(None, {})[0])
+    dequantized = np.asarray(load(draft.model().SerializeToString(), options).run(None, {})[0])
     return np.ascontiguousarray(dequantized.T)
 
 
-def _random_weight(bits: int) -> tuple[Array, Array, Array]:
-    """Elements [N, K], scales and zero points [N, blocks]: odd N, odd number of blocks, the last one short."""
-    rng = np.random.default_rng(bits)
-    n, k = 7, 2 * _BLOCK + 8
-    return (
-        rng.integers(0, 1 << bits, (n, k), np.uint8),
-        rng.random((n, 3), np.float32) + np.float32(0.5),
-        rng.integers(0, 1 << bits, (n, 3), np.uint8),
-    )
+def _random_weights() -> Iterator[tuple[int, Array, Array, Array]]:
+    """Bits; elements [N, K], scales and zero points [N, blocks]: odd N, odd number of blocks, the last one short."""
+    for bits in (2, 4, 8):
+        rng = np.random.default_rng(bits)
+        n, k = 7, 2 * _BLOCK + 8
+        elements, scales = rng.integers(0, 1 << bits, (n, k), np.uint8), rng.random((n, 3), np.float32) + np.float32(0.5)
+        yield bits, elements, scales, rng.integers(0, 1 << bits, (n, 3), np.uint8)
 
 
-@CHAPTER.contract
+@contract
 def _packed_operands_mean_what_dequantize_linear_means(_folder: Path) -> str:
     """MatMulNBits' operands, in the order that packing/layout.py writes, stand for DequantizeLinear's numbers."""
-    for bits in (2, 4, 8):
-        elements, scales, zero_points = _random_weight(bits)
+    for bits, elements, scales, zero_points in _random_weights():
         theirs = _dequantized_by_dq(elements, scales, bits, zero_points, signed=False)
         ours = _dequantized_by_nbits(elements, scales, bits, zero_points)
-        expect(np.array_equal(ours, theirs), f"{bits} bits: they differ")
+        expect_equal(ours, theirs, f"{bits} bits: they differ")
     return "2, 4 and 8 bits, odd shapes"
 
 
-@CHAPTER.contract
+@contract
 def _signed_weights_are_flipped_unsigned_ones(_folder: Path) -> str:
     """Signed elements, with zero points or without, equal unsigned ones with each top bit flipped (packing/layout.py)."""
-    for bits in (2, 4, 8):
-        elements, scales, zero_points = _random_weight(bits)
+    for bits, elements, scales, zero_points in _random_weights():
         top = np.uint8(1 << (bits - 1))
         for zeros in (None, zero_points):
             theirs = _dequantized_by_dq(elements, scales, bits, zeros, signed=True)
             ours = _dequantized_by_nbits(elements ^ top, scales, bits, None if zeros is None else zeros ^ top)
             given = "no" if zeros is None else "with"
-            expect(np.array_equal(ours, theirs), f"{bits} bits, {given} zero points: they differ")
+            expect_equal(ours, theirs, f"{bits} bits, {given} zero points: they differ")
     return "2, 4 and 8 bits, with zero points and without"
 
 
-@CHAPTER.contract
+@contract
 def _missing_zero_points_are_the_middle(_folder: Path) -> str:
     """Without zero points MatMulNBits takes 2**(bits-1) and DequantizeLinear takes 0 (packing/layout.py)."""
-    for bits in (2, 4, 8):
-        elements, scales, zero_points = _random_weight(bits)
+    for bits, elements, scales, zero_points in _random_weights():
         middle = np.full_like(zero_points, 1 << (bits - 1))
         none, explicit = (_dequantized_by_nbits(elements, scales, bits, zeros) for zeros in (None, middle))
-        expect(np.array_equal(none, explicit), f"MatMulNBits, {bits} bits: not {1 << (bits - 1)}")
+        expect_equal(none, explicit, f"MatMulNBits, {bits} bits: not {1 << (bits - 1)}")
         none, explicit = (
             _dequantized_by_dq(elements, scales, bits, zeros, signed=False) for zeros in (None, 0 * zero_points)
         )
-        expect(np.array_equal(none, explicit), f"DequantizeLinear, {bits} bits: not 0")
+        expect_equal(none, explicit, f"DequantizeLinear, {bits} bits: not 0")
     return "2, 4 and 8 bits"

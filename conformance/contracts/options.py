@@ -1,25 +1,23 @@
-"""SessionOptions: what a copy of them has, and what their entries mean."""
+"""SessionOptions: what a copy of them has, what their entries mean; and the paths that ONNX Runtime refuses and takes."""
 
 from __future__ import annotations
 
 import gc
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from onnx import helper
 from onnxruntime.capi import _pybind_state as native
 
-from conformance.contracts.contract import BrokenError, Chapter, expect
+from conformance.contracts.contract import borrowing, contract, expect, expect_equal, expect_refusal, sum_of_file
 from conformance.contracts.loading import (
-    DIRECT_KEY,
     FOLDER_KEY,
     PARALLEL_KEY,
     counted,
-    elsewhere,
     identity_model,
     inline_tensor,
     last_sentence,
@@ -34,16 +32,15 @@ from conformance.contracts.loading import (
 )
 from conformance.drawing.canvas import Canvas
 
-__all__ = ["CHAPTER"]
-
-CHAPTER = Chapter()
+__all__: list[str] = []
 
 
-@CHAPTER.contract
+@contract
 def _native_sessions_copy_options(_folder: Path) -> str:
     """The options of a native session that was never initialized are an independent copy of those it was given, with config
     entries, plain attributes, free dimensions and added files, and outlive it (ort/copies.py, `private_options`)."""
-    options = options_with(**{"session.qdq_matmulnbits_accuracy_level": "2"})
+    key = "session.qdq_matmulnbits_accuracy_level"
+    options = options_with(**{key: "2"})
     options.inter_op_num_threads = 3
     options.enable_mem_pattern = False
     options.logid = "contract"
@@ -51,18 +48,18 @@ def _native_sessions_copy_options(_folder: Path) -> str:
     options.add_free_dimension_override_by_name("rows", 5)
     copy = _copied(options)
     gc.collect()
-    expect(copy.get_session_config_entry("session.qdq_matmulnbits_accuracy_level") == "2", "a config entry is lost")
+    expect(copy.get_session_config_entry(key) == "2", "a config entry is lost")
     for name in ("intra_op_num_threads", "inter_op_num_threads", "enable_mem_pattern", "logid", "graph_optimization_level"):
         expect(getattr(copy, name) == getattr(options, name), f"{name} is lost")
     expect(load(identity_model(["rows", 2]), copy).get_inputs()[0].shape == [5, 2], "a free dimension override is lost")
     copy.add_session_config_entry(PARALLEL_KEY, "1")
     copy.intra_op_num_threads = 7
-    said = refusal_of(lambda: options.get_session_config_entry(PARALLEL_KEY))
-    expect(said is not None and options.intra_op_num_threads == 1, "a change to the copy shows in the original")
+    changed = "a change to the copy shows in the original"
+    expect_refusal(lambda: options.get_session_config_entry(PARALLEL_KEY), changed)
+    expect(options.intra_op_num_threads == 1, changed)
     mapping = mapping_of(counted())
-    carried = _copied(with_files(options_with(**{DIRECT_KEY: "1"}), w=mapping))
-    y = result_of(load(sum_model(elsewhere("w", "w")), carried))
-    expect(np.array_equal(y, counted()), "a file in memory is lost")
+    carried = _copied(borrowing(w=mapping))
+    expect_equal(result_of(load(sum_of_file(), carried)), counted(), "a file in memory is lost")
     return "entries, attributes, free dimensions and files in memory"
 
 
@@ -70,7 +67,7 @@ def _copied(options: Any) -> Any:
     return native.InferenceSession(options, identity_model(), False, False).session_options
 
 
-@CHAPTER.contract
+@contract
 def _copied_options_lose_providers_and_custom_operators(_folder: Path) -> str:
     """Such a copy does not have added providers (has_providers tells) or custom-op libraries: those models go by path
     (ort/copies.py, `copy_loses_something`)."""
@@ -88,68 +85,69 @@ def _copied_options_lose_providers_and_custom_operators(_folder: Path) -> str:
     canvas.nodes.append(helper.make_node("NegPos", ["x"], ["y", "z"], domain="ai.onnx.contrib"))
     model = model_of(canvas, "y")
     load(model, options)
-    said = refusal_of(lambda: load(model, _copied(options)))
-    expect(said is not None, "custom operators are copied: no need to go by path for them")
+    otherwise = "custom operators are copied: no need to go by path for them"
+    expect_refusal(lambda: load(model, _copied(options)), otherwise)
     return "both are lost"
 
 
-@CHAPTER.contract
+@contract
 def _unset_config_entries_raise(_folder: Path) -> str:
     """get_session_config_entry raises RuntimeError for an entry that is not set (options.py, `config_entry`)."""
-    try:
-        value = ort.SessionOptions().get_session_config_entry(PARALLEL_KEY)
-    except RuntimeError:
-        return "RuntimeError"
-    raise BrokenError(f"it returns {value!r}")
+    seen = "RuntimeError"
+    with suppress(RuntimeError):
+        seen = f"it returns {ort.SessionOptions().get_session_config_entry(PARALLEL_KEY)!r}"
+    expect(seen == "RuntimeError", seen)
+    return seen
 
 
-@CHAPTER.contract
+def _model_beside_its_data(folder: Path) -> Path:
+    (folder / "data").write_bytes(counted().tobytes())
+    path = folder / "model.onnx"
+    path.write_bytes(sum_of_file("data"))
+    return path
+
+
+@contract
 def _empty_entries_count_as_unset(folder: Path) -> str:
     """The folder and the parallel pre-packing entries, once set and then put back to the empty string, behave as if they had
     never been set (ort/buffers.py, `by_path`)."""
-    (folder / "data").write_bytes(counted().tobytes())
-    path = folder / "model.onnx"
-    path.write_bytes(sum_model(elsewhere("w", "data")))
+    path = _model_beside_its_data(folder)
     options = options_with(**{FOLDER_KEY: "/", PARALLEL_KEY: "1"})
-    expect(refusal_of(lambda: load(str(path), options)) is not None, "the folder entry is not heeded for a path")
+    expect_refusal(lambda: load(str(path), options), "the folder entry is not heeded for a path")
     for key in (FOLDER_KEY, PARALLEL_KEY):
         options.add_session_config_entry(key, "")
-    expect(np.array_equal(result_of(load(str(path), options)), counted()), "by path: wrong values")
-    inline = sum_model(inline_tensor("w", counted()))
-    expect(np.array_equal(result_of(load(inline, options)), counted()), "from bytes: wrong values")
+    expect_equal(result_of(load(str(path), options)), counted(), "by path: wrong values")
+    inline = load(sum_model(inline_tensor("w", counted())), options)
+    expect_equal(result_of(inline), counted(), "from bytes: wrong values")
     return "models by path and from bytes load"
 
 
-@CHAPTER.contract
+@contract
 def _the_folder_entry_takes_the_root_directory(folder: Path) -> str:
     """A model given as bytes finds external data anywhere below the folder entry, also when that is the root directory
     (ort/buffers.py, `by_path`)."""
     (folder / "data").write_bytes(counted().tobytes())
     location = os.path.relpath(os.path.realpath(folder / "data"), os.sep)
-    options = options_with(**{FOLDER_KEY: os.sep})
-    y = result_of(load(sum_model(elsewhere("w", location)), options))
-    expect(np.array_equal(y, counted()), "wrong values")
+    expect_equal(result_of(load(sum_of_file(location), options_with(**{FOLDER_KEY: os.sep}))), counted())
     return "a file in a temporary folder, by its path below /"
 
 
-@CHAPTER.contract
+@contract
 def _external_files_by_path_may_be_unlinked(folder: Path) -> str:
     """Once a session exists, the external files that it was given by path may lose their names (session.py)."""
-    (folder / "data").write_bytes(counted().tobytes())
-    path = folder / "model.onnx"
-    path.write_bytes(sum_model(elsewhere("w", "data")))
+    path = _model_beside_its_data(folder)
     session = load(str(path))
     (folder / "data").unlink()
     path.unlink()
-    expect(np.array_equal(result_of(session), counted()), "wrong values")
+    expect_equal(result_of(session), counted())
     return "results stay"
 
 
-@CHAPTER.contract
+@contract
 def _initializers_on_the_options_can_be_told(_folder: Path) -> str:
     """A model whose external file does not exist fails with "External data path validation failed", unless the caller added
     initializers or files to the options: then it fails otherwise (ort/copies.py, `supplies_initializers`)."""
-    model = sum_model(elsewhere("w", "no-such-file"))
+    model = sum_of_file("no-such-file")
     added = options_with()
     added.add_external_initializers(["v"], [ort.OrtValue.ortvalue_from_numpy(counted())])
     in_memory = with_files(options_with(), other=counted().tobytes())
@@ -158,3 +156,37 @@ def _initializers_on_the_options_can_be_told(_folder: Path) -> str:
         expect(said is not None, f"{name}: it loads")
         expect(("External data path validation failed" in (said or "")) is expected, f"{name}: {last_sentence(said or '')}")
     return "by the error that a probing model gives"
+
+
+@contract
+def _external_data_outside_the_folder_is_refused(folder: Path) -> str:
+    """ONNX Runtime refuses absolute locations, `..` and symbolic links out of the model's folder; handing a file over in
+    memory skips that check, so that this package makes it itself (model/tensors.py, `ExternalFiles`)."""
+    inside = folder / "inside"
+    inside.mkdir()
+    outside = folder / "outside"
+    outside.write_bytes(counted().tobytes())
+    (inside / "link").symlink_to(outside)
+    model = inside / "model.onnx"
+    for location in (str(outside), "../outside", "link"):
+        model.write_bytes(sum_of_file(location))
+        expect_refusal(lambda: load(str(model)), f"{location} is accepted")
+    return "absolute, .. and a symbolic link"
+
+
+@contract
+def _links_inside_the_folder_are_accepted(folder: Path) -> str:
+    """Symbolic links are fine while they stay in the model's real folder, as in Hugging Face's cache, where the model and
+    its data are both links to neighbours elsewhere (model/tensors.py, `ExternalFiles`)."""
+    blobs, snapshot = folder / "blobs", folder / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "d1").write_bytes(counted().tobytes())
+    (blobs / "m1").write_bytes(sum_of_file("model.onnx.data"))
+    (snapshot / "model.onnx").symlink_to("../../blobs/m1")
+    (snapshot / "model.onnx.data").symlink_to("../../blobs/d1")
+    expect_equal(result_of(load(str(snapshot / "model.onnx"))), counted())
+    (blobs / "link").symlink_to("d1")
+    (blobs / "model.onnx").write_bytes(sum_of_file("link"))
+    expect_equal(result_of(load(str(blobs / "model.onnx"))), counted(), "a link to a neighbour: wrong values")
+    return "links to neighbours, and a model and its data linked from another folder"

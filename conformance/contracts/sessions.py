@@ -6,7 +6,6 @@ import gc
 import inspect
 import json
 import os
-import threading
 import time
 import weakref
 from pathlib import Path
@@ -17,7 +16,7 @@ import onnxruntime as ort
 from onnx import TensorProto
 from onnxruntime.capi import _pybind_state as native
 
-from conformance.contracts.contract import Chapter, expect
+from conformance.contracts.contract import contract, expect, meanwhile
 from conformance.contracts.loading import (
     PARALLEL_KEY,
     counted,
@@ -31,12 +30,10 @@ from conformance.contracts.loading import (
 )
 from conformance.sessions import CPU
 
-__all__ = ["CHAPTER"]
-
-CHAPTER = Chapter()
+__all__: list[str] = []
 
 
-@CHAPTER.contract
+@contract
 def _loading_releases_the_interpreter(_folder: Path) -> str:
     """initialize_session releases the GIL, so that a thread can drop pages meanwhile (ort/buffers.py, `trimming`)."""
     k, n = 4096, 16384
@@ -47,30 +44,27 @@ def _loading_releases_the_interpreter(_folder: Path) -> str:
     ]
     model = product_model(tensors, k, n)
     session = native.InferenceSession(options_with(), model, False, False)
-    finished, ticks = threading.Event(), 0
+    ticks = 0
 
     def tick() -> None:
         nonlocal ticks
-        while not finished.wait(0.001):
-            ticks += 1
+        ticks += 1
 
-    thread = threading.Thread(target=tick)
-    thread.start()
-    before, start = ticks, time.perf_counter()
-    session.initialize_session(CPU, [{}], set())
-    during, seconds = ticks - before, time.perf_counter() - start
-    finished.set()
-    thread.join()
+    with meanwhile(tick, pause=0.001):
+        before, start = ticks, time.perf_counter()
+        session.initialize_session(CPU, [{}], set())
+        during, seconds = ticks - before, time.perf_counter() - start
+    seen = f"a thread got {during} turns in {seconds * 1e3:.0f} ms"
     # Held, a thread gets one or two turns at the ends.
-    expect(during > 3, f"a thread got {during} turns in {seconds * 1e3:.0f} ms")
-    return f"a thread got {during} turns in {seconds * 1e3:.0f} ms"
+    expect(during > 3, seen)
+    return seen
 
 
 def _threads() -> int:
     return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
 
 
-@CHAPTER.contract
+@contract
 def _weak_references_end_after_the_session(folder: Path) -> str:
     """Native sessions can be weakly referenced, and their finalizers run when the C++ destructor has: its profile is
     complete, its threads are gone. Only then are borrowed buffers let go (ort/buffers.py, `keep_until_destroyed`)."""
@@ -103,7 +97,7 @@ def _is_complete(profile: Path) -> bool:
     return True
 
 
-@CHAPTER.contract
+@contract
 def _bindings_keep_the_native_session(_folder: Path) -> str:
     """What needs the native session after its Python wrapper is gone keeps it, so that the weak reference lives on
     (ort/buffers.py, `keep_until_destroyed`)."""
@@ -122,7 +116,7 @@ def _bindings_keep_the_native_session(_folder: Path) -> str:
     return f"kept by {' and '.join(kept)}"
 
 
-@CHAPTER.contract
+@contract
 def _sessions_are_created_where_we_override(_folder: Path) -> str:
     """InferenceSession creates its native session in `_create_inference_session`, also in set_providers, from _model_path or
     _model_bytes and _sess_options, and leaves it in _sess (session.py, `load`)."""

@@ -8,7 +8,3 @@
 The canvas for models of gigabytes is `benchmarks.big_models.Sheet`. Tensors are packed here with NumPy, so that nothing
 depends on how the `onnx` helpers write the small types.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
+import onnx.parser
 from onnx import TensorProto, helper
 
 from conformance.drawing.elements import TYPES, Dim
@@ -43,6 +44,15 @@ class Canvas:
         self.nodes.append(helper.make_node(op, inputs, [output], f"{output}_node", domain=domain, **attributes))
         return output
 
+    def write(self, text: str) -> None:
+        """Adds nodes from ONNX' text form, `h = Gemm <transB = 1> (x, w)  y = Relu(h)`, each named after its output."""
+        for node in onnx.parser.parse_graph(f"g () => () {{ {text} }}").node:
+            attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
+            del node.attribute[:]
+            node.attribute.extend(attributes)
+            node.name = f"{node.output[0]}_node"
+            self.nodes.append(node)
+
     def input(self, name: str, shape: Sequence[Dim], kind: str = "float") -> str:
         """Adds a graph input."""
         self.inputs.append(helper.make_tensor_value_info(name, TYPES[kind], shape))
@@ -58,7 +68,7 @@ class Canvas:
         self.values.append(helper.make_tensor_value_info(name, TYPES[kind], shape))
 
     def require(self, bits: int) -> None:
-        """Raises the opset to one whose DequantizeLinear knows elements of so many bits."""
+        """Raises the opset to one whose DequantizeLinear knows elements of that many bits."""
         if bits < 4:
             self.opset = max(self.opset, 25)
 
@@ -73,10 +83,6 @@ class Canvas:
         drawn = self.graph(name)
         used = {node.domain for graph in graphs_of(drawn) for node in graph.node}
         domains = sorted({""} | used | {function.domain for function in self.functions})
-        model: onnx.ModelProto = helper.make_model(
-            drawn,
-            opset_imports=[helper.make_opsetid(domain, 1 if domain else self.opset) for domain in domains],
-            ir_version=13 if self.opset >= 25 else 10 if self.opset >= 21 else 8,
-            functions=self.functions,
-        )
-        return model
+        opsets = [helper.make_opsetid(domain, 1 if domain else self.opset) for domain in domains]
+        version = 13 if self.opset >= 25 else 10 if self.opset >= 21 else 8
+        return helper.make_model(drawn, opset_imports=opsets, ir_version=version, functions=self.functions)

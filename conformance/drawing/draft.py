@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper
 
 from conformance.drawing.canvas import Canvas
 from conformance.drawing.elements import ELEMENTS, FLOATS, raw_float, raw_quantized, raw_tensor, typed_tensor
 from conformance.drawing.weight import PER_TENSOR, Weight, Zero, scale_shape_of
 
-__all__ = ["ROWS", "Draft"]
+__all__ = ["ROWS", "Draft", "stack"]
 
 ROWS = "m"
 """Name of the dimension of inputs that stands for any number of rows."""
@@ -22,7 +23,7 @@ ROWS = "m"
 class Draft(Canvas):
     """A small model being drawn up. Its random numbers follow from the seed, or are the next ones of its parent."""
 
-    def __init__(self, seed: str, *, opset: int = 21, parent: Draft | None = None) -> None:
+    def __init__(self, seed: str = "", *, opset: int = 21, parent: Draft | None = None) -> None:
         super().__init__(opset)
         self.rng: np.random.Generator = parent.rng if parent else np.random.default_rng(zlib.crc32(seed.encode()))
         self.constant_nodes = False
@@ -101,13 +102,20 @@ class Draft(Canvas):
 
     def weight(self, weight: Weight, name: str = "w", **rest: Any) -> str:
         """Adds a weight and its DequantizeLinear."""
-        return self.dequantize(
-            name,
-            weight.shape,
-            axis=rest.pop("axis", weight.axis),
-            block=weight.block,
-            element=weight.element,
-            zero=weight.zero,
-            scale=weight.scale,
-            **rest,
-        )
+        stored = {name: getattr(weight, name) for name in ("axis", "block", "element", "zero", "scale")}
+        return self.dequantize(name, weight.shape, **(stored | rest))
+
+
+def stack(layers: int, width: int, seed: str = "stack", **weight: Any) -> onnx.ModelProto:
+    """A chain of square products from `x` to `y`, each scaled down by Tanh."""
+    draft = Draft(seed)
+    value = draft.input("x", [ROWS, width])
+    for layer in range(layers):
+        drawn = Weight(k=width, n=width, **weight)
+        dequantized = draft.weight(drawn, f"w{layer}")
+        if drawn.n_major:
+            dequantized = draft.node("Transpose", [dequantized], f"t{layer}", perm=[1, 0])
+        product = draft.node("MatMul", [value, dequantized], f"p{layer}")
+        value = draft.node("Tanh", [product], "y" if layer == layers - 1 else f"h{layer}")
+    draft.output("y", [ROWS, width])
+    return draft.model()

@@ -11,22 +11,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 __all__ = [
-    "ELEMENTS",
-    "FLOATS",
-    "MS",
-    "TYPES",
-    "Array",
-    "Bytes",
-    "Dim",
-    "Element",
-    "external_tensor",
-    "pack",
-    "raw_float",
-    "raw_quantized",
-    "raw_tensor",
-    "typed_tensor",
-    "unpack",
-]
+    "ELEMENTS", "FLOATS", "MS", "TYPES", "Array", "Bytes", "Dim", "Element", "external_tensor", "pack", "raw_float",
+    "raw_quantized", "raw_tensor", "typed_tensor", "unpack",
+]  # fmt: skip
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -57,20 +44,10 @@ class Element:
 
 
 ELEMENTS: Mapping[str, Element] = {
-    "uint2": Element(TensorProto.UINT2, 2, False),
-    "int2": Element(TensorProto.INT2, 2, True),
-    "uint4": Element(TensorProto.UINT4, 4, False),
-    "int4": Element(TensorProto.INT4, 4, True),
-    "uint8": Element(TensorProto.UINT8, 8, False),
-    "int8": Element(TensorProto.INT8, 8, True),
-    "uint16": Element(TensorProto.UINT16, 16, False),
-    "int32": Element(TensorProto.INT32, 32, True),
+    name: Element(TensorProto.DataType.Value(name.upper()), int(name.lstrip("uint")), signed=not name.startswith("u"))
+    for name in ("uint2", "int2", "uint4", "int4", "uint8", "int8", "uint16", "uint32", "int32")
 }
-FLOATS: Mapping[str, int] = {
-    "float": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-}
+FLOATS: Mapping[str, int] = {name: TensorProto.DataType.Value(name.upper()) for name in ("float", "float16", "bfloat16")}
 TYPES: Mapping[str, int] = {
     **FLOATS,
     **{name: element.code for name, element in ELEMENTS.items()},
@@ -86,11 +63,10 @@ def pack(elements: Bytes, bits: int) -> Bytes:
     missing = -elements.shape[-1] % per_byte
     if missing:
         elements = np.pad(elements, [(0, 0)] * (elements.ndim - 1) + [(0, missing)])
-    packed = elements[..., 0::per_byte].copy()
+    packed: Bytes = elements[..., 0::per_byte].copy()
     for i in range(1, per_byte):
         packed |= elements[..., i::per_byte] << (i * bits)
-    joined: Bytes = packed
-    return joined
+    return packed
 
 
 def unpack(packed: Bytes, bits: int) -> Bytes:
@@ -129,14 +105,8 @@ def external_tensor(name: str, code: int, shape: Sequence[int], location: str, o
 
 def typed_tensor(tensor: TensorProto) -> TensorProto:
     """The same tensor with its values in `float_data` or `int32_data` instead of `raw_data`."""
-    raw = tensor.raw_data
-    typed = TensorProto(name=tensor.name, data_type=tensor.data_type)
-    typed.dims.extend(tensor.dims)
-    if tensor.data_type == TensorProto.FLOAT:
-        typed.float_data.extend(np.frombuffer(raw, "<f4").tolist())
-    elif tensor.data_type == TensorProto.FLOAT16:
-        typed.int32_data.extend(np.frombuffer(raw, "<u2").tolist())
-    else:
-        signed = tensor.data_type == TensorProto.INT8
-        typed.int32_data.extend(np.frombuffer(raw, "<i1" if signed else "<u1").tolist())
+    typed = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    kinds: dict[int, str] = {TensorProto.FLOAT: "<f4", TensorProto.FLOAT16: "<u2", TensorProto.INT8: "<i1"}
+    field = typed.float_data if tensor.data_type == TensorProto.FLOAT else typed.int32_data
+    field.extend(np.frombuffer(tensor.raw_data, kinds.get(tensor.data_type, "<u1")).tolist())
     return typed

@@ -3,7 +3,3 @@
 Each fault is injected for real into a process of its own, and judged by what stock ONNX Runtime does in the same situation.
 They are in one module for each kind of fault, and all of them in `catalogue`.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

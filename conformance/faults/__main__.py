@@ -10,7 +10,6 @@ Runtime raises in the same fault. The exit code is 1 if a row fails. Most rows t
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 import os
 import shutil
@@ -18,33 +17,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+from conformance.checks import chosen, parser
 from conformance.faults.catalogue import FAULTS
 from conformance.faults.child import do_job
-from conformance.faults.fault import Row, run_fault
+from conformance.faults.fault import run_fault
 from conformance.faults.job import Job
 from conformance.faults.scene import Scene
 from conformance.markdown import table
 
 __all__ = ["main"]
 
-
-def _table(rows: Sequence[Row]) -> str:
-    columns = ("fault", "how it is injected", "where", "outcome", "left on disk")
-    return "\n".join(table(columns, [row.cells for row in rows]))
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="faults whose name matches this pattern")
-    parser.add_argument("--kills", type=int, default=100, help="of each route; a fifth as many interrupts")
-    parser.add_argument("--markdown", type=Path, help="write the table there too")
-    parser.add_argument("--quick", action="store_true", help="tiny models, and rows of seconds only")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+_COLUMNS = ("fault", "how it is injected", "where", "outcome", "left on disk")
 
 
 def _as_root_of_a_namespace() -> None:
@@ -57,25 +43,25 @@ def _as_root_of_a_namespace() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 1 if a row fails."""
-    args = _arguments(argv)
+    options = parser(__doc__, quick="tiny models, and rows of seconds only")
+    options.add_argument("--kills", type=int, default=100, help="of each route; a fifth as many interrupts")
+    options.add_argument("--child", help=argparse.SUPPRESS)
+    args = options.parse_args(argv)
     if args.child:
-        raw = json.loads(args.child)
-        outcome = do_job(Job(**{**raw, "paths": tuple(raw["paths"])}))
-        print(json.dumps(asdict(outcome)), flush=True)
+        print(json.dumps(asdict(do_job(Job(**json.loads(args.child))))), flush=True)
         return 0
     if argv is None:
         _as_root_of_a_namespace()
     rows = []
-    with ExitStack() as undo:
-        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="fault-table-"))).resolve()
+    with tempfile.TemporaryDirectory(prefix="fault-table-") as name:
+        folder = Path(name).resolve()
         folder.chmod(0o755)
         scene = Scene(folder, args.quick, args.kills)
-        for fault in FAULTS:
-            if not fnmatch.fnmatch(fault.name, args.only) or (args.quick and not fault.quick):
-                continue
-            rows.append(run_fault(fault, scene))
-            print(f"{rows[-1].seconds:6.1f} s  {fault.name}: {rows[-1].outcome}", file=sys.stderr, flush=True)
-    text = _table(rows)
+        for fault in chosen(FAULTS, args):
+            if fault.quick or not args.quick:
+                rows.append(run_fault(fault, scene))
+                print(f"{rows[-1].seconds:6.1f} s  {fault.name}: {rows[-1].outcome}", file=sys.stderr, flush=True)
+    text = "\n".join(table(_COLUMNS, [row.cells for row in rows]))
     print(text)
     if args.markdown:
         args.markdown.write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""What a process breaks for itself before it loads."""
+"""What a process breaks for itself, before it loads or at some moment of the load."""
 
 from __future__ import annotations
 
@@ -8,48 +8,63 @@ import resource
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from conformance.faults.internals import on_every_stage
 from conformance.faults.job import MB, Job
-from conformance.faults.moments import at_stage, once_packed, while_packing
 from conformance.faults.processes import FILLER
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["BREAKS", "CHANGES", "MOMENTS", "QUICK_CHANGES", "TIMED", "fill_disk"]
+__all__ = ["BREAKS", "fill_disk", "missed", "progress"]
+
+_Action = Callable[[], object]
+_awaited: list[str] = []
+_happened: list[str] = []
+_packing: list[tuple[bool, _Action]] = []
+
+
+def _when_packing(action: _Action, *, finished: bool = False) -> None:
+    """Call it once: when packing next tells of its progress, or when it tells that all is packed."""
+    _awaited.append("packing")
+    _packing.append((finished, action))
+
+
+def progress(done: int, total: int) -> None:
+    """The progress callback of the loads."""
+    while _packing and (done == total or not _packing[-1][0]):
+        _happened.append("packing")
+        _packing.pop()[1]()
+
+
+def _at_stage(name: str, occurrence: int, action: _Action) -> None:
+    """Call it when the load enters a stage of this name for that time, counted from 1."""
+    _awaited.append(name)
+    entered = 0
+
+    def entering(stage: str) -> None:
+        nonlocal entered
+        entered += stage == name
+        if stage == name and entered == occurrence:
+            _happened.append(name)
+            action()
+
+    on_every_stage(entering)
+
+
+def missed() -> bool:
+    """Whether something was to happen at a moment that never came."""
+    return bool(_awaited) and not _happened
 
 
 def _limit(which: int, value: int) -> None:
     resource.setrlimit(which, (value, resource.getrlimit(which)[1]))
 
 
-def _limit_file_size(job: Job) -> None:
-    _limit(resource.RLIMIT_FSIZE, job.value)
-
-
-def _limit_file_size_deadly(job: Job) -> None:
-    """As in a program that has undone Python's own setting."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    _limit_file_size(job)
-
-
-def _limit_descriptors(job: Job) -> None:
-    # The number of a new descriptor is what counts; the one that lists them is closed again.
-    _limit(resource.RLIMIT_NOFILE, max(map(int, os.listdir("/proc/self/fd"))) + job.value)
-
-
-def _limit_addresses(job: Job) -> None:
-    _limit(resource.RLIMIT_AS, host.sizes_of()["VmSize"] + job.value)
-
-
-def _limit_data(job: Job) -> None:
-    _limit(resource.RLIMIT_DATA, host.sizes_of()["VmData"] + job.value)
-
-
-def _limit_threads(job: Job) -> None:
-    _limit(resource.RLIMIT_NPROC, len(os.listdir("/proc/self/task")) + job.value)
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
 def _join_group(job: Job) -> None:
@@ -57,11 +72,8 @@ def _join_group(job: Job) -> None:
     folder, limit = job.paths
     group = Path(folder)
     (group / "cgroup.procs").write_text(str(os.getpid()))
-    present = {
-        "memory.limit_in_bytes": lambda: int((group / "memory.usage_in_bytes").read_text()),
-        "memory.max": lambda: int((group / "memory.current").read_text()),
-        "pids.max": lambda: len(os.listdir("/proc/self/task")),
-    }[limit]()
+    usage = {"memory.limit_in_bytes": "memory.usage_in_bytes", "memory.max": "memory.current"}
+    present = _threads() if limit == "pids.max" else int((group / usage[limit]).read_text())
     (group / limit).write_text(str(present + job.value))
 
 
@@ -72,45 +84,18 @@ def _overpromise(_: Job) -> None:
 
 def _write_back(job: Job) -> None:
     """Have what is packed written to the disk, and read from there again."""
-
-    def write_back() -> None:
-        os.sync()
-        for name in os.listdir("/proc/self/fd"):
-            with suppress(OSError):
-                if os.readlink(f"/proc/self/fd/{name}").startswith(f"{job.spill_dir}/"):
-                    os.posix_fadvise(int(name), 0, 0, os.POSIX_FADV_DONTNEED)
-
-    once_packed.append(write_back)
-
-
-def _fill_when_loaded(job: Job) -> None:
-    """Fill the disk once the first session is there."""
-    at_stage("match", 2, lambda: fill_disk(Path(job.spill_dir or "")))
+    os.sync()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith(f"{job.spill_dir}/"):
+                os.posix_fadvise(int(name), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def fill_disk(folder: Path) -> None:
     """Fill the disk that the folder is on."""
-    with open(folder / FILLER, "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(MB))
-        except OSError:
-            return
-
-
-def _interrupt_packing(_: Job) -> None:
-    while_packing.append(lambda: os.kill(os.getpid(), signal.SIGINT))
-
-
-def _interrupt_initialization(job: Job) -> None:
-    def later() -> None:
-        threading.Timer(job.value / 1000, os.kill, (os.getpid(), signal.SIGINT)).start()
-
-    at_stage("create session", 1, later)
-
-
-def _terminate_packing(_: Job) -> None:
-    while_packing.append(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with open(folder / FILLER, "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(MB))
 
 
 def _change_file(kind: str, target: str, other: str) -> None:
@@ -130,42 +115,35 @@ def _change_file(kind: str, target: str, other: str) -> None:
             file.write(bytes(mmap.PAGESIZE))
 
 
-CHANGES = ("replaced", "rewritten", "truncated", "emptied", "grown")
-QUICK_CHANGES = ("replaced", "rewritten", "truncated")
-MOMENTS = ("before packing", "while packing", "before the session")
-
-
 def _change_source(job: Job) -> None:
     """job.paths is (kind, moment, file to change, file with other content)."""
     kind, moment, target, other = job.paths
     change = partial(_change_file, kind, target, other)
     if moment == "while packing":
-        while_packing.append(change)
-    elif moment == "before packing":
-        at_stage("pack", 1, change)
+        _when_packing(change)
     else:
-        # Once weights are packed.
-        at_stage("assemble", 1, change)
+        # Before the session, weights are packed.
+        _at_stage("pack" if moment == "before packing" else "assemble", 1, change)
 
 
-BREAKS: dict[str, Callable[[Job], None]] = {
-    "file size": _limit_file_size,
-    "file size, deadly": _limit_file_size_deadly,
-    "descriptors": _limit_descriptors,
-    "addresses": _limit_addresses,
-    "data": _limit_data,
-    "threads": _limit_threads,
+BREAKS: Mapping[str, Callable[[Job], object]] = {
+    "file size": lambda job: _limit(resource.RLIMIT_FSIZE, job.value),
+    # As in a program that has undone Python's own setting.
+    "file size, deadly": lambda job: (signal.signal(signal.SIGXFSZ, signal.SIG_DFL), BREAKS["file size"](job)),
+    # The number of a new descriptor is what counts; the one that lists them is closed again.
+    "descriptors": lambda job: _limit(resource.RLIMIT_NOFILE, max(map(int, os.listdir("/proc/self/fd"))) + job.value),
+    "addresses": lambda job: _limit(resource.RLIMIT_AS, host.sizes_of()["VmSize"] + job.value),
+    "data": lambda job: _limit(resource.RLIMIT_DATA, host.sizes_of()["VmData"] + job.value),
+    "threads": lambda job: _limit(resource.RLIMIT_NPROC, _threads() + job.value),
     "group": _join_group,
     "overpromise": _overpromise,
-    "write back": _write_back,
-    "fill later": _fill_when_loaded,
-    "interrupt packing": _interrupt_packing,
-    "interrupt initialization": _interrupt_initialization,
-    "terminate packing": _terminate_packing,
+    "write back": lambda job: _when_packing(partial(_write_back, job), finished=True),
+    "fill later": lambda job: _at_stage("match", 2, partial(fill_disk, Path(job.spill_dir or ""))),  # with a session alive
+    "interrupt packing": lambda job: _when_packing(partial(os.kill, os.getpid(), signal.SIGINT)),
+    "interrupt initialization": lambda job: _at_stage(
+        "create session", 1, threading.Timer(job.value / 1000, os.kill, (os.getpid(), signal.SIGINT)).start
+    ),
+    "terminate packing": lambda job: _when_packing(partial(os.kill, os.getpid(), signal.SIGTERM)),
     "source": _change_source,
 }
 """How a process breaks things for itself, by the names that jobs call them."""
-TIMED = frozenset(
-    {"write back", "fill later", "interrupt packing", "interrupt initialization", "terminate packing", "source"}
-)
-"""Those that wait for a moment of the load."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from conformance.faults import control_groups, directories, disks, limits, signals, sources
 from conformance.faults.fault import Fault
+from conformance.faults.limits import CONTROL_GROUPS, LIMITS
+from conformance.faults.signals import SIGNALS
+from conformance.faults.sources import SOURCES
+from conformance.faults.spilling import DIRECTORIES, DISKS
 
 __all__ = ["FAULTS"]
 
-FAULTS: tuple[Fault, ...] = tuple(
-    fault for module in (disks, directories, limits, control_groups, signals, sources) for fault in module.CHAPTER.faults
-)
+FAULTS: tuple[Fault, ...] = DISKS + DIRECTORIES + LIMITS + CONTROL_GROUPS + SIGNALS + SOURCES

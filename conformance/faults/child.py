@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
+from logging.handlers import BufferingHandler
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
-from conformance.faults.breaks import BREAKS, TIMED
-from conformance.faults.internals import import_everything
+from conformance.faults.breaks import BREAKS, missed, progress
+from conformance.faults.internals import import_everything, on_every_stage
 from conformance.faults.job import LOADED, Job, Outcome
-from conformance.faults.moments import announce, announce_stages, happened, progress
-from conformance.sessions import CPU, SILENT, quiet_options
+from conformance.sessions import CPU, SILENT, digest_of, quiet_options
 from ort_qdq_plugin import Options, create_session, report_of
 
 __all__ = ["do_job"]
 
 
-class _Listener(logging.Handler):
-    """The package's warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+def _announce(what: str) -> None:
+    """Print a line in one piece, whatever signal comes meanwhile."""
+    os.write(1, f"{what}\n".encode())
 
 
 def _load(job: Job) -> Any:
@@ -46,20 +39,15 @@ def _load(job: Job) -> Any:
     return create_session(job.model, options, CPU, options=ours)
 
 
-def _digest(session: Any) -> str:
-    entry = session.get_inputs()[0]
-    x = np.linspace(-1, 1, 3 * entry.shape[2], dtype=np.float32).reshape(1, 3, -1)
-    return hashlib.sha256(session.run(None, {entry.name: x})[0].tobytes()).hexdigest()
-
-
 def do_job(job: Job) -> Outcome:
     """Do a job in this process."""
     # What is limited is what the load itself needs.
     import_everything()
     ort.set_default_logger_severity(SILENT)
-    listener = _Listener()
+    listener = BufferingHandler(capacity=1000)
+    listener.setLevel(logging.WARNING)
     logging.getLogger("ort_qdq_plugin").addHandler(listener)
-    outcome, session = Outcome(), None
+    outcome = Outcome()
     # A shell has what it runs in the background ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if job.uid:
@@ -70,27 +58,25 @@ def do_job(job: Job) -> Outcome:
         BREAKS[job.breaks](job)
     try:
         if job.wait:
-            announce_stages()
-            announce("ready")
+            # So that whoever ends this process knows where it was.
+            on_every_stage(_announce)
+            _announce("ready")
             sys.stdin.readline()
+        start = time.perf_counter()
         session = _load(job)
+        seconds = time.perf_counter() - start
         if job.wait:
-            announce(LOADED)
+            _announce(LOADED)
         report = report_of(session)
         route = "stock, asked" if report is None else report.route
-        outcome = replace(outcome, result=_digest(session), route=route)
+        outcome = replace(outcome, result=digest_of(session), route=route, seconds=seconds)
     except (Exception, KeyboardInterrupt) as error:
         outcome = replace(outcome, error=type(error).__name__, messages=str(error)[:300])
         del error
     if job.again:
-        outcome = _load_again(job, outcome)
-    return replace(outcome, warnings=tuple(listener.messages), missed=job.breaks in TIMED and not happened)
-
-
-def _load_again(job: Job, outcome: Outcome) -> Outcome:
-    """The same once more, with the first session, if there is one, still alive."""
-    gc.collect()
-    left = os.listdir(job.spill_dir) if job.spill_dir else []
-    again = _digest(_load(replace(job, breaks="")))
-    same = "the same again" if again == outcome.result else again
-    return replace(outcome, again=same, left=tuple(left))
+        # With the first session, if there is one, still alive.
+        gc.collect()
+        left = os.listdir(job.spill_dir) if job.spill_dir else []
+        again = digest_of(_load(replace(job, breaks="")))
+        outcome = replace(outcome, again="the same again" if again == outcome.result else again, left=left)
+    return replace(outcome, warnings=[record.getMessage() for record in listener.buffer], missed=missed())

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from conformance.faults.judging import Verdict
+from conformance.faults.job import Verdict
 from conformance.faults.scene import Scene, Skipped
 
-__all__ = ["Chapter", "Fault", "Loads", "Row", "run_fault"]
+__all__ = ["Fault", "Loads", "Row", "run_fault"]
 
 Loads = Callable[[Scene], list[Verdict]]
 """Has the loads of a row done, and judges them."""
@@ -64,19 +64,3 @@ def run_fault(fault: Fault, scene: Scene) -> Row:
     except Skipped as reason:
         return Row(fault, skipped=str(reason))
     return Row(fault, verdicts, seconds=time.perf_counter() - start)
-
-
-class Chapter:
-    """The faults of one module."""
-
-    def __init__(self) -> None:
-        self.faults: list[Fault] = []
-
-    def fault(self, name: str, how: str, stage: str, quick: bool = False) -> Callable[[Loads], Loads]:
-        """Adds the decorated loads as a row."""
-
-        def add(run: Loads) -> Loads:
-            self.faults.append(Fault(name, how, stage, run, quick))
-            return run
-
-        return add

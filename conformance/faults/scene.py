@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.big_models import Pair, write_pair
-from conformance.faults.job import Job, Outcome
-from conformance.faults.judging import Verdict, judge
-from conformance.faults.processes import listing, outcome_of_process, settled_listing, start_process
+from conformance.faults.job import Job, Outcome, Verdict, judge
+from conformance.faults.processes import LoadProcess, listing, settled_listing
 from ort_qdq_plugin.cli.demo_model import Decoder
 
-__all__ = ["TRIES", "UNUSED_UID", "Scene", "Skipped"]
+__all__ = ["UNUSED_UID", "PairName", "Scene", "Skipped", "needs_other_users", "needs_root"]
 
 UNUSED_UID = 54321
 """An ordinary user that no machine has."""
-TRIES = 3
-"""Loads of what depends on how much memory a process happens to have."""
 
 # Shapes of the models: some 20 MB of weights and scales, or 2 MB.
 _SHAPE, _QUICK_SHAPE = Decoder(2, 768, 3072, 16384), Decoder(1, 256, 1024, 4096)
+PairName = Literal["packed", "packed, other", "in place", "in place, other", "inline"]
+"""Models with weights that have to be packed, that are used where they are, or that are inside the model's own file."""
+_PAIRS: Mapping[PairName, tuple[str, Mapping[str, Any]]] = {
+    "packed": ("uint4", {}),
+    "packed, other": ("uint4", {"seed": 1}),
+    "in place": ("uint4-nmajor", {}),
+    "in place, other": ("uint4-nmajor", {"seed": 1}),
+    "inline": ("uint4", {"storage": "inline"}),
+}
 
 
 class Skipped(Exception):
     """Why a row cannot be had here."""
+
+
+def needs_root() -> None:
+    """Skips the row for anybody else."""
+    if os.geteuid() != 0:
+        raise Skipped("needs root")
+
+
+def needs_other_users() -> None:
+    """Skips the row where root is all there is."""
+    needs_root()
+    if Path("/proc/self/uid_map").read_text().split()[2] == "1":
+        raise Skipped("needs other users, this namespace has none")
 
 
 class Scene:
@@ -36,11 +55,10 @@ class Scene:
     def __init__(self, folder: Path, quick: bool = False, kills: int = 100) -> None:
         self.folder = folder
         self.kills = kills
-        self._quick = quick
-        self._results: dict[str, str] = {}
-        self.spill = folder / "spill"
-        self.temporary = folder / "tmp"
-        self.home = folder / "home"
+        self._shape = _QUICK_SHAPE if quick else _SHAPE
+        self._pairs: dict[PairName, Pair] = {}
+        self._results: dict[Path, str] = {}
+        self.spill, self.temporary, self.home = (folder / name for name in ("spill", "tmp", "home"))
         for made in (self.spill, self.temporary, self.home):
             made.mkdir()
             made.chmod(0o1777)
@@ -52,103 +70,80 @@ class Scene:
         return ("ours", "by path") if {folder.stat().st_uid for folder in folders} <= {0, os.geteuid()} else ("ours",)
 
     @property
-    def contenders(self) -> list[tuple[Pair, str]]:
+    def contenders(self) -> list[tuple[PairName, str]]:
         """Models and routes: packed weights by each, weights in place by the first."""
-        return [*((self.k_major, loader) for loader in self.loaders), (self.n_major, "ours")]
+        return [*(("packed", loader) for loader in self.loaders), ("in place", "ours")]
 
-    def _pair(self, name: str, variant: str, **changes: Any) -> Pair:
-        return write_pair(self.folder / name, variant, _QUICK_SHAPE if self._quick else _SHAPE, **changes)
+    def pair(self, name: PairName) -> Pair:
+        """A model in QDQ form and in ONNX Runtime's own, written when it is first asked for."""
+        if name not in self._pairs:
+            variant, changes = _PAIRS[name]
+            self._pairs[name] = write_pair(self.folder / name, variant, self._shape, **changes)
+        return self._pairs[name]
 
-    @cached_property
-    def k_major(self) -> Pair:
-        """Weights that have to be packed."""
-        return self._pair("k", "uint4")
-
-    @cached_property
-    def k_major_other(self) -> Pair:
-        """The same with other weights."""
-        return self._pair("k-other", "uint4", seed=1)
-
-    @cached_property
-    def n_major(self) -> Pair:
-        """Weights that are used where they are."""
-        return self._pair("n", "uint4-nmajor")
-
-    @cached_property
-    def n_major_other(self) -> Pair:
-        """The same with other weights."""
-        return self._pair("n-other", "uint4-nmajor", seed=1)
-
-    @cached_property
-    def inline(self) -> Pair:
-        """Weights inside the model's own file."""
-        return self._pair("inline", "uint4", storage="inline")
-
-    def results_of(self, *pairs: Pair) -> set[str]:
+    def results_of(self, *names: PairName) -> set[str]:
         """What stock ONNX Runtime makes of models, of the QDQ form and of the fused one."""
-        for path in (str(path) for pair in pairs for path in (pair.qdq, pair.qop)):
-            if path not in self._results:
-                outcome = self.run(Job(path, "stock"))
-                if not outcome.result:
-                    raise RuntimeError(f"{path}: {outcome}")
-                self._results[path] = outcome.result
-        return {self._results[str(path)] for pair in pairs for path in (pair.qdq, pair.qop)}
+        paths = {path for name in names for path in (self.pair(name).qdq, self.pair(name).qop)}
+        for path in paths - self._results.keys():
+            outcome = self.run(Job(str(path), "stock"))
+            if not outcome.result:
+                raise RuntimeError(f"{path}: {outcome}")
+            self._results[path] = outcome.result
+        return {self._results[path] for path in paths}
 
-    def run(self, job: Job, temporary: Path | None = None) -> Outcome:
+    def job(self, name: PairName = "packed", **changes: Any) -> Job:
+        """A job for a model with its spill file here."""
+        return replace(Job(str(self.pair(name).qdq), spill_dir=str(self.spill)), **changes)
+
+    def start(self, job: Job) -> LoadProcess:
+        """A fresh process for the job."""
+        return LoadProcess(job, job.temporary or str(self.temporary), str(self.home))
+
+    def run(self, job: Job) -> Outcome:
         """A job in a fresh process."""
-        return outcome_of_process(start_process(job, temporary or self.temporary, self.home))
+        return self.start(job).outcome()
+
+    def watch(self, job: Job, run: Callable[[Job], Outcome] | None = None) -> tuple[Outcome, set[str]]:
+        """The outcome of a job, and what is there afterwards that was not."""
+        watched = [job.spill_dir or self.spill, job.temporary or self.temporary, Path(job.model).parent]
+        before = listing(watched)
+        return (run or self.run)(job), settled_listing(watched, before)
 
     def compare(
         self,
         job: Job,
         results: set[str],
         *,
-        temporary: Path | None = None,
-        spill: Path | None = None,
-        restore: Callable[[], None] | None = None,
+        restore: Callable[[], object] = bool,
         tries: int = 1,
         slack: Sequence[int] = (),
         alike: frozenset[str] = frozenset(),
     ) -> Verdict:
         """The job by us and by stock ONNX Runtime, judged; `restore` is called before each.
 
-        `slack` is by how much more of what is limited we may need: stock may have failed with so much less.
+        `slack` is by how much more of what is limited we may need: stock may have failed with that much less.
         """
+
+        def run(job: Job) -> tuple[Outcome, set[str]]:
+            restore()
+            return self.watch(job)
+
         verdict = Verdict("", "not run")
         stock_job = replace(job, loader="stock", again=False)
         for _ in range(tries):
-            ours, left = self._watched_run(job, temporary, [spill or self.spill], restore)
+            ours, left = run(job)
             # Where we have a session, stock ONNX Runtime does not matter.
-            stock = ours if ours.result else self._watched_run(stock_job, temporary, [], restore)[0]
-            verdict = judge(ours, stock, results, left, alike)
+            verdict = judge(ours, ours if ours.result else run(stock_job)[0], results, left, alike)
             if not verdict.problem:
                 return verdict
         for less in slack if not ours.result else ():
-            stock = self._watched_run(replace(stock_job, value=job.value - less), temporary, [], restore)[0]
+            stock, _ = run(replace(stock_job, value=job.value - less))
             with_less = judge(ours, stock, results, left, alike)
             if not with_less.problem:
                 return replace(with_less, what=f"{with_less.what} with a little less")
         return verdict
 
-    def _watched_run(
-        self, job: Job, temporary: Path | None, folders: Sequence[Path], restore: Callable[[], None] | None
-    ) -> tuple[Outcome, set[str]]:
-        """The outcome of a job, and what is there afterwards that was not."""
-        if restore is not None:
-            restore()
-        watched = [*folders, temporary or self.temporary, Path(job.model).parent]
-        before = listing(watched)
-        outcome = self.run(job, temporary)
-        return outcome, settled_listing(watched, before)
-
-    def job(self, pair: Pair | None = None, **changes: Any) -> Job:
-        """A job for a model (packed weights unless told otherwise) with its spill file here."""
-        return replace(Job(str((pair or self.k_major).qdq), spill_dir=str(self.spill)), **changes)
-
-    def both_routes(self, spill: Path, **changes: Any) -> list[Verdict]:
-        """A model whose weights are packed, with its spill file there, by each of our routes."""
-        results = self.results_of(self.k_major)
-        return [
-            self.compare(self.job(spill_dir=str(spill), loader=loader, **changes), results, spill=spill)
-            for loader in self.loaders
-        ]
+    def both_routes(self, name: PairName = "packed", **changes: Any) -> list[Verdict]:
+        """A model by each of our routes, unless it is changed one whose weights are packed."""
+        results = self.results_of(name)
+        return [self.compare(self.job(loader=loader, **changes), results) for loader in self.loaders]

@@ -3,7 +3,3 @@
 `mutate` mutates one of the `seeds`; `judge` has it loaded by a `worker` of ours and by one of stock's, and compares them.
 `coverage` mutates on as long as it reaches something new.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

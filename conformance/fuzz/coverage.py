@@ -11,8 +11,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from conformance.fuzz.limits import MAX_BYTES, MAX_SECONDS
 from conformance.fuzz.mutate import mutate
+from conformance.fuzz.outcome import MAX_BYTES, MAX_SECONDS
 from conformance.fuzz.seeds import seed_models
 from conformance.fuzz.surroundings import beside_a_model
 

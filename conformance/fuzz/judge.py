@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from conformance.fuzz.limits import MAX_BYTES, MAX_SECONDS
-from conformance.fuzz.outcome import Outcome
-from conformance.fuzz.worker import Crash, Worker
+from conformance.fuzz.outcome import MAX_BYTES, MAX_SECONDS, Outcome
+from conformance.fuzz.worker import Worker
+from conformance.worker import Crash
 
 __all__ = ["Judge", "Verdict"]
 
@@ -59,16 +59,14 @@ class Judge:
     def verdict(self, model: str | bytes) -> Verdict:
         """Load and run the model in all ways. `details` then says more, `fused` how many fusions ours had."""
         self.details, self.fused = "", 0
+        crashed = Verdict.STOCK_CRASHED
         try:
             stock, truth = (self._stock.run(way, model) for way in ("stock", "unoptimized"))
-        except Crash as crash:
-            self.details = str(crash)
-            return Verdict.STOCK_CRASHED
-        try:
+            crashed = Verdict.CRASHED
             ours = self._ours.run("ours", model)
         except Crash as crash:
             self.details = str(crash)
-            return Verdict.CRASHED
+            return crashed
         self.fused = ours.fused
         seconds, nbytes = max(stock.seconds, truth.seconds), max(stock.nbytes, truth.nbytes)
         self.details = (
@@ -90,13 +88,12 @@ def _compared(ours: Outcome, stock: Outcome, truth: Outcome) -> Verdict:
         if truth.error is not None and stock.error.kind == truth.error.kind == "NotImplemented":
             return Verdict.NO_KERNEL
         if ours.error is not None:
+            if ours.error == stock.error:
+                return Verdict.SAME_ERROR
             if ours.stage == stock.stage == "run":
-                return Verdict.SAME_ERROR if ours.error == stock.error else Verdict.BOTH_RUN_INTO
-            same = (ours.stage, ours.error.kind) in (
-                (stock.stage, stock.error.kind),
-                (truth.stage, truth.error and truth.error.kind),
-            )
-            return Verdict.SAME_ERROR if ours.error == stock.error else Verdict.SAME_CLASS if same else Verdict.OTHER_ERROR
+                return Verdict.BOTH_RUN_INTO
+            theirs = [(theirs.stage, theirs.error.kind) for theirs in (stock, truth) if theirs.error is not None]
+            return Verdict.SAME_CLASS if (ours.stage, ours.error.kind) in theirs else Verdict.OTHER_ERROR
         if _NOT_LOOKED_FOR in stock.error.text:
             return Verdict.LIFTED
         if truth.error is not None:

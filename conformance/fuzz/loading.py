@@ -37,10 +37,14 @@ def outcome_of(way: Way, model: str | bytes) -> Outcome:
     stage, error, values, session, fused = "load", None, None, None, 0
     try:
         if way == "inspect":
-            fused = _inspect(model)
+            report = inspect(model)
+            assert report.to_dict()
+            assert str(report)
+            fused = len(report.fused)
         else:
             session = _session(way, model)
-            stage, fused = "run", _fused(session)
+            stage, made = "run", report_of(session)
+            fused = 0 if made is None or made.stock_reason else len(made.fused)
             inputs = _inputs(session)
             if inputs is not None:
                 values = tuple(session.run(None, inputs))
@@ -54,13 +58,6 @@ def outcome_of(way: Way, model: str | bytes) -> Outcome:
     return Outcome(stage, error, values, fused=fused, seconds=seconds, nbytes=nbytes)
 
 
-def _inspect(model: str | bytes) -> int:
-    report = inspect(model)
-    assert report.to_dict()
-    assert str(report)
-    return len(report.fused)
-
-
 def _session(way: Way, model: str | bytes) -> onnxruntime.InferenceSession:
     options = quiet_options()
     # Activations stay as they are: then right numbers are close ones, whatever the weights.
@@ -69,11 +66,6 @@ def _session(way: Way, model: str | bytes) -> onnxruntime.InferenceSession:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     create = create_session if way == "ours" else onnxruntime.InferenceSession
     return create(model, options, providers=CPU)
-
-
-def _fused(session: onnxruntime.InferenceSession) -> int:
-    report = report_of(session)
-    return 0 if report is None or report.stock_reason else len(report.fused)
 
 
 def _inputs(session: onnxruntime.InferenceSession) -> dict[str, Array] | None:

@@ -12,44 +12,21 @@ from onnx import AttributeProto, TensorProto, helper
 from conformance.drawing.canvas import graphs_of
 from conformance.drawing.elements import MS
 
-__all__ = [
-    "LOCATIONS",
-    "MESSAGE_MUTATIONS",
-    "SIZES",
-    "Mutation",
-    "Random",
-    "names_of",
-    "some_graph",
-    "some_node",
-    "some_tensor",
-]
+__all__ = ["MESSAGE_MUTATIONS", "Random"]
 
-LOCATIONS = (
+_LOCATIONS = (
     "model.data", "./model.data", "sub/../model.data", "link.data", "leaving.data", "sub", "fifo", "zero", "missing",
     "../outside.data", "/dev/zero", "/proc/self/mem", "model.onnx", "a\0b", "x" * 5000, "", ".", "..",
 )  # fmt: skip
 """External data locations. What stands beside a mutated model is the caller's to provide: a file `model.data`, a folder
 `sub`, the links `link.data` (to it), `leaving.data` (to ../outside.data) and `zero` (to /dev/zero), and a FIFO `fifo`."""
-SIZES = (
+_SIZES = (
     -(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 100, 127, 128, 129, 256,
     512, 1024, 4096, 2**16, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**40, 2**62, 2**63 - 1,
 )  # fmt: skip
 _NUMBERS = (
-    *map(str, SIZES),
-    str(2**63),
-    str(2**64 - 1),
-    str(2**64),
-    "9" * 30,
-    "0x10",
-    "1e3",
-    " 4",
-    "4 ",
-    "+4",
-    "4.0",
-    "",
-    "-0",
-    "٤",
-)
+    *map(str, (*_SIZES, 2**63, 2**64 - 1, 2**64)), "9" * 30, "0x10", "1e3", " 4", "4 ", "+4", "4.0", "", "-0", "٤",
+)  # fmt: skip
 _OPERATORS = (
     "DequantizeLinear", "QuantizeLinear", "MatMul", "Gemm", "FusedMatMul", "MatMulNBits", "Gather", "GatherBlockQuantized",
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Add", "Mul", "Relu", "Constant", "If",
@@ -58,18 +35,20 @@ _OPERATORS = (
 _DOMAINS = ("", "ai.onnx", MS, "local", "ai.onnx.ml")
 _ATTRIBUTES = ("axis", "axes", "block_size", "output_dtype", "perm", "to", "transA", "transB", "alpha", "beta", "allowzero",
                "bits", "K", "N", "value", "then_branch", "body")  # fmt: skip
+_VALUES: Any = (*_SIZES, 0.5, float("nan"), float("inf"), "text", [1, 0], [0], [-1], [])
+_NUMBERS_AS_BYTES = (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x88\x88\x88\x88")
 _LONG = 5000
 Random = random.Random
 Mutation = Callable[[Random, onnx.ModelProto], None]
 
 
-def some_graph(rng: Random, model: onnx.ModelProto) -> Any:
+def _some_graph(rng: Random, model: onnx.ModelProto) -> Any:
     """One of the graphs, or a function's body."""
     return rng.choice([*graphs_of(model.graph), *model.functions])
 
 
-def some_node(rng: Random, model: onnx.ModelProto) -> onnx.NodeProto:
-    graph = some_graph(rng, model)
+def _some_node(rng: Random, model: onnx.ModelProto) -> onnx.NodeProto:
+    graph = _some_graph(rng, model)
     if not graph.node:
         graph = model.graph if model.graph.node else model.graph.node.add() and model.graph
     # Where weights are read, more often than elsewhere.
@@ -78,7 +57,7 @@ def some_node(rng: Random, model: onnx.ModelProto) -> onnx.NodeProto:
     return node
 
 
-def some_tensor(rng: Random, model: onnx.ModelProto) -> TensorProto:
+def _some_tensor(rng: Random, model: onnx.ModelProto) -> TensorProto:
     graph = rng.choice([*graphs_of(model.graph)])
     tensors = [*graph.initializer, *(attr.t for node in graph.node for attr in node.attribute if attr.HasField("t"))]
     new = model.graph.initializer.add(name="new", data_type=TensorProto.FLOAT) if not tensors else None
@@ -86,7 +65,7 @@ def some_tensor(rng: Random, model: onnx.ModelProto) -> TensorProto:
     return tensor
 
 
-def names_of(model: onnx.ModelProto) -> list[str]:
+def _names_of(model: onnx.ModelProto) -> list[str]:
     """Every name of a value."""
     names = [value.name for graph in graphs_of(model.graph) for value in (*graph.input, *graph.initializer)]
     names += [name for graph in graphs_of(model.graph) for node in graph.node for name in node.output]
@@ -94,38 +73,35 @@ def names_of(model: onnx.ModelProto) -> list[str]:
 
 
 def _dims(rng: Random, model: onnx.ModelProto) -> None:
-    dims = some_tensor(rng, model).dims
+    dims = _some_tensor(rng, model).dims
     kind = rng.randrange(6)
     if kind < 3 and dims:
-        dims[rng.randrange(len(dims))] = rng.choice(SIZES)
+        dims[rng.randrange(len(dims))] = rng.choice(_SIZES)
     elif kind == 3 and dims:
         del dims[rng.randrange(len(dims))]
     elif kind == 4:
-        dims.insert(rng.randrange(len(dims) + 1), rng.choice((1, *SIZES)))
+        dims.insert(rng.randrange(len(dims) + 1), rng.choice((1, *_SIZES)))
     else:
         dims.extend([rng.choice((1, 2, 2**62))] * rng.choice((1, 62, 63, 1000, 20_000)))
 
 
 def _swapped_dims(rng: Random, model: onnx.ModelProto) -> None:
     """The same number of elements in another shape."""
-    dims = some_tensor(rng, model).dims
+    dims = _some_tensor(rng, model).dims
     sizes = list(dims)
     rng.shuffle(sizes)
     dims[:] = sizes
 
 
 def _data_type(rng: Random, model: onnx.ModelProto) -> None:
-    some_tensor(rng, model).data_type = rng.choice((*range(28), 99, -1))
+    _some_tensor(rng, model).data_type = rng.choice((*range(28), 99, -1))
 
 
 def _attribute(rng: Random, model: onnx.ModelProto) -> None:
-    node = some_node(rng, model)
+    node = _some_node(rng, model)
     kind = rng.randrange(7)
     if kind == 0 or not node.attribute:
-        name, value = (
-            rng.choice(_ATTRIBUTES),
-            rng.choice((*SIZES, 0.5, float("nan"), float("inf"), "text", [1, 0], [0], [-1], [])),
-        )
+        name, value = rng.choice(_ATTRIBUTES), rng.choice(_VALUES)
         if value == []:
             node.attribute.add(name=name, type=AttributeProto.INTS)
         else:
@@ -141,32 +117,31 @@ def _attribute(rng: Random, model: onnx.ModelProto) -> None:
     elif kind == 4:
         attr.type = rng.randrange(15)
     elif attr.ints and kind == 5:
-        attr.ints[rng.randrange(len(attr.ints))] = rng.choice(SIZES)
+        attr.ints[rng.randrange(len(attr.ints))] = rng.choice(_SIZES)
     else:
-        attr.i = rng.choice(SIZES)
+        attr.i = rng.choice(_SIZES)
 
 
 def _scalar(rng: Random, model: onnx.ModelProto) -> None:
     """alpha and beta."""
-    node = some_node(rng, model)
-    node.attribute.append(
-        helper.make_attribute(rng.choice(("alpha", "beta")), rng.choice((0.0, -1.0, 0.5, 1e30, 3e38, float("nan"))))
-    )
+    attributes = _some_node(rng, model).attribute
+    name, value = rng.choice(("alpha", "beta")), rng.choice((0.0, -1.0, 0.5, 1e30, 3e38, float("nan")))
+    attributes.append(helper.make_attribute(name, value))
 
 
 def _external(rng: Random, model: onnx.ModelProto) -> None:
-    tensor = some_tensor(rng, model)
+    tensor = _some_tensor(rng, model)
     tensor.data_location = rng.choice((TensorProto.EXTERNAL,) * 9 + (TensorProto.DEFAULT,))
     if rng.random() < 0.7:
         tensor.ClearField("raw_data")
     if rng.random() < 0.9:
-        tensor.external_data.add(key="location", value=rng.choice(LOCATIONS if rng.random() < 0.5 else LOCATIONS[:4]))
+        tensor.external_data.add(key="location", value=rng.choice(_LOCATIONS if rng.random() < 0.5 else _LOCATIONS[:4]))
     for key in rng.sample(("offset", "length", "offset", "location", "checksum", ""), rng.randrange(4)):
-        tensor.external_data.add(key=key, value=rng.choice(LOCATIONS if key == "location" else _NUMBERS))
+        tensor.external_data.add(key=key, value=rng.choice(_LOCATIONS if key == "location" else _NUMBERS))
 
 
 def _raw_data(rng: Random, model: onnx.ModelProto) -> None:
-    tensor = some_tensor(rng, model)
+    tensor = _some_tensor(rng, model)
     kind = rng.randrange(6)
     if kind == 0:
         tensor.raw_data = tensor.raw_data[: rng.randrange(len(tensor.raw_data) + 1)]
@@ -181,30 +156,28 @@ def _raw_data(rng: Random, model: onnx.ModelProto) -> None:
         tensor.ClearField("raw_data")
         tensor.int32_data.extend(values)
     else:
-        tensor.segment.begin, tensor.segment.end = 0, rng.choice(SIZES)
+        tensor.segment.begin, tensor.segment.end = 0, rng.choice(_SIZES)
 
 
 def _bytes_of_a_tensor(rng: Random, model: onnx.ModelProto) -> None:
     """Other numbers: NaN and infinite scales, zero points at the ends of their range."""
-    tensor = some_tensor(rng, model)
+    tensor = _some_tensor(rng, model)
     raw = bytearray(tensor.raw_data)
     if raw:
         at = rng.randrange(len(raw))
-        raw[at : at + 4] = rng.choice(
-            (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x88\x88\x88\x88")
-        )[: len(raw) - at]
+        raw[at : at + 4] = rng.choice(_NUMBERS_AS_BYTES)[: len(raw) - at]
         tensor.raw_data = bytes(raw)
 
 
 def _name(rng: Random, model: onnx.ModelProto) -> None:
-    names = names_of(model)
+    names = _names_of(model)
     new = rng.choice((rng.choice(names), "", "n" * _LONG, "other", "\0", "w_d.MatMulNBits.B"))
-    node = some_node(rng, model)
+    node = _some_node(rng, model)
     kind = rng.randrange(4)
     if kind == 0 and node.output:
         node.output[rng.randrange(len(node.output))] = new
     elif kind == 1:
-        some_tensor(rng, model).name = new
+        _some_tensor(rng, model).name = new
     elif kind == 2:
         node.name = new
     elif node.input:
@@ -212,20 +185,20 @@ def _name(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def _inputs(rng: Random, model: onnx.ModelProto) -> None:
-    node = some_node(rng, model)
+    node = _some_node(rng, model)
     kind = rng.randrange(4)
     if kind == 0 and node.input:
         del node.input[rng.randrange(len(node.input))]
     elif kind == 1:
-        node.input.append(rng.choice(names_of(model)))
+        node.input.append(rng.choice(_names_of(model)))
     elif kind == 2:
         node.output.append("another")
     elif node.input:
-        node.input[rng.randrange(len(node.input))] = rng.choice(names_of(model))
+        node.input[rng.randrange(len(node.input))] = rng.choice(_names_of(model))
 
 
 def _nodes(rng: Random, model: onnx.ModelProto) -> None:
-    nodes = some_graph(rng, model).node
+    nodes = _some_graph(rng, model).node
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     if not kept:
         return
@@ -250,7 +223,7 @@ def _nodes(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def _operator(rng: Random, model: onnx.ModelProto) -> None:
-    node = some_node(rng, model)
+    node = _some_node(rng, model)
     if rng.random() < 0.7:
         node.op_type = rng.choice(_OPERATORS)
     else:
@@ -259,7 +232,7 @@ def _operator(rng: Random, model: onnx.ModelProto) -> None:
 
 def _subgraph(rng: Random, model: onnx.ModelProto) -> None:
     """The whole graph again, inside one of its nodes: its names stand for two things."""
-    node = some_node(rng, model)
+    node = _some_node(rng, model)
     copy = onnx.GraphProto.FromString(model.graph.SerializeToString())
     if rng.random() < 0.5:
         del copy.initializer[:]
@@ -298,23 +271,23 @@ def _opset(rng: Random, model: onnx.ModelProto) -> None:
     if kind == 0 and model.opset_import:
         del model.opset_import[rng.randrange(len(model.opset_import))]
     elif kind == 1 and model.opset_import:
-        rng.choice(model.opset_import).version = rng.choice((*SIZES, 9, 10, 11, 13, 17, 19, 21, 23, 24, 25))
+        rng.choice(model.opset_import).version = rng.choice((*_SIZES, 9, 10, 11, 13, 17, 19, 21, 23, 24, 25))
     else:
-        model.opset_import.append(helper.make_opsetid(rng.choice(_DOMAINS), rng.choice((*SIZES, 13, 21))))
+        model.opset_import.append(helper.make_opsetid(rng.choice(_DOMAINS), rng.choice((*_SIZES, 13, 21))))
 
 
 def _version(rng: Random, model: onnx.ModelProto) -> None:
     if rng.random() < 0.2:
         model.ClearField("ir_version")
     else:
-        model.ir_version = rng.choice((*SIZES, 3, 4, 8, 10, 11, 13))
+        model.ir_version = rng.choice((*_SIZES, 3, 4, 8, 10, 11, 13))
 
 
 def _interface(rng: Random, model: onnx.ModelProto) -> None:
     """Inputs, outputs and stated shapes."""
     graph = rng.choice([*graphs_of(model.graph)])
-    name = rng.choice(names_of(model))
-    shape: list[Any] = [rng.choice((*SIZES, "m", "")) for _ in range(rng.choice((0, 1, 2, 2, 3, 70)))]
+    name = rng.choice(_names_of(model))
+    shape: list[Any] = [rng.choice((*_SIZES, "m", "")) for _ in range(rng.choice((0, 1, 2, 2, 3, 70)))]
     value = helper.make_tensor_value_info(name, rng.choice((TensorProto.FLOAT, *range(27))), shape)
     rng.choice((graph.input, graph.output, graph.value_info)).append(value)
     if rng.random() < 0.3:

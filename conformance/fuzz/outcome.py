@@ -1,4 +1,4 @@
-"""What came of a model."""
+"""What came of a model, and what it may cost beyond what stock ONNX Runtime takes for it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 from conformance.drawing.elements import Array
 
-__all__ = ["Failure", "Outcome", "Way"]
+__all__ = ["MAX_BYTES", "MAX_SECONDS", "Failure", "Outcome", "Way"]
 
+MAX_SECONDS = 2
+"""Of processor time."""
+MAX_BYTES = 256 << 20
+"""Of memory."""
 Way = str
 """How a model is loaded: "ours", "stock", "unoptimized" (by stock), or "inspect" for its report alone."""
 

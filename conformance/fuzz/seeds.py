@@ -5,10 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 import onnx
-from onnx import TensorProto, helper
 
 from conformance.drawing.draft import Draft
-from conformance.drawing.elements import MS
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
 from conformance.patterns.catalogue import PATTERNS
 
@@ -32,8 +30,10 @@ def _fused_already() -> onnx.ModelProto:
     draft.input("x", ["m", 32])
     draft.quantized("b", "uint8", [16, 1, 16])
     draft.floats("s", [16])
-    draft.node("MatMulNBits", ["x", "b", "s"], "h", domain=MS, K=32, N=16, bits=4, block_size=32)
-    draft.output(draft.node("MatMul", ["h", draft.weight(Weight(k=16, n=8, block=16))], "y"), ["m", 8])
+    draft.write("h = com.microsoft.MatMulNBits <K = 32, N = 16, bits = 4, block_size = 32> (x, b, s)")
+    draft.weight(Weight(k=16, n=8, block=16))
+    draft.write("y = MatMul(h, w_d)")
+    draft.output("y", ["m", 8])
     return draft.model()
 
 
@@ -41,14 +41,16 @@ def _all_kinds_of_views() -> onnx.ModelProto:
     """A weight behind one view after another."""
     draft = Draft("views")
     draft.input("x", ["m", 32])
-    value = draft.weight(Weight(k=32, n=16, n_major=True))
-    value = draft.node("Unsqueeze", [value, draft.ints("axes", [0])], "v0")
-    value = draft.node("Transpose", [value], "v1", perm=[0, 2, 1])
-    value = draft.node("Squeeze", [value, "axes"], "v2")
-    value = draft.node("Reshape", [value, draft.ints("shape", [0, -1])], "v3")
-    value = draft.node("Flatten", [value], "v4")
-    value = draft.node("Cast", [draft.node("Identity", [value], "v5")], "v6", to=TensorProto.FLOAT)
-    draft.output(draft.node("Gemm", ["x", value, draft.floats("bias", [16])], "y", alpha=0.5, beta=2.0), ["m", 16])
+    draft.weight(Weight(k=32, n=16, n_major=True))
+    draft.ints("axes", [0])
+    draft.ints("shape", [0, -1])
+    draft.floats("bias", [16])
+    draft.write("""
+        v0 = Unsqueeze(w_d, axes)  v1 = Transpose <perm = [0, 2, 1]> (v0)  v2 = Squeeze(v1, axes)  v3 = Reshape(v2, shape)
+        v4 = Flatten(v3)  v5 = Identity(v4)  v6 = Cast <to = 1> (v5)
+        y = Gemm <alpha = 0.5, beta = 2.0> (x, v6, bias)
+    """)
+    draft.output("y", ["m", 16])
     return draft.model()
 
 
@@ -56,20 +58,20 @@ def _with_subgraphs() -> onnx.ModelProto:
     """A weight outside that two branches read, one of which has another inside."""
     draft = Draft("subgraphs")
     draft.input("x", ["m", 32])
-    draft.inputs.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
-    outer = draft.weight(Weight(k=32, n=16), "outer")
-    branches = []
-    for name in ("then", "else"):
-        branch = Draft(name, parent=draft)
-        value = branch.node("MatMul", ["x", outer], f"{name}_h")
-        if name == "else":
-            inner = branch.weight(Weight(k=16, n=16, block=PER_CHANNEL, element="int8", zero="none"), "inner")
-            value = branch.node("MatMul", [value, inner], "else_p")
-        branch.output(branch.node("Identity", [value], f"{name}_y"), ["m", 16])
-        branches.append(branch.graph(name))
-    draft.node("If", ["c"], "y", then_branch=branches[0], else_branch=branches[1])
+    draft.input("c", [], "bool")
+    draft.weight(Weight(k=32, n=16), "outer")
+    one, other = Draft(parent=draft), Draft(parent=draft)
+    one.write("then_h = MatMul(x, outer_d)  then_y = Identity(then_h)")
+    other.write("else_h = MatMul(x, outer_d)")
+    other.weight(Weight(k=16, n=16, block=PER_CHANNEL, element="int8", zero="none"), "inner")
+    other.write("else_p = MatMul(else_h, inner_d)  else_y = Identity(else_p)")
+    one.output("then_y", ["m", 16])
+    other.output("else_y", ["m", 16])
+    draft.node("If", ["c"], "y", then_branch=one.graph("then"), else_branch=other.graph("else"))
     draft.output("y", ["m", 16])
-    draft.node("DequantizeLinear", [draft.quantized("t", "uint8", [8]), draft.floats("t_s", [])], "t_d")
+    draft.quantized("t", "uint8", [8])
+    draft.floats("t_s", [])
+    draft.write("t_d = DequantizeLinear(t, t_s)")
     draft.output("t_d", [8])
     draft.weight(Weight(k=32, n=16, block=PER_TENSOR), "unread")
     return draft.model()

@@ -14,7 +14,7 @@ __all__ = ["beside_a_model"]
 
 @contextmanager
 def beside_a_model() -> Iterator[Path]:
-    """A folder with all that `mutations.LOCATIONS` speaks of; in memory where that can be had."""
+    """A folder with all that mutated models refer to; in memory where that can be had."""
     memory = "/dev/shm"
     with tempfile.TemporaryDirectory(dir=memory if os.path.isdir(memory) else None) as outer:
         folder = Path(outer) / "inside"

@@ -3,7 +3,3 @@
 `catalogue` has all patterns; the modules that it lists draw them, one subject each. `running` runs a pattern in every
 way, `judging` compares what came of it with what the pattern expects.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -6,37 +6,25 @@ write besides, is written by hand.
 
 from __future__ import annotations
 
-from conformance.patterns import (
-    chains,
-    default_zeros,
-    embeddings,
-    functions,
-    gemms,
-    half_precision,
-    odd_blocks,
-    old_opsets,
-    other_operands,
-    refused,
-    sharing,
-    static,
-    subgraphs,
-    traps,
-)
+from dataclasses import replace
+
+from conformance.patterns.bodies import FUNCTIONS, SUBGRAPHS
+from conformance.patterns.chains import CHAINS
 from conformance.patterns.cover import cover
 from conformance.patterns.pattern import Pattern
+from conformance.patterns.products import GEMMS, LEFT, SHARED
+from conformance.patterns.storage import DEFAULT_ZEROS, EMBEDDINGS, HALF_PRECISION, ODD_BLOCKS, OLD_OPSETS, STATIC
+from conformance.patterns.traps import REFUSED, TRAPS
 
 __all__ = ["PATTERNS", "quick_patterns"]
 
 _BY_HAND = (
-    traps, refused, sharing, chains, gemms, odd_blocks, embeddings, other_operands, subgraphs, functions, half_precision,
-    old_opsets, static, default_zeros,
+    SHARED, CHAINS, GEMMS, ODD_BLOCKS, EMBEDDINGS, LEFT, SUBGRAPHS, FUNCTIONS, HALF_PRECISION, OLD_OPSETS, STATIC,
+    DEFAULT_ZEROS,
 )  # fmt: skip
-
+_PLAIN = (*cover(), *(replace(trap, group=2) for trap in TRAPS + REFUSED))
 PATTERNS: tuple[Pattern, ...] = tuple(
-    sorted(
-        [*cover(), *(pattern for module in _BY_HAND for pattern in module.BOOK.patterns)],
-        key=lambda pattern: pattern.group,
-    )
+    sorted([*_PLAIN, *(pattern for rows in _BY_HAND for pattern in rows)], key=lambda pattern: pattern.group)
 )
 
 

@@ -2,176 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from typing import Any
 
-from onnx import TensorProto
+from conformance.drawing.draft import ROWS
+from conformance.drawing.weight import Weight, Zero
+from conformance.patterns.pattern import MATMUL, TO_FLOAT, TRANSPOSE, Step, either, fused, reason
 
-from conformance.drawing.draft import ROWS, Draft
-from conformance.drawing.weight import Weight
-from conformance.patterns.book import Book
-from conformance.patterns.consumers import draw_ends, transposed_weight
+__all__ = ["CHAINS"]
 
-__all__ = ["BOOK"]
-
-BOOK = Book(group=3)
-
-
-def _cast_chain(d: Draft, weight: Weight, to: str, consumer: str) -> None:
-    d.input("x", [ROWS, weight.k], to)
-    d.output("y", [ROWS, weight.n], to)
-    if consumer == "matmul":
-        d.node("MatMul", ["x", d.cast(d.weight(weight), to)], "y")
-    elif consumer == "transpose-cast":
-        d.node("MatMul", ["x", d.cast(transposed_weight(d, weight), to)], "y")
-    elif consumer == "cast-transpose":
-        d.cast(d.weight(replace(weight, n_major=True)), to)
-        d.node("MatMul", ["x", d.node("Transpose", ["c"], "t", perm=[1, 0])], "y")
-    else:
-        d.cast(d.weight(replace(weight, n_major=True)), to)
-        d.node("Gemm", ["x", "c", d.floats("bias", [weight.n], to)], "y", transB=1)
+_HALF, _HALF_N_MAJOR = Weight(scale="float16"), Weight(scale="float16", n_major=True)
+_CASTS: tuple[tuple[str, tuple[Step, ...]], ...] = (
+    ("matmul", (_HALF, f"{TO_FLOAT}  y = MatMul(x, c)")),
+    ("transpose-cast", (
+        _HALF_N_MAJOR, "t = Transpose <perm = [1, 0]> (w_d)  c = Cast <to = 1> (t)  y = MatMul(x, c)")),
+    ("cast-transpose", (_HALF_N_MAJOR, f"{TO_FLOAT}  t = Transpose <perm = [1, 0]> (c)  y = MatMul(x, t)")),
+    ("gemm", (
+        _HALF_N_MAJOR, TO_FLOAT, lambda d: d.floats("bias", [64]), "y = Gemm <transB = 1> (x, c, bias)")),
+)  # fmt: skip
 
 
-for _consumer in ("matmul", "transpose-cast", "cast-transpose", "gemm"):
-    _draw = partial(_cast_chain, weight=Weight(scale="float16"), to="float", consumer=_consumer)
-    _quick = _consumer in ("matmul", "gemm")
-    BOOK.add(
-        f"cast-f16-to-f32-{_consumer}",
-        _draw,
-        "fused",
-        "float16 scales, float model",
-        precision="float16",
-        quick=_quick,
-    )
+def _blocks(element: str = "uint4", zero: Zero = "random", scale: str = "float") -> Step:
+    """A weight stored as [N, blocks, block]."""
+    return lambda d: d.dequantize("w", [64, 4, 32], axis=2, element=element, zero=zero, scale=scale)
 
 
-for _element in ("int4", "uint8", "int8"):
-    _draw = partial(_cast_chain, weight=Weight(_element, zero="none", scale="float16"), to="float", consumer="matmul")
-    BOOK.add(f"cast-f16-to-f32-{_element}", _draw, "fused", "float16 scales, float model", precision="float16")
+def _to(*shape: int) -> Step:
+    """The shape to reshape to."""
+    return lambda d: d.ints("to", shape)
 
 
-_draw = partial(_cast_chain, weight=Weight(), to="float16", consumer="matmul")
-BOOK.add("cast-f32-to-f16-matmul", _draw, "fused", "float scales, float16 model", precision="float16")
-_draw = partial(_cast_chain, weight=Weight(scale="bfloat16"), to="float", consumer="matmul")
-BOOK.add("cast-bf16-to-f32-matmul", _draw, "either", "bfloat16 scales, float model", precision="bfloat16")
-
-
-@BOOK.fused("an Identity behind the DQ and one before it")
-def _identity(d: Draft) -> None:
-    w = Weight("uint8")
-    draw_ends(d, w, 2)
-    d.quantized("w0", w.element, w.shape)
-    d.node("Identity", ["w0"], "w")
-    d.node("DequantizeLinear", ["w", d.floats("s", [4, w.n])], "w_d", axis=0, block_size=w.block)
-    d.node("MatMul", ["x", d.node("Identity", ["w_d"], "i")], "y")
-
-
-@BOOK.fused("DequantizeLinear's own output_dtype: float16 scales, float result", opset=23, precision="float16")
-def _output_dtype(d: Draft) -> None:
-    w = Weight(scale="float16")
-    d.input("x", [ROWS, w.k])
-    d.output("y", [ROWS, w.n])
-    d.node("MatMul", ["x", d.weight(w, output_dtype=TensorProto.FLOAT)], "y")
-
-
-def _blocked(d: Draft, weight: Weight, *, cast: bool = False, transpose_first: bool = False, gemm: bool = False) -> None:
-    """A weight stored as [N, blocks, block], brought to [K, N]."""
-    w, blocks = weight, weight.k // weight.block
-    kind = "float" if cast else w.scale
-    d.input("x", [ROWS, w.k], kind)
-    d.output("y", [ROWS, w.n], kind)
-    value = d.dequantize("w", [w.n, blocks, w.block], axis=2, block=w.block, element=w.element, zero=w.zero, scale=w.scale)
-    if gemm:
-        d.node("Gemm", ["x", d.node("Reshape", [value, d.ints("to", [w.n, w.k])], "r")], "y", transB=1)
-        return
-    if transpose_first:
-        value = d.node("Transpose", [value], "t", perm=[1, 2, 0])
-        value = d.node("Reshape", [value, d.ints("to", [w.k, w.n])], "r")
-    else:
-        value = d.node("Reshape", [value, d.ints("to", [w.n, -1])], "r")
-        value = d.node("Transpose", [value], "t", perm=[1, 0])
-    d.node("MatMul", ["x", d.cast(value, "float") if cast else value], "y")
-
-
-for _element in ("uint4", "int4", "uint8"):
-    for _zero in ("none", "random"):
-        _name = f"reshape-transpose-{_element}-{'sym' if _zero == 'none' else 'zp'}"
-        _draw = partial(_blocked, weight=Weight(_element, zero=_zero))
-        BOOK.add(_name, _draw, "fused", "[N, blocks, block]", quick=_element == "uint4")
-
-
-_draw = partial(_blocked, weight=Weight(scale="float16"), cast=True)
-BOOK.add(
-    "reshape-transpose-cast",
-    _draw,
-    "fused",
-    "[N, blocks, block], float16 scales",
-    precision="float16",
-    quick=True,
-)
-BOOK.add(
-    "transpose-reshape",
-    partial(_blocked, weight=Weight(), transpose_first=True),
-    "fused",
-    "[N, blocks, block]",
-)
-BOOK.add("reshape-gemm-transB", partial(_blocked, weight=Weight(), gemm=True), "fused", "[N, blocks, block]")
-
-
-def _lead_ends(d: Draft, w: Weight) -> None:
-    d.input("x", [4, ROWS, w.k])
-    d.output("y", [4, ROWS, w.n])
-
-
-@BOOK.fused("a [1, K, N] weight", quick=True)
-def _lead_1(d: Draft) -> None:
-    _lead_ends(d, Weight())
-    d.node("MatMul", ["x", d.dequantize("w", [1, 128, 64], axis=1)], "y")
-
-
-@BOOK.fused("a [1, N, K] weight behind Transpose(0, 2, 1)")
-def _lead_1_transpose(d: Draft) -> None:
-    _lead_ends(d, Weight())
-    d.dequantize("w", [1, 64, 128], axis=2)
-    d.node("MatMul", ["x", d.node("Transpose", ["w_d"], "t", perm=[0, 2, 1])], "y")
-
-
-@BOOK.fused("a [1, N, K] weight, Squeeze, Transpose")
-def _squeeze(d: Draft) -> None:
-    draw_ends(d, Weight(), 2)
-    d.dequantize("w", [1, 64, 128], axis=2)
-    d.node("Squeeze", ["w_d", d.ints("axes", [0])], "q")
-    d.node("MatMul", ["x", d.node("Transpose", ["q"], "t", perm=[1, 0])], "y")
-
-
-@BOOK.fused("Unsqueeze to [1, K, N]")
-def _unsqueeze(d: Draft) -> None:
-    _lead_ends(d, Weight())
-    d.node("MatMul", ["x", d.node("Unsqueeze", [d.weight(Weight()), d.ints("axes", [0])], "u")], "y")
-
-
-@BOOK.fused("Reshape to [1, K, N]")
-def _reshape_lead(d: Draft) -> None:
-    _lead_ends(d, Weight())
-    d.node("MatMul", ["x", d.node("Reshape", [d.weight(Weight()), d.ints("to", [1, 128, 64])], "r")], "y")
-
-
-@BOOK.fused("the weight's leading one raises the product's rank: x [m, K], w [1, K, N], y [1, m, N]")
-def _lead_1_raising_rank(d: Draft) -> None:
-    d.input("x", [ROWS, 128])
-    d.output("y", [1, ROWS, 64])
-    d.node("MatMul", ["x", d.dequantize("w", [1, 128, 64], axis=1)], "y")
-
-
-@BOOK.reason("a Reshape that mixes rows", quick=True)
-def _reshape_mixing(d: Draft) -> None:
-    d.input("x", [ROWS, 64])
-    d.output("y", [ROWS, 128])
-    d.node("MatMul", ["x", d.node("Reshape", [d.weight(Weight()), d.ints("to", [64, 128])], "r")], "y")
-
-
-@BOOK.reason("a square weight, transposed twice over: blocks run along N")
-def _transpose_square(d: Draft) -> None:
-    w = Weight(n=128)
-    draw_ends(d, w, 2)
-    d.node("MatMul", ["x", d.node("Transpose", [d.weight(w)], "t", perm=[1, 0])], "y")
+_ZEROS: tuple[tuple[Zero, str], ...] = (("none", "sym"), ("random", "zp"))
+_BLOCKS_TO_K_N = "r = Reshape(w_d, to)  t = Transpose <perm = [1, 0]> (r)"
+_LEAD: dict[str, Any] = {"x": (4, ROWS, 128), "y": (4, ROWS, 64)}
+CHAINS = (
+    *(fused(f"cast-f16-to-f32-{name}", "float16 scales, float model", *steps, kind="float",
+            precision="float16", quick=name in ("matmul", "gemm")) for name, steps in _CASTS),
+    *(fused(f"cast-f16-to-f32-{element}", "float16 scales, float model", Weight(element, zero="none", scale="float16"),
+            f"{TO_FLOAT}  y = MatMul(x, c)", kind="float", precision="float16") for element in ("int4", "uint8", "int8")),
+    fused("cast-f32-to-f16-matmul", "float scales, float16 model",
+          Weight(), "c = Cast <to = 10> (w_d)  y = MatMul(x, c)", kind="float16", precision="float16"),
+    either("cast-bf16-to-f32-matmul", "bfloat16 scales, float model",
+           Weight(scale="bfloat16"), f"{TO_FLOAT}  y = MatMul(x, c)", kind="float", precision="bfloat16"),
+    fused("identity", "an Identity behind the DQ and one before it",
+          lambda d: d.quantized("w0", "uint8", [128, 64]), "w = Identity(w0)", lambda d: d.floats("s", [4, 64]),
+          "w_d = DequantizeLinear <axis = 0, block_size = 32> (w, s)  i = Identity(w_d)  y = MatMul(x, i)"),
+    fused("output-dtype", "DequantizeLinear's own output_dtype: float16 scales, float result",
+          lambda d: d.weight(_HALF, output_dtype=1), MATMUL, opset=23, precision="float16"),
+    *(fused(f"reshape-transpose-{element}-{suffix}", "[N, blocks, block]", _blocks(element, zero), _to(64, -1),
+            f"{_BLOCKS_TO_K_N}  y = MatMul(x, t)", quick=element == "uint4")
+      for element in ("uint4", "int4", "uint8") for zero, suffix in _ZEROS),
+    fused("reshape-transpose-cast", "[N, blocks, block], float16 scales", _blocks(scale="float16"), _to(64, -1),
+          f"{_BLOCKS_TO_K_N}  c = Cast <to = 1> (t)  y = MatMul(x, c)", precision="float16", quick=True),
+    fused("transpose-reshape", "[N, blocks, block]", _blocks(), _to(128, 64),
+          "t = Transpose <perm = [1, 2, 0]> (w_d)  r = Reshape(t, to)  y = MatMul(x, r)"),
+    fused("reshape-gemm-transB", "[N, blocks, block]", _blocks(), _to(64, 128),
+          "r = Reshape(w_d, to)  y = Gemm <transB = 1> (x, r)"),
+    fused("lead-1", "a [1, K, N] weight", lambda d: d.dequantize("w", [1, 128, 64], axis=1), MATMUL, **_LEAD, quick=True),
+    fused("lead-1-transpose", "a [1, N, K] weight behind Transpose(0, 2, 1)",
+          lambda d: d.dequantize("w", [1, 64, 128], axis=2),
+          "t = Transpose <perm = [0, 2, 1]> (w_d)  y = MatMul(x, t)", **_LEAD),
+    fused("squeeze", "a [1, N, K] weight, Squeeze, Transpose",
+          lambda d: d.dequantize("w", [1, 64, 128], axis=2), lambda d: d.ints("axes", [0]),
+          "q = Squeeze(w_d, axes)  t = Transpose <perm = [1, 0]> (q)  y = MatMul(x, t)"),
+    fused("unsqueeze", "Unsqueeze to [1, K, N]",
+          Weight(), lambda d: d.ints("axes", [0]), "u = Unsqueeze(w_d, axes)  y = MatMul(x, u)", **_LEAD),
+    fused("reshape-lead", "Reshape to [1, K, N]",
+          Weight(), _to(1, 128, 64), "r = Reshape(w_d, to)  y = MatMul(x, r)", **_LEAD),
+    fused("lead-1-raising-rank", "the weight's leading one raises the product's rank: x [m, K], w [1, K, N], y [1, m, N]",
+          lambda d: d.dequantize("w", [1, 128, 64], axis=1), MATMUL, y=[1, ROWS, 64]),
+    reason("reshape-mixing", "a Reshape that mixes rows",
+           Weight(), _to(64, 128), "r = Reshape(w_d, to)  y = MatMul(x, r)", x=[ROWS, 64], y=[ROWS, 128], quick=True),
+    reason("transpose-square", "a square weight, transposed twice over: blocks run along N", Weight(n=128), TRANSPOSE),
+)  # fmt: skip

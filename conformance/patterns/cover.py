@@ -5,38 +5,55 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, product
 from typing import Any
 
-import onnx
-
-from conformance.drawing.draft import Draft
+from conformance.drawing.draft import ROWS
+from conformance.drawing.elements import Dim
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight, Zero
-from conformance.patterns.consumers import CONSUMERS, WITH_BIAS, Consumer
-from conformance.patterns.pattern import LARGEST_BLOCK, Expectation, Pattern, Precision
+from conformance.patterns.pattern import ADD, GEMM_T, MATMUL, TRANSPOSE, Expectation, Pattern, Step, bias, pattern
 
-__all__ = ["BLOCKS", "FACTORS", "QUICK_EACH", "SHAPES", "cover"]
+__all__ = ["cover"]
 
-BLOCKS = (16, 32, 64, 128, 256, 512, PER_CHANNEL, PER_TENSOR)
-SHAPES = ((256, 64), (300, 48), (145, 40), (192, 63), (24, 40), (160, 1), (576, 33))
-"""[K, N]: plain; K no multiple of a block; odd K; odd N; K below the block; one column; larger than every block."""
-QUICK_EACH = 2
-"""So many rows of each consumer go into the quick subset; together they hold every value of every factor."""
-FACTORS: Mapping[str, Sequence[Any]] = {
-    "consumer": tuple(CONSUMERS),
+_T = "t = Transpose <perm = [1, 0]> (w_d)"
+_BIAS = {"bias": True}
+_CONSUMERS: Mapping[str, tuple[str, bool, Mapping[str, Any]]] = {
+    "matmul": (MATMUL, False, {}),
+    "transpose-matmul": (TRANSPOSE, True, {}),
+    "transpose-matmul-axis-1": (TRANSPOSE, True, {}),
+    "gemm": ("y = Gemm(x, w_d)", False, {}),
+    "gemm-bias": ("y = Gemm(x, w_d, bias)", False, _BIAS),
+    "gemm-transB": (GEMM_T, True, {}),
+    "gemm-transB-bias": ("y = Gemm <transB = 1> (x, w_d, bias)", True, _BIAS),
+    "fusedmatmul-transB": ("y = com.microsoft.FusedMatMul <transB = 1> (x, w_d)", True, {}),
+    "matmul-add": (ADD, False, _BIAS),
+    "add-matmul": ("h = MatMul(x, w_d)  y = Add(bias, h)", False, _BIAS),
+    "transpose-matmul-add": (f"{_T}  h = MatMul(x, t)  y = Add(h, bias)", True, _BIAS),
+    "matmul-relu": ("h = MatMul(x, w_d)  y = Relu(h)", False, {}),
+    "transpose-matmul-relu": (f"{_T}  h = MatMul(x, t)  y = Relu(h)", True, {}),
+    "gemm-relu": ("h = Gemm(x, w_d)  y = Relu(h)", False, {}),
+    "gemm-transB-bias-relu": ("h = Gemm <transB = 1> (x, w_d, bias)  y = Relu(h)", True, _BIAS),
+    "dq-is-output": (MATMUL, False, {"stays": 1}),
+    "constant-nodes": (MATMUL, False, {"constant_nodes": True}),
+    "constant-nodes-transpose": (TRANSPOSE, True, {"constant_nodes": True}),
+    "typed-data": (MATMUL, False, {"typed_data": True}),
+}
+"""Nodes that read the dequantized weight `w_d`, whether it is N-major, and what else the pattern has."""
+_LARGEST_BLOCK = 256
+"""Of the block sizes that MatMulNBits' kernel takes in every release."""
+_QUICK_EACH = 2
+"""Rows of each consumer in the quick subset; together they hold every value of every factor."""
+_FACTORS: Mapping[str, Sequence[Any]] = {
+    "consumer": tuple(_CONSUMERS),
     "element": ("uint2", "int2", "uint4", "int4", "uint8", "int8"),
     "zero": ("none", "random"),
     "scale": ("float", "float16"),
-    "block": BLOCKS,
-    "shape": SHAPES,
+    "block": (16, 32, 64, 128, 256, 512, PER_CHANNEL, PER_TENSOR),
+    # [K, N]: plain; K no multiple of a block; odd K; odd N; K below the block; one column; larger than every block.
+    "shape": ((256, 64), (300, 48), (145, 40), (192, 63), (24, 40), (160, 1), (576, 33)),
     "rank": (1, 2, 3, 4),
 }
-
-
-def _possible(choice: Mapping[str, Any]) -> bool:
-    """Whether the operators can be put together like this: Gemm is for matrices."""
-    return choice["rank"] == 2 or "gemm" not in choice["consumer"]
 
 
 def _pairs(choice: Mapping[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
@@ -47,61 +64,58 @@ def _pairs(choice: Mapping[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, A
 def _pairwise(tries: int = 40) -> list[dict[str, Any]]:
     """Choices in which every possible pair of values occurs; the same on every call."""
     dice = random.Random(2)
-    pairs = [((one, a), (two, b)) for one, two in combinations(FACTORS, 2) for a in FACTORS[one] for b in FACTORS[two]]
+    pairs = [((one, a), (two, b)) for one, two in combinations(_FACTORS, 2) for a in _FACTORS[one] for b in _FACTORS[two]]
     open_pairs = dict.fromkeys(dice.sample(pairs, len(pairs)))
     choices: list[dict[str, Any]] = []
     while open_pairs:
         pair = next(iter(open_pairs))
-        drawn = [{name: dice.choice(values) for name, values in FACTORS.items()} | dict(pair) for _ in range(tries)]
-        best = max(filter(_possible, drawn), key=lambda choice: len(_pairs(choice) & open_pairs.keys()), default=None)
-        if best is None:
-            del open_pairs[pair]
-            continue
-        choices.append(best)
-        for covered in _pairs(best):
+        drawn = [{name: dice.choice(values) for name, values in _FACTORS.items()} | dict(pair) for _ in range(tries)]
+        possible = (choice for choice in drawn if choice["rank"] == 2 or "gemm" not in choice["consumer"])  # matrices only
+        best = max(possible, key=lambda choice: len(_pairs(choice) & open_pairs.keys()), default=None)
+        choices += [best] if best else []
+        for covered in _pairs(best) if best else [pair]:
             open_pairs.pop(covered, None)
     return choices
 
 
-def _block_name(block: int) -> str:
-    """A block size as it appears in a pattern's name."""
-    return {PER_CHANNEL: "channel", PER_TENSOR: "tensor"}.get(block, f"b{block}")
+def _a_shape(columns: int, rank: int) -> list[Dim]:
+    """A's shape (and, with N for K, the result's) at a rank."""
+    shape: list[Dim] = [2, 1, ROWS, columns]
+    return [2, *shape[2:]] if rank == 3 else shape[-rank:]
 
 
-def _build_consumer(name: str, consumer: Consumer, weight: Weight, rank: int) -> onnx.ModelProto:
-    """The model of one choice."""
-    draft = Draft(name)
-    consumer(draft, weight, rank)
-    return draft.model()
-
-
-def _consumed(consumer: str, weight: Weight, rank: int = 2, **rest: Any) -> Pattern:
+def _consumed(consumer: str, weight: Weight, rank: int = 2, quick: bool = False) -> Pattern:
     """The pattern of one choice."""
-    parts = [consumer, weight.element, "zp" if weight.zero != "none" else "sym", _block_name(weight.block)]
-    name = "-".join([*parts, weight.scale, f"{weight.k}x{weight.n}", f"A{rank}d"])
-    build = partial(_build_consumer, name, CONSUMERS[consumer], weight, rank)
-    precision: Precision = "float16" if weight.scale == "float16" else "float"
-    stays, bias = int(consumer == "dq-is-output"), consumer in WITH_BIAS
+    nodes, n_major, facts = _CONSUMERS[consumer]
+    w = replace(weight, n_major=n_major)
+    steps: list[Step] = [(lambda d: d.weight(w, axis=w.axis - 2)) if consumer.endswith("axis-1") else w]
+    if "bias" in facts:
+        steps.append(bias(w.n, kind=w.scale))
+    steps.append(nodes)
+    if "stays" in facts:
+        steps.append(lambda d: d.output("w_d", w.shape, w.scale))
+    zero = "sym" if w.zero == "none" else "zp"
+    block = {PER_CHANNEL: "channel", PER_TENSOR: "tensor"}.get(w.block, f"b{w.block}")
+    name = f"{consumer}-{w.element}-{zero}-{block}-{w.scale}-{w.k}x{w.n}-A{rank}d"
     # Not every release's kernel takes a block above 256: there a reason is as right as re-blocking.
-    expects: Expectation = "either" if weight.block > LARGEST_BLOCK else "fused"
-    return Pattern(name, build, expects, group=2, precision=precision, stays=stays, bias=bias, **rest)
+    expects: Expectation = "either" if w.block > _LARGEST_BLOCK else "fused"
+    ends: dict[str, Any] = {"x": _a_shape(w.k, rank), "y": _a_shape(w.n, rank), "kind": w.scale}
+    return pattern(expects, name, "", *steps, **ends, **facts, group=2, precision=w.scale, quick=quick)
 
 
 def cover() -> Iterator[Pattern]:
-    """The pairwise cover, then each type with and without zero points on the two main layouts."""
-    seen: set[str] = set()
+    """The pairwise cover, then each type with and without zero points on the two main layouts where that lacks them."""
     drawn: Counter[str] = Counter()
+    seen: set[str] = set()
     for choice in _pairwise():
-        k, n = choice["shape"]
+        (k, n), consumer = choice["shape"], choice["consumer"]
         weight = Weight(choice["element"], k, n, block=choice["block"], zero=choice["zero"], scale=choice["scale"])
-        pattern = _consumed(choice["consumer"], weight, choice["rank"], quick=drawn[choice["consumer"]] < QUICK_EACH)
-        drawn[choice["consumer"]] += 1
-        seen.add(pattern.name)
-        yield pattern
+        drawn[consumer] += 1
+        covering = _consumed(consumer, weight, choice["rank"], quick=drawn[consumer] <= _QUICK_EACH)
+        seen.add(covering.name)
+        yield covering
     zeros: tuple[Zero, ...] = ("none", "random")
-    for consumer in ("matmul", "transpose-matmul"):
-        for element in FACTORS["element"]:
-            for zero in zeros:
-                pattern = _consumed(consumer, Weight(element, zero=zero))
-                if pattern.name not in seen:
-                    yield pattern
+    for consumer, element, zero in product(("matmul", "transpose-matmul"), _FACTORS["element"], zeros):
+        plain = _consumed(consumer, Weight(element, zero=zero))
+        if plain.name not in seen:
+            yield plain

@@ -1,55 +1,173 @@
-"""Judges what became of a pattern: its numbers, its report and what was fused, against what the pattern expects."""
+"""Runs a pattern by stock ONNX Runtime and by this package, and judges what became of it: its numbers, its report, and what
+was fused, against what the pattern expects.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx.reference
+import onnxruntime as ort
+from onnx import TensorProto, helper
 
+from conformance.drawing.canvas import graphs_of
+from conformance.drawing.draft import ROWS
 from conformance.drawing.elements import MS, Array
-from conformance.patterns.pattern import Pattern
-from conformance.patterns.running import (
-    BIASED,
-    LEVELS,
-    Form,
-    MakeSession,
-    Result,
-    make_ours,
-    make_stock,
-    reference_outputs,
-    run,
-    store,
-)
-from ort_qdq_plugin import inspect
+from conformance.patterns.pattern import MAX_IDS, Pattern
+from conformance.sessions import CPU, quiet_options
+from ort_qdq_plugin import create_session, inspect, report_of
 
-__all__ = ["LIMITS", "Row", "check"]
+__all__ = ["FORMS", "FUSION_KEY", "LEVELS", "ROW_COUNTS", "Form", "Row", "check"]
 
-LIMITS = {
-    ("float", 0): 1e-5,
-    ("float16", 0): 2e-3,
-    ("bfloat16", 0): 2e-2,
-    ("float", 4): 2e-2,
-    ("float16", 4): 2e-2,
-    ("bfloat16", 4): 3e-2,
-}
+Form = Literal["bytes", "file", "external"]
+_MakeSession = Callable[[str | bytes, ort.SessionOptions], ort.InferenceSession]
+_Outputs = tuple[tuple[Array, ...], ...]
+"""A model's outputs for each of ROW_COUNTS."""
+FORMS: tuple[Form, ...] = ("bytes", "file", "external")
+LEVELS = (0, 4)
+ROW_COUNTS = (1, 3, 17)
+"""One token, a few (MatMulNBits still goes row by row), and enough for its batched path."""
+FUSION_KEY = "session.enable_dq_matmulnbits_fusion"
+_make_stock: _MakeSession = partial(ort.InferenceSession, providers=CPU)
+_make_ours: _MakeSession = partial(create_session, providers=CPU)
+_BIASED = " + bias"
+_LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
+_INTEGERS = {TensorProto.INT64: MAX_IDS, TensorProto.UINT8: 100, TensorProto.INT8: 100}
+"""Integer inputs, which are ids or quantized, stay below this."""
+_LIMITS = {
+    ("float", 0): 1e-5, ("float16", 0): 2e-3, ("bfloat16", 0): 2e-2,
+    ("float", 4): 2e-2, ("float16", 4): 2e-2, ("bfloat16", 4): 3e-2,
+}  # fmt: skip
 """Largest error at an accuracy level. A bfloat16 weight has 8 bits of precision once dequantized, which the fused kernel
 never loses."""
 
 
+class _Result(NamedTuple):
+    """What one way of running made of a model."""
+
+    error: str | None = None  # why it did not load or run
+    outputs: _Outputs = ()
+    ends: tuple[tuple[str | int | None, ...], ...] = ()  # name, type and shape of inputs and outputs
+    fused: tuple[str, ...] = ()  # fused nodes, with their scales' types, in the graph that ORT really runs
+    left: int = 0  # DequantizeLinear nodes of constant weights in it
+    report: Any = None  # this package's, if it has one
+
+    @property
+    def verdict(self) -> str:
+        """One word for the table."""
+        if self.error is not None:
+            return "fails to load"
+        return "no" if not self.fused else f"partly ({len(self.fused)})" if self.left else "fused"
+
+
+def _feeds(model: onnx.ModelProto, rows: int) -> dict[str, Array]:
+    """Random inputs of that many rows. Conditions alternate; overridable initializers are given on every second count."""
+    rng = np.random.default_rng(rows)
+    odd_one = ROW_COUNTS.index(rows) % 2 == 1
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    fed: dict[str, Array] = {}
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        if value.name in initializers and not odd_one:
+            continue
+        shape = [rows if dim.dim_param == ROWS else dim.dim_value for dim in kind.shape.dim]
+        if kind.elem_type == TensorProto.BOOL:
+            drawn: Any = odd_one
+        elif kind.elem_type in _INTEGERS:
+            drawn = rng.integers(0, _INTEGERS[kind.elem_type], shape)
+        else:
+            drawn = rng.standard_normal(shape)
+        fed[value.name] = np.asarray(drawn).astype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return fed
+
+
+def _outputs(model: onnx.ModelProto, session: Any) -> _Outputs:
+    return tuple(tuple(session.run(None, _feeds(model, rows))) for rows in ROW_COUNTS)
+
+
+def _census(model: onnx.ModelProto) -> tuple[tuple[str, ...], int]:
+    """A model's fused nodes, with biases and scales' types, and how many DequantizeLinear of constants but biases stay."""
+    graphs = list(graphs_of(model.graph))
+    nodes = [node for graph in graphs for node in graph.node]
+    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+    constants |= {node.output[0]: node.attribute[0].t for node in nodes if node.op_type == "Constant"}
+    fused = []
+    for node in nodes:
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+            scales = constants.get(node.input[2])
+            bias = _BIASED if node.op_type == "MatMulNBits" and len(node.input) > 5 and node.input[5] else ""
+            fused.append(f"{node.op_type}{bias}:{scales.data_type if scales else 0}")
+    matrices = {name for name, tensor in constants.items() if len(tensor.dims) > 1}
+    left = sum(node.op_type == "DequantizeLinear" and node.input[0] in matrices for node in nodes)
+    return tuple(sorted(fused)), left
+
+
+def _run(
+    model: onnx.ModelProto, stored: str | bytes, make: _MakeSession, folder: Path, level: int, keyed: bool = False
+) -> _Result:
+    """Loads and runs a model one way, then once more to see the graph: saving it may change the way this package takes."""
+
+    def options(optimized: str = "") -> ort.SessionOptions:
+        made = quiet_options()
+        made.add_session_config_entry(_LEVEL_KEY, str(level))
+        if keyed:
+            made.add_session_config_entry(FUSION_KEY, "1")
+        made.optimized_model_filepath = optimized
+        return made
+
+    optimized = folder / "optimized.onnx"
+    optimized.unlink(missing_ok=True)
+    try:
+        session = make(stored, options())
+        outputs = _outputs(model, session)
+        make(stored, options(str(optimized)))
+    except Exception as error:
+        return _Result(error=f"{type(error).__name__}: {str(error)[:300]}")
+    fused, left = _census(onnx.load(optimized, load_external_data=False))
+    ends = tuple((value.name, value.type, *value.shape) for value in [*session.get_inputs(), *session.get_outputs()])
+    return _Result(None, outputs, ends, fused, left, report_of(session))
+
+
+def _reference_outputs(model: onnx.ModelProto) -> _Outputs:
+    """The outputs of unoptimized ORT, or of ONNX' own evaluator where ORT lacks a kernel."""
+    options = quiet_options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return _outputs(model, _make_stock(model.SerializeToString(), options))
+    except Exception:
+        standard = onnx.ModelProto()
+        standard.CopyFrom(model)
+        for node in standard.graph.node:
+            node.domain = "" if node.domain == MS else node.domain
+        for opset in standard.opset_import:
+            opset.version = max(opset.version, 21) if opset.domain == "" else opset.version
+        return _outputs(model, onnx.reference.ReferenceEvaluator(standard))
+
+
+def _store(model: onnx.ModelProto, folder: Path, form: Form) -> str | bytes:
+    """The model as it is handed to a session."""
+    if form == "bytes":
+        return bytes(model.SerializeToString())
+    path, copy = folder / "pattern.onnx", onnx.ModelProto()
+    copy.CopyFrom(model)
+    external = form == "external"
+    onnx.save_model(copy, path, save_as_external_data=external, location="pattern.data", size_threshold=0)
+    return str(path)
+
+
 @dataclass(frozen=True)
 class Row:
-    """A pattern and how the three ways compare on it."""
+    """A pattern, what the table shows of it, and where its expectation does not hold."""
 
     pattern: Pattern
-    stock: str
-    keyed: str
-    ours: str
-    identical: str
-    errors: tuple[float, float]  # at LEVELS; NaN where there is nothing to compare
+    cells: tuple[str, ...]
     problems: tuple[str, ...]
 
     @property
@@ -57,16 +175,8 @@ class Row:
         """Whether the pattern's expectation holds."""
         return not self.problems
 
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """The row of the Markdown table."""
-        errors = ["-" if np.isnan(error) else f"{error:.1e}" if error else "0" for error in self.errors]
-        verdict = "pass" if self.passed else "**FAIL**: " + "; ".join(self.problems)
-        cells = (self.pattern.name, self.stock, self.keyed, self.ours, self.identical, *errors, verdict)
-        return tuple(" ".join(cell.split()) for cell in cells)
 
-
-def _error(ours: Result, reference: tuple[tuple[Array, ...], ...]) -> float:
+def _error(ours: _Result, reference: _Outputs) -> float:
     """The largest difference over the largest value, of the worst output, over all row counts."""
     if not ours.outputs:
         return float("nan")
@@ -80,7 +190,7 @@ def _error(ours: Result, reference: tuple[tuple[Array, ...], ...]) -> float:
     return worst
 
 
-def _equal(one: Result, two: Result) -> bool:
+def _equal(one: _Result, two: _Result) -> bool:
     """Whether both ran and gave the same bits, types and shapes."""
     if one.error is not None or two.error is not None:
         return False
@@ -88,21 +198,7 @@ def _equal(one: Result, two: Result) -> bool:
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
-def _identical(ours: dict[int, Result], other: dict[int, Result]) -> tuple[str, bool]:
-    """For the table: at which levels ours equals the other's; and whether at all of them."""
-    equal = [level for level in LEVELS if _equal(ours[level], other[level])]
-    text = "yes" if len(equal) == len(LEVELS) else "no" if not equal else f"only L{equal[0]}"
-    return text, len(equal) == len(LEVELS)
-
-
-def _comparable(ours: Result, other: Result) -> bool:
-    """Whether stock fused just as much as this package, so that bits must agree."""
-    if other.error is not None or not other.fused:
-        return False
-    return (len(other.fused), other.left) == (len(ours.fused), ours.left)
-
-
-def _describe(ours: Result) -> str:
+def _describe(ours: _Result) -> str:
     """This package's column: kinds, layouts, and where the bytes are."""
     if ours.error is not None:
         return "fails to load"
@@ -121,95 +217,79 @@ def _describe(ours: Result) -> str:
     return text + (f"; {len(report.unfused)} left" if report.unfused else "")
 
 
-def _inspected(stored: str | bytes) -> Any:
-    """What the package decides about a model that no session can be made of."""
-    try:
-        return inspect(stored)
-    except Exception:
-        return None
-
-
-def _broken_promises(pattern: Pattern, ours: Result, report: Any) -> list[str]:
+def _broken_promises(pattern: Pattern, ours: _Result, report: Any) -> list[str]:
     """Where the report and the graph that runs differ from each other or from what the pattern expects."""
-    fused = 0 if report is None else len(report.fused)
-    reasons = 0 if report is None else len(report.unfused)
-    problems = []
-    if report is None and ours.error is None:
-        problems.append("no report")
-    if pattern.expects == "fused" and fused != pattern.fusions:
-        problems.append(f"{fused} of {pattern.fusions} fused")
-    if pattern.expects in ("reason", "unfused") and fused:
-        problems.append("fused, but must not be")
-    refused = ours.error is not None and report is None
-    if pattern.expects in ("reason", "either") and not fused and not reasons and not refused:
-        problems.append("the report names no DequantizeLinear and no reason")
-    if pattern.bias and fused and not any(BIASED in entry for entry in ours.fused):
-        problems.append("the bias is not folded, neither by this package nor by ONNX Runtime")
-    if ours.error is None and bool(fused) != bool(ours.fused):
-        problems.append(f"the report has {fused} fusions, the graph {len(ours.fused)}")
-    silent = ours.left - pattern.stays - (0 if report is None else len(report.unfused))
-    if ours.error is None and fused and silent > 0:
-        problems.append(f"{silent} DequantizeLinear left that the report is silent about")
-    return problems
+    fused, reasons = (0, 0) if report is None else (len(report.fused), len(report.unfused))
+    ran, silent = ours.error is None, ours.left - pattern.stays - reasons
+    folded = any(_BIASED in entry for entry in ours.fused)
+    explained = fused or reasons or (report is None and not ran)
+    broken = {
+        "no report": report is None and ran,
+        f"{fused} of {pattern.fusions} fused": pattern.expects == "fused" and fused != pattern.fusions,
+        "fused, but must not be": pattern.expects in ("reason", "unfused") and fused,
+        "the report names no DequantizeLinear and no reason": pattern.expects in ("reason", "either") and not explained,
+        "the bias is not folded, neither by this package nor by ONNX Runtime": pattern.bias and fused and not folded,
+        f"the report has {fused} fusions, the graph {len(ours.fused)}": ran and bool(fused) != bool(ours.fused),
+        f"{silent} DequantizeLinear left that the report is silent about": ran and fused and silent > 0,
+    }
+    return [problem for problem, found in broken.items() if found]
 
 
-def _validity(model: onnx.ModelProto) -> list[str]:
-    """The catalogue's own mistakes, as far as ONNX' checker knows the operators."""
-    if any(opset.domain == MS for opset in model.opset_import):
-        return []
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # the checker and shape inference raise unrelated types
-        return [f"not a valid model: {error}"]
-    return []
-
-
-def check(pattern: Pattern, *, make_session: MakeSession | None = None, form: Form = "bytes") -> Row:
+def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Form = "bytes") -> Row:
     """Runs a pattern every way. `make_session` replaces this package's `create_session`, to take another route of it."""
     model = pattern.build()
-    problems = _validity(model)
-    reference = reference_outputs(model)
-    make = make_session or make_ours
+    reference = _reference_outputs(model)
+    problems = []
+    if not any(opset.domain == MS for opset in model.opset_import):
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except Exception as invalid:  # the checker and shape inference raise unrelated types
+            problems.append(f"not a valid model: {invalid}")
     with tempfile.TemporaryDirectory(prefix="pattern-") as name:
         folder = Path(name)
-        stored = store(model, folder, form)
-        stock = {level: run(model, stored, make_stock, folder, level) for level in LEVELS}
-        keyed = {level: run(model, stored, make_stock, folder, level, keyed=True) for level in LEVELS}
-        ours = {level: run(model, stored, make, folder, level, ours=True) for level in LEVELS}
-        last = ours[LEVELS[-1]]
-        report = last.report if last.error is None else _inspected(stored)
+        stored = _store(model, folder, form)
+        stock, keyed, ours = (
+            {level: _run(model, stored, make, folder, level, keyed) for level in LEVELS}
+            for make, keyed in ((_make_stock, False), (_make_stock, True), (make_session, False))
+        )
+        last, report = ours[4], ours[4].report
+        if last.error is not None:
+            with suppress(Exception):  # no report either, then
+                report = inspect(stored)
 
     problems += _broken_promises(pattern, last, report)
     if last.error is not None and (stock[4].error is None or pattern.expects == "fused"):
         problems.append(last.error)
     if last.error is None and stock[4].error is None and last.ends != stock[4].ends:
         problems.append(f"inputs and outputs {last.ends} instead of {stock[4].ends}")
-    errors = {level: _error(ours[level], reference) for level in LEVELS}
-    for level, error in errors.items():
-        if error > LIMITS[pattern.precision, level]:
+
+    def errors_of(results: dict[int, _Result]) -> list[float]:
+        return [_error(results[level], reference) for level in LEVELS]
+
+    limits = [_LIMITS[pattern.precision, level] for level in LEVELS]
+    errors = errors_of(ours)
+    for level, error, limit in zip(LEVELS, errors, limits, strict=True):
+        if error > limit:
             problems.append(f"error {error:.1e} at level {level}")
 
-    verdicts, shown = {}, []
+    verdicts, shown = [], []
     for name, others in (("stock", stock), ("stock+key", keyed)):
-        right = all(_error(others[level], reference) <= LIMITS[pattern.precision, level] for level in LEVELS)
-        ran = others[4].error is None
-        verdicts[name] = others[4].verdict + (", wrong" if ran and not right else "")
-        if not ran or not right or not (_comparable(last, others[4]) if last.fused else name == "stock"):
+        right = all(error <= limit for error, limit in zip(errors_of(others), limits, strict=True))
+        other = others[4]
+        verdicts.append(other.verdict + (", wrong" if other.error is None and not right else ""))
+        # Bits must agree where stock fused just as much as this package, or neither did anything.
+        comparable = (len(other.fused), other.left) == (len(last.fused), last.left) if last.fused else name == "stock"
+        if other.error is not None or not right or not comparable:
             continue
-        text, equal = _identical(ours, others)
+        equal = [level for level in LEVELS if _equal(ours[level], others[level])]
+        text = "yes" if len(equal) == len(LEVELS) else f"only L{equal[0]}" if equal else "no"
         # The key's fusion runs before casts are inserted: it leaves a float16 model's nodes in other precisions than the
         # default's.
-        elsewhere = name != "stock" and others[4].fused != last.fused
-        shown.append(f"{name}: {text}" + (" (other precision)" if elsewhere and not equal else ""))
-        if not equal and not elsewhere and shown[0] != "stock: yes":
+        elsewhere = name != "stock" and other.fused != last.fused
+        shown.append(f"{name}: {text}" + (" (other precision)" if elsewhere and text != "yes" else ""))
+        if text != "yes" and not elsewhere and shown[0] != "stock: yes":
             problems.append(f"differs from {name} ({text})")
-    identical = ", ".join(shown) or "-"
-    return Row(
-        pattern,
-        stock=verdicts["stock"],
-        keyed=verdicts["stock+key"],
-        ours=_describe(last),
-        identical=identical,
-        errors=(errors[0], errors[4]),
-        problems=tuple(problems),
-    )
+    figures = ["-" if np.isnan(error) else f"{error:.1e}" if error else "0" for error in errors]
+    verdict = "pass" if not problems else "**FAIL**: " + "; ".join(problems)
+    cells = (pattern.name, *verdicts, _describe(last), ", ".join(shown) or "-", *figures, verdict)
+    return Row(pattern, tuple(" ".join(cell.split()) for cell in cells), tuple(problems))

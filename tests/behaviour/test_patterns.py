@@ -6,9 +6,8 @@ import onnxruntime as ort
 import pytest
 
 from conformance.patterns.catalogue import PATTERNS, quick_patterns
-from conformance.patterns.judging import check
+from conformance.patterns.judging import Form, check
 from conformance.patterns.pattern import Pattern
-from conformance.patterns.running import Form
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.options import Buffer
 from tests.support import CPU, made_report

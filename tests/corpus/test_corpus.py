@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from conformance.fuzz.judge import Judge, Verdict
-from conformance.fuzz.limits import MAX_BYTES, MAX_SECONDS
+from conformance.fuzz.outcome import MAX_BYTES, MAX_SECONDS
 from conformance.fuzz.surroundings import beside_a_model
 from conformance.fuzz.worker import Worker
 

@@ -9,8 +9,7 @@ import pytest
 
 from conformance.faults.catalogue import FAULTS
 from conformance.faults.fault import Fault, run_fault
-from conformance.faults.job import Outcome
-from conformance.faults.judging import judge
+from conformance.faults.job import Outcome, judge
 from conformance.faults.scene import Scene
 from conformance.faults.signals import strike
 

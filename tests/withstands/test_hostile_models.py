@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from conformance.drawing.weight import Weight
-from conformance.fuzz.limits import MAX_BYTES, MAX_SECONDS
-from conformance.fuzz.outcome import Outcome
+from conformance.fuzz.outcome import MAX_BYTES, MAX_SECONDS, Outcome
 from conformance.fuzz.worker import Worker
 from ort_qdq_plugin import inspect
 from tests.support import external_tensor, linear

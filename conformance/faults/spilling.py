@@ -1,0 +1,195 @@
+"""Disks that are full or fail, and directories for packed weights that are missing, not permitted, or not safe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from conformance.faults.breaks import fill_disk
+from conformance.faults.fault import Fault, Loads
+from conformance.faults.job import MB, Verdict
+from conformance.faults.scene import UNUSED_UID, PairName, Scene, Skipped, needs_other_users, needs_root
+
+__all__ = ["DIRECTORIES", "DISKS"]
+
+_Place = Callable[[Scene], AbstractContextManager[Path]]
+"""Makes a directory for packed weights, with something about it."""
+_BLOCK = 4096  # in which filefrag is asked to count
+
+
+def _needs(*tools: str) -> None:
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing:
+        raise Skipped(f"needs {', '.join(missing)}")
+
+
+def _command(*words: object) -> None:
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Skipped(f"{words[0]} fails here: {done.stderr.strip()[:200]}")
+
+
+@contextmanager
+def _mounted_at(folder: Path, *options: object) -> Iterator[Path]:
+    """A file system, mounted for as long as it is needed."""
+    needs_root()
+    _needs("mount", "umount")
+    folder.mkdir(exist_ok=True)
+    try:
+        _command("mount", *options, folder)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+    finally:
+        folder.rmdir()
+
+
+def _tmpfs(size: str, *options: str) -> _Place:
+    """A file system in memory."""
+    options = ("-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "tmpfs")
+    return lambda scene: _mounted_at(scene.folder / "tmpfs", *options)
+
+
+@contextmanager
+def _ext4_image(image: Path, megabytes: int) -> Iterator[Path]:
+    """A file that holds a file system, to be mounted by `loop`."""
+    needs_root()
+    _needs("mkfs.ext4", "losetup")
+    try:
+        with open(image, "wb") as file:
+            file.truncate(megabytes * MB)
+        _command("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", 0, image)
+        yield image
+    finally:
+        image.unlink(missing_ok=True)
+
+
+@contextmanager
+def _bad_disk(scene: Scene, name: PairName, victim: str) -> Iterator[Path]:
+    """A file system with the model's files, whose blocks from the middle of file `victim` on cannot be read."""
+    _needs("filefrag")
+    pair = scene.pair(name)
+    size = sum(path.stat().st_size for path in pair.qdq.parent.iterdir()) // MB
+    with _ext4_image(scene.folder / "image", 2 * size + 16) as image:
+        with _mounted_at(scene.folder / "disk", "-o", "loop", image) as folder:
+            # The victim last, so that it lies behind what is to stay readable.
+            for path in sorted(pair.qdq.parent.glob("qdq*"), key=lambda path: path.name == victim):
+                shutil.copy(path, folder)
+            os.sync()
+            out = subprocess.run(
+                ["filefrag", "-v", f"-b{_BLOCK}", str(folder / victim)], capture_output=True, text=True, check=True
+            ).stdout
+        lines = (line.split(":") for line in out.splitlines() if line.strip()[:1].isdigit())
+        first, length = max((int(physical.split("..")[0]), int(length)) for _, _, physical, length, *_ in lines)
+        with _mounted_at(scene.folder / "disk", "-o", "ro,loop", image) as folder:
+            os.truncate(image, (first + length // 2) * _BLOCK)
+            yield folder
+
+
+def _spilling_to(place: _Place, **changes: Any) -> Loads:
+    """Both routes with packed weights there."""
+
+    def loads(scene: Scene) -> list[Verdict]:
+        with place(scene) as spill:
+            return scene.both_routes(spill_dir=str(spill), **changes)
+
+    return loads
+
+
+@contextmanager
+def _full_ext4(scene: Scene) -> Iterator[Path]:
+    with _ext4_image(scene.folder / "image", 8) as image, _mounted_at(scene.folder / "disk", "-o", "loop", image) as spill:
+        fill_disk(spill)
+        yield spill
+
+
+@contextmanager
+def _ext4_on_a_small_disk(scene: Scene) -> Iterator[Path]:
+    with (
+        _tmpfs("12m")(scene) as disk,
+        _ext4_image(disk / "image", 64) as image,
+        _mounted_at(scene.folder / "disk", "-o", "loop", image) as spill,
+    ):
+        yield spill
+
+
+def _filled_later(scene: Scene) -> list[Verdict]:
+    with _tmpfs("40m")(scene) as spill:
+        job = scene.job(spill_dir=str(spill), breaks="fill later", again=True)
+        return [scene.compare(job, scene.results_of("packed"))]
+
+
+def _on__bad_disk(name: PairName, victim: str) -> Loads:
+    """Every route, with the end of one of the model's files unreadable."""
+
+    def loads(scene: Scene) -> list[Verdict]:
+        with _bad_disk(scene, name, victim) as folder:
+            return scene.both_routes(name, model=str(folder / "qdq.onnx"))
+
+    return loads
+
+
+_CUT_OFF = "loop-mounted ext4, image cut off within the external data"
+DISKS = (
+    Fault("ENOSPC", "spill directory on a 1 MB tmpfs", "reserving", _spilling_to(_tmpfs("1m")), quick=True),
+    Fault("ENOSPC, full disk", "spill directory on a full loop-mounted ext4", "reserving", _spilling_to(_full_ext4)),
+    Fault("ENOSPC when writing", "1 MB tmpfs; the reservation is made a promise", "packing",
+          _spilling_to(_tmpfs("1m"), breaks="overpromise"), quick=True),
+    Fault("ENOSPC later", "tmpfs is filled while a session lives, then a second load", "reserving",
+          _filled_later, quick=True),
+    Fault("EIO, packed weights", _CUT_OFF, "packing", _on__bad_disk("packed", "qdq.onnx.data")),
+    Fault("EIO, weights in place", _CUT_OFF, "initialization", _on__bad_disk("in place", "qdq.onnx.data")),
+    Fault("EIO, the model's file", "loop-mounted ext4, image cut off within it", "opening, packing",
+          _on__bad_disk("inline", "qdq.onnx")),
+    Fault("EIO, spill file", "64 MB ext4, loop-mounted from an image on a 12 MB tmpfs; pages go", "packing",
+          _spilling_to(_ext4_on_a_small_disk, breaks="write back")),
+)  # fmt: skip
+
+
+def _missing(scene: Scene) -> AbstractContextManager[Path]:
+    return nullcontext(scene.folder / "nowhere")
+
+
+def _file(scene: Scene) -> AbstractContextManager[Path]:
+    file = scene.folder / "file"
+    file.write_bytes(b"")
+    return nullcontext(file)
+
+
+def _closed(scene: Scene) -> AbstractContextManager[Path]:
+    needs_other_users()
+    closed = scene.folder / "closed"
+    closed.mkdir(mode=0o700, exist_ok=True)
+    return nullcontext(closed)
+
+
+def _unsafe(scene: Scene) -> AbstractContextManager[Path]:
+    unsafe = scene.folder / "unsafe"
+    unsafe.mkdir(exist_ok=True)
+    unsafe.chmod(0o777)
+    return nullcontext(unsafe)
+
+
+def _bad_tmpdir(scene: Scene) -> list[Verdict]:
+    verdicts = []
+    for place in (_file, _missing):
+        with place(scene) as temporary:
+            verdicts += scene.both_routes(spill_dir=None, temporary=str(temporary))
+    return verdicts
+
+
+DIRECTORIES = (
+    Fault("read-only directory", "tmpfs mounted read-only", "reserving", _spilling_to(_tmpfs("64m", "ro")), quick=True),
+    Fault("missing directory", "spill_dir does not exist", "reserving", _spilling_to(_missing), quick=True),
+    Fault("directory is a file", "spill_dir is a file", "reserving", _spilling_to(_file), quick=True),
+    Fault("TMPDIR unusable", "TMPDIR is a file, or missing", "reserving", _bad_tmpdir),
+    Fault("no permission", "spill_dir of mode 0700 of another user", "reserving",
+          _spilling_to(_closed, uid=UNUSED_UID), quick=True),
+    Fault("unsafe directory", "spill_dir that others can write to, not sticky", "naming", _spilling_to(_unsafe), quick=True),
+)  # fmt: skip
