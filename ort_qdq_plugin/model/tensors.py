@@ -113,6 +113,8 @@ def stored_tensor(proto: TensorProto, files: ExternalFiles, model: ByteSource, i
         if len(proto.external_data) > _MAX_ENTRIES:
             raise ModelError(f"{proto.name}: {len(proto.external_data)} entries of external data")
         entries = external_data(proto)
+        if not all(isinstance(text, str) for pair in entries.items() for text in pair):
+            raise ModelError(f"{proto.name}: external data that is not UTF-8")  # protobuf gives the bytes then
         unknown = [key for key in entries if key not in _KEYS and not key.startswith(_PREPACKED)]
         if unknown or len(entries) < len(proto.external_data) or not all(entries.values()):
             raise ModelError(f"{proto.name}: keys of external data that are unknown, there twice or without a value")
