@@ -3,10 +3,10 @@
 Everything that asks about an operator asks this table: the glance at a serialized model, matching, and the check of what a
 fusion takes away. It imports next to nothing, since a glance needs it for every model.
 
-Versions are written down here, although ``onnx.defs`` has them too: importing that takes 96 ms of CPU and 16.5 MB. All the
-rest of a first load of a small fused model takes 89 ms and 15.8 MB (medians of 15 fresh processes, onnx 1.23.2, ONNX Runtime
-1.32.0). The native library in it, loaded by itself, takes 29 ms and 9 MB. A test compares every version with ``onnx.defs``,
-and opsets beyond `LAST_OPSET` are looked up there.
+Versions are written down here, although ``onnx.defs`` has them too: importing that takes 100 ms of CPU and 16.8 MB. All the
+rest of a first load of a small fused model takes 43 ms and 15.3 MB (medians of 15 fresh processes, onnx 1.23.2, ONNX Runtime
+1.32.0). Its native library, loaded by itself, takes 28 ms and 9.1 MB. A test compares every version with ``onnx.defs``, and
+opsets beyond `LAST_OPSET` are looked up there.
 """
 
 from __future__ import annotations

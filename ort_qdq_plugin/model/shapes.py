@@ -193,16 +193,7 @@ def _broadcast(shapes: Sequence[Shape]) -> Shape:
     """The shape that these give together by multidirectional broadcasting."""
     rank = max(map(len, shapes), default=0)
     columns = zip(*((1,) * (rank - len(shape)) + shape for shape in shapes), strict=True)
-    return tuple(_together(dims) for dims in columns)
-
-
-def _together(dims: Sequence[int | None]) -> int | None:
-    fixed = [dim for dim in dims if dim is not None and dim not in (1, _UNKNOWN)]
-    if fixed:
-        return fixed[0]
-    if _UNKNOWN in dims:
-        return _UNKNOWN
-    return None if None in dims else 1
+    return tuple(_either([dim for dim in dims if dim != 1] or [1]) for dims in columns)
 
 
 def _reshaped(shape: Shape, target: Sequence[int]) -> Shape | None:
