@@ -24,37 +24,11 @@ from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 
 __all__ = [
-    "CPU",
-    "FORMS",
-    "Array",
-    "Form",
-    "added_provider",
-    "descriptors",
-    "external_tensor",
-    "field",
-    "floating",
-    "huge",
-    "linear",
-    "made_report",
-    "mapped",
-    "mixed",
-    "opened",
-    "python",
-    "quiet",
-    "refusing",
-    "result",
-    "same",
-    "save",
-    "saved_nodes",
-    "settled_descriptors",
-    "stack",
-    "stock",
-    "unquantized",
-    "varint",
-    "with_entries",
-    "with_initializer",
-    "x_of",
-]
+    "CPU", "FORMS", "ROOT", "Array", "Form", "added_provider", "descriptors", "external_tensor", "field", "floating",
+    "huge", "linear", "made_report", "mapped", "mixed", "opened", "python", "quiet", "raised", "refuse", "refusing",
+    "result", "same", "save", "saved_nodes", "settled_descriptors", "stack", "stock", "tensor_of", "unquantized", "varint",
+    "with_entries", "with_initializer", "x_of",
+]  # fmt: skip
 
 Array = NDArray[Any]
 Form = Literal["bytes", "file", "external"]
@@ -66,12 +40,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def linear(weight: Weight, seed: str = "linear") -> onnx.ModelProto:
     """y = x @ W, in the usual form for the weight's layout."""
     draft = Draft(seed)
-    dequantized = draft.weight(weight)
-    if weight.n_major:
-        dequantized = draft.node("Transpose", [dequantized], "t", perm=[1, 0])
     draft.input("x", ["m", weight.k], weight.scale)
     draft.output("y", ["m", weight.n], weight.scale)
-    draft.node("MatMul", ["x", dequantized], "y")
+    draft.node("MatMul", ["x", _k_major(draft, weight, "w", "t")], "y")
     return draft.model()
 
 
@@ -80,14 +51,17 @@ def stack(layers: int, width: int, seed: str = "stack", **weight: Any) -> onnx.M
     draft = Draft(seed)
     value = draft.input("x", ["m", width])
     for layer in range(layers):
-        drawn = Weight(k=width, n=width, **weight)
-        dequantized = draft.weight(drawn, f"w{layer}")
-        if drawn.n_major:
-            dequantized = draft.node("Transpose", [dequantized], f"t{layer}", perm=[1, 0])
-        product = draft.node("MatMul", [value, dequantized], f"p{layer}")
+        operand = _k_major(draft, Weight(k=width, n=width, **weight), f"w{layer}", f"t{layer}")
+        product = draft.node("MatMul", [value, operand], f"p{layer}")
         value = draft.node("Tanh", [product], "y" if layer == layers - 1 else f"h{layer}")
     draft.output("y", ["m", width])
     return draft.model()
+
+
+def _k_major(draft: Draft, weight: Weight, name: str, transposed: str) -> str:
+    """The dequantized weight as a product takes it."""
+    dequantized = draft.weight(weight, name)
+    return draft.node("Transpose", [dequantized], transposed, perm=[1, 0]) if weight.n_major else dequantized
 
 
 def mixed() -> bytes:
@@ -120,18 +94,12 @@ def floating() -> onnx.ModelProto:
 
 def huge(folder: Path) -> str:
     """The path of a model with a weight of 20 GB, in a file that is only said to be so large."""
-    k, n = 1 << 18, 160_000
-    model = linear(Weight())
-    shapes = {"w": (k, n), "w_s": (k // 32, n), "w_z": (k // 32, n)}
-    offset = 0
+    k, n, offset, model = 1 << 18, 160_000, 0, linear(Weight())
     for tensor in model.graph.initializer:
-        del tensor.dims[:]
-        tensor.dims.extend(shapes[tensor.name])
-        tensor.ClearField("raw_data")
-        tensor.data_location = tensor.EXTERNAL
-        nbytes = shapes[tensor.name][0] * n * (4 if tensor.name == "w_s" else 1) // (1 if tensor.name == "w_s" else 2)
-        for key, value in (("location", "huge.data"), ("offset", str(offset)), ("length", str(nbytes))):
-            tensor.external_data.add(key=key, value=value)
+        rows, element_bytes = {"w": (k, 0.5), "w_s": (k // 32, 4), "w_z": (k // 32, 0.5)}[tensor.name]
+        tensor.dims[:] = [rows, n]
+        nbytes = int(rows * n * element_bytes)
+        external_tensor(model, tensor.name, location="huge.data", offset=str(offset), length=str(nbytes))
         offset += nbytes
     with (folder / "huge.data").open("wb") as file:
         file.truncate(offset)
@@ -161,9 +129,15 @@ def saved_nodes(path: Path) -> dict[str, list[onnx.NodeProto]]:
     return nodes
 
 
+def tensor_of(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    """The initializer of that name."""
+    found: onnx.TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    return found
+
+
 def external_tensor(model: onnx.ModelProto, name: str, **entries: str) -> onnx.TensorProto:
     """The initializer of that name, with these external data entries in place of its own."""
-    tensor: onnx.TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor = tensor_of(model, name)
     kept = {entry.key: entry.value for entry in tensor.external_data} | entries
     del tensor.external_data[:]
     tensor.ClearField("raw_data")
@@ -293,6 +267,15 @@ def settled_descriptors() -> int:
 def descriptors() -> int:
     """How many descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, problem: int) -> None:
+    """From now on, this function fails with this error of the system's."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(problem, os.strerror(problem))
+
+    monkeypatch.setattr(module, name, fail)
 
 
 def raised(call: Callable[[], object]) -> tuple[type[BaseException], str] | None:

@@ -253,6 +253,7 @@ def test_one_session_run_by_many_threads_while_others_come_and_go(packed: str, t
         assert all(future.result() for future in running)
 
 
+@pytest.mark.slow
 def test_a_short_soak_leaves_nothing_behind() -> None:
     command = [sys.executable, "-m", "conformance.soak", "--cycles", "60", "--no-stock", "--tolerance", "0.25"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -305,8 +306,11 @@ def reading_in_place(tmp_path: Path) -> str:
     return str(save(model, tmp_path, "external"))
 
 
-@pytest.mark.parametrize("daemons", [1, 3])
-@pytest.mark.parametrize("where", ["main", "module", "native"])
+ENDS = list(itertools.product((1, 3), ("main", "module", "native")))
+SLOW = [pytest.param(*end, marks=pytest.mark.slow) for end in ENDS[:-1]]
+
+
+@pytest.mark.parametrize(("daemons", "where"), [ENDS[-1], *SLOW])
 def test_no_memory_goes_while_daemon_threads_still_run(reading_in_place: str, daemons: int, where: str) -> None:
     """A thread that comes back from a run after the interpreter's end is ended by it, which std::terminate takes for an
     error: that is so with stock, too (Python up to 3.13, pybind11). A fault of memory it must never be."""

@@ -1,4 +1,4 @@
-"""Loads through the cache, in this process and in others."""
+"""Loads through the cache, in this process and in others; files that change."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -16,30 +17,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from ort_qdq_plugin import Options, Report, create_session
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
 from ort_qdq_plugin.cache.store import MODEL, Store, describe, digest_at, write_file
 from ort_qdq_plugin.system.platform import host
-from tests.support import CPU, made_report, x_of
+from tests.support import CPU, made_report, refuse, x_of
 
 __all__ = [
-    "KEY",
-    "PACKED",
-    "Loaded",
-    "entries",
-    "leftovers",
-    "load",
-    "loading",
-    "loads_apart",
-    "locked_elsewhere",
-    "make_entry",
-    "outcome_of",
-    "without_locks",
-    "written_back",
-]
-
+    "KEY", "PACKED", "Loaded", "digest_of_results", "empty", "entries", "leftovers", "load", "loading",
+    "locked_elsewhere", "longer", "make_entry", "outcome_of", "removed", "replaced", "rewritten", "without_locks",
+    "writable_by_all", "written_back",
+]  # fmt: skip
 
 KEY, PACKED = "0123abcd", "packed-0.bin"
 """An entry's name, and that of a file in it."""
@@ -52,11 +43,16 @@ class Loaded(NamedTuple):
     digest: str
 
 
-def load(model: Path, cache: Path | None, **options: Any) -> Loaded:
+def load(model: Path | str, cache: Path | None, **options: Any) -> Loaded:
     """Load a model and run it."""
     session = create_session(str(model), providers=CPU, options=Options(cache_dir=cache, **options))
+    return Loaded(made_report(session), digest_of_results(session))
+
+
+def digest_of_results(session: ort.InferenceSession) -> str:
+    """A digest of what a session computes."""
     outputs = session.run(None, x_of(session))
-    return Loaded(made_report(session), hashlib.md5(b"".join(np.asarray(one).tobytes() for one in outputs)).hexdigest())
+    return hashlib.md5(b"".join(np.asarray(one).tobytes() for one in outputs)).hexdigest()
 
 
 def entries(cache: Path) -> list[Path]:
@@ -65,7 +61,7 @@ def entries(cache: Path) -> list[Path]:
 
 
 def written_back(cache: Path) -> None:
-    """Wait until all entries are known to be on disk: a thread sees to that in the background."""
+    """Wait until all entries are known to be on disk: a thread brings them there in the background."""
     end = time.monotonic() + 30
     while not all((entry / "on-disk").exists() for entry in entries(cache)):
         assert time.monotonic() < end
@@ -78,34 +74,26 @@ def leftovers(cache: Path) -> list[str]:
 
 
 _CODE = """
-import json, sys, time
-from pathlib import Path
+import json, sys
 from tests.cache.support import load
 model, cache, options = sys.argv[1:]
-before = set(sys.modules)
-start = time.perf_counter()
-loaded = load(Path(model), Path(cache), **json.loads(options))
-print(json.dumps([loaded.report.cache, loaded.digest, time.perf_counter() - start]), flush=True)
+loaded = load(model, cache, **json.loads(options))
+print(json.dumps([loaded.report.cache, loaded.digest]), flush=True)
 """
 
 
 def loading(model: Path, cache: Path, **options: Any) -> subprocess.Popen[str]:
-    """A process that loads the model and prints [report.cache, digest, seconds]."""
+    """A process that loads the model and prints [report.cache, digest]."""
     command = [sys.executable, "-c", _CODE, str(model), str(cache), json.dumps(options)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def outcome_of(process: subprocess.Popen[str]) -> tuple[str, str, float]:
+def outcome_of(process: subprocess.Popen[str]) -> tuple[str, str]:
     """What a process of `loading` printed."""
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    how, digest, seconds = json.loads(out.splitlines()[-1])
-    return how, digest, seconds
-
-
-def loads_apart(model: Path, cache: Path, count: int, **options: Any) -> list[tuple[str, str, float]]:
-    """So many processes load the model at once."""
-    return [outcome_of(process) for process in [loading(model, cache, **options) for _ in range(count)]]
+    how, digest = json.loads(out.splitlines()[-1])
+    return how, digest
 
 
 # Not by this package's own locks: they are what is tested with it.
@@ -121,7 +109,7 @@ sys.stdin.read()
 @contextmanager
 def locked_elsewhere(path: Path, kind: str = "LOCK_EX") -> Iterator[subprocess.Popen[str]]:
     """While the block runs, or until its input is closed, another process holds a lock on a file."""
-    command = [sys.executable, "-c", _HOLDS, str(path), kind]
+    command = [sys.executable, "-S", "-c", _HOLDS, str(path), kind]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -131,28 +119,16 @@ def locked_elsewhere(path: Path, kind: str = "LOCK_EX") -> Iterator[subprocess.P
 
 def without_locks(monkeypatch: pytest.MonkeyPatch, problem: int = errno.ENOLCK) -> None:
     """From now on, locking any file fails like this."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(problem, os.strerror(problem))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    refuse(monkeypatch, fcntl, "flock", problem)
 
 
 def make_entry(
     store: Store, *, source: Path, key: str = KEY, path: str = "", names: tuple[str, ...] = (), location: str = "",
     verify: bool = True, packed: bytes = b"packed",
 ) -> Path:  # fmt: skip
-    """An entry that was made of one file; its folder.
+    """An entry that was made of one file, in a folder that was begun already or a new one; that folder.
 
-    Args:
-        store: Where it is.
-        source: The file.
-        key: Of the entry.
-        path: Its folder, where it was begun already.
-        names: By which the model names the file.
-        location: Of a link of the file; "" for none.
-        verify: Whether digests are recorded.
-        packed: What was packed.
+    `names` by which the model names the file, and the `location` of a link of it; `verify`: with digests.
     """
     path = path or store.begin(key)
     contents = {MODEL: b"the rewritten model", PACKED: packed}
@@ -165,3 +141,37 @@ def make_entry(
     files = describe(path, [*contents], verify)
     store.commit(key, path, Manifest(key, (described,), Report("borrowed"), host.boot_id(), files))
     return Path(store.path_of(key))
+
+
+# ---- changes of files; their owner may have to make them writable first
+
+
+def rewritten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+def longer(path: Path) -> None:
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes() + b"0")
+    os.utime(path, (0, 0))
+
+
+def empty(path: Path) -> None:
+    path.chmod(0o600)
+    path.write_bytes(b"")
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    """By another file of the same content and time."""
+    other = path.with_suffix(".new")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, (0, 0))
+    os.replace(other, path)
+
+
+def writable_by_all(path: Path) -> None:
+    path.chmod(path.stat().st_mode | stat.S_IWOTH)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,7 @@ SAVED = "saved.tmp"
 
 def made_entry(folder: Path, form: Form = "external", *, n_major: bool = False) -> Path:
     """An entry as it is when the helper process gets it: files that can be added to."""
-    path = save(stack(2, 256, n_major=n_major), folder, form)
-    assert isinstance(path, str)
-    warm(path, options=Options(cache_dir=folder / "cache"))
+    warm(str(save(stack(2, 256, n_major=n_major), folder, form)), options=Options(cache_dir=folder / "cache"))
     (entry,) = entries(folder / "cache")
     for name in entry.glob("packed-*"):
         name.chmod(0o600)
@@ -93,18 +90,10 @@ def test_the_models_own_files_are_not_added_to(tmp_path: Path) -> None:
             assert copy[moved : moved + length] == before[0][start : start + length]
 
 
-def without_data(entry: Path) -> None:
-    min(entry.glob("data-*")).unlink()
-
-
-def without_model(entry: Path) -> None:
-    (entry / MODEL).unlink()
-
-
-@pytest.mark.parametrize("fault", [without_data, without_model])
-def test_a_failure_leaves_no_saved_model(tmp_path: Path, fault: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("missing", ["data-*", MODEL])
+def test_a_failure_leaves_no_saved_model(tmp_path: Path, missing: str) -> None:
     entry = made_entry(tmp_path, n_major=True)
-    fault(entry)
+    min(entry.glob(missing)).unlink()
     with pytest.raises(Exception, match=r"data|model"):
         main([str(entry)])
     assert not (entry / SAVED).exists()

@@ -14,16 +14,9 @@ from ort_qdq_plugin.cache.prune import StoredEntry, prune, stored_entries
 from ort_qdq_plugin.cache.store import LINK, LOCK, MANIFEST, Store
 from tests.cache.support import PACKED, entries, locked_elsewhere, make_entry, without_locks, written_back
 
-NBYTES = 100_000
+NBYTES = 100_000  # about as many as the source has
 YEAR = 365 * 24 * 3600.0
 OLDEST, OLDER, OLD, LINKED = (digit * 2 * KEY_BYTES for digit in "3210")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "source.onnx"
-    path.write_bytes(bytes(NBYTES))
-    return path
 
 
 @pytest.fixture
@@ -83,12 +76,10 @@ def test_what_is_no_entry_is_not_counted(store: Store) -> None:
     assert {entry.key for entry in stored_entries(store)} == {OLDEST, OLDER, OLD}
 
 
-def test_an_entry_that_nobody_is_known_to_have_used(store: Store) -> None:
+def test_when_an_entry_was_used(store: Store) -> None:
+    """Nobody is known to have used it, or somebody with a clock that was ahead."""
     os.unlink(store.path_of(OLD) + LOCK)
     assert StoredEntry(OLD, taken(store, OLD), 0.0, 0) in stored_entries(store)
-
-
-def test_no_entry_was_used_in_the_future(store: Store) -> None:
     used(store, OLD, years_ago=-10)
     assert all(entry.used <= time.time() for entry in stored_entries(store))
 
@@ -99,11 +90,9 @@ def test_the_least_recently_used_go_first(store: Store, kept: set[str]) -> None:
     prune(store, room)
     assert keys(store) == kept
     assert {path.name for path in Path(store.folder).iterdir()} == kept | {key + LOCK for key in kept}
-
-
-def test_a_byte_less_is_an_entry_less(store: Store) -> None:
-    prune(store, sum(entry.nbytes for entry in stored_entries(store)) - 1)
-    assert keys(store) == {OLDER, OLD}
+    # A byte less is an entry less.
+    prune(store, room - 1)
+    assert keys(store) == set(sorted(kept)[:-1])
 
 
 def test_entries_in_use_stay(store: Store) -> None:
@@ -127,15 +116,12 @@ def test_entries_in_use_do_not_keep_others_from_going(store: Store) -> None:
     assert keys(store) == {OLDEST}
 
 
-def test_an_entry_without_a_manifest_goes(store: Store) -> None:
+@pytest.mark.parametrize("fifo", [False, True])
+def test_an_entry_without_a_manifest_goes(store: Store, fifo: bool) -> None:
+    """And one with a FIFO in its place, which is not waited for."""
     os.unlink(Path(store.path_of(OLDEST), MANIFEST))
-    prune(store, sum(entry.nbytes for entry in stored_entries(store)) - 1)
-    assert keys(store) == {OLDER, OLD}
-
-
-def test_a_fifo_in_place_of_a_manifest_is_not_waited_for(store: Store) -> None:
-    os.unlink(Path(store.path_of(OLDEST), MANIFEST))
-    os.mkfifo(Path(store.path_of(OLDEST), MANIFEST))
+    if fifo:
+        os.mkfifo(Path(store.path_of(OLDEST), MANIFEST))
     prune(store, 0)
     assert not keys(store)
 

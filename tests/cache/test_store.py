@@ -16,43 +16,23 @@ from typing import Any
 import pytest
 
 from ort_qdq_plugin.cache import store as store_module
-from ort_qdq_plugin.cache.manifest import Identity, digest_of, parse_manifest
-from ort_qdq_plugin.cache.store import (
-    LINK,
-    LOCK,
-    MANIFEST,
-    MODEL,
-    SHARED_MODEL,
-    Store,
-    describe,
-    digest_at,
-    write_file,
-)
+from ort_qdq_plugin.cache.manifest import Identity, parse_manifest
+from ort_qdq_plugin.cache.store import LINK, LOCK, MANIFEST, MODEL, Store
+from ort_qdq_plugin.cache.store import write_file as write
+from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.system.platform import host
-from tests.cache.support import KEY, PACKED, leftovers, locked_elsewhere, make_entry, without_locks, written_back
-from tests.support import descriptors
+from tests.cache import support
+from tests.cache.support import KEY, PACKED, locked_elsewhere, make_entry, removed, replaced, writable_by_all
+from tests.support import descriptors, refuse
 
 OTHER_USER = 12345
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "source.onnx"
-    path.write_bytes(b"the model itself")
-    os.utime(path, (0, 0))  # the system's times have steps: what is changed at once may keep the present one
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def entry(store: Store, source: Path) -> Path:
     """The folder of a complete entry, of which every file is on disk."""
     folder = make_entry(store, source=source)
-    written_back(Path(store.folder))
+    support.written_back(Path(store.folder))
     return folder
 
 
@@ -64,31 +44,31 @@ def locked_by_others(entry: Path, *, shared: bool) -> Iterator[None]:
         yield
 
 
-def settle() -> None:
-    """Wait for threads that see entries to the disk."""
-    for thread in threading.enumerate():
-        if thread.name == "ort-qdq-cache":
-            thread.join(30)
+def in_use(entry: Path) -> bool:
+    with locked_by_others(entry, shared=True):
+        pass  # which others may as well
+    try:
+        with locked_by_others(entry, shared=False):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def is_found(store: Store, *, verify: bool = False) -> bool:
     """Whether there is an entry that can be used; either way, nothing stays open."""
-    settle()
+    wait_until_on_disk()
     before = descriptors()
     found = store.find(KEY, verify=verify) is not None
     assert descriptors() == before
     return found
 
 
-def test_its_directory_is_made_and_private(tmp_path: Path) -> None:
+def test_its_directory_is_made_and_private(tmp_path: Path, source: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     store = Store(str(tmp_path / "link" / "of" / "two"))
     assert store.folder == str((tmp_path / "of" / "two").resolve())
     assert stat.S_IMODE(os.stat(store.folder).st_mode) == 0o700
     assert store.path_of(KEY) == f"{store.folder}/{KEY}"
-
-
-def test_a_file_is_no_directory(source: Path) -> None:
     with pytest.raises(FileExistsError):
         Store(str(source))
 
@@ -101,60 +81,27 @@ def test_nothing_is_found_where_nothing_is(store: Store, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize("verify", [False, True])
 def test_what_is_committed_is_found(store: Store, entry: Path, verify: bool) -> None:
-    found = store.find(KEY, verify=verify)
-    assert found is not None
-    assert found.path == str(entry)
-    assert found.manifest.key == KEY
-    contents = {name: file.read() for name, file in found.files.items()}
-    assert contents == {name: (entry / name).read_bytes() for name in (MODEL, PACKED)}
-    assert not any(os.get_inheritable(file.fileno()) for file in (*found.files.values(), found.holder))
-
-
-def test_finding_an_entry_keeps_it_and_says_when_it_was_used(store: Store, entry: Path) -> None:
+    """It is held, and its lock says when it was used."""
     lock = entry.with_name(KEY + LOCK)
     lock.touch()
     os.utime(lock, (0, 0))
-    found = store.find(KEY, verify=False)
+    found = store.find(KEY, verify=verify)
     assert found is not None
+    assert (found.path, found.manifest.key) == (str(entry), KEY)
+    contents = {name: file.read() for name, file in found.files.items()}
+    assert contents == {name: (entry / name).read_bytes() for name in (MODEL, PACKED)}
+    assert not any(os.get_inheritable(file.fileno()) for file in (*found.files.values(), found.holder))
     assert lock.stat().st_mtime > 0
-    with locked_by_others(entry, shared=True):
-        pass
-    with pytest.raises(BlockingIOError), locked_by_others(entry, shared=False):
-        pass
+    assert in_use(entry)
     del found
-    with locked_by_others(entry, shared=False):
-        pass
+    assert not in_use(entry)
 
 
 # ---- what is not used
 
 
-def flipped(path: Path) -> None:
-    path.chmod(0o600)
-    first, *rest = path.read_bytes()
-    path.write_bytes(bytes([first ^ 1, *rest]))
-
-
-def longer(path: Path) -> None:
-    path.chmod(0o600)
-    path.write_bytes(path.read_bytes() + b"0")
-
-
-def empty(path: Path) -> None:
-    path.chmod(0o600)
-    path.write_bytes(b"")
-
-
-def removed(path: Path) -> None:
-    path.unlink()
-
-
 def group_writable(path: Path) -> None:
     path.chmod(path.stat().st_mode | stat.S_IWGRP)
-
-
-def writable_by_all(path: Path) -> None:
-    path.chmod(path.stat().st_mode | stat.S_IWOTH)
 
 
 def given_away(path: Path) -> None:
@@ -178,11 +125,25 @@ def subfolder(path: Path) -> None:
     path.mkdir(0o700)
 
 
-@pytest.mark.parametrize("name", [MANIFEST, MODEL, PACKED])
+def with_more(path: Path) -> None:
+    (path / "more").touch(0o400)
+
+
+def endless(path: Path) -> None:
+    path.chmod(0o600)
+    os.truncate(path, 1 << 40)
+
+
+NOT_PRIVATE = [group_writable, writable_by_all, given_away, symlink]
+CHANGES = [support.longer, support.empty, removed, fifo, subfolder, *NOT_PRIVATE]
+
+
 @pytest.mark.parametrize(
-    "how", [longer, empty, removed, group_writable, writable_by_all, given_away, symlink, fifo, subfolder]
+    ("name", "how"),
+    [(name, how) for name in (MANIFEST, MODEL, PACKED) for how in CHANGES]
+    + [("", how) for how in (*NOT_PRIVATE, with_more)],
 )
-def test_a_file_that_is_not_what_it_was(store: Store, entry: Path, name: str, how: Callable[[Path], None]) -> None:
+def test_an_entry_that_is_not_what_it_was(store: Store, entry: Path, name: str, how: Callable[[Path], None]) -> None:
     assert is_found(store)
     how(entry / name)
     assert not is_found(store)
@@ -190,31 +151,17 @@ def test_a_file_that_is_not_what_it_was(store: Store, entry: Path, name: str, ho
 
 @pytest.mark.parametrize(("name", "unverified"), [(MANIFEST, False), (MODEL, False), (PACKED, True)])
 def test_a_byte_that_is_not_what_it_was(store: Store, entry: Path, name: str, unverified: bool) -> None:
-    flipped(entry / name)
+    path = entry / name
+    path.chmod(0o600)
+    first, *rest = path.read_bytes()
+    path.write_bytes(bytes([first ^ 1, *rest]))
     assert is_found(store) == unverified
     assert not is_found(store, verify=True)
-
-
-@pytest.mark.parametrize("how", [group_writable, writable_by_all, given_away, symlink])
-def test_a_folder_that_is_not_what_it_was(store: Store, entry: Path, how: Callable[[Path], None]) -> None:
-    how(entry)
-    assert not is_found(store)
-
-
-def test_files_that_should_not_be_there(store: Store, entry: Path) -> None:
-    (entry / "more").touch(0o400)
-    assert not is_found(store)
 
 
 def test_an_entry_of_another_key(store: Store, entry: Path) -> None:
     entry.rename(entry.with_name("other"))
     assert store.find("other", verify=False) is None
-
-
-def test_a_manifest_too_large_to_read(store: Store, entry: Path) -> None:
-    (entry / MANIFEST).chmod(0o600)
-    os.truncate(entry / MANIFEST, 1 << 40)
-    assert not is_found(store)
 
 
 def test_an_entry_that_is_being_removed(store: Store, entry: Path) -> None:
@@ -224,7 +171,7 @@ def test_an_entry_that_is_being_removed(store: Store, entry: Path) -> None:
 
 
 def test_why_it_is_made_anew_is_logged(store: Store, entry: Path, caplog: pytest.LogCaptureFixture) -> None:
-    longer(entry / PACKED)
+    support.longer(entry / PACKED)
     with caplog.at_level(logging.INFO):
         assert not is_found(store)
     (record,) = caplog.records
@@ -233,20 +180,7 @@ def test_why_it_is_made_anew_is_logged(store: Store, entry: Path, caplog: pytest
     assert PACKED in record.message
 
 
-def rewritten(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[::-1])
-
-
-def touched(path: Path) -> None:
-    os.utime(path)
-
-
-def replaced(path: Path) -> None:
-    path.with_suffix(".new").write_bytes(path.read_bytes())
-    os.replace(path.with_suffix(".new"), path)
-
-
-@pytest.mark.parametrize("how", [rewritten, longer, touched, removed, replaced])
+@pytest.mark.parametrize("how", [support.rewritten, support.longer, os.utime, removed, replaced])
 def test_a_source_that_is_not_what_it_was(store: Store, entry: Path, source: Path, how: Callable[[Path], None]) -> None:
     how(source)
     assert not is_found(store)
@@ -258,37 +192,27 @@ def test_content_that_was_not_recorded_cannot_be_verified(store: Store, source: 
     assert not is_found(store, verify=True)
 
 
-def test_a_source_whose_name_leads_elsewhere(store: Store, source: Path, tmp_path: Path) -> None:
-    name = tmp_path / "name"
-    name.symlink_to(source)
-    make_entry(store, source=source, names=(str(name),))
-    assert is_found(store)
-    name.unlink()
-    (tmp_path / "another").write_bytes(source.read_bytes())
-    name.symlink_to(tmp_path / "another")
-    assert not is_found(store)
+def rewrite_manifest(folder: Path, **fields: Any) -> None:
+    manifest = parse_manifest((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).unlink()
+    write(str(folder / MANIFEST), manifest._replace(**fields).to_bytes())
 
 
 def test_a_link_that_is_another_file(store: Store, source: Path) -> None:
     folder = make_entry(store, source=source, location=LINK + "0")
     assert is_found(store)
-    manifest = parse_manifest((folder / MANIFEST).read_bytes())
+    (described,) = parse_manifest((folder / MANIFEST).read_bytes()).sources
     replaced(folder / (LINK + "0"))
     assert not is_found(store)
     # Not only because that has changed one of the source's times.
-    described = manifest.sources[0]._replace(identity=Identity.of(source.stat()))
-    (folder / MANIFEST).unlink()
-    write_file(str(folder / MANIFEST), manifest._replace(sources=(described,)).to_bytes())
+    rewrite_manifest(folder, sources=(described._replace(identity=Identity.of(source.stat())),))
     assert not is_found(store)
 
 
 @pytest.mark.parametrize("field", ["key", "sources", "files"])
 @pytest.mark.parametrize("value", [7, None, "text", [[7]], [["a\0b", [1, 2, 3, 4, 5], [], "", False, ""]], [["a", 7, ""]]])
 def test_a_manifest_that_says_other_things(store: Store, entry: Path, field: str, value: Any) -> None:
-    found = store.find(KEY, verify=False)
-    assert found is not None
-    (entry / MANIFEST).unlink()
-    write_file(str(entry / MANIFEST), found.manifest._replace(**{field: value}).to_bytes())
+    rewrite_manifest(entry, **{field: value})
     assert not is_found(store)
 
 
@@ -314,16 +238,6 @@ def test_an_unfinished_entry_is_not_found(store: Store) -> None:
     assert not is_found(store)
 
 
-def test_what_is_begun_anew_keeps_only_links(store: Store, source: Path) -> None:
-    """Making them again would change the time of what they link."""
-    folder = make_entry(store, source=source, location=LINK + "0")
-    before = source.stat()
-    path = Path(store.begin(KEY))
-    assert not folder.exists()
-    assert [item.name for item in path.iterdir()] == [LINK + "0"]
-    assert source.stat().st_ctime_ns == before.st_ctime_ns
-
-
 @pytest.mark.parametrize("how", [group_writable, given_away])
 def test_nothing_is_kept_of_a_folder_that_is_not_private(store: Store, source: Path, how: Callable[[Path], None]) -> None:
     how(make_entry(store, source=source, location=LINK + "0"))
@@ -333,41 +247,34 @@ def test_nothing_is_kept_of_a_folder_that_is_not_private(store: Store, source: P
     assert path.stat().st_uid == os.geteuid()
 
 
-def a_file(path: Path) -> None:
-    path.write_text("no folder")
-
-
-def a_link(path: Path) -> None:
-    path.symlink_to(path.parent.parent)
-
-
-def a_nested_folder(path: Path) -> None:
-    (path / "folder").mkdir(parents=True)
-    path.chmod(0o700)
-
-
-@pytest.mark.parametrize("obstacle", [a_file, a_link, a_nested_folder])
-def test_whatever_is_in_the_way_goes(store: Store, source: Path, obstacle: Callable[[Path], None]) -> None:
-    obstacle(Path(store.path_of(KEY)))
+@pytest.mark.parametrize("obstacle", ["file", "link", "nested folder"])
+def test_whatever_is_in_the_way_goes(store: Store, source: Path, obstacle: str) -> None:
+    path = Path(store.path_of(KEY))
+    if obstacle == "file":
+        path.touch()
+    elif obstacle == "link":
+        path.symlink_to(path.parent.parent)
+    else:
+        (path / "folder").mkdir(parents=True)
+        path.chmod(0o700)
     with store.locked(KEY):
         make_entry(store, source=source)
     assert is_found(store)
-    assert not leftovers(Path(store.folder))
+    assert not support.leftovers(Path(store.folder))
     assert source.exists()
 
 
 def test_of_two_that_make_the_same_entry_one_stays(store: Store, source: Path) -> None:
     """As on file systems without locks."""
-    paths = [store.begin(KEY) for _ in range(2)]
-    for path in paths:
+    for path in [store.begin(KEY) for _ in range(2)]:
         make_entry(store, source=source, path=path)
     assert is_found(store)
-    assert not leftovers(Path(store.folder))
+    assert not support.leftovers(Path(store.folder))
 
 
 def test_an_entry_that_cannot_get_its_name(store: Store, source: Path) -> None:
     path = store.begin(KEY)
-    a_file(Path(store.path_of(KEY)))
+    Path(store.path_of(KEY)).touch()
     with pytest.raises(NotADirectoryError):
         make_entry(store, source=source, path=path)
 
@@ -379,12 +286,9 @@ def test_discarding(store: Store, entry: Path) -> None:
 
 
 def test_an_entry_that_the_disk_refuses_is_removed(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "fsync", refuse)
+    refuse(monkeypatch, os, "fsync", errno.EIO)
     folder = make_entry(store, source=source)
-    settle()
+    wait_until_on_disk()
     assert not folder.exists()
 
 
@@ -399,7 +303,7 @@ def test_an_entry_that_is_removed_before_it_is_on_disk(store: Store, source: Pat
     monkeypatch.setattr(os, "fsync", wait)
     store.discard(str(make_entry(store, source=source)))
     removed_meanwhile.set()
-    settle()
+    wait_until_on_disk()
     assert not list(Path(store.folder).iterdir())
 
 
@@ -434,34 +338,6 @@ def test_who_makes_an_entry_is_alone_and_sweeps(store: Store, monkeypatch: pytes
 def test_without_locks_nothing_is_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others may be writing it."""
     unfinished = store.begin(KEY)
-    without_locks(monkeypatch)
+    support.without_locks(monkeypatch)
     with store.locked(KEY):
         assert os.path.exists(unfinished)
-
-
-# ---- files
-
-
-def test_files_are_written_once_and_read_only(tmp_path: Path) -> None:
-    data = os.urandom(3 << 20)
-    path = tmp_path / "file"
-    write_file(str(path), data)
-    assert path.read_bytes() == data
-    assert stat.S_IMODE(path.stat().st_mode) == 0o400
-    assert digest_at(str(path)) == digest_of(data)
-    with pytest.raises(FileExistsError):
-        write_file(str(path), b"more")
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    with pytest.raises(FileExistsError):
-        write_file(str(tmp_path / "link"), b"more")
-    assert not (tmp_path / "target").exists()
-
-
-@pytest.mark.parametrize("verify", [False, True])
-def test_what_is_said_of_files(tmp_path: Path, verify: bool) -> None:
-    for name in (MODEL, SHARED_MODEL, PACKED):
-        write_file(str(tmp_path / name), name.encode())
-    described = describe(str(tmp_path), [MODEL, SHARED_MODEL, PACKED], verify)
-    assert [(file.name, file.size) for file in described] == [(name, len(name)) for name in (MODEL, SHARED_MODEL, PACKED)]
-    digests = [digest_of(name.encode()) for name in (MODEL, SHARED_MODEL, PACKED)]
-    assert [file.digest for file in described] == [*digests[:2], digests[2] if verify else ""]

@@ -55,14 +55,13 @@ def test_memory_is_touched_and_given_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_memory_that_cannot_be_had_is_left_alone() -> None:
-    code = """
+    done = python("""
 import resource
 from ort_qdq_plugin.cli import machine
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 machine.available_memory = lambda: 100 << 30
 machine.settle_free_memory(50 << 30)
-"""
-    done = python(code)
+""")
     assert done.returncode == 0, done.stderr
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,27 +31,27 @@ def test_bad_usage_is_said_in_a_line(arguments: list[str], capsys: pytest.Captur
     assert re.fullmatch(r"ort-qdq.*--help\)\n", done.err)
 
 
-@pytest.mark.parametrize("what", ["missing", "directory", "empty", "garbage", "text", "truncated", "forbidden"])
+CONTENTS: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: None,
+    "directory": Path.mkdir,
+    "empty": Path.touch,
+    "garbage": lambda path: path.write_bytes(b"\xff" * 10_000),
+    "text": lambda path: path.write_bytes(b"no model\n" * 100),
+    "truncated": lambda path: path.write_bytes(mixed()[:-1000]),
+    "forbidden": lambda path: path.write_bytes(mixed()),
+}
+
+
+@pytest.mark.parametrize("what", CONTENTS)
 def test_what_is_no_model_is_said_in_a_line(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "m.onnx"
-    contents = {
-        "empty": b"",
-        "garbage": b"\xff" * 10_000,
-        "text": b"no model\n" * 100,
-        "truncated": mixed()[:-1000],
-        "forbidden": mixed(),
-    }
-    if what == "directory":
-        path.mkdir()
-    elif what in contents:
-        path.write_bytes(contents[what])
+    CONTENTS[what](path)
     if what == "forbidden":
         path.chmod(0)
         if os.access(path, os.R_OK):
             pytest.skip("this user may read everything")
     done = here(capsys, "inspect", path)
-    assert (done.code, done.out) == (2, "")
-    assert done.err.count("\n") == 1
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert str(path) in done.err
 
 

@@ -69,10 +69,8 @@ try:
 except KeyboardInterrupt:
     sys.exit(3)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ort_qdq_plugin", "run", "--", sys.executable, "-c", program],
-        cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "ort_qdq_plugin", "run", "--", sys.executable, "-c", program]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     while not ready.exists():
         time.sleep(0.01)
     time.sleep(0.1)

@@ -19,12 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from ort_qdq_plugin.cli.demo_model import write_model
+from tests.support import ROOT, stock
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 WORKERS = 3
 
@@ -47,31 +46,26 @@ def model(tmp_path: Path) -> Path:
     return write_model(tmp_path / "model", k_major=True)
 
 
-def batches(model: Path) -> np.ndarray:
-    shape = [size if isinstance(size, int) else 2 for size in session(model).get_inputs()[0].shape]
-    return np.random.default_rng(5).standard_normal((6, *shape)).astype(np.float32)
-
-
-def session(model: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-
-
-def expected(model: Path, inputs: np.ndarray) -> np.ndarray:
-    stock = session(model)
-    return np.stack([stock.run(None, {stock.get_inputs()[0].name: batch})[0] for batch in inputs])
+def batches_and_results(model: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Some batches, and what a plain session gives for them."""
+    session = stock(str(model))
+    (x,) = session.get_inputs()
+    shape = [size if isinstance(size, int) else 2 for size in x.shape]
+    batches = np.random.default_rng(5).standard_normal((6, *shape)).astype(np.float32)
+    return batches, np.stack([session.run(None, {x.name: batch})[0] for batch in batches])
 
 
 def run(name: str, model: Path, environment: dict[str, str], tmp_path: Path, *arguments: str) -> list[list[str]]:
     """Run an example on some batches, compare what comes out; the lines of its table."""
-    inputs = batches(model)
+    inputs, expected = batches_and_results(model)
     np.save(tmp_path / "in.npy", inputs)
     given = ["--model", str(model), "--input", str(tmp_path / "in.npy"), "--output", str(tmp_path / "out.npy"), *arguments]
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *given], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert np.array_equal(np.load(tmp_path / "out.npy"), expected(model, inputs))
-    table = done.stdout.splitlines()[-1:] if name != "ray_actors.py" else done.stdout.splitlines()[-2:]
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+    table = done.stdout.splitlines()[-2 if name == "ray_actors.py" else -1 :]
     # A node's name may have spaces; columns are at least two apart from it.
     return [re.split(r"  +", line.strip()) for line in table]
 
@@ -95,12 +89,12 @@ def test_ray_actors(model: Path, environment: dict[str, str], tmp_path: Path) ->
 @pytest.mark.scale_out
 @needs("gunicorn")
 def test_prefork_server(model: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    inputs = batches(model)
+    inputs, expected = batches_and_results(model)
     with server(model, environment, tmp_path) as port:
         results = [post(port, batch) for batch in inputs]
-        facts = json.loads(get(port))
+        facts = json.loads(exchange(port, "GET", b"")[1])
         status, message = exchange(port, "POST", b"no array at all")
-    assert np.array_equal(np.stack(results), expected(model, inputs))
+    assert np.array_equal(np.stack(results), expected)
     assert facts["cache"] == "used"
     assert (status, b"Error" in message) == (400, True)
     log = (tmp_path / "log").read_text()
@@ -139,10 +133,6 @@ def post(port: int, batch: np.ndarray) -> np.ndarray:
     assert status == 200, answer
     result: np.ndarray = np.load(io.BytesIO(answer))
     return result
-
-
-def get(port: int) -> bytes:
-    return exchange(port, "GET", b"")[1]
 
 
 def exchange(port: int, method: str, body: bytes) -> tuple[int, bytes]:

@@ -16,8 +16,9 @@ from conformance.patterns.catalogue import PATTERNS
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.cli.demo_model import Decoder
 from ort_qdq_plugin.errors import ModelError, QdqPluginError
+from ort_qdq_plugin.load import export as module
 from ort_qdq_plugin.load.export import export
-from tests.support import CPU, linear, result, same, save, stock, unquantized
+from tests.support import CPU, linear, refuse, result, same, save, stock, unquantized
 
 VARIANTS = (
     "uint4", "int4", "uint8", "uint2", "uint4-nmajor", "int4-nmajor", "uint4-fp16", "int8", "uint4-nozp", "uint8-nmajor",
@@ -28,37 +29,46 @@ def written(variant: str, folder: Path, storage: str = "external") -> Path:
     return write_pair(folder, variant, Decoder(1, 256, 512, 1024), storage=storage).qdq
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A model in a folder of its own."""
+    return written("uint4", tmp_path / "model")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.onnx"
+
+
 @pytest.mark.parametrize("external", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_different_models(variant: str, external: bool, tmp_path: Path) -> None:
-    path, out = written(variant, tmp_path / "model"), tmp_path / "out.onnx"
+def test_different_models(variant: str, external: bool, tmp_path: Path, out: Path) -> None:
+    path = written(variant, tmp_path / "model")
     report = export(path, out, external_data=external)
     assert report.fused
     assert report.route == "export"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "out.onnx", "out.onnx.data"][: 2 + external]
     onnx.checker.check_model(str(out))
     kinds = {node.op_type for node in onnx.load(out).graph.node}
-    assert "MatMulNBits" in kinds
-    assert "DequantizeLinear" not in kinds
+    assert ("MatMulNBits" in kinds, "DequantizeLinear" in kinds) == (True, False)
     assert same(path, out)
 
 
 @pytest.mark.parametrize("storage", ["inline", "inline, explicit DEFAULT"])
-def test_inline_weights(storage: str, tmp_path: Path) -> None:
+def test_inline_weights(storage: str, tmp_path: Path, out: Path) -> None:
     path = written("uint4-nmajor", tmp_path / "model", storage)
     for external in (False, True):
-        export(path, tmp_path / "out.onnx", external_data=external, force=True)
-        assert same(path, tmp_path / "out.onnx")
+        export(path, out, external_data=external, force=True)
+        assert same(path, out)
 
 
-def test_patterns_of_all_kinds(tmp_path: Path) -> None:
+def test_patterns_of_all_kinds(tmp_path: Path, out: Path) -> None:
     """Subgraphs, functions, tables, ties: whatever is fused can be exported."""
     exported = 0
-    for number, pattern in enumerate(PATTERNS[::9]):
-        path, out = tmp_path / f"{number}.onnx", tmp_path / f"{number}-out.onnx"
-        path.write_bytes(pattern.build().SerializeToString())
+    for pattern in PATTERNS[::9]:
+        (tmp_path / "model.onnx").write_bytes(pattern.build().SerializeToString())
         try:
-            export(path, out)
+            export(tmp_path / "model.onnx", out, force=True)
         except QdqPluginError:
             continue
         onnx.load(out)
@@ -67,8 +77,7 @@ def test_patterns_of_all_kinds(tmp_path: Path) -> None:
     assert exported > 10
 
 
-def test_nothing_of_ours_is_needed(tmp_path: Path) -> None:
-    path, out = written("uint4", tmp_path / "model"), tmp_path / "out.onnx"
+def test_nothing_of_ours_is_needed(path: Path, out: Path) -> None:
     export(path, out)
     code = """
 import sys
@@ -80,72 +89,60 @@ print(any(name.startswith("ort_qdq_plugin") for name in sys.modules))
     assert done.stdout.strip() == "False"
 
 
-def test_each_weight_is_written_once(tmp_path: Path) -> None:
-    path = written("uint4", tmp_path / "model")
-    export(path, tmp_path / "out.onnx", external_data=True)
-    entries = [
-        tuple(entry.value for entry in tensor.external_data)
-        for tensor in onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-    ]
+def test_each_weight_is_written_once(path: Path, out: Path) -> None:
+    export(path, out, external_data=True)
+    tensors = onnx.load(out, load_external_data=False).graph.initializer
+    entries = [tuple(entry.value for entry in tensor.external_data) for tensor in tensors if tensor.external_data]
     assert all(int(offset) % 4096 == 0 for _, offset, _ in entries)
-    assert len(set(entries)) == len(entries)
+    assert len(set(entries)) == len(entries) > 0
 
 
-def test_accuracy_level(tmp_path: Path) -> None:
-    path, out = written("uint4", tmp_path / "model"), tmp_path / "out.onnx"
+def test_accuracy_level(path: Path, out: Path) -> None:
     export(path, out, options=Options(accuracy_level=0))
     nodes = onnx.load(out).graph.node
     assert {entry.i for node in nodes for entry in node.attribute if entry.name == "accuracy_level"} <= {0}
 
 
-def test_what_is_there_is_kept(tmp_path: Path) -> None:
-    path, out = written("uint4", tmp_path / "model"), tmp_path / "out.onnx"
-    out.write_text("mine")
-    with pytest.raises(FileExistsError):
-        export(path, out)
-    assert out.read_text() == "mine"
-    (tmp_path / "other.onnx.data").write_text("mine")
-    with pytest.raises(FileExistsError):
-        export(path, tmp_path / "other.onnx", external_data=True)
+def test_what_is_there_is_kept(path: Path, out: Path) -> None:
+    data = out.with_name("other.onnx.data")
+    for taken in (out, data):
+        taken.write_text("mine")
+    for refused in (out, out.with_name("other.onnx")):
+        with pytest.raises(FileExistsError):
+            export(path, refused, external_data=refused is not out)
+    assert (out.read_text(), data.read_text()) == ("mine", "mine")
     export(path, out, force=True)
     assert same(path, out)
 
 
-def test_over_itself(tmp_path: Path) -> None:
-    path = written("uint4", tmp_path / "model")
+def test_over_itself(path: Path) -> None:
     expected = result(create_session(path, providers=CPU))
     export(path, path, external_data=True, force=True)
     np.testing.assert_array_equal(result(stock(str(path))), expected)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ort_qdq_plugin.load import export as module
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    path = written("uint4", tmp_path / "model")
-    monkeypatch.setattr(module, "_write_beside", full)
+def test_a_full_disk_leaves_nothing(path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, module, "_write_beside", 28)
     with pytest.raises(OSError, match="space"):
-        export(path, tmp_path / "out.onnx", external_data=True)
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+        export(path, out, external_data=True)
+    assert [file.name for file in out.parent.iterdir()] == ["model"]
 
 
-def test_nothing_to_fuse(tmp_path: Path) -> None:
+def test_nothing_to_fuse(tmp_path: Path, out: Path) -> None:
     onnx.save(unquantized(), tmp_path / "m.onnx")
-    with pytest.raises(QdqPluginError, match="quantized"):
-        export(tmp_path / "m.onnx", tmp_path / "out.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x0a" * 50)
-    with pytest.raises((ModelError, QdqPluginError)):
-        export(tmp_path / "broken.onnx", tmp_path / "out.onnx")
-    with pytest.raises(OSError, match="missing"):
-        export(tmp_path / "missing.onnx", tmp_path / "out.onnx")
-    assert not (tmp_path / "out.onnx").exists()
+    for name, error, said in (
+        ("m", QdqPluginError, "quantized"),
+        ("broken", (ModelError, QdqPluginError), "broken"),
+        ("missing", OSError, "missing"),
+    ):
+        with pytest.raises(error, match=said):
+            export(tmp_path / f"{name}.onnx", out)
+    assert not out.exists()
 
 
-def test_progress(tmp_path: Path) -> None:
-    path = str(save(linear(Weight(k=512, n=512)), tmp_path, "file"))
+def test_progress(tmp_path: Path, out: Path) -> None:
     seen: list[tuple[int, int]] = []
-    export(path, tmp_path / "out.onnx", progress=lambda done, total: seen.append((done, total)))
+    path = str(save(linear(Weight(k=512, n=512)), tmp_path, "file"))
+    export(path, out, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] > 0

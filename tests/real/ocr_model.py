@@ -5,37 +5,25 @@ The package itself is not imported (it needs OpenCV): its model file is all that
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from real_support import Array, package_folder
 
 __all__ = ["LINEAR_LAYERS", "PHRASES", "drawn", "prepared", "read", "recognizer_path"]
 
-Array = NDArray[Any]
 HEIGHT = 48  # the model's input height
 # K and N of the products with constant weights: two attention blocks, then the head over 6,625 characters.
 LINEAR_LAYERS = ((120, 360), (120, 120), (120, 240), (240, 120)) * 2 + ((120, 6625),)
-PHRASES = (
-    "Hello world 2026",
-    "ONNX Runtime",
-    "quantized weights",
-    "The quick brown fox",
-    "3.14159 + 2.71828",
-)
+PHRASES = ("Hello world 2026", "ONNX Runtime", "quantized weights", "The quick brown fox", "3.14159 + 2.71828")
 
 
 def recognizer_path() -> Path:
     """Where the installed package keeps the recognition model."""
-    found = importlib.util.find_spec("rapidocr_onnxruntime")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "models" / "ch_PP-OCRv4_rec_infer.onnx"
+    return package_folder("rapidocr_onnxruntime") / "models" / "ch_PP-OCRv4_rec_infer.onnx"
 
 
 def prepared(opset: int = 21) -> onnx.ModelProto:

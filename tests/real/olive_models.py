@@ -9,14 +9,13 @@ in it has the name of MODEL.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 __all__ = ["VARIANTS", "Variant", "main"]
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """The settings of the two passes."""
 
     bits: int
@@ -53,22 +52,13 @@ def main(model: Path, folder: Path) -> None:
     from olive.passes.onnx.mnb_to_qdq import MatMulNBitsToQDQ
     from olive.passes.onnx.rtn_quantization import OnnxBlockWiseRtnQuantization
 
-    for name, variant in VARIANTS.items():
-        quantize = create_pass_from_dict(
-            OnnxBlockWiseRtnQuantization,
-            {"bits": variant.bits, "block_size": variant.block_size, "is_symmetric": variant.symmetric},
-            disable_search=True,
-        )
-        to_qdq = create_pass_from_dict(
-            MatMulNBitsToQDQ,
-            {
-                "use_transpose_op": variant.transposed,
-                "use_signed_int": variant.signed,
-                "add_zero_point": variant.zero_points,
-            },
-            disable_search=True,
-        )
+    def made(kind: Any, **settings: Any) -> Any:
+        return create_pass_from_dict(kind, settings, disable_search=True)
+
+    for name, (bits, symmetric, transposed, signed, zero_points, block_size) in VARIANTS.items():
+        quantize = made(OnnxBlockWiseRtnQuantization, bits=bits, block_size=block_size, is_symmetric=symmetric)
         quantized = quantize.run(ONNXModelHandler(str(model)), str(folder / f"{name}_q"))
+        to_qdq = made(MatMulNBitsToQDQ, use_transpose_op=transposed, use_signed_int=signed, add_zero_point=zero_points)
         to_qdq.run(quantized, str(folder / name))
 
 

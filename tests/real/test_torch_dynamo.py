@@ -8,24 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
+import real_support
 from onnx import helper, numpy_helper
-from real_support import (
-    assert_all_fused,
-    dequantized_weights,
-    fused_by_stock,
-    needs,
-    qoperator_twin,
-    relative_error,
-    run_script,
-    stock_session,
-)
+from real_support import Array, assert_all_fused, dequantized_weights, needs, qoperator_twin, stock_session
 
 from ort_qdq_plugin import Options, create_session, report_of
 
 pytestmark = needs("torch", "onnxscript", "ml_dtypes")
 
-Array = NDArray[Any]
 BLOCK = 32
 LINEAR_LAYERS = 3
 RANDOM = np.random.default_rng(9)
@@ -58,31 +48,16 @@ def n_major(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
         if node.op_type in ("Gemm", "MatMul") and node.input[1] in floats:
             name = node.input[1]
             weight = numpy_helper.to_array(floats[name])
-            if node.op_type == "MatMul":
-                weight = weight.T
-            elements, scales, zeros = quantized_blocks(weight, bits)
-            model.graph.initializer.extend(
-                [
-                    numpy_helper.from_array(elements.astype(element_type), f"{name}.quantized"),
-                    numpy_helper.from_array(scales, f"{name}.scales"),
-                    numpy_helper.from_array(zeros.astype(element_type), f"{name}.zero_points"),
-                ]
-            )
-            inputs = [f"{name}.quantized", f"{name}.scales", f"{name}.zero_points"]
-            dequantize = helper.make_node(
-                "DequantizeLinear",
-                inputs,
-                [f"{name}.float"],
-                f"{node.name}.dequantize",
-                axis=1,
-                block_size=BLOCK,
-            )
-            nodes.append(dequantize)
+            elements, scales, zeros = quantized_blocks(weight.T if node.op_type == "MatMul" else weight, bits)
+            inputs = [f"{name}.{part}" for part in ("quantized", "scales", "zero_points")]
+            arrays = (elements.astype(element_type), scales, zeros.astype(element_type))
+            model.graph.initializer.extend(map(numpy_helper.from_array, arrays, inputs))
             node.input[1] = f"{name}.float"
+            dequantize = ("DequantizeLinear", inputs, [node.input[1]], f"{node.name}.dequantize")
+            nodes.append(helper.make_node(*dequantize, axis=1, block_size=BLOCK))
             if node.op_type == "MatMul":
-                transposed = f"{name}.transposed"
-                nodes.append(helper.make_node("Transpose", [f"{name}.float"], [transposed], perm=[1, 0]))
-                node.input[1] = transposed
+                nodes.append(helper.make_node("Transpose", [node.input[1]], [f"{name}.transposed"], perm=[1, 0]))
+                node.input[1] = f"{name}.transposed"
             model.graph.initializer.remove(floats[name])
         nodes.append(node)
     del model.graph.node[:]
@@ -94,7 +69,7 @@ def n_major(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("dynamo")
-    run_script("dynamo_models.py", made)
+    real_support.run_script("dynamo_models.py", made)
     for name in INPUTS:
         for bits in (4, 8):
             model = n_major(onnx.load(made / f"{name}.onnx"), bits)
@@ -106,29 +81,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_torch_writes_what_we_expect(name: str, product: str, folder: Path) -> None:
     found = dequantized_weights(onnx.load(folder / f"{name}_4.onnx"))
     assert [weight.product.op_type for weight in found] == [product] * LINEAR_LAYERS
-    assert fused_by_stock(folder / f"{name}_4.onnx", folder)["MatMulNBits"] == 0
+    assert real_support.fused_by_stock(folder / f"{name}_4.onnx", folder)["MatMulNBits"] == 0
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", INPUTS)
-def test_fused_and_close(name: str, bits: int, folder: Path) -> None:
-    """Close to the unoptimized model at accuracy level 0."""
+def test_fused_close_and_equal(name: str, bits: int, folder: Path) -> None:
+    """Close to the unoptimized model at accuracy level 0, equal to the QOperator twin at level 4."""
     path = folder / f"{name}_{bits}.onnx"
     session = create_session(path, options=Options(accuracy_level=0))
     report = report_of(session)
     assert_all_fused(report, onnx.load(path))
     assert report is not None
     assert {fusion.layout for fusion in report.fused} == {"N-major"}
-    ours = session.run(None, {"x": INPUTS[name]})[0]
-    theirs = stock_session(path, level="ORT_DISABLE_ALL").run(None, {"x": INPUTS[name]})[0]
-    assert relative_error(ours, theirs) <= 1e-5
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("name", INPUTS)
-def test_equal_to_the_qoperator_twin(name: str, bits: int, folder: Path) -> None:
-    path = folder / f"{name}_{bits}.onnx"
     # Where sequences are of any length, ONNX Runtime joins an Add with the Gelu behind it rather than with the product.
     twin = stock_session(qoperator_twin(onnx.load(path), adds=name == "rows").SerializeToString())
-    ours = create_session(path).run(None, {"x": INPUTS[name]})[0]
-    assert np.array_equal(ours, twin.run(None, {"x": INPUTS[name]})[0])
+    sessions = (session, stock_session(path, level="ORT_DISABLE_ALL"), create_session(path), twin)
+    close, unoptimized, ours, theirs = (one.run(None, {"x": INPUTS[name]})[0] for one in sessions)
+    assert real_support.relative_error(close, unoptimized) <= 1e-5
+    assert np.array_equal(ours, theirs)

