@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -30,14 +31,14 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     # copying begins a profile, whose name is that of one that begins within the same second.
     reported_options = private_options(hook.constructor_arguments(session)[1])
     anonymous_before = host.anonymous_bytes() if prepared.report.shared_bytes else 0
-    handing_over = by_path(prepared.session_options) if prepared.by_path else trimming(prepared.mappings)
+    create = functools.partial(hook.create_stock, session, call)
     try:
-        with (
-            hook.substituted(session, prepared.model, prepared.session_options),
-            journal.stage("create session"),
-            handing_over,
-        ):
-            hook.create_stock(session, call)
+        with hook.substituted(session, prepared.model, prepared.session_options), journal.stage("create session"):
+            if prepared.by_path:
+                by_path(prepared.session_options, create)
+            else:
+                with trimming(prepared.mappings):
+                    create()
     finally:
         for buffer in prepared.packed:
             buffer.unlink()

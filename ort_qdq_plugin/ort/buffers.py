@@ -15,15 +15,15 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ort_qdq_plugin.ort.keys import DIRECT_KEY, FOLDER_KEY, PARALLEL_KEY, config_entry
-from ort_qdq_plugin.ort.options_lock import changing
+from ort_qdq_plugin.ort.options_lock import with_entries
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "trimming"]
+__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "prepack_in_parallel", "trimming"]
 
 _TRIM_INTERVAL = 0.01  # seconds; ONNX Runtime pre-packs some 10 MB meanwhile
 
@@ -44,7 +44,7 @@ def borrow(options: Any, buffers: Borrowed) -> None:
         options: A private copy; it cannot be used for other models afterwards.
         buffers: NodeRef in the model -> the buffer that stands for the file of that name.
     """
-    _prepack_in_parallel(options)
+    prepack_in_parallel(options)
     if buffers:
         options.add_session_config_entry(DIRECT_KEY, "1")
         lengths = [len(buffer) for buffer in buffers.values()]
@@ -84,20 +84,15 @@ def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
         trim()
 
 
-@contextmanager
-def by_path(session_options: Any) -> Iterator[None]:
-    """While the block runs, sessions created with the caller's options look for external data below the root directory."""
-    with changing(session_options) as changes:
-        for key in (FOLDER_KEY, PARALLEL_KEY):
-            # An entry cannot be removed; ONNX Runtime takes an empty one for none.
-            before = config_entry(session_options, key) or ""
-            changes.callback(session_options.add_session_config_entry, key, before)
-        session_options.add_session_config_entry(FOLDER_KEY, os.sep)
-        _prepack_in_parallel(session_options)
-        yield
+def by_path(session_options: Any, create: Callable[[], None]) -> None:
+    """Call `create` while sessions created with the caller's options look for external data below the root directory."""
+    entries = {FOLDER_KEY: os.sep}
+    if config_entry(session_options, PARALLEL_KEY) is None:
+        entries[PARALLEL_KEY] = "1"
+    with_entries(session_options, entries, create)
 
 
-def _prepack_in_parallel(session_options: Any) -> None:
+def prepack_in_parallel(session_options: Any) -> None:
     """Unless the caller has said whether to."""
     if config_entry(session_options, PARALLEL_KEY) is None:
         session_options.add_session_config_entry(PARALLEL_KEY, "1")

@@ -1,92 +1,213 @@
-"""SessionOptions that threads share: many may load with them at once, but one that changes an entry for a while is alone."""
+"""SessionOptions that threads share: many may load with them at once, but one that changes an entry for a while is alone.
+
+A hold is known by the stack frame that has it. So an interrupt between any two instructions cannot leave the options locked:
+once the frame is gone, so is the hold. Changes are made on a thread of their own, which no signal handler interrupts.
+"""
 
 from __future__ import annotations
 
+import _thread
+import os
+import sys
 import threading
+import time
 import weakref
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import FrameType
+from typing import Any, Generic, TypeVar
 
+from ort_qdq_plugin.ort.keys import config_entry
 from ort_qdq_plugin.system.forks import in_forked_child
 
-__all__ = ["changing", "reading"]
+__all__ = ["reading", "with_entries"]
+
+_T = TypeVar("_T")
+
+_POLL_SECONDS = 0.005
+_FORK_SECONDS = 1.0  # a thread that a fork has left behind never ends: then this is looked at again
 
 
-class _Use:
-    """Which threads are busy with one SessionOptions: any number that read it, or one that changes it for a while."""
+class _Hold:
+    """A thread reads the options, or changes them for a while: then `before` has the entries to put back.
 
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._readers: list[int] = []
-        self._changer: int | None = None
-        self._changes = ExitStack()
+    Args:
+        frame: The frame that reads. None: the hold changes the options, on whichever thread enters it.
+    """
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        with self._condition:
-            self._condition.wait_for(lambda: self._changer is None)
-            self._readers.append(threading.get_ident())
+    def __init__(self, frame: FrameType | None) -> None:
+        self.before: dict[str, str] = {}
+        self.thread = self._for_thread = threading.get_ident()
+        self.frame = frame
+
+    def excludes(self, other: _Hold) -> bool:
+        """Whether `other`, which wants to enter, has to wait for this one."""
+        if self.frame is None:
+            return other.thread != self.thread
+        # A signal handler that loads a model must not wait for the load that it interrupts.
+        return other.frame is None and other._for_thread != self.thread and not self.is_over()
+
+    def is_over(self) -> bool:
+        """Whether the frame that reads is not running any more."""
+        if self.frame is None:
+            return False
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is None
+
+
+# In the order in which they came. Adding and removing one is a single step of the interpreter: there is no lock that an
+# interrupt could leave locked.
+_holds: weakref.WeakKeyDictionary[Any, list[_Hold]] = weakref.WeakKeyDictionary()
+
+
+def _enter(session_options: Any, hold: _Hold) -> None:
+    hold.thread = threading.get_ident()
+    holds = _holds.setdefault(session_options, [])
+    holds.append(hold)
+    while True:
+        present = holds.copy()
+        earlier = present[: present.index(hold)]
+        # Who reads already goes on reading, also past those that wait for it.
+        reads = any(other.thread == hold.thread and other.frame is not None for other in earlier)
+        if (reads and hold.frame is not None) or not any(other.excludes(hold) for other in earlier):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _leave(session_options: Any, hold: _Hold) -> None:
+    holds = _holds.get(session_options, [])
+    for other in holds.copy():
+        # Those that an interrupt has left behind go too.
+        if other is hold or other.is_over():
+            with suppress(ValueError):  # another thread has removed it
+                holds.remove(other)
+
+
+class reading:  # noqa: N801  # used as a function, like those of contextlib
+    """While the block runs, nobody else changes these options.
+
+    Args:
+        session_options: The options. None: there are none, and nothing to wait for.
+    """
+
+    def __init__(self, session_options: Any | None) -> None:
+        self._session_options = session_options
+        self._hold: _Hold | None = None
+
+    def __enter__(self) -> None:
+        if self._session_options is not None:
+            self._hold = _Hold(sys._getframe(1))
+            _enter(self._session_options, self._hold)
+
+    def __exit__(self, *_: object) -> None:
+        if self._hold is not None:
+            _leave(self._session_options, self._hold)
+
+
+class _Work(Generic[_T]):
+    """An action for another thread, and what came of it.
+
+    Attributes:
+        todo: Who takes the only item out, the thread or its caller, decides whether the action is begun.
+        ended: Whether it is over.
+    """
+
+    result: _T
+    error: BaseException | None = None
+    ended = False
+
+    def __init__(self, action: Callable[[], _T]) -> None:
+        self.todo = [action]
+        self._pid = os.getpid()
+        self._wake = _thread.allocate_lock()
+        self._wake.acquire()
+
+    def run(self) -> None:
+        """Do it, unless the caller has taken it back."""
+        with suppress(IndexError):
+            action = self.todo.pop()
+            try:
+                self.result = action()
+            except BaseException as error:
+                self.error = error
+            self.ended = True
+            self._wake.release()
+
+    def wait(self) -> None:
+        """Wait until it is over, whatever a signal handler raises meanwhile; that is the error then."""
+        while not self.ended:
+            try:
+                self._wake.acquire(timeout=_FORK_SECONDS)
+                if os.getpid() != self._pid:
+                    self.ended, self.error = True, RuntimeError("a signal handler has forked the process meanwhile")
+            except BaseException as interrupt:
+                self.error = interrupt
+
+
+def with_entries(session_options: Any, entries: Mapping[str, str], action: Callable[[], _T]) -> _T:
+    """Call `action` while the options have other config entries, and nobody else reads or changes them.
+
+    It is called on a thread of its own, where no interrupt can come between a change and its undoing. An interrupt of the
+    calling thread is raised when the action has ended. Should the process be forked meanwhile, the changes are undone in the
+    child.
+
+    Args:
+        session_options: The options.
+        entries: Config entries by key. An entry cannot be removed again; ONNX Runtime takes an empty one for none.
+        action: What is done.
+
+    Returns:
+        What `action` returns.
+
+    Raises:
+        BaseException: What `action` raises, and what a signal handler raises meanwhile.
+    """
+    hold = _Hold(None)
+
+    def changed() -> _T:
         try:
-            yield
+            _enter(session_options, hold)
+            for key, value in entries.items():
+                hold.before[key] = config_entry(session_options, key) or ""
+                session_options.add_session_config_entry(key, value)
+            return action()
         finally:
-            with self._condition:
-                self._readers.remove(threading.get_ident())
-                self._condition.notify_all()
+            _undo(session_options, hold)
+            _leave(session_options, hold)
 
-    @contextmanager
-    def changing(self) -> Iterator[ExitStack]:
-        with self._condition:
-            self._condition.wait_for(lambda: self._changer is None and not self._readers)
-            self._changer = threading.get_ident()
-        try:
-            with self._changes:
-                yield self._changes
-        finally:
-            with self._condition:
-                self._changer = None
-                self._condition.notify_all()
-
-    def begin_anew_in_child(self) -> None:
-        """Only the thread that forked exists in the child: undo what others were changing."""
-        self._condition = threading.Condition()
-        self._readers = [reader for reader in self._readers if reader == threading.get_ident()]
-        if self._changer != threading.get_ident():
-            self._changer = None
-            self._changes.close()
-
-
-_uses: weakref.WeakKeyDictionary[Any, _Use] = weakref.WeakKeyDictionary()
-_uses_lock = threading.Lock()
+    work = _Work(changed)
+    try:
+        # Not a threading.Thread: its start() takes locks in Python code, which an interrupt can leave locked.
+        _thread.start_new_thread(work.run, ())
+    except RuntimeError:  # no thread can be had
+        work.run()
+    except BaseException as interrupt:
+        with suppress(IndexError):
+            work.todo.pop()
+            raise
+        work.error = interrupt
+    work.wait()
+    error, work.error = work.error, None
+    try:
+        if error is not None:
+            raise error
+        return work.result
+    finally:
+        # The exception refers to this frame.
+        del error
 
 
-def _use_of(session_options: Any) -> _Use:
-    with _uses_lock:
-        return _uses.setdefault(session_options, _Use())
+def _undo(session_options: Any, hold: _Hold) -> None:
+    for key, value in hold.before.items():
+        session_options.add_session_config_entry(key, value)
 
 
 @in_forked_child
 def _begin_anew_in_child() -> None:
-    global _uses_lock
-    _uses_lock = threading.Lock()
-    for use in list(_uses.values()):
-        use.begin_anew_in_child()
-
-
-@contextmanager
-def reading(session_options: Any | None) -> Iterator[None]:
-    """While the block runs, nobody is `changing` these options."""
-    with nullcontext() if session_options is None else _use_of(session_options).reading():
-        yield
-
-
-@contextmanager
-def changing(session_options: Any) -> Iterator[ExitStack]:
-    """While the block runs, nobody else is `reading` or changing these options.
-
-    Yields:
-        A stack for what undoes the changes. It is called at the end of the block; and at once in the child, should another
-        thread fork the process meanwhile.
-    """
-    with _use_of(session_options).changing() as changes:
-        yield changes
+    """Only the thread that forked exists in the child: undo what others were changing."""
+    for session_options, holds in list(_holds.items()):
+        for hold in holds:
+            _undo(session_options, hold)
+        holds[:] = [hold for hold in holds if hold.frame is not None and hold.thread == threading.get_ident()]

@@ -78,18 +78,24 @@ def test_places_by_path(tmp_path: Path) -> None:
     proto = TensorProto(name="w", data_type=1)
     places.put(proto, StoredTensor("w", TensorProto.FLOAT, (COUNT,), source, 0, COUNT * 4))
     assert not places.buffers
-    with by_path(options):
-        session = ort.InferenceSession(adding(proto.external_data[0].value), options, providers=CPU)
-    assert plus(session) == 3.0
+    options = quiet()
+    sessions: list[ort.InferenceSession] = []
+    model = adding(proto.external_data[0].value)
+    by_path(options, lambda: sessions.append(ort.InferenceSession(model, options, providers=CPU)))
+    assert plus(sessions[0]) == 3.0
 
 
 @pytest.mark.parametrize("before", [{}, {FOLDER_KEY: "/tmp", PARALLEL_KEY: "0"}, {PARALLEL_KEY: "1"}])
 def test_by_path_puts_everything_back(before: dict[str, str]) -> None:
     options = with_entries(before)
-    with suppress(KeyboardInterrupt), by_path(options):
+
+    def create() -> None:
         assert config_entry(options, FOLDER_KEY) == "/"
         assert config_entry(options, PARALLEL_KEY) == before.get(PARALLEL_KEY, "1")
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        by_path(options, create)
     for key in (FOLDER_KEY, PARALLEL_KEY, DIRECT_KEY):
         assert (config_entry(options, key) or None) == before.get(key)
 

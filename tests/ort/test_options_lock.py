@@ -1,111 +1,183 @@
-"""Options that threads share: many read, one changes, and a fork finds nothing half changed."""
+"""Options that threads share: many read, one changes, and neither an interrupt nor a fork leaves them locked or changed."""
 
 from __future__ import annotations
 
 import gc
+import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
+from types import FrameType
+from typing import Any
 
 import onnxruntime as ort
 import pytest
 
-from ort_qdq_plugin.ort.options_lock import changing, reading
+from ort_qdq_plugin.ort import options_lock
+from ort_qdq_plugin.ort.options_lock import reading, with_entries
 from tests.support import python
 
 LONG = 30.0
 SHORT = 0.1
+KEY = "session.model_external_initializers_file_folder_path"
+ort.set_default_logger_severity(3)  # overwriting an entry is a warning
 
 
-Block = Callable[[ort.SessionOptions], AbstractContextManager[object]]
+def entry(options: ort.SessionOptions) -> str:
+    with suppress(RuntimeError):
+        return str(options.get_session_config_entry(KEY))
+    return ""
 
 
-def enters(block: Block, options: ort.SessionOptions) -> bool:
-    """Whether another thread can be in the block within a short time; it is waited for afterwards by nobody."""
-    entered = threading.Event()
-
-    def work() -> None:
-        with block(options):
-            entered.set()
-
-    threading.Thread(target=work, daemon=True).start()
-    return entered.wait(SHORT)
+def read(options: ort.SessionOptions) -> str:
+    with reading(options):
+        return entry(options)
 
 
-@pytest.mark.parametrize("held", [reading, changing])
-@pytest.mark.parametrize("asked", [reading, changing])
-def test_only_many_readers_are_not_alone(held: Block, asked: Block) -> None:
+def change(options: ort.SessionOptions) -> str:
+    return with_entries(options, {KEY: "meanwhile"}, lambda: entry(options))
+
+
+def ends(work: Callable[[ort.SessionOptions], str], options: ort.SessionOptions) -> bool:
+    """Whether another thread is done with it within a short time; nobody waits for it afterwards."""
+    thread = threading.Thread(target=work, args=(options,), daemon=True)
+    thread.start()
+    thread.join(SHORT)
+    return not thread.is_alive()
+
+
+def test_entries_are_there_for_a_while() -> None:
     options = ort.SessionOptions()
-    with held(options):
-        assert enters(asked, options) == (held is asked is reading)
-    assert enters(changing, options)
+    options.add_session_config_entry(KEY, "before")
+    assert (change(options), read(options)) == ("meanwhile", "before")
 
 
-def test_nobody_changes_what_one_of_two_still_reads() -> None:
+def test_many_read_and_nobody_changes_meanwhile() -> None:
     options = ort.SessionOptions()
     with reading(options):
         with reading(options):
-            assert enters(reading, options)
-        assert not enters(changing, options)
-    assert enters(changing, options)
+            assert ends(read, options)
+        assert not ends(change, options)
+    assert ends(change, options)
 
 
-def test_others_are_not_waited_for() -> None:
+def test_who_changes_is_alone() -> None:
+    options, others = ort.SessionOptions(), ort.SessionOptions()
+
+    def action() -> list[bool]:
+        return [ends(read, options), ends(change, options), ends(read, others), ends(change, others)]
+
+    assert with_entries(options, {}, action) == [False, False, True, True]
+    assert ends(change, options)
+    with reading(None):
+        pass
+
+
+def test_changes_are_never_seen() -> None:
     options = ort.SessionOptions()
-    with changing(ort.SessionOptions()), reading(None):
-        assert enters(reading, options)
-        assert enters(changing, options)
-
-
-@pytest.mark.parametrize("block", [reading, changing])
-def test_an_error_ends_it(block: Block) -> None:
-    options = ort.SessionOptions()
-    with suppress(KeyboardInterrupt), block(options):
-        raise KeyboardInterrupt
-    assert enters(changing, options)
-
-
-def test_changes_are_undone_before_others_come() -> None:
-    options = ort.SessionOptions()
-    seen: list[bool] = []
-    changed = threading.Event()
-
-    def work(number: int) -> None:
-        if number % 3:
-            with reading(options):
-                seen.append(changed.is_set())
-                time.sleep(0.001)
-        else:
-            with changing(options) as changes:
-                assert not changed.is_set()
-                changed.set()
-                changes.callback(changed.clear)
-                time.sleep(0.001)
-
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(work, range(120)))
-    assert seen == [False] * 80
-    assert not changed.is_set()
+        seen = list(threads.map(lambda number: (read if number % 3 else change)(options), range(120)))
+    assert seen == ["" if number % 3 else "meanwhile" for number in range(120)]
 
 
-def test_changes_are_undone_in_reverse_order() -> None:
-    undone: list[int] = []
-    with suppress(KeyboardInterrupt), changing(ort.SessionOptions()) as changes:
-        changes.callback(undone.append, 1)
-        changes.callback(undone.append, 2)
-        raise KeyboardInterrupt
-    assert undone == [2, 1]
+@pytest.mark.parametrize("error", [ValueError("why"), KeyboardInterrupt()])
+def test_an_error_of_the_action_is_raised_when_all_is_undone(error: BaseException) -> None:
+    options = ort.SessionOptions()
+
+    def action() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        with_entries(options, {KEY: "meanwhile"}, action)
+    assert caught.value is error
+    assert read(options) == ""
+
+
+def test_without_a_thread_it_is_done_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    options = ort.SessionOptions()
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    assert change(options) == "meanwhile"
+    # A handler that loads meanwhile must not wait for itself.
+    assert with_entries(options, {}, lambda: read(options)) == ""
+    assert read(options) == ""
+
+
+def in_handler(action: Callable[[], object]) -> list[object]:
+    """What a signal handler gets that does something while this thread is inside of something."""
+    seen: list[object] = []
+    signal.signal(signal.SIGALRM, lambda *_: seen.append(action()))
+    signal.setitimer(signal.ITIMER_REAL, SHORT)
+    return seen
+
+
+def test_a_handler_does_not_wait_for_the_load_that_it_interrupts() -> None:
+    options = ort.SessionOptions()
+    seen = in_handler(lambda: (read(options), change(options)))
+    with reading(options):
+        time.sleep(3 * SHORT)
+    assert seen == [("", "meanwhile")]
+    seen = in_handler(lambda: (read(options), change(options)))
+
+    def wait() -> str:
+        time.sleep(3 * SHORT)
+        return entry(options)
+
+    assert with_entries(options, {KEY: "outer"}, wait) == "outer"
+    assert seen == [("", "meanwhile")]
+
+
+def interrupted_after(steps: int, work: Callable[[], object]) -> bool:
+    """Do something that is interrupted after so many steps of this package's code on this thread; whether it was."""
+    left = steps
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != options_lock.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("work", [read, change])
+def test_an_interrupt_at_any_instruction_leaves_nothing(work: Callable[[ort.SessionOptions], str]) -> None:
+    steps = 1
+    while True:
+        options = ort.SessionOptions()
+        interrupted = interrupted_after(steps, lambda: work(options))  # noqa: B023  # called at once
+        assert ends(change, options), steps
+        assert read(options) == "", steps
+        if not interrupted:
+            break
+        steps += 1
+    assert steps > 50
 
 
 def test_options_are_not_kept() -> None:
     options = ort.SessionOptions()
-    with reading(options):
-        gone = weakref.ref(options)
-    with changing(options):
-        pass
+    read(options)
+    change(options)
+    gone = weakref.ref(options)
     del options
     gc.collect()
     assert gone() is None
@@ -114,58 +186,39 @@ def test_options_are_not_kept() -> None:
 FORKS = """
 import os, threading
 import onnxruntime as ort
-from ort_qdq_plugin.ort.options_lock import changing, reading
+from ort_qdq_plugin.ort.options_lock import reading, with_entries
 
 options = ort.SessionOptions()
 options.add_session_config_entry("key", "before")
 inside, finish = threading.Event(), threading.Event()
 
+def wait():
+    inside.set()
+    finish.wait()
+
 def work():
-    with BLOCK(options) as changes:
-        if changes is not None:
-            changes.callback(options.add_session_config_entry, "key", "before")
-            options.add_session_config_entry("key", "meanwhile")
-        inside.set()
-        finish.wait()
+    if CHANGES:
+        with_entries(options, {"key": "meanwhile"}, wait)
+    else:
+        with reading(options):
+            wait()
 
 thread = threading.Thread(target=work)
 thread.start()
 inside.wait()
 child = os.fork()
 if not child:
-    with changing(options):
-        os._exit(0 if options.get_session_config_entry("key") == "before" else 1)
+    seen = with_entries(options, {}, lambda: options.get_session_config_entry("key"))
+    os._exit(0 if seen == "before" else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert options.get_session_config_entry("key") == ("meanwhile" if BLOCK is changing else "before")
+assert options.get_session_config_entry("key") == ("meanwhile" if CHANGES else "before")
 finish.set()
 thread.join()
 assert options.get_session_config_entry("key") == "before"
 """
 
 
-OWN = """
-import os
-import onnxruntime as ort
-from ort_qdq_plugin.ort.options_lock import changing
-
-options = ort.SessionOptions()
-undone = []
-with changing(options) as changes:
-    changes.callback(undone.append, 1)
-    child = os.fork()
-    assert not undone
-assert undone == [1]
-if not child:
-    os._exit(0)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-"""
-
-
-@pytest.mark.parametrize(
-    "code",
-    [*(FORKS.replace("BLOCK", block) for block in ("changing", "reading")), OWN],
-    ids=["others change", "others read", "the forking thread changes"],
-)
-def test_a_child_neither_waits_for_threads_that_it_lacks_nor_undoes_what_is_not_over(code: str) -> None:
-    done = python(code, timeout=LONG)
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_child_does_not_wait_for_threads_that_it_lacks(changes: bool) -> None:
+    done = python(FORKS.replace("CHANGES", str(changes)), timeout=LONG)
     assert done.returncode == 0, done.stderr
