@@ -61,6 +61,7 @@ TESTED_ELSEWHERE = {
     "genai/calls.py": "genai/test_config.py",  # what can be told without onnxruntime-genai, and the rest with it
     "genai/models.py": "real/test_genai.py",
     "fusion/kind.py": "fusion/test_match.py",  # declarations alone: what matching says of a site, and asks of a fusion
+    "ort/prepacked.py": "cache/test_prepack.py",
     "system/environment.py": "switch/test_startup.py",
     "system/platform.py": "system/test_files.py",  # the names under which all modules know what these tests test
 }

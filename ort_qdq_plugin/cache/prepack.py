@@ -1,42 +1,45 @@
 """Adding ONNX Runtime's pre-packed weights to an entry. Runs in a process of its own.
 
-    python -m ort_qdq_plugin.cache.prepack FOLDER
-
-ONNX Runtime saves pre-packed weights when it saves an optimized model. That model is thrown away, and its blobs are kept:
-each is appended to the file of the tensor that it was made of, as the format demands. A second copy of the entry's model
-refers to them. The plain weights stay too: ONNX Runtime pre-packs them at each load, to check that the blobs fit this
-processor. If they do, it keeps the blobs, which are mapped from the file, and no copies of its own.
-
-Format facts: ``external_data`` keys ``prepacked_N`` of ONNX Runtime's saved models: ``key|offset;length;checksum|...``, the
-offsets in the file of the tensor itself.
+Each fused product is pre-packed in a model of its own, so that little memory is needed however large the entry is. What is
+left of the model then is pre-packed together. Each blob is appended to the file of the tensor that it was made of, as the
+format demands. A second copy of the entry's model refers to them. The plain weights stay too: ONNX Runtime pre-packs them at
+each load, to check that the blobs fit this processor. If they do, it keeps the blobs, which are mapped from the file, and no
+copies of its own.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import onnxruntime
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL, write_file
-from ort_qdq_plugin.model.messages import ModelProto, external_tensors
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
-from ort_qdq_plugin.ort.keys import SAVE_PREPACKED_KEY, SAVED_DATA_KEY, SAVED_SIZE_KEY
-from ort_qdq_plugin.system.platform import files
+from ort_qdq_plugin.model.graph import Scope, model_scope, scopes
+from ort_qdq_plugin.model.messages import ModelProto, external_data, external_tensors, subgraphs
+from ort_qdq_plugin.ort.prepacked import PREPACKED, Prepacked, prepack
+from ort_qdq_plugin.system.platform import files, host
 
 if TYPE_CHECKING:
-    from onnx import TensorProto
+    from onnx import NodeProto, TensorProto
 
 __all__ = ["main"]
 
-_PREPACKED = "prepacked_"
 _ALIGNMENT = 4096  # of blobs in a file, so that each can be mapped by itself
-_ERRORS = 3  # OrtLoggingLevel
-_SAVED, _DATA = "saved.tmp", "data"
+_SAVED = "saved.tmp"
 _OURS = "packed-"  # names of files to which something can be appended begin with this
+_MAX_WORKERS = 4  # products that are pre-packed at once: each takes some times its weight
+
+# Operators whose nodes are pre-packed one by one -> the index of the input that has the type of their result.
+_ALONE = {"MatMulNBits": 2}
+# Operators that never pre-pack their tables, which can be large, and the same of them.
+_TABLES = {"GatherBlockQuantized": 2, "Gather": 0}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,70 +56,153 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _complete(folder: str, saved: str) -> int:
-    model = _parsed(os.path.join(folder, MODEL))
-    prepacked = _save(os.path.join(folder, MODEL), saved, model)
-    nbytes = 0
-    with files.open_to_read(os.path.join(saved, _DATA)) as data:
-        for tensor in external_tensors(model.graph):
-            entries, blobs = _entries(tensor), {}
-            if tensor.name in prepacked:
-                copied = _entries(prepacked[tensor.name])
-                blobs = {key: value for key, value in copied.items() if key.startswith(_PREPACKED)}
-            is_there = os.path.exists(os.path.join(folder, entries["location"]))
-            if is_there and not blobs:
-                continue
-            if not is_there and tensor.name not in prepacked:
-                raise OSError(f"{tensor.name}: {entries['location']} could not be linked into the entry")
-            if not entries["location"].startswith(_OURS):
-                # Nothing can be appended to a file of the model itself.
-                start = _append(data, int(copied["offset"]), int(copied["length"]), os.path.join(folder, SHARED_DATA))
-                entries = {"location": SHARED_DATA, "offset": str(start), "length": copied["length"]}
-            file = os.path.join(folder, entries["location"])
-            for key, value in blobs.items():
-                name, *parts = value.split("|")
-                fields = [part.split(";") for part in parts]
-                moved = [[str(_append(data, int(at), int(length), file)), length, *rest] for at, length, *rest in fields]
-                entries[key] = "|".join([name, *map(";".join, moved)])
-                nbytes += sum(int(length) for _, length, *_ in fields)
-            del tensor.external_data[:]
-            for key, value in entries.items():
-                tensor.external_data.add(key=key, value=value)
+    with open(os.path.join(folder, MODEL), "rb") as file:
+        model = ModelProto.FromString(file.read())
+    with ExitStack() as opened:
+        buffers = {}
+        for location in {external_data(tensor)["location"] for tensor in external_tensors(model.graph)}:
+            data = opened.enter_context(files.open_to_read(os.path.join(folder, location)))
+            buffers[location] = host.map_file(data, os.fstat(data.fileno()).st_size)
+        blobs = _Blobs(folder)
+        units = _units(model)
+        with ThreadPoolExecutor(min(_MAX_WORKERS, host.available_processors(), len(units)) or 1) as pool:
+            for work in [pool.submit(_prepacked, unit, buffers, saved, blobs) for unit in units]:
+                work.result()
+    for tensor in external_tensors(model.graph):
+        blobs.refer(tensor)
     write_file(os.path.join(folder, SHARED_MODEL), model.SerializeToString())
-    return nbytes
+    return blobs.nbytes
 
 
-def _save(path: str, saved: str, model: ModelProto) -> dict[str, TensorProto]:
-    """Let ONNX Runtime save the model with pre-packed weights; those tensors of it that are in the model too, by name."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS
-    options.optimized_model_filepath = os.path.join(saved, MODEL)
-    options.add_session_config_entry(SAVED_DATA_KEY, _DATA)
-    options.add_session_config_entry(SAVED_SIZE_KEY, "0")
-    options.add_session_config_entry(SAVE_PREPACKED_KEY, "1")
-    if any(entry.domain == EXTENSIONS_DOMAIN for entry in model.opset_import):
-        register_extensions(options)
-    onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    ours = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in external_tensors(model.graph)}
-    return {
-        tensor.name: tensor
-        for tensor in external_tensors(_parsed(options.optimized_model_filepath).graph)
-        if ours.get(tensor.name) == (tensor.data_type, tuple(tensor.dims))
-    }
+def _prepacked(unit: ModelProto, buffers: dict[str, mmap.mmap], saved: str, blobs: _Blobs) -> None:
+    with tempfile.TemporaryDirectory(dir=saved) as folder:
+        path, made = prepack(unit, buffers, folder)
+        with files.open_to_read(path) as data:
+            for tensor in external_tensors(unit.graph):
+                blobs.keep(tensor, made.get(tensor.name, ()), data)
+    for tensor in external_tensors(unit.graph):
+        # The pages that ONNX Runtime has read need not stay in this process.
+        entries = external_data(tensor)
+        host.drop_pages(buffers[entries["location"]], int(entries.get("offset", "0")), _length(tensor))
 
 
-def _parsed(path: str) -> ModelProto:
-    with open(path, "rb") as file:
-        model = ModelProto()
-        model.ParseFromString(file.read())
-        return model
+def _units(model: ModelProto) -> list[ModelProto]:
+    """Models to be pre-packed one by one: of a single product each, the largest first, and what is left without these."""
+    scope = model_scope(model)
+    units: dict[tuple[str, ...], ModelProto] = {}
+    rest = ModelProto()
+    rest.CopyFrom(model)
+    cut = {}
+    for inner in scopes(scope):
+        for index, node in enumerate(inner.nodes):
+            typed = (_ALONE | _TABLES).get(node.op_type)
+            constant = inner.constant(node.input[typed]) if typed is not None and typed < len(node.input) else None
+            if constant is None:
+                continue
+            data_type = constant.data_type
+            if node.op_type in _ALONE:
+                units.setdefault((*node.input, str(node.attribute)), _alone(model, inner, node, data_type))
+            if inner is scope:
+                cut[index] = data_type
+    _cut(rest, cut)
+    if any(external_tensors(rest.graph)):
+        units[()] = rest
+    return sorted(units.values(), key=lambda unit: -sum(_length(tensor) for tensor in external_tensors(unit.graph)))
 
 
-def _entries(tensor: TensorProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in tensor.external_data}
+def _length(tensor: TensorProto) -> int:
+    return int(external_data(tensor).get("length", 0))
+
+
+def _alone(model: ModelProto, scope: Scope, node: NodeProto, data_type: int) -> ModelProto:
+    """A model of one node. Inputs that are not constant have the type of its result."""
+    unit = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    unit.graph.name = node.name
+    unit.graph.node.add().CopyFrom(node)
+    for name in dict.fromkeys(filter(None, node.input)):
+        constant = scope.constant(name)
+        if constant is not None:
+            unit.graph.initializer.add().CopyFrom(constant)
+        else:
+            unit.graph.input.add(name=name).type.tensor_type.elem_type = data_type
+    unit.graph.output.add(name=node.output[0]).type.tensor_type.elem_type = data_type
+    return unit
+
+
+def _cut(model: ModelProto, nodes: dict[int, int]) -> None:
+    """Take nodes (index -> element type of the result) out of a model's main graph. Their results become its inputs."""
+    graph = model.graph
+    results = {graph.node[index].output[0]: data_type for index, data_type in nodes.items()}
+    for index in sorted(nodes, reverse=True):
+        del graph.node[index]
+    read = set(_read(graph.node))
+    _keep(graph.output, [value.name not in results for value in graph.output])
+    _keep(graph.value_info, [value.name not in results for value in graph.value_info])
+    _keep(graph.initializer, [tensor.name in read for tensor in graph.initializer])
+    for name, data_type in results.items():
+        if name in read:
+            graph.input.add(name=name).type.tensor_type.elem_type = data_type
+
+
+def _keep(field: Any, is_kept: Sequence[bool]) -> None:
+    """Leave some items of a repeated field."""
+    for at in reversed(range(len(field))):
+        if not is_kept[at]:
+            del field[at]
+
+
+def _read(nodes: Iterable[NodeProto]) -> Iterable[str]:
+    """The names that nodes, and graphs inside them, read."""
+    for node in nodes:
+        yield from node.input
+        for graph in subgraphs(node):
+            yield from _read(graph.node)
+            yield from (value.name for value in graph.output)
+
+
+class _Blobs:
+    """The blobs of all tensors. They go into the tensor's own file; if nothing can be appended to that, into a copy's."""
+
+    def __init__(self, folder: str) -> None:
+        self.nbytes = 0
+        self._folder = folder
+        self._entries: dict[str, dict[str, str]] = {}
+        self._made: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+
+    def keep(self, tensor: TensorProto, made: Iterable[Prepacked], data: files.File) -> None:
+        """Copy what was made of a tensor from the file `data`."""
+        with self._lock:
+            for prepacked in made:
+                if (tensor.name, prepacked.name) in self._made:
+                    continue
+                entries = self._entries.get(tensor.name) or self._home(tensor)
+                file = os.path.join(self._folder, entries["location"])
+                offsets = [_append(data, blob.offset, blob.nbytes, file) for blob in prepacked.blobs]
+                entries[f"{PREPACKED}{sum(key.startswith(PREPACKED) for key in entries)}"] = prepacked.entry(offsets)
+                self._entries[tensor.name] = entries
+                self._made.add((tensor.name, prepacked.name))
+                self.nbytes += sum(blob.nbytes for blob in prepacked.blobs)
+
+    def refer(self, tensor: TensorProto) -> None:
+        """Make a tensor of the entry's model refer to its blobs."""
+        if tensor.name in self._entries:
+            del tensor.external_data[:]
+            for key, value in self._entries[tensor.name].items():
+                tensor.external_data.add(key=key, value=value)
+
+    def _home(self, tensor: TensorProto) -> dict[str, str]:
+        """Where the tensor is that its blobs go behind: a copy if it is in a file of the model itself."""
+        entries = external_data(tensor)
+        if entries["location"].startswith(_OURS):
+            return entries
+        with files.open_to_read(os.path.join(self._folder, entries["location"])) as data:
+            start = _append(data, int(entries.get("offset", "0")), _length(tensor), os.path.join(self._folder, SHARED_DATA))
+        return {"location": SHARED_DATA, "offset": str(start), "length": entries["length"]}
 
 
 def _append(data: files.File, offset: int, length: int, path: str) -> int:
-    """Copy bytes of the saved data to the end of a file; the offset at which they begin there."""
+    """Copy bytes of an open file to the end of another one; the offset at which they begin there."""
     with files.open_to_write(path, create=True) as target:
         start = -(-os.fstat(target.fileno()).st_size // _ALIGNMENT) * _ALIGNMENT
         done = 0

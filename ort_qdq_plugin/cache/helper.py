@@ -1,0 +1,79 @@
+"""The helper process that pre-packs an entry. It runs this package's code only, whatever lies in the current directory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from ort_qdq_plugin import log
+from ort_qdq_plugin.system.environment import PREFIX
+from ort_qdq_plugin.system.forks import fork_lock
+
+__all__ = ["prepacked_in_another_process"]
+
+# Isolated mode (-I) takes neither variables nor the current directory nor the user's site-packages. What this process has
+# imported these packages from comes last, behind the standard library.
+_BOOTSTRAP = (
+    "import sys; sys.path += sys.argv[2:]; from ort_qdq_plugin.cache.prepack import main; sys.exit(main(sys.argv[1:2]))"
+)
+_NEEDED = ("ort_qdq_plugin", "onnxruntime", "onnx", "numpy", "google.protobuf", "onnxruntime_extensions")
+
+# How long it may take at the most: far more than any machine needs, and an end for one that hangs.
+_SECONDS, _BYTES_PER_SECOND = 120, 10_000_000
+
+
+def prepacked_in_another_process(folder: str) -> int:
+    """Run prepack.py on the folder of an entry.
+
+    Returns:
+        How many bytes it pre-packed; 0, and one warning, if that failed.
+    """
+    if not _is_plain_python():
+        log.warning("weights are not shared between processes: %r is not a Python interpreter", sys.executable)
+        return 0
+    with fork_lock:
+        import subprocess
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    size = sum(os.stat(os.path.join(folder, name)).st_size for name in os.listdir(folder))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _BOOTSTRAP, folder, *_search_path()],
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
+            # Its sessions are no events of the user's.
+            env={**environment, "ORT_DISABLE_TELEMETRY": "1"},
+            timeout=_SECONDS + size / _BYTES_PER_SECOND,
+        )
+        if done.returncode == 0:
+            return int(done.stdout.split()[-1])
+        problem = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    except subprocess.TimeoutExpired:
+        problem = "the helper process took too long"
+    except (OSError, ValueError, IndexError) as error:
+        problem = str(error)
+    log.warning("weights are not shared between processes: %s", problem)
+    return 0
+
+
+def _is_plain_python() -> bool:
+    """Whether `sys.executable` is an interpreter: in a frozen or an embedding program it is that program."""
+    name = os.path.basename(sys.executable or "").lower()
+    return name.startswith(("python", "pypy")) and not getattr(sys, "frozen", False)
+
+
+def _search_path() -> list[str]:
+    """The folders that this process has imported the needed packages from."""
+    folders = []
+    for name in _NEEDED:
+        module: Any = sys.modules.get(name) or sys.modules.get(name.partition(".")[0])
+        for package in getattr(module, "__path__", ()):
+            depth = name.count(".") + 1 if name in sys.modules else 1
+            path = os.path.abspath(package)
+            for _ in range(depth):
+                path = os.path.dirname(path)
+            folders.append(path)
+    return list(dict.fromkeys(folders))

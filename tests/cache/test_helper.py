@@ -1,0 +1,107 @@
+"""The helper process: what it runs, where, for how long, and what its failure costs."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ort_qdq_plugin import Options, warm
+from ort_qdq_plugin.cache import helper
+from ort_qdq_plugin.cache.helper import prepacked_in_another_process
+from tests.cache.support import entries
+from tests.support import save, stack
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "entry").mkdir()
+    return tmp_path / "entry"
+
+
+def interpreter(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a shell script run in place of the helper process; "$4" is the entry's folder."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(path))
+
+
+def test_what_it_is_given(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = f"""
+    env > "{tmp_path}/environment"
+    pwd > "$4/here"
+    echo "$1 $2" > "{tmp_path}/how"
+    echo a message
+    echo 4321
+    """
+    interpreter(tmp_path / "python3", script, monkeypatch)
+    monkeypatch.setenv("ORT_QDQ_PLUGIN", "1")
+    assert prepacked_in_another_process(str(folder)) == 4321
+    environment = (tmp_path / "environment").read_text().splitlines()
+    assert "ORT_DISABLE_TELEMETRY=1" in environment
+    assert not [line for line in environment if line.startswith("ORT_QDQ_PLUGIN")]
+    assert (folder / "here").read_text() == f"{folder}\n"
+    assert (tmp_path / "how").read_text() == "-I -c\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ("echo first >&2; echo the problem >&2; exit 1", "the problem"),
+        ("exit 3", "exit status 3"),
+        ("exit 0", "index"),
+        ("echo no number", "number"),
+        ("exec sleep 60", "too long"),
+    ],
+)
+def test_a_failure_is_one_warning(
+    folder: Path,
+    tmp_path: Path,
+    script: str,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    interpreter(tmp_path / "python3", script, monkeypatch)
+    monkeypatch.setattr(helper, "_SECONDS", 2)
+    with caplog.at_level(logging.WARNING):
+        assert prepacked_in_another_process(str(folder)) == 0
+    (record,) = caplog.records
+    assert problem in record.message
+
+
+@pytest.mark.parametrize("executable", ["/no/such/python3", "/usr/bin/uwsgi", "", None])
+def test_programs_that_are_no_interpreter_are_not_run(
+    folder: Path, executable: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    if executable != "/no/such/python3":
+        monkeypatch.setattr(subprocess, "run", None)
+    assert prepacked_in_another_process(str(folder)) == 0
+    assert str(executable) in caplog.text
+
+
+def test_frozen_programs_are_not_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(subprocess, "run", None)
+    assert prepacked_in_another_process(str(folder)) == 0
+    assert "not a Python interpreter" in caplog.text
+
+
+def test_no_file_of_the_current_directory_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(stack(1, 64), tmp_path, "external")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("json", "onnx", "numpy", "onnxruntime", "ort_qdq_plugin", "sitecustomize", "tempfile", "mmap"):
+        (elsewhere / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').write(__name__)\n")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("PYTHONPATH", str(elsewhere))
+    report = warm(str(path), options=Options(cache_dir=tmp_path / "cache", share_weights=True))
+    assert report.shared_bytes > 0
+    assert len(entries(tmp_path / "cache")) == 1
+    assert not (tmp_path / "ran").exists()
