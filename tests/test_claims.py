@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import io
 import operator
@@ -26,7 +27,7 @@ import conformance.drawing
 import ort_qdq_plugin
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, create_session, export, inspect, report_of
+from ort_qdq_plugin import Options, Report, StockReason, create_session, export, inspect, report_of
 from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, raised, save, stack, stock, unquantized
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +153,13 @@ def headed(stated: bool) -> onnx.ModelProto:
     return draft.model()
 
 
+def one_block_is_one_scale(_folder: Path) -> None:
+    for element in ("uint4", "int8"):
+        for block in (256, 4096, 65536):
+            (entry,) = inspect(linear(Weight(element, k=64, n=256, block=block)).SerializeToString()).fused
+            assert entry.packed_bytes < 2.1 * entry.stored_bytes
+
+
 def inference_costs(folder: Path) -> None:
     warm = save(linear(Weight()), folder, "file", "warm")
     stated, unstated = (
@@ -192,6 +200,7 @@ CLAIMS = [
     Claim("docs/options.md", "| route | how ONNX Runtime got the model |", routes_are_those),
     Claim("docs/how-it-works.md", "is refused here too, with its own error", two_exceptions),
     Claim("docs/how-it-works.md", "There are two exceptions", two_exceptions),
+    Claim("docs/how-it-works.md", "at least as long as K, it counts as one scale for each column", one_block_is_one_scale),
     Claim("docs/troubleshooting.md", "about 11 MB of memory that stays", inference_costs),
     Claim("conformance/__init__.py", "Each of these is one subject, and one command", commands_exist),
     Claim("conformance/drawing/__init__.py", "Models, drawn node by node", modules_are_those),
@@ -257,6 +266,22 @@ def test_names_of_the_package_on_the_pages_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_modules_to_run_exist(page: str) -> None:
+    for name in re.findall(r"python -m ((?:conformance|benchmarks|ort_qdq_plugin)[\w.]*)", text_of(page)):
+        is_folder = (ROOT / name.replace(".", "/")).is_dir()
+        assert find_spec(f"{name}.__main__" if is_folder else name) is not None, name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", (ROOT / page).read_text("utf-8")):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)", target.read_text("utf-8"), re.MULTILINE) if target.suffix == ".md" else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", text).replace(" ", "-").lower() for text in headings], anchor
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_on_the_pages_are_taken(page: str) -> None:
     lines = [line.strip() for block in blocks(page, "sh") for line in re.split(r"&&|\n", block)]
     for line in [line for line in lines if line.startswith("ort-qdq ")]:
@@ -277,6 +302,17 @@ def test_changes_start_where_contributing_says() -> None:
         assert any(re.search(rf"\b{symbol}\b", file.read_text("utf-8")) for file in files), change
 
 
+def test_every_field_and_every_reason_is_explained() -> None:
+    fields = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows_below("docs/options.md", "| field | what it says |")))
+    assert sorted(fields) == sorted(field.name for field in dataclasses.fields(Report))
+    rows = rows_below("docs/troubleshooting.md", "| `stock_reason` | what to do |")
+    reasons = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows))
+    assert sorted(reasons) == sorted(reason.name for reason in StockReason)
+
+
 def test_the_map_has_every_folder() -> None:
     mapped_out = set(re.findall(r"`ort_qdq_plugin/(\w+)/`", (ROOT / "README.md").read_text("utf-8")))
     assert mapped_out == {path.parent.name for path in (ROOT / "ort_qdq_plugin").glob("*/__init__.py")}
+    paths = re.findall(r"^\| `([\w./]+)`", (ROOT / "README.md").read_text("utf-8").split("## Map")[1], re.MULTILINE)
+    assert len(paths) > len(mapped_out)
+    assert not [path for path in paths if not (ROOT / path).exists()]
