@@ -71,9 +71,12 @@ def test_a_sparse_file_takes_what_is_on_the_disk(store: Store) -> None:
 def test_what_is_no_entry_is_not_counted(store: Store) -> None:
     store.begin(LINKED)
     Path(store.folder, "folder").mkdir()
+    Path(store.folder, "folder", MANIFEST).write_text("{}")
     Path(store.folder, "file").touch()
     Path(store.folder, "link").symlink_to(store.path_of(OLD))
     assert {entry.key for entry in stored_entries(store)} == {OLDEST, OLDER, OLD}
+    prune(store, 0)
+    assert Path(store.folder, "folder", MANIFEST).exists()
 
 
 def test_when_an_entry_was_used(store: Store) -> None:

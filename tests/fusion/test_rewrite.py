@@ -101,8 +101,9 @@ LEFT: dict[str, tuple[list[tuple[Any, ...]], str, str]] = {
     ),
     "a bias times 0 goes unless it is computed": (
         [("floats", "64", "bias"), ("Gemm", "x w_d bias", "y", {"beta": 0.0}),
-         ("floats", "64", "r"), ("Relu", "r", "computed"), ("Gemm", "x w_d computed", "z", {"beta": 0.0})],
-        "MatMulNBits Relu MatMulNBits", "r",
+         ("floats", "64", "a"), ("floats", "64", "b"), ("Add", "a b", "computed"),
+         ("Gemm", "x w_d computed", "z", {"beta": 0.0})],
+        "MatMulNBits Add MatMulNBits", "a b",
     ),
     "another reader": ([PRODUCT, ("Mul", "z w_d", "o")], "DequantizeLinear MatMulNBits Mul", "w w_s w_z"),
     "a reader of the scales": ([PRODUCT, ("Relu", "w_s", "o")], "MatMulNBits Relu", "w_s"),
