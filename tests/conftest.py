@@ -18,9 +18,10 @@ from conformance.fuzz.worker import Worker
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
-def pytest_collection_finish() -> None:
-    # Many tests collect garbage to see what it lets go. What thousands of collected tests are made of is never garbage, and
-    # looking through it takes a tenth of a second each time.
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    # Many tests collect garbage to see what it lets go. What thousands of collected tests, and pytest's reports of them, are
+    # made of is never garbage, and looking through it takes a tenth of a second each time.
     gc.collect()
     gc.freeze()
 

@@ -25,7 +25,7 @@ WAYS: list[tuple[str, Buffer, Form]] = [
             pattern,
             *way,
             id=f"{way[0]} from {way[2]}-{pattern.name}",
-            marks=[] if way in (WAYS[0], WAYS[4]) else pytest.mark.slow,
+            marks=[] if way == WAYS[0] and pattern.quick else pytest.mark.slow,
         )
         for way in WAYS
         for pattern in (PATTERNS if way == WAYS[0] else quick_patterns())

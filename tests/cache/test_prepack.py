@@ -14,8 +14,8 @@ from ort_qdq_plugin import Options, warm
 from ort_qdq_plugin.cache.prepack import main
 from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL
 from ort_qdq_plugin.system.platform import files
-from tests.cache.support import entries
-from tests.support import Form, quiet, result, save, stack, stock
+from tests.cache.support import entries, load
+from tests.support import Form, python, quiet, result, save, stack, stock
 
 PREPACKED = "prepacked_"
 SAVED = "saved.tmp"
@@ -149,3 +149,32 @@ def test_blobs_are_those_that_the_whole_model_gives(tmp_path: Path, n_major: boo
     wanted = blob_bytes(tmp_path / "saved.onnx")
     assert {kernel.partition("+")[0] for _, kernel in wanted} == {"MatMul", "MatMulNBits"}
     assert blob_bytes(entry / SHARED_MODEL) == wanted
+
+
+# In a process of its own: the memory tells, and that of earlier sessions would be used again.
+UNCHECKED = """
+import sys
+from ort_qdq_plugin.cache import store
+from tests.cache.support import load
+store._check_files = lambda *_: None
+loaded = load(sys.argv[1], sys.argv[2], share_weights=True)
+print(loaded.digest, loaded.report.shared_bytes)
+"""
+
+
+def test_weights_that_are_not_shared_after_all_are_reported(tmp_path: Path, cache: Path) -> None:
+    """As on another kind of processor, whose hash of what it pre-packs is another one."""
+    model = str(save(stack(12, 2048), tmp_path, "external"))
+    wanted = load(model, cache, share_weights=True).digest
+    shared = entries(cache)[0] / "model-shared.onnx"
+    proto = onnx.load(shared, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for item in tensor.external_data:
+            if item.key.startswith("prepacked"):
+                item.value = item.value.replace("MatMulNBits+", "MatMulNBits+9")
+    shared.chmod(0o600)
+    onnx.save(proto, shared)
+    shared.chmod(0o400)
+    done = python(UNCHECKED, model, cache)
+    assert done.stdout.split() == [wanted, "0"]
+    assert "not shared" in done.stderr

@@ -319,27 +319,6 @@ def test_warming_up(model: Path, cache: Path) -> None:
         warm(model, options=Options())
 
 
-def test_weights_that_are_not_shared_after_all_are_reported(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As on another kind of processor, whose hash of what it pre-packs is another one."""
-    model = saved(stack(12, 2048), tmp_path / "model")
-    wanted = load(model, cache, share_weights=True).digest
-    shared = entries(cache)[0] / "model-shared.onnx"
-    proto = onnx.load(shared, load_external_data=False)
-    for tensor in proto.graph.initializer:
-        for item in tensor.external_data:
-            if item.key.startswith("prepacked"):
-                item.value = item.value.replace("MatMulNBits+", "MatMulNBits+9")
-    shared.chmod(0o600)
-    onnx.save(proto, shared)
-    shared.chmod(0o400)
-    monkeypatch.setattr(store_module, "_check_files", lambda *_: None)
-    loaded = load(model, cache, share_weights=True)
-    assert (loaded.digest, loaded.report.shared_bytes) == (wanted, 0)
-    assert "not shared" in caplog.text
-
-
 def test_a_helper_that_fails_costs_only_the_sharing(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,6 +26,7 @@ def model(tmp_path: Path) -> Path:
     return Path(save(stack(2, 256), tmp_path, "external"))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_and_gives_the_same(model: Path) -> None:
     done = apart("bench", model, "--runs", 2, "--json")
     assert done.code == 0, done.err
@@ -95,9 +96,11 @@ def test_a_model_of_our_own(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert "9 fused" in done.out
 
 
+@pytest.mark.slow
 def test_progress_only_on_a_terminal(model: Path) -> None:
     pytest.importorskip("rich")
-    arguments = ("bench", model, "--peers", "stock", "--runs", 1)
+    # It takes a second at least: before, nothing is shown.
+    arguments = ("bench", model, "--peers", "stock", "--runs", 4)
     assert "loading" in on_terminal(*arguments).out
     assert "loading" not in "".join(map(str, apart(*arguments)))
 

@@ -73,8 +73,14 @@ def test_the_manifest_says_of_every_regression_what_is_wrong_and_what_must_come_
     assert len({line.wrong for line in lines}) == len(lines), "two lines say the same"
 
 
+# What once went wrong is tried each time; models that only reach much of the package, in the slow suite.
+FAMILIES = [
+    pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.parent.name == "seeds" else []) for path in CORPUS
+]
+
+
 @pytest.mark.parametrize("as_file", [False, True])
-@pytest.mark.parametrize("entry", CORPUS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("entry", FAMILIES)
 def test_inspecting_ends_well(worker: Worker, beside: Path, entry: Path, as_file: bool) -> None:
     outcome = worker.run("inspect", placed(entry, beside) if as_file else entry.read_bytes())
     assert outcome.error is None or outcome.error[0] in ("ModelError", "FileNotFoundError", "OSError")
@@ -82,7 +88,7 @@ def test_inspecting_ends_well(worker: Worker, beside: Path, entry: Path, as_file
     assert outcome.nbytes < MAX_BYTES
 
 
-@pytest.mark.parametrize("entry", CORPUS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("entry", FAMILIES)
 def test_results_are_those_of_stock(judge: Judge, beside: Path, entry: Path) -> None:
     verdict = judge.verdict(placed(entry, beside))
     assert not verdict.failed, f"{verdict.value}\n{judge.details}"

@@ -264,6 +264,7 @@ def open_or_refuse(data: bytes) -> None:
                 opened.locate(tensor)
 
 
+@pytest.mark.slow
 @settings(max_examples=2500, deadline=None)
 @given(edits=edits, cut=st.none() | st.sampled_from(STRUCTURE))
 @example([(STRUCTURE[0], 0)], 0)

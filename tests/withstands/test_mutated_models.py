@@ -16,6 +16,7 @@ from conformance.fuzz.surroundings import beside_a_model
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures memory as Linux counts it")
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(model=mutated_models(), as_file=st.booleans())
 def test_mutated_models(judge: Judge, model: bytes, as_file: bool) -> None:
@@ -27,6 +28,7 @@ def test_mutated_models(judge: Judge, model: bytes, as_file: bool) -> None:
     assert not verdict.failed, f"{verdict.value}\n{judge.details}"
 
 
+@pytest.mark.slow
 def test_models_to_mutate_are_valid(judge: Judge) -> None:
     verdicts = [judge.verdict(model) for model in seed_models()]
     assert not any(verdict.failed for verdict in verdicts)

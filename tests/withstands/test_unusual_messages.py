@@ -90,6 +90,7 @@ def test_the_walk_sees_what_the_parser_sees(name: str) -> None:
     assert walked == original
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_models_are_loaded_as_stock_loads_them(judge: Judge, name: str) -> None:
     verdict = judge.verdict(UNUSUAL[name]())
