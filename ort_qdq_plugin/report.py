@@ -73,8 +73,21 @@ class StockReason(_Sentence):
         return f"{str(self).rstrip('.')}: {detail}" if detail else str(self)
 
 
-@dataclass(frozen=True, slots=True)
-class FusedWeight:
+class _ByFields:
+    """Equality, hash and text by fields: `dataclass` would write and compile them anew for each class, in every process."""
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+@dataclass(frozen=True, eq=False, repr=False, match_args=False)
+class FusedWeight(_ByFields):
     """A node that became a fused low-bit operator.
 
     Attributes:
@@ -106,8 +119,8 @@ class FusedWeight:
     has_bias: bool
 
 
-@dataclass(frozen=True, slots=True)
-class UnfusedWeight:
+@dataclass(frozen=True, eq=False, repr=False, match_args=False)
+class UnfusedWeight(_ByFields):
     """A DequantizeLinear of a constant weight that stays.
 
     Attributes:
@@ -131,8 +144,8 @@ class UnfusedWeight:
     bytes_per_run: int
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, eq=False, repr=False, match_args=False)
+class Report(_ByFields):
     """What became of a model.
 
     Attributes:
