@@ -29,7 +29,7 @@ from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.sources import FileSource
-from ort_qdq_plugin.ort.buffers import borrow, prepack_in_parallel
+from ort_qdq_plugin.ort.buffers import borrow
 from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, config_entry, options_are_in_models
@@ -194,7 +194,6 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         # ONNX Runtime only takes pre-packed weights from files that it opens itself, beside the model.
         if config_entry(session_options, FOLDER_KEY):
             session_options.add_session_config_entry(FOLDER_KEY, "")
-        prepack_in_parallel(session_options)
         report = replace(journal.finished("shared"), shared_bytes=manifest.prepacked_bytes)
         return PreparedModel(
             os.path.join(entry.path, SHARED_MODEL), session_options, False, {}, (), (), report, entry.holder

@@ -23,7 +23,7 @@ from ort_qdq_plugin.ort.keys import DIRECT_KEY, FOLDER_KEY, PARALLEL_KEY, config
 from ort_qdq_plugin.ort.options_lock import with_entries
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "prepack_in_parallel", "trimming"]
+__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "trimming"]
 
 _TRIM_INTERVAL = 0.01  # seconds; ONNX Runtime pre-packs some 10 MB meanwhile
 
@@ -44,7 +44,7 @@ def borrow(options: Any, buffers: Borrowed) -> None:
         options: A private copy; it cannot be used for other models afterwards.
         buffers: NodeRef in the model -> the buffer that stands for the file of that name.
     """
-    prepack_in_parallel(options)
+    _prepack_in_parallel(options)
     if buffers:
         options.add_session_config_entry(DIRECT_KEY, "1")
         lengths = [len(buffer) for buffer in buffers.values()]
@@ -92,7 +92,7 @@ def by_path(session_options: Any, create: Callable[[], None]) -> None:
     with_entries(session_options, entries, create)
 
 
-def prepack_in_parallel(session_options: Any) -> None:
+def _prepack_in_parallel(session_options: Any) -> None:
     """Unless the caller has said whether to."""
     if config_entry(session_options, PARALLEL_KEY) is None:
         session_options.add_session_config_entry(PARALLEL_KEY, "1")
