@@ -81,7 +81,13 @@ def prepack(model: ModelProto, buffers: Borrowed, folder: str) -> tuple[str, dic
     session.initialize_session(["CPUExecutionProvider"], [{}], set())
     with open(options.optimized_model_filepath, "rb") as file:
         saved = ModelProto.FromString(file.read())
-    made = {tensor.name: _prepacked(tensor) for tensor in external_tensors(saved.graph)}
+    # An optimizer may have made another tensor of the same name.
+    ours = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in external_tensors(model.graph)}
+    made = {
+        tensor.name: _prepacked(tensor)
+        for tensor in external_tensors(saved.graph)
+        if ours.get(tensor.name) == (tensor.data_type, tuple(tensor.dims))
+    }
     return os.path.join(folder, _DATA), {name: found for name, found in made.items() if found}
 
 
