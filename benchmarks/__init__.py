@@ -9,6 +9,4 @@
 - `small_models`: drawn with `conformance.drawing`
 """
 
-from __future__ import annotations
-
 __all__: list[str] = []

@@ -10,8 +10,6 @@ instead of [K, N]), `zp` or `nozp` (unsigned weights have zero points unless the
 none), `fp16` (float16 scales and activations).
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Sequence

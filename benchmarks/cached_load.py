@@ -7,8 +7,6 @@ QOperator model in stock ONNX Runtime, this package without a cache, from the ca
 After that, some processes hold a session each at the same time, and one process compares the latency of both kinds.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

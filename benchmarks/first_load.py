@@ -7,8 +7,6 @@ contenders), the second time without. Contenders are stock ONNX Runtime, this pa
 earlier process has filled. `--check` makes a missed target an error.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -6,8 +6,6 @@ The folders are those of onnxruntime-genai's model builder, of one checkpoint: w
 a fresh process; the contenders take turns. The prompt is made of random tokens.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

@@ -11,8 +11,6 @@
 Models are written one at a time into a temporary folder and deleted behind it.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

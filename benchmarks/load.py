@@ -8,8 +8,6 @@ Below each table stand the targets that can be judged from it; `--check` makes a
 is shown as failed and does not stop the others.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

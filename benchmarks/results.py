@@ -1,7 +1,5 @@
 """What a table says: medians, ratios, the targets that these are judged by, and of what machine and commit they are."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

@@ -1,7 +1,5 @@
 """Models as small as most are: what a fixed cost of loading weighs on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

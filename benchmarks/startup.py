@@ -10,8 +10,6 @@ Other work on the machine slows down some starts and not others: differences are
 one turn differ by, and processor time stands beside the time that passed.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

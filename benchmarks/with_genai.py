@@ -3,8 +3,6 @@
 Its first run takes the prompt and gives a token, each later one gives the next token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

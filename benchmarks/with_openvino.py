@@ -1,7 +1,5 @@
 """OpenVINO as a contender: an engine of `ort_qdq_plugin.cli.child`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

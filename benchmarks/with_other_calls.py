@@ -1,7 +1,5 @@
 """ONNX Runtime's own calls that take external data, without this package: an engine of `ort_qdq_plugin.cli.child`."""
 
-from __future__ import annotations
-
 import mmap
 import threading
 from collections.abc import Callable

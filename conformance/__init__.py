@@ -10,6 +10,4 @@
 `drawing` has what they write their models with. What loading takes is measured in the folder `benchmarks`.
 """
 
-from __future__ import annotations
-
 __all__: list[str] = []

@@ -11,8 +11,6 @@
 Exit status 1 if anything of this does not hold.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import shutil

@@ -1,7 +1,5 @@
 """The command line of checks that are rows of a table."""
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """What sessions of all checks have in common: they run on the CPU, and say nothing about models that are meant to fail."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

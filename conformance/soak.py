@@ -9,8 +9,6 @@ models' and packed files and the files themselves must be what they were. Exit s
 Runtime does the same in a process of its own, for comparison: what that leaves behind is shown, not judged.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import gc

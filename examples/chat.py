@@ -6,8 +6,6 @@ FOLDER is one of onnxruntime-genai's: genai_config.json, the model's files, a to
 until there is none. What was fused is said first, and how fast tokens came after each answer.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """What the examples share: their arguments, what each worker tells of itself, and a table of that."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -8,8 +8,6 @@ only fills the cache (`warm`). Each worker creates its session once it runs, and
 worker that answers has.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import sys

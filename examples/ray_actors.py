@@ -7,8 +7,6 @@ pool of actors is spread over the nodes; each creates a session. Batches of tens
 packed, how long its actors took to start and how much memory they have is printed.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -3,8 +3,6 @@
 python examples/spawned_workers.py [--workers 4] [--model MODEL --input BATCHES.npy]
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import sys
 import time

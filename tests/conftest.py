@@ -1,7 +1,5 @@
 """What all tests find: interrupts that work, and processes that load models which nobody trusts."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

@@ -1,7 +1,5 @@
 """Small models, the sessions they are compared with, and looking at a process from outside."""
 
-from __future__ import annotations
-
 import gc
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What the tables of `benchmarks` say of runs, and when a command has failed."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the documentation says, and whether it is so: each claim is a page, words that stand there, and what has to hold."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """Errors: which are whose, and what becomes of those of protobuf."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

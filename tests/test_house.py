@@ -1,7 +1,5 @@
 """What imports what: modules import downwards only, and a model that needs little imports little; what is tested where."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

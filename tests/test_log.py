@@ -1,7 +1,5 @@
 """Messages, and the logging module, which is not imported for those that nobody wants."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """Options, their environment variables, and what the session's own options add to them."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

@@ -1,7 +1,5 @@
 """What the project says in several places, and files that only GitHub or a release reads."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tomllib

@@ -1,7 +1,5 @@
 """Reports: what they say and in which form."""
 
-from __future__ import annotations
-
 import json
 from enum import Enum
 from pathlib import Path

@@ -6,8 +6,6 @@ None of it is documented as a promise, so that a new release may change it. Ever
 says what is relied on and where; they use ONNX Runtime alone, not this package. The exit code is 1 if one fails.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections.abc import Sequence

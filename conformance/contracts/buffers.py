@@ -1,7 +1,5 @@
 """Buffers that a session borrows, and what may be done to them meanwhile; models that refer to bytes of their own."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a contract is: a check with a name, and what it says is relied on."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

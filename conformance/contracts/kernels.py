@@ -1,7 +1,5 @@
 """What MatMulNBits, DequantizeLinear and Transpose compute."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

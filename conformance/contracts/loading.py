@@ -1,7 +1,5 @@
 """What contracts do again and again with small models: draw, load and run them, and see what is refused."""
 
-from __future__ import annotations
-
 import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """SessionOptions: what a copy of them has, what their entries mean; and the paths that ONNX Runtime refuses and takes."""
 
-from __future__ import annotations
-
 import gc
 import os
 from contextlib import suppress

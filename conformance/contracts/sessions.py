@@ -1,7 +1,5 @@
 """Native sessions: who makes them, who keeps them, and when they are gone."""
 
-from __future__ import annotations
-
 import gc
 import inspect
 import json

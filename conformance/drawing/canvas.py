@@ -1,7 +1,5 @@
 """Nodes, inputs and outputs being drawn, and the model that they make."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Element types by their names, and how their values become bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

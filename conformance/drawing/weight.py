@@ -1,7 +1,5 @@
 """How a quantized weight is stored."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -7,8 +7,6 @@ is logged, and if there is either a session that gives ONNX Runtime's own result
 Runtime raises in the same fault. The exit code is 1 if a row fails. Most rows that fill disks or break them need root.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """What a process breaks for itself, before it loads or at some moment of the load."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import resource

@@ -1,7 +1,5 @@
 """All faults."""
 
-from __future__ import annotations
-
 from conformance.faults.fault import Fault
 from conformance.faults.limits import CONTROL_GROUPS, LIMITS
 from conformance.faults.signals import SIGNALS

@@ -1,7 +1,5 @@
 """One load in a process of its own: break something, then load, and tell what came of it."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os

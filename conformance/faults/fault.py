@@ -1,7 +1,5 @@
 """What a row of the table is: a fault, and the loads that meet it."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The one place that knows how this package is made inside: what it imports late, and the stages of a load."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

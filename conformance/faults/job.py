@@ -1,7 +1,5 @@
 """What a process must do, what becomes of it, and whether that is right: judged by what stock ONNX Runtime makes of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

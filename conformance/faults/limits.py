@@ -1,7 +1,5 @@
 """Limits of the process and of its control group: file sizes, descriptors, memory and threads."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator, Sequence

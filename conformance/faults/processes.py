@@ -1,7 +1,5 @@
 """Starting such processes, hearing what became of them, and seeing what they leave behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The models that faults are met with, and what rows need again and again."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Signals while a model is loaded, at chosen moments and at random ones."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

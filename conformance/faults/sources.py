@@ -1,7 +1,5 @@
 """Files of the model that somebody changes while it is loaded."""
 
-from __future__ import annotations
-
 import shutil
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Disks that are full or fail, and directories for packed weights that are missing, not permitted, or not safe."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -10,8 +10,6 @@ model in three ways, ours and stock ONNX Runtime's in processes of their own, so
 verdicts.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import sys

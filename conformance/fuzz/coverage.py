@@ -1,7 +1,5 @@
 """Fuzzing `inspect`, guided by which of its branches an input reaches."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import random

@@ -1,7 +1,5 @@
 """Compares what this package makes of a model with what stock ONNX Runtime makes of it."""
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import Any
 

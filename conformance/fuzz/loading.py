@@ -1,7 +1,5 @@
 """Loads and runs a model one way, and measures what it takes."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import re

@@ -1,7 +1,5 @@
 """Mutations of a parsed model: what a malicious or a careless writer could have put there."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ Every choice is asked of a `random.Random`. Hypothesis supplies one whose choice
 coverage-guided fuzzer one with the seed that it gives its mutators.
 """
 
-from __future__ import annotations
-
 import onnx
 from google.protobuf.message import DecodeError
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """What came of a model, and what it may cost beyond what stock ONNX Runtime takes for it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

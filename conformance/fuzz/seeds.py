@@ -1,7 +1,5 @@
 """Valid models to start from."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import onnx

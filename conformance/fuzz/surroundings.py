@@ -1,7 +1,5 @@
 """A folder with the files, links and devices that mutated models refer to."""
 
-from __future__ import annotations
-
 import os
 import random
 import tempfile

@@ -1,7 +1,5 @@
 """A process that loads models which may crash it, and tells what came of each."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os

@@ -7,8 +7,6 @@ stock fuses the same nodes, and stays within the error limits against the unopti
 fails.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

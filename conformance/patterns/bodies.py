@@ -1,7 +1,5 @@
 """Weights and products in the bodies of If, Loop and Scan, and in model-local functions."""
 
-from __future__ import annotations
-
 import onnx.parser
 from onnx import TensorProto
 

@@ -4,8 +4,6 @@ Group 2, the plain layouts, is a pairwise cover of what can be combined, plus tr
 write besides, is written by hand.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from conformance.patterns.bodies import FUNCTIONS, SUBGRAPHS

@@ -1,7 +1,5 @@
 """What stands between a DequantizeLinear and its product: casts, transposes and changes of shape."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from conformance.drawing.draft import ROWS

@@ -1,7 +1,5 @@
 """The plain layouts: a pairwise cover of all that can be combined, from the consumer to the rank of A."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -2,8 +2,6 @@
 was fused, against what the pattern expects.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress

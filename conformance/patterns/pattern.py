@@ -1,7 +1,5 @@
 """What a pattern is: a model, and what must become of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Gemm and FusedMatMul with their attributes and biases, weights with several readers, and weights on the left."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from onnx import TensorProto

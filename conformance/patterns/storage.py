@@ -1,7 +1,5 @@
 """Weights stored in other types, blocks and opsets, tables of embeddings, and activations that are quantized too."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Plain layouts with something about them that a careless fusion would get wrong, and those that must be left alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from onnx import helper

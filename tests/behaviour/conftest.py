@@ -1,7 +1,5 @@
 """What most of these tests vary: where a model is stored, its layout, the route it takes; and an empty folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

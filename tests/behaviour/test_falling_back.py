@@ -1,7 +1,5 @@
 """What fails before the session exists: one warning and a session of stock's, or the cause where `strict` asks for it."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

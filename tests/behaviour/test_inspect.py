@@ -1,7 +1,5 @@
 """inspect says what create_session would do, and reads no weight for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock

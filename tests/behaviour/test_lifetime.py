@@ -1,7 +1,5 @@
 """How long borrowed memory lives: as long as anything of the session can read it, and no longer."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import random

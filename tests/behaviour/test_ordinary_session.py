@@ -1,7 +1,5 @@
 """create_session gives an ordinary InferenceSession. Each call of the class is compared with stock's in tests/surface."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The pattern table's rows: all once, the quick ones by every route, from every kind of file, into every kind of buffer."""
 
-from __future__ import annotations
-
 import onnxruntime as ort
 import pytest
 

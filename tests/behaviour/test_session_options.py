@@ -1,7 +1,5 @@
 """The caller's SessionOptions: they mean what they mean to stock, and stay as they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where the bytes of weights go: into a file or memory when packed, nowhere when they are used in place."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A store, and what entries are made of."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

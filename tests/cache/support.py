@@ -1,7 +1,5 @@
 """Loads through the cache, in this process and in others; files that change."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

@@ -1,7 +1,5 @@
 """The helper process: what it runs, where, for how long, and what its failure costs."""
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys

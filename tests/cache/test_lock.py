@@ -1,7 +1,5 @@
 """Locks: one holder at a time among threads and processes, however each of them ends."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

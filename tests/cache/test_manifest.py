@@ -1,7 +1,5 @@
 """Manifests: they come back as they were stored, and nothing else is taken for one."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Entries with pre-packed weights: stock ONNX Runtime opens them, and computes the same."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Making room: which entries go, in which order, and which never."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """The store: what is written is found, and nothing else is."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import logging

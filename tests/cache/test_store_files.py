@@ -1,7 +1,5 @@
 """Files of entries: how they are written, and what is said of them."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Loads through the cache, as their callers see them."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import logging

@@ -1,7 +1,5 @@
 """Files of entries on their way to the disk."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Writing entries: what they have of the model's own files, and what is left of one that is not completed."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

@@ -1,7 +1,5 @@
 """Running the command line: in this process, in one of its own, and on a terminal."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import pty

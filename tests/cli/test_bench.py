@@ -1,7 +1,5 @@
 """`bench` and `demo`: what is measured of whom, the inputs that are made up, and the picture."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`warm` and `cache`: what they make, show and remove, and what they leave alone."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

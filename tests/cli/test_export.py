@@ -1,7 +1,5 @@
 """``ort-qdq export``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

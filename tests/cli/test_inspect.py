@@ -1,7 +1,5 @@
 """`inspect`: the same as the report, in a table; fast, and as wide as the terminal."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """Bringing the machine into the same state before each measurement."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os

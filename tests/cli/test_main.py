@@ -1,7 +1,5 @@
 """The command line as a whole: what is wrong is said in one line, and the package does without it."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """What a process that is measured does, and which package it is that it loads a model with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`run`: a program runs as ever, with the package switched on, and its sessions are told of at the end."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

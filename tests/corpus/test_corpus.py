@@ -4,8 +4,6 @@
 `python -m conformance.fuzz` finds more.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

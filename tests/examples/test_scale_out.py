@@ -1,7 +1,5 @@
 """The examples of scale-out, as a user runs them: what comes out is what a plain session gives."""
 
-from __future__ import annotations
-
 import http.client
 import importlib.util
 import io

@@ -1,7 +1,5 @@
 """What tests of fusion share: tensors and weights as matching reads them, decisions, and nodes run the obvious way."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any

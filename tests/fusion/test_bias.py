@@ -1,7 +1,5 @@
 """What is added to a product: which constants become MatMulNBits' own bias, and with which values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

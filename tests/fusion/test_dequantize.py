@@ -1,7 +1,5 @@
 """Reading DequantizeLinear: operands checked against each other, zero points that need not be given, and W[K, N]."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import count

@@ -1,7 +1,5 @@
 """Names that nothing has yet, and nodes one after another."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from onnx import GraphProto, TensorProto, helper

@@ -1,7 +1,5 @@
 """Gathers of quantized tables: which are fused, and what GatherBlockQuantized is told of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

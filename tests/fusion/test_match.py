@@ -1,7 +1,5 @@
 """Walking from every DequantizeLinear of a constant weight to what reads it: one decision each, and why."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Products: which are fused, and what the nodes that take their place compute, against NumPy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """MatMulNBits' operands, taken for what its documentation says, against DequantizeLinear in plain NumPy."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

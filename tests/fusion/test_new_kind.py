@@ -1,7 +1,5 @@
 """CONTRIBUTING.md's way to a new operator to fuse, followed in a copy of the package: one file, one row, and it works."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Fused nodes put into a model: what takes whose place, what goes with it, and what stays because something reads it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any

@@ -3,8 +3,6 @@
 What an opset has is compared with the installed onnx package, version by version.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Views against NumPy: chains of nodes are applied to an array of different numbers, and the view says which is where."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import operator

@@ -1,7 +1,5 @@
 """A kind of fusion as CONTRIBUTING.md has one made: x minus a dequantized weight, as x plus one with negative scales."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What is read of a genai_config.json, and what is written in its place."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

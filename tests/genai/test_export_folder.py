@@ -1,7 +1,5 @@
 """Folders of models, exported: what is in them then, and what is never touched."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

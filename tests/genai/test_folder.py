@@ -1,7 +1,5 @@
 """The temporary folders that onnxruntime-genai is given."""
 
-from __future__ import annotations
-
 import fcntl
 import gc
 import os

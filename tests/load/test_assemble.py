@@ -1,7 +1,5 @@
 """The model that ONNX Runtime is given: one initializer for what is the same, and a place for every tensor."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Exported models: stock ONNX Runtime loads them, with nothing of ours, and computes what our session does."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One load from end to end: sessions whose providers want the model as it is, be it in the cache or not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

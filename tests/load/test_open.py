@@ -1,7 +1,5 @@
 """Opening a model: what goes to stock at first sight, and what is closed again then."""
 
-from __future__ import annotations
-
 import os
 from contextlib import closing
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The journey of a model, stage by stage: what is planned, what is prepared, and what is given back when it fails."""
 
-from __future__ import annotations
-
 import gc
 import os
 from contextlib import closing, suppress

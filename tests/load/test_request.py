@@ -1,7 +1,5 @@
 """What is asked for: whose settings count."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import onnxruntime as ort

@@ -1,7 +1,5 @@
 """Loading through the cache: what has an entry of its own, what an entry gives, and which sessions it is not for."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Packed buffers: where they are, what is left of them, and what happens when there is no room."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import logging

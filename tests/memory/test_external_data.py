@@ -1,7 +1,5 @@
 """ExternalData: where ONNX Runtime finds the bytes of each tensor."""
 
-from __future__ import annotations
-
 import mmap
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Spill files that have a name: whose they are, who removes them, and where they may lie."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import stat

@@ -1,7 +1,5 @@
 """A folder for a model, with data that it may name and data that it may not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

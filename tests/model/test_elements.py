@@ -1,7 +1,5 @@
 """The table of element types, line by line against the installed onnx package."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from onnx import TensorProto, helper

@@ -1,7 +1,5 @@
 """Protobuf's wire format, read by protobuf; and the small models, taken by ONNX's checker and run by ONNX Runtime."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Model-local functions: what is refused before inlining, and that what is let through is what ONNX's inliner can take."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """The cheap look at a model, against what matching finds in it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

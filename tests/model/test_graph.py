@@ -1,7 +1,5 @@
 """A graph and its subgraphs: who makes, who reads and what is constant under a name, and which graphs are refused."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Messages: what they are asked for and how they are made, against the onnx package's own helpers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Operands: which of them are their source's own bytes, which can be used in place, and which are the same."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The table of operators."""
 
-from __future__ import annotations
-
 import pytest
 from onnx import helper
 

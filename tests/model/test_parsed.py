@@ -1,7 +1,5 @@
 """Parsing a skeleton: what is refused, which functions are inlined, and where references in attributes go."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

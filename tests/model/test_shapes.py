@@ -1,7 +1,5 @@
 """Shapes that are followed here, against ONNX's own inference."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is opened: the model without its large tensors, the files that it needs, and what is no ONNX model."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

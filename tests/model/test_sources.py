@@ -1,7 +1,5 @@
 """Where bytes are: files that may change or vanish, memory, and which files a model may name."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import os

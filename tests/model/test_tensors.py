@@ -1,7 +1,5 @@
 """Where tensors are: bounds, types and values."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

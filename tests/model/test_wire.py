@@ -1,7 +1,5 @@
 """The walk over a serialized model: nothing lost, nothing read that need not be, and no bytes that upset it."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Handing buffers over: ONNX Runtime uses ours in place, as long as its session lives."""
 
-from __future__ import annotations
-
 import gc
 import mmap
 import sys

@@ -1,7 +1,5 @@
 """Private copies of the caller's options: what they say, what they lose, and what they leave alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import onnxruntime as ort

@@ -1,7 +1,5 @@
 """Operators of onnxruntime-extensions."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

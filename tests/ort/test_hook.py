@@ -1,7 +1,5 @@
 """The hook: what an InferenceSession was asked for, and what it is asked for meanwhile."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Entries of SessionOptions, and the variable that has them read from models."""
 
-from __future__ import annotations
-
 import pytest
 
 from ort_qdq_plugin.ort.keys import config_entry, options_are_in_models

@@ -1,7 +1,5 @@
 """Options that threads share: many read, one changes, and neither an interrupt nor a fork leaves them locked or changed."""
 
-from __future__ import annotations
-
 import gc
 import signal
 import sys

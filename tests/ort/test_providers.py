@@ -1,7 +1,5 @@
 """Execution providers: which a session will have, and which take fused nodes."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import Any
 

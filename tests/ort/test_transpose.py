@@ -1,7 +1,5 @@
 """ONNX Runtime's Transpose on plain memory, against NumPy's."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np

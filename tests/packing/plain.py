@@ -1,7 +1,5 @@
 """Packing the obvious way: one integer per element, whole arrays, no tricks. The package must agree with it bit for bit."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

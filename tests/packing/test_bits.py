@@ -1,7 +1,5 @@
 """The transposer, element by element."""
 
-from __future__ import annotations
-
 from unittest import mock
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Where operands go: every one that is packed has room of its own, and what is the same is placed once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pytest

@@ -1,7 +1,5 @@
 """Every byte of the packed buffers, against packing the obvious way."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator, Sequence

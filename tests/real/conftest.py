@@ -1,7 +1,5 @@
 """What several test modules need, made once."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -6,8 +6,6 @@ writes FOLDER/rows.onnx, float x [batch, 96], whose linear layers become Gemm(tr
 FOLDER/sequences.onnx, float x [batch, sequence, 96], whose linear layers become MatMul and Add.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@
 writes FOLDER/<name>/model.onnx for each of the names in `VARIANTS`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 python generate.py FOLDER
 """
 
-from __future__ import annotations
-
 import sys
 
 import onnxruntime_genai as og

@@ -3,8 +3,6 @@
 The package itself is not imported: it carries weights (six BERT layers, no ONNX model) and the tokenizer's files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

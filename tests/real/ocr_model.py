@@ -3,8 +3,6 @@
 The package itself is not imported (it needs OpenCV): its model file is all that is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path

@@ -6,8 +6,6 @@ writes FOLDER/<name>/ for each of the names in `VARIANTS`, and its MatMulNBits f
 in it has the name of MODEL.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple

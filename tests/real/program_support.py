@@ -1,7 +1,5 @@
 """Running programs of this folder that know nothing of the package, with and without the variable that switches it on."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 Nothing here uses the package under test: the twin is written with plain NumPy so that it can disagree.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

@@ -1,7 +1,5 @@
 """Models of onnxruntime-genai itself on fused weights: the builder's, and one of several files."""
 
-from __future__ import annotations
-
 import gc
 import os
 import random

@@ -1,7 +1,5 @@
 """Greedy decoding, with the KV cache, of models that onnxruntime-genai's model builder writes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

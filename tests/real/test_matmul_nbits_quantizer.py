@@ -1,7 +1,5 @@
 """ONNX Runtime's MatMulNBitsQuantizer in QDQ format on a small network, from opsets 17 and 21."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

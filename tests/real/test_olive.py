@@ -1,7 +1,5 @@
 """The QDQ that Olive's MatMulNBitsToQDQ pass writes, 4 and 8 bits, in both layouts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

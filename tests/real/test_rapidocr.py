@@ -1,7 +1,5 @@
 """Reading text with RapidOCR's recognition model (attention, K = 120), quantized by real tools."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

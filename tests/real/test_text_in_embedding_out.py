@@ -3,8 +3,6 @@
 The tokenizer is an operator of onnxruntime-extensions, whose library nobody registers here.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Networks from torch's dynamo exporter, their linear layers quantized N-major by a few lines of NumPy."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Each runs in processes of its own, with models as shipped and with 4-bit ones at
 them. What was fused is read from the log: the programs know nothing of this package.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

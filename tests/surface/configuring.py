@@ -1,7 +1,5 @@
 """Programs that load models with all kinds of options: settings, config entries, initializers, libraries, providers."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What legitimately differs between a session of this package and a stock one: programs with what each side gives."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Programs that load models from all kinds of sources and save them, and those that must fail."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path

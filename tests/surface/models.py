@@ -1,7 +1,5 @@
 """The models that both sides load: one shell around four ways of writing the same product."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 

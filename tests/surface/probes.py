@@ -1,7 +1,5 @@
 """The table of probes: which program compares which public names, and where."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import types

@@ -1,7 +1,5 @@
 """Programs that run a session: every way of calling it, with what it takes and what it refuses."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

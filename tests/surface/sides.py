@@ -1,7 +1,5 @@
 """Two sides that run the same program: stock ONNX Runtime, and this package in each of the ways it can be used."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

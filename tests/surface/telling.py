@@ -1,7 +1,5 @@
 """Programs that ask a session what it is, change what can be changed of it, and treat it as a Python object."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import inspect

@@ -3,8 +3,6 @@
 Every program of ``tests.surface`` is run on both sides, and must give, raise, warn, print and write the same.
 """
 
-from __future__ import annotations
-
 import inspect
 import itertools
 from collections.abc import Iterator

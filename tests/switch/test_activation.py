@@ -1,7 +1,5 @@
 """activate and deactivate: programs that create InferenceSessions themselves."""
 
-from __future__ import annotations
-
 import inspect as python_inspect
 import pickle
 import threading

@@ -1,7 +1,5 @@
 """The environment variable that switches it on: whoever imports onnxruntime, when and in whatever way."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

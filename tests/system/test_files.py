@@ -1,7 +1,5 @@
 """Files: how they are opened and named, what is read from them and written, and who else may use them."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """Forks: what they wait for, and what happens in the child."""
 
-from __future__ import annotations
-
 from tests.support import python
 
 FORKS = """

@@ -1,7 +1,5 @@
 """What the system gives a process."""
 
-from __future__ import annotations
-
 import mmap
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Models below 1 MB that are made to cost seconds or hundreds of megabytes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """What comes of a model, and comparing it with what comes of it in stock ONNX Runtime."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

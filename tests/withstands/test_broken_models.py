@@ -1,7 +1,5 @@
 """Broken models and data files: what stock ONNX Runtime says is what the user hears, and nothing is left behind."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

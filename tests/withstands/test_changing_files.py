@@ -1,7 +1,5 @@
 """Files that change while their weights are packed: what is loaded is of one file, or it is stock's to load."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

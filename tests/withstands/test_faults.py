@@ -1,7 +1,5 @@
 """Real faults, each in a fresh process: the rows of the fault table that are a matter of seconds, and some kills."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 

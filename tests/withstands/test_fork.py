@@ -1,7 +1,5 @@
 """Pre-forking servers: what a child may do while the parent has sessions, and threads that are making some."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

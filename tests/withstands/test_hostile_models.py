@@ -1,7 +1,5 @@
 """Models made to hurt: they cost neither seconds nor hundreds of megabytes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Ctrl-C and `kill -9` while a model is loaded: nothing is left behind."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

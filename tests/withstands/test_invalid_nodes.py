@@ -1,7 +1,5 @@
 """Nodes that a fusion would take away are checked first: what stock refuses is refused here too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

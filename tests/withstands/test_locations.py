@@ -1,7 +1,5 @@
 """Which files a model can have opened: those that stock ONNX Runtime opens, and no other."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """Valid models, mutated: never a crash, and never numbers or errors that stock does not give."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

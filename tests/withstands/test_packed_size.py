@@ -1,7 +1,5 @@
 """What packing may make of a model: its weights and some padding, not many times its bytes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import onnx

@@ -1,7 +1,5 @@
 """Models that are serialized in ways that parsers take and writers do not use."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Files, bytes and paths that are no model: the error is stock's."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path
