@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from ort_qdq_plugin.errors import ModelError, QdqPluginError, SourceChangedError, SourceUnreadableError
     from ort_qdq_plugin.load.export import export
     from ort_qdq_plugin.options import Options
-    from ort_qdq_plugin.report import FusedWeight, Reason, Report, StockReason, UnfusedWeight
+    from ort_qdq_plugin.report import Report, StockReason
+    from ort_qdq_plugin.report.weights import FusedWeight, Reason, UnfusedWeight
     from ort_qdq_plugin.session import create_session, inspect, report_of, warm
     from ort_qdq_plugin.switch.activation import activate, deactivate
 
@@ -42,7 +43,8 @@ _MODULES = {
     "errors": ("ModelError", "QdqPluginError", "SourceChangedError", "SourceUnreadableError"),
     "load.export": ("export",),
     "options": ("Options",),
-    "report": ("FusedWeight", "Reason", "Report", "StockReason", "UnfusedWeight"),
+    "report": ("Report", "StockReason"),
+    "report.weights": ("FusedWeight", "Reason", "UnfusedWeight"),
     "session": ("create_session", "inspect", "report_of", "warm"),
     "switch.activation": ("activate", "deactivate"),
 }

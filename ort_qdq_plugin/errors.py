@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from ort_qdq_plugin.report import Reason, StockReason
+if TYPE_CHECKING:
+    from ort_qdq_plugin.report import StockReason
+    from ort_qdq_plugin.report.weights import Reason
 
 __all__ = [
     "LeaveToStock",

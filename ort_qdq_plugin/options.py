@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ort_qdq_plugin import log
+from ort_qdq_plugin.report.values import ByFields
 from ort_qdq_plugin.system.environment import NO, PREFIX, YES
 
 __all__ = ["Buffer", "Options", "Verify", "is_accuracy_level", "is_block_size", "options_from_environment"]
@@ -21,8 +22,8 @@ _LEAST_PADDING, _DEFAULT = -1, 0
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+@dataclass(frozen=True, eq=False, repr=False, match_args=False)
+class Options(ByFields):
     """How to load a model. The defaults do what ONNX Runtime's own fusion would.
 
     Attributes:

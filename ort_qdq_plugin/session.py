@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
@@ -18,8 +18,11 @@ from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.providers import check_providers, provider_names
-from ort_qdq_plugin.report import Report, UnfusedWeight
+from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.forks import fork_lock
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.report.weights import UnfusedWeight
 
 __all__ = ["create_session", "inspect", "report_of", "warm"]
 

@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ort_qdq_plugin.report import FusedWeight, Reason, Report, StockReason, UnfusedWeight
+from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.report.weights import FusedWeight, Reason, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
 
 __all__ = [

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_table, size
-from ort_qdq_plugin.report import FusedWeight, Report, UnfusedWeight
+from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "groups", "models_in", "run"]
 

@@ -13,7 +13,7 @@ from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT16, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, is_standard, made_tensor
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["MAX_FACTOR", "Addend", "Bias", "check_bias", "following_bias", "own_bias"]
 

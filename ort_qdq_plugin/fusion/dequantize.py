@@ -13,7 +13,7 @@ from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute
 from ort_qdq_plugin.model.operators import role_of
 from ort_qdq_plugin.model.tensors import Locate, StoredTensor, shape_of
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["Centred", "Dequantized", "QuantizedMatrix", "has_constant_weight", "is_dequantize", "read_dequantize"]
 

@@ -18,7 +18,7 @@ from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, INT4, UINT4, UINT8
 from ort_qdq_plugin.model.messages import int_attribute
 from ort_qdq_plugin.model.operands import Operands, as_stored
 from ort_qdq_plugin.model.tensors import Locate
-from ort_qdq_plugin.report import FusedWeight, Reason
+from ort_qdq_plugin.report.weights import FusedWeight, Reason
 
 __all__ = ["GatherFusion", "fuse"]
 

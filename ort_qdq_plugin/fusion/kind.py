@@ -14,7 +14,7 @@ from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes, stored_bytes
 from ort_qdq_plugin.model.tensors import Locate
-from ort_qdq_plugin.report import FusedWeight, Layout
+from ort_qdq_plugin.report.weights import FusedWeight, Layout
 
 __all__ = ["Fuse", "Fusion", "FusionSettings", "Site", "report_entry"]
 

@@ -17,7 +17,7 @@ from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute
 from ort_qdq_plugin.model.operators import OPERATORS, operator_of
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, shape_of, tensor_bytes
-from ort_qdq_plugin.report import Reason, UnfusedWeight
+from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
 
 __all__ = ["Matches", "match"]
 

@@ -23,7 +23,7 @@ from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, attributes, made_tensor
 from ort_qdq_plugin.model.operands import Operands
 from ort_qdq_plugin.model.tensors import Locate
-from ort_qdq_plugin.report import FusedWeight, Reason
+from ort_qdq_plugin.report.weights import FusedWeight, Reason
 
 __all__ = ["MatMulFusion", "fuse"]
 

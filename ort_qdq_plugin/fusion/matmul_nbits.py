@@ -13,7 +13,7 @@ from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, UINT8, bits_of
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["block_size_for", "kernel_takes", "kernel_type", "operands_of", "shortened_block"]
 

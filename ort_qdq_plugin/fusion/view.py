@@ -12,7 +12,7 @@ from ort_qdq_plugin.model.messages import NodeProto, attribute, int_attribute
 from ort_qdq_plugin.model.operators import role_of
 from ort_qdq_plugin.model.shapes import allows_zero, reshaped_by, whole_numbers
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["View", "follow", "view_of"]
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.model.glance import is_quantized_throughout
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, OPTIONS_IN_MODEL, config_entry, options_are_in_models
 from ort_qdq_plugin.report import StockReason
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["glance_at", "leave_unreadable_to_stock", "open_model"]
 
@@ -49,7 +49,11 @@ def glance_at(skeleton: Skeleton) -> None:
     Raises:
         NothingToDo: They show that nothing in it can be fused.
     """
-    if not _has_fused_operators(skeleton) and is_quantized_throughout(skeleton.data):
+    if _has_fused_operators(skeleton):
+        return
+    with fork_lock:
+        from ort_qdq_plugin.model.glance import is_quantized_throughout
+    if is_quantized_throughout(skeleton.data):
         raise NothingToDo(StockReason.NOT_FUSIBLE, "activations are quantized wherever weights are")
 
 

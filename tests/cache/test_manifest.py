@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import example, given
@@ -24,7 +24,8 @@ from ort_qdq_plugin.cache.manifest import (
     digest_of,
     parse_manifest,
 )
-from ort_qdq_plugin.report import FusedWeight, UnfusedWeight
+from ort_qdq_plugin.report import weights
+from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import longer, replaced, rewritten
 
@@ -49,11 +50,11 @@ json_values = st.recursive(
 )
 paths = st.binary(max_size=20).map(os.fsdecode)
 named = st.lists(paths, max_size=2).map(tuple)
-INFERRED = ("stock_reason", "stock_detail", "fused", "unfused", "packed_bytes", "borrowed_bytes", "cache", "shared_bytes")
+FIELDS = get_type_hints(Report, localns=vars(weights))  # `weights` is imported late in a load
 manifests = st.builds(
     Manifest,
     sources=st.lists(st.builds(SourceFile, path=paths, names=named), max_size=3).map(tuple),
-    report=st.builds(Report, seconds=st.just({}), **dict.fromkeys(INFERRED, ...)),
+    report=st.builds(Report, **{**{name: st.from_type(hint) for name, hint in FIELDS.items()}, "seconds": st.just({})}),
 )
 
 

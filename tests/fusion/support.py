@@ -17,7 +17,7 @@ from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
 from ort_qdq_plugin.model.graph import Scope, model_scope
 from ort_qdq_plugin.model.sources import ExternalFiles, MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 from tests.support import Array
 
 __all__ = ["SETTINGS", "drawn", "emitted", "evaluated", "integers_of", "locate", "read", "refused", "scope_and_site"]

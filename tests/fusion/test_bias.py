@@ -13,7 +13,7 @@ from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Addend, Bias, check_bias, following_bias, own_bias
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, StoredTensor
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import drawn, locate, refused
 from tests.support import Array
 

@@ -21,7 +21,7 @@ from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.tensors import MAX_RANK, StoredTensor
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import locate, read, refused
 from tests.packing.plain import raw_bytes
 

@@ -12,7 +12,7 @@ from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from ort_qdq_plugin.fusion.gather import GatherFusion, fuse
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import SETTINGS, emitted, integers_of, locate, read, refused, scope_and_site
 
 

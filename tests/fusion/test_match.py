@@ -10,7 +10,7 @@ from conformance.drawing.weight import Weight
 from ort_qdq_plugin.fusion.match import Matches, match
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.tensors import MAX_RANK
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import SETTINGS, drawn, locate
 
 

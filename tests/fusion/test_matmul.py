@@ -17,7 +17,7 @@ from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Bias
 from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import SETTINGS, emitted, evaluated, integers_of, locate, read, refused, scope_and_site
 from tests.support import Array
 

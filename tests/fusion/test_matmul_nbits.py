@@ -16,7 +16,7 @@ from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, kernel_takes, ker
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, UINT8, bits_of
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands
 from ort_qdq_plugin.model.tensors import StoredTensor
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import refused
 from tests.packing.plain import elements_of, operand_lines, stored
 from tests.support import Array

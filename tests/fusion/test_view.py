@@ -19,7 +19,7 @@ from ort_qdq_plugin.fusion.view import View, follow, view_of
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.shapes import whole_numbers
 from ort_qdq_plugin.model.tensors import MAX_RANK, StoredTensor
-from ort_qdq_plugin.report import Reason
+from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import locate, refused
 
 Array = NDArray[np.int64]

@@ -10,7 +10,7 @@ from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.operands import Conversion, Operands, as_stored
 from ort_qdq_plugin.model.tensors import Locate
-from ort_qdq_plugin.report import FusedWeight, Reason
+from ort_qdq_plugin.report.weights import FusedWeight, Reason
 
 __all__ = ["SubFusion", "fuse"]
 

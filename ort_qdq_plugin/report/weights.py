@@ -1,0 +1,97 @@
+"""What became of each quantized weight of a model: a fused operator, or the reason why it stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ort_qdq_plugin.report.values import ByFields, Sentence
+
+__all__ = ["FusedWeight", "Layout", "Reason", "UnfusedWeight"]
+
+Layout = Literal["K-major", "N-major"]
+
+
+class Reason(Sentence):
+    """Why a DequantizeLinear of a constant weight was left alone. ``str(reason)`` is the sentence."""
+
+    OVERRIDABLE = "An operand is also a graph input, so the caller of run() may replace it."
+    NOT_CONSTANT = "The scales or the zero points are computed at run time."
+    WEIGHT_TYPE = "The weight's type is not a 2-, 4- or 8-bit integer."
+    SCALE_TYPE = "The scales are neither float, float16 nor bfloat16."
+    PRODUCT_TYPE = "The product is computed in a type that no fused kernel takes."
+    RANK = "The weight is not a matrix."
+    BATCHED = "The weight is a stack of matrices, one per batch."
+    RESHAPE = "A Reshape on the way to the product splits an axis of the stored weight, or its shape is not constant."
+    INTERLEAVED = "The axes of the stored weight that make up K and N are interleaved."
+    BLOCKS_ALONG_N = "Scales vary along K index by index, or blocks lie along N: the fused operator needs blocks along K."
+    BLOCK_SIZE = "No power of two from 16 to 256 divides the block size at a cost below twice the operand's bytes."
+    CONSUMER = "The result feeds something other than a matrix product or a Gather."
+    LEFT_OPERAND = "The weight is the left operand of the product, and the right one's rank is not known."
+    TRANSPOSED_ACTIVATION = "The product transposes its other operand, whose rank is not known, or batches its axes."
+    ACTIVATION_RANK = "The weight has leading axes, and the rank of the product's other operand is not known."
+    INTEGER_KERNEL = "The activations are quantized too: ONNX Runtime's integer kernels apply."
+    GATHER = "GatherBlockQuantized takes tables of 4-bit or unsigned 8-bit rows in blocks along the last axis."
+    ALPHA = "The product's alpha is so large or so small that scales times alpha may leave their type's range."
+    UNUSED = "Nothing reads the result."
+    GRAPH_OUTPUT = "The result is an output of the graph."
+    INVALID = "The operands do not fit together: ONNX Runtime reports what is wrong."
+    OPSET = "A node on the way is not as the model's opset has it, or is no known operator: ONNX Runtime decides."
+
+
+@dataclass(frozen=True, eq=False, repr=False, match_args=False)
+class FusedWeight(ByFields):
+    """A node that became a fused low-bit operator.
+
+    Attributes:
+        node: The node that was replaced, by its name or its output's.
+        dequantize: The DequantizeLinear that fed it.
+        kind: Its operator type.
+        k: Rows of the weight.
+        n: Columns of the weight.
+        bits: Of an element.
+        block_size: Elements along K that share a scale.
+        layout: "K-major" (stored [K, N]) or "N-major" (stored [N, K]).
+        packed_bytes: Of its operands that went into the packed buffer. What several fusions share counts in each.
+        borrowed_bytes: Of its operands that are used where the model stores them.
+        stored_bytes: What the model stores of its operands. What several fusions share counts in each.
+        has_bias: Whether the fused node also adds a bias.
+    """
+
+    node: str
+    dequantize: str
+    kind: str
+    k: int
+    n: int
+    bits: int
+    block_size: int
+    layout: Layout
+    packed_bytes: int
+    borrowed_bytes: int
+    stored_bytes: int
+    has_bias: bool
+
+
+@dataclass(frozen=True, eq=False, repr=False, match_args=False)
+class UnfusedWeight(ByFields):
+    """A DequantizeLinear of a constant weight that stays.
+
+    Attributes:
+        dequantize: The node, by its name or its output's.
+        weight: What it dequantizes.
+        reason: Why it stays.
+        shape: Of the weight, as it is stored; (0,) if the model has no valid shape for it.
+        bits: Of an element; 0 for a type without a fixed size.
+        block_size: Elements that share a scale along the node's axis; 0 if the node has no blocks.
+        stored_bytes: What the model stores of the weight, its scales and its zero points.
+        bytes_per_run: What it dequantizes on every run, in bytes; 0 if ONNX Runtime never runs the node.
+    """
+
+    dequantize: str
+    weight: str
+    reason: Reason
+    shape: tuple[int, ...]
+    bits: int
+    block_size: int
+    stored_bytes: int
+    bytes_per_run: int
