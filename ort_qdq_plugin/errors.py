@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ort_qdq_plugin.log import printable
+
 if TYPE_CHECKING:
     from ort_qdq_plugin.report import StockReason
     from ort_qdq_plugin.report.weights import Reason
@@ -24,7 +26,10 @@ __all__ = [
 
 
 class QdqPluginError(Exception):
-    """Base of this package's errors."""
+    """Base of this package's errors. Their texts are printable, whatever names are in them."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ModelError(QdqPluginError):

@@ -198,7 +198,7 @@ def say_peers(peers: Mapping[str, Peer], differences: Mapping[str, float | None]
         if peer.failure:
             say(f"{name} failed: {peer.failure}")
         elif peer.runs[-1].report:
-            say(f"{name}: {peer.runs[-1].report}")
+            say(*f"{name}: {peer.runs[-1].report}".splitlines())
 
 
 def spread(figure: Figure, runs: Sequence[Run]) -> str:

@@ -14,7 +14,21 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import IO, Any, NamedTuple
 
-__all__ = ["Column", "UsageError", "count", "missing", "progress", "say", "say_json", "say_table", "size", "yes_to"]
+from ort_qdq_plugin.log import printable
+
+__all__ = [
+    "Column",
+    "UsageError",
+    "complain",
+    "count",
+    "missing",
+    "progress",
+    "say",
+    "say_json",
+    "say_table",
+    "size",
+    "yes_to",
+]
 
 _GAP = "  "
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -33,10 +47,15 @@ class Column(NamedTuple):
     right: bool = False
 
 
-def say(text: str = "") -> None:
-    """Print a line."""
-    sys.stdout.write("".join(map(_printable, text)) + "\n")
+def say(*lines: str) -> None:
+    """Print lines, or an empty one."""
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines or ("",)))
     sys.stdout.flush()
+
+
+def complain(*lines: str) -> None:
+    """Print lines on stderr."""
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 def say_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -47,8 +66,9 @@ def say_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
 def say_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], marked: Collection[int] = ()) -> None:
     """Print a table. Rows whose numbers are `marked` deserve attention."""
     if not _is_rich(sys.stdout):
-        widths = [max(map(len, texts)) for texts in zip([column.title for column in columns], *rows, strict=True)]
-        for row in ([column.title for column in columns], *rows):
+        shown = [[column.title for column in columns], *([*map(printable, row)] for row in rows)]
+        widths = [max(map(len, texts)) for texts in zip(*shown, strict=True)]
+        for row in shown:
             cells = [
                 text.rjust(width) if column.right else text.ljust(width)
                 for text, width, column in zip(row, widths, columns, strict=True)
@@ -62,9 +82,8 @@ def say_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], marked: 
     table = Table(box=None, padding=(0, len(_GAP), 0, 0), pad_edge=False)
     for column in columns:
         table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
-    for index, row in enumerate(rows):
-        texts = ("".join(map(_printable, text)) for text in row)
-        table.add_row(*map(Text, texts), style="yellow" if index in marked else None)
+    for index, texts in enumerate(rows):
+        table.add_row(*map(Text, map(printable, texts)), style="yellow" if index in marked else None)
     Console().print(table)
 
 
@@ -108,7 +127,7 @@ def yes_to(question: str) -> bool:
     """
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask on: say --yes")
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(f"{printable(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -133,8 +152,3 @@ def count(number: int, noun: str) -> str:
 
 def _is_rich(stream: IO[str]) -> bool:
     return stream.isatty() and find_spec("rich") is not None
-
-
-def _printable(character: str) -> str:
-    """Names in a model are anybody's: they must not move a terminal's cursor."""
-    return character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()

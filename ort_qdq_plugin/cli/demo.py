@@ -37,7 +37,7 @@ def run(given: argparse.Namespace) -> int:
     say("Models this small show that it works; fixed costs weigh less on larger ones.")
     agreed = True
     for k_major, title in _ORDERS:
-        say(f"\n{title}")
+        say("", title)
         with tempfile.TemporaryDirectory(prefix="ort-qdq-demo-") as scratch:
             model = write_model(Path(scratch) / "model", k_major)
             peers = compare(str(model), ("stock", "ours"), max(given.runs, 1), {}, Path(scratch))
@@ -45,5 +45,5 @@ def run(given: argparse.Namespace) -> int:
         say_peers(peers, {"stock": 0.0, "ours": apart})
         fused = any(run.fused for run in peers["ours"].runs)
         agreed &= fused and apart is not None and apart <= (0.0 if k_major else _ROUNDING)
-    say("\nBoth ways agree." if agreed else "\nThe ways DO NOT AGREE as they should: this is a bug, please report it.")
+    say("", "Both ways agree." if agreed else "The ways DO NOT AGREE as they should: this is a bug, please report it.")
     return int(not agreed)

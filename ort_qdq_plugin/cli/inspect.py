@@ -67,7 +67,7 @@ def run(given: argparse.Namespace) -> int:
     else:
         for number, (path, report) in enumerate(reports.items()):
             if is_folder:
-                say(f"{path}:" if not number else f"\n{path}:")
+                say(*[""] * bool(number), f"{path}:")
             _say_groups(groups(() if given.unfused else report.fused, report.unfused), given.unfused)
             _say_totals(report)
             say(f"Verdict: {_verdict(report)}")

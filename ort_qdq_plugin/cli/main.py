@@ -11,7 +11,7 @@ from typing import NoReturn, Protocol
 
 import ort_qdq_plugin
 from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, run, warm
-from ort_qdq_plugin.cli.console import UsageError, missing, say
+from ort_qdq_plugin.cli.console import UsageError, complain, missing
 from ort_qdq_plugin.errors import ModelError, QdqPluginError, error_text
 
 __all__ = ["main"]
@@ -71,15 +71,15 @@ def _complain(given: argparse.Namespace, fault: str) -> None:
     """One line on stderr, which names the model that it is about."""
     model = getattr(given, "model", None)
     named = fault if model is None or model in fault else f"{model}: {fault}"
-    line = " ".join(f"ort-qdq {given.command}: {named}".split())
-    sys.stderr.write(f"{line}\n")
+    complain(" ".join(f"ort-qdq {given.command}: {named}".split()))
 
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(_BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        complain(f"{self.prog}: {message} (see {self.prog} --help)")
+        self.exit(_BAD_INPUT)
 
 
 class _PrintCompletion(argparse.Action):
@@ -90,7 +90,7 @@ class _PrintCompletion(argparse.Action):
             parser.error(str(problem))
         import shtab
 
-        say(shtab.complete(_parser(shtab.FILE), str(shell)))
+        sys.stdout.write(f"{shtab.complete(_parser(shtab.FILE), str(shell))}\n")
         parser.exit(0)
 
 

@@ -6,11 +6,10 @@ import argparse
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from ort_qdq_plugin.cli.console import UsageError
+from ort_qdq_plugin.cli.console import UsageError, complain
 from ort_qdq_plugin.system.environment import PREFIX
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
@@ -43,8 +42,7 @@ def run(given: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         code = process.wait()
         lines = log.read().decode(errors="replace").splitlines()
-    told = lines or ["ort-qdq run: no Python that has this package installed has created a session"]
-    sys.stderr.write("".join(f"{line}\n" for line in told))
+    complain(*lines or ["ort-qdq run: no Python that has this package installed has created a session"])
     return code if code >= 0 else _SIGNAL - code
 
 

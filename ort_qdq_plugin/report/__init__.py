@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ort_qdq_plugin.log import printable
 from ort_qdq_plugin.report.values import ByFields, Sentence
 
 if TYPE_CHECKING:
@@ -97,13 +98,13 @@ class Report(ByFields):
         for left in self.unfused:
             cost = f"{left.bytes_per_run / _MB:.1f} MB dequantized per run"
             lines.append(f"  unfused {left.dequantize}: {left.reason} ({cost})")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def summary(self) -> str:
         """One line: how it was loaded, what was fused, what that saves, bytes and seconds."""
         left = f", {len(self.unfused)} left" if self.unfused else ""
         if self.stock_reason is not None:
-            return f"stock ONNX Runtime{left}: {self.stock_message}"
+            return f"stock ONNX Runtime{left}: {printable(self.stock_message)}"
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         in_float = sum(_FLOAT_BYTES * entry.k * entry.n for entry in self.fused)
         megabytes = (
