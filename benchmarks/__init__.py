@@ -1,5 +1,5 @@
 """What loading and running takes, measured. Each table is a command: `python -m benchmarks.load`, `.layout`, `.startup`,
-`.first_load`, `.cached_load`, `.genai`.
+`.first_load`, `.cached_load`, `.memory_limit`, `.genai`.
 
 - `ways`: the ways of loading that tables compare, other checkouts of this package among them (`--against PATH`); they are
   measured by `ort_qdq_plugin.cli.measure`, as by `ort-qdq bench`

@@ -214,7 +214,7 @@ MEASURED = [
         "1230 ms and 4.4 GB against 16 ms",
         "`python -m benchmarks.load --layers 4 --variants uint4-nmajor`",
     ),
-    ("docs/measuring.md", "861 MB in 200 MB", "systemd-run --scope -p MemoryMax=200M"),
+    ("docs/measuring.md", "861 MB in 200 MB", "`python -m benchmarks.memory_limit`"),
 ]
 
 

@@ -13,7 +13,10 @@ from conformance.faults.fault import Fault
 from conformance.faults.job import MB, Verdict
 from conformance.faults.scene import UNUSED_UID, Scene, Skipped, needs_other_users, needs_root
 
-__all__ = ["CONTROL_GROUPS", "LIMITS"]
+__all__ = ["CONTROL_GROUPS", "LIMITS", "MEMORY_LIMITS", "control_group"]
+
+MEMORY_LIMITS = ("memory.limit_in_bytes", "memory.max")
+"""The file of a control group that limits memory, in either version of control groups."""
 
 _TRIES = 3  # of loads that depend on how much memory a process happens to have
 # What this package's code, what it imports and what it has freed again take while stock ONNX Runtime loads.
@@ -55,7 +58,7 @@ LIMITS = (
 
 
 @contextmanager
-def _control_group(controller: str, limits: Sequence[str]) -> Iterator[Path]:
+def control_group(controller: str, limits: Sequence[str]) -> Iterator[Path]:
     """The limit of a control group of our own, below the one this process is in."""
     needs_root()
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
@@ -86,7 +89,7 @@ def _in_group(scene: Scene, controller: str, limits: Sequence[str], values: Sequ
     results = scene.results_of("packed", "in place")
     verdicts = []
     for (name, loader), value in product(scene.contenders, values):
-        with _control_group(controller, limits) as limit:
+        with control_group(controller, limits) as limit:
             paths = (str(limit.parent), limit.name)
             job = scene.job(name, loader=loader, breaks="group", value=value, paths=paths)
             unlimited = partial(limit.write_text, "-1" if limit.name == "memory.limit_in_bytes" else "max")
@@ -96,7 +99,7 @@ def _in_group(scene: Scene, controller: str, limits: Sequence[str], values: Sequ
 
 CONTROL_GROUPS = (
     Fault("memory cgroup", "limit of 0 to 160 MB above what the group has after the imports", "all of them",
-          partial(_in_group, controller="memory", limits=("memory.limit_in_bytes", "memory.max"),
+          partial(_in_group, controller="memory", limits=MEMORY_LIMITS,
                   values=range(0, 160 * MB, 8 * MB))),
     Fault("pids cgroup", "room for 0 to 8 threads", "starting threads",
           partial(_in_group, controller="pids", limits=("pids.max",), values=range(9))),

@@ -150,11 +150,14 @@ def _distance(mine: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(mine.astype(np.float64) - exact).max() / max(np.abs(exact).max(), np.finfo(np.float64).tiny))
 
 
-def start(job: Job) -> subprocess.Popen[bytes]:
-    """A fresh process that does a job."""
+def start(job: Job, group: Path | None = None) -> subprocess.Popen[bytes]:
+    """A fresh process that does a job, in a control group if one is given."""
     # As a text: the folder of a file would be searched for modules, and has an `inspect` of its own.
+    command = [sys.executable, "-c", Path(child.__file__).read_text("utf-8"), json.dumps(job._asdict())]
+    if group is not None:
+        command = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
     return subprocess.Popen(
-        [sys.executable, "-c", Path(child.__file__).read_text("utf-8"), json.dumps(job._asdict())],
+        command,
         env={**os.environ, PREFIX: ""},
         stdin=subprocess.PIPE if job.hold else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -162,15 +165,20 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     )
 
 
-def measured(job: Job) -> Run:
-    """Do a job in a fresh process; RuntimeError with the end of its messages if it fails."""
+def measured(job: Job, group: Path | None = None, timeout: float | None = None) -> Run:
+    """Do a job in a fresh process, in a control group if one is given.
+
+    Raises:
+        RuntimeError: It failed; with the end of its messages.
+        subprocess.TimeoutExpired: It took more than `timeout` seconds, and was killed.
+    """
     began = time.monotonic()
-    process = start(job)
+    process = start(job, group)
     samples: list[tuple[float, Memory]] = []
     watcher = threading.Thread(target=_watch, args=(process, began, samples), daemon=True)
     watcher.start()
     try:
-        out, messages = process.communicate()
+        out, messages = process.communicate(timeout=timeout)
     finally:
         process.kill()
         watcher.join()
