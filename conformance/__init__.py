@@ -5,6 +5,7 @@
 - `faults`: full disks, limits, signals and files that change while a model is loaded
 - `fuzz`: models that nobody trusts
 - `cache`: many processes with one cache, killed and damaged
+- `cache_soak`: one cache in use by many, while models are replaced and processes are killed
 - `soak`: thousands of sessions, none of which may leave anything behind
 
 `drawing` has what they write their models with. What loading takes is measured in the folder `benchmarks`.

@@ -31,7 +31,7 @@ from conformance.worker import Worker, in_fresh_process
 from ort_qdq_plugin import Options, create_session, report_of
 from ort_qdq_plugin.options import Verify
 
-__all__ = ["main"]
+__all__ = ["leftovers", "main"]
 
 _SLOWDOWN = 1.3
 _DAMAGES = ("flip", "truncate", "remove", "swap")
@@ -61,7 +61,8 @@ def _load(model: Path, cache: Path | None, verify: Verify = "stat") -> _Loaded:
     return _Loaded(report.cache, digest_of(session), seconds)
 
 
-def _leftovers(cache: Path) -> list[str]:
+def leftovers(cache: Path) -> list[str]:
+    """What unfinished or removed entries have left."""
     return [path.name for path in cache.iterdir() if path.suffix in (".tmp", ".old")]
 
 
@@ -118,13 +119,13 @@ def _killed(folder: Path, kills: int) -> list[str]:
         with closing(Worker()) as worker:
             worker.send(_load, model, cache)
             time.sleep(rng.uniform(0.5, 1.1) * whole)
-        left = "unfinished" if cache.is_dir() and _leftovers(cache) else "nothing" if not cache.is_dir() else "whole or none"
+        left = "unfinished" if cache.is_dir() and leftovers(cache) else "nothing" if not cache.is_dir() else "whole or none"
         loaded = _load(model, cache)
         seen[f"{left}, then {loaded.way}"] += 1
         if loaded.digest != wanted:
             problems.append(f"wrong results after a kill that left {left}")
-        if _leftovers(cache):
-            problems.append(f"left behind: {_leftovers(cache)}")
+        if leftovers(cache):
+            problems.append(f"left behind: {leftovers(cache)}")
     print(f"{kills} kills: {dict(seen)}")
     return problems
 

@@ -49,6 +49,10 @@ class Worker:
         self.close()
         raise Crash(reason)
 
+    def is_alive(self) -> bool:
+        """Whether it was started and not closed."""
+        return self._connection is not None
+
     def close(self) -> None:
         """Kill the process."""
         if self._connection is not None:
