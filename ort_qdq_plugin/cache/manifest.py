@@ -28,7 +28,7 @@ __all__ = [
     "parse_manifest",
 ]
 
-FORMAT = 3
+FORMAT = 4
 """Of entries. It is one higher whenever what they consist of has changed."""
 
 KEY_BYTES = 16
@@ -63,8 +63,7 @@ class SourceFile(NamedTuple):
     identity: Identity  # of the file when the entry was made
     # The paths by which the model's tensors name it. They can be links, which may lead elsewhere later.
     names: tuple[str, ...]
-    location: str  # the name under which the entry's model refers to it; "" if it does not
-    linked: bool  # whether the entry has it under that name
+    location: str  # the name by which the entry's model refers to it; "" if it does not
     digest: str  # of its content, in hexadecimal; "" if content is not verified
 
 
@@ -85,8 +84,7 @@ class Manifest(NamedTuple):
     # Identifies the start of the system at which it was made. A crash of the system can lose the content of its files until
     # they are known to be on disk.
     boot: str
-    # The files that it consists of, without the manifest itself and links of sources. (): the model is left to stock ONNX
-    # Runtime.
+    # The files that it consists of, without the manifest itself. (): the model is left to stock ONNX Runtime.
     files: tuple[EntryFile, ...] = ()
     extensions: bool = False  # whether the model has operators of onnxruntime-extensions
     foreign: tuple[str, ...] = ()  # domains of operators that only a custom-op library can have

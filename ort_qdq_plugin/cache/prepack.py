@@ -2,9 +2,9 @@
 
 Each fused product is pre-packed in a model of its own, so that little memory is needed however large the entry is. What is
 left of the model then is pre-packed together. Each blob is appended to the file of the tensor that it was made of, as the
-format demands. A second copy of the entry's model refers to them. The plain weights stay too: ONNX Runtime pre-packs them at
-each load, to check that the blobs fit this processor. If they do, it keeps the blobs, which are mapped from the file, and no
-copies of its own.
+format demands; all of these are files of the entry. A second copy of the entry's model refers to the blobs. The plain
+weights stay too: ONNX Runtime pre-packs them at each load, to check that the blobs fit this processor. If they do, it keeps
+the blobs, which are mapped from the file, and no copies of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL, write_file
+from ort_qdq_plugin.cache.contained import append
+from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, write_file
 from ort_qdq_plugin.model.graph import Scope, model_scope, scopes
 from ort_qdq_plugin.model.messages import ModelProto, external_data, external_tensors, subgraphs
 from ort_qdq_plugin.ort.prepacked import PREPACKED, Prepacked, prepack
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_ALIGNMENT = 4096  # of blobs in a file, so that each can be mapped by itself
 _SAVED = "saved.tmp"
-_OURS = "packed-"  # names of files to which something can be appended begin with this
 _MAX_WORKERS = 4  # products that are pre-packed at once: each takes some times its weight
 
 # Operators whose nodes are pre-packed one by one -> the index of the input that has the type of their result.
@@ -161,7 +160,7 @@ def _read(nodes: Iterable[NodeProto]) -> Iterable[str]:
 
 
 class _Blobs:
-    """The blobs of all tensors. They go into the tensor's own file; if nothing can be appended to that, into a copy's."""
+    """The blobs of all tensors. They go to the end of the tensor's own file."""
 
     def __init__(self, folder: str) -> None:
         self.nbytes = 0
@@ -176,9 +175,9 @@ class _Blobs:
             for prepacked in made:
                 if (tensor.name, prepacked.name) in self._made:
                     continue
-                entries = self._entries.get(tensor.name) or self._home(tensor)
+                entries = self._entries.get(tensor.name) or external_data(tensor)
                 file = os.path.join(self._folder, entries["location"])
-                offsets = [_append(data, blob.offset, blob.nbytes, file) for blob in prepacked.blobs]
+                offsets = [append(data, blob.offset, blob.nbytes, file) for blob in prepacked.blobs]
                 entries[f"{PREPACKED}{sum(key.startswith(PREPACKED) for key in entries)}"] = prepacked.entry(offsets)
                 self._entries[tensor.name] = entries
                 self._made.add((tensor.name, prepacked.name))
@@ -190,28 +189,6 @@ class _Blobs:
             del tensor.external_data[:]
             for key, value in self._entries[tensor.name].items():
                 tensor.external_data.add(key=key, value=value)
-
-    def _home(self, tensor: TensorProto) -> dict[str, str]:
-        """Where the tensor is that its blobs go behind: a copy if it is in a file of the model itself."""
-        entries = external_data(tensor)
-        if entries["location"].startswith(_OURS):
-            return entries
-        with files.open_to_read(os.path.join(self._folder, entries["location"])) as data:
-            start = _append(data, int(entries.get("offset", "0")), _length(tensor), os.path.join(self._folder, SHARED_DATA))
-        return {"location": SHARED_DATA, "offset": str(start), "length": entries["length"]}
-
-
-def _append(data: files.File, offset: int, length: int, path: str) -> int:
-    """Copy bytes of an open file to the end of another one; the offset at which they begin there."""
-    with files.open_to_write(path, create=True) as target:
-        start = -(-os.fstat(target.fileno()).st_size // _ALIGNMENT) * _ALIGNMENT
-        done = 0
-        for chunk in files.chunks(data, offset, length):
-            files.write_at(target, start + done, chunk)
-            done += len(chunk)
-    if done < length:
-        raise OSError(f"the saved data ends at {offset + done}")
-    return start
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class StoredEntry(NamedTuple):
     """An entry on the disk."""
 
     key: str
-    nbytes: int  # its size on the disk; links of the model's own files count as well
+    nbytes: int  # its size on the disk
     used: float  # when it was used last, in seconds since the epoch
     hits: int  # how many loads found it
 

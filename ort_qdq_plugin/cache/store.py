@@ -16,16 +16,14 @@ from typing import NamedTuple
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.lock import exclusive
-from ort_qdq_plugin.cache.manifest import EntryFile, Identity, InvalidEntry, Manifest, SourceFile, digest_of, parse_manifest
+from ort_qdq_plugin.cache.manifest import EntryFile, Identity, InvalidEntry, Manifest, digest_of, parse_manifest
 from ort_qdq_plugin.cache.write_back import write_back
 from ort_qdq_plugin.system.platform import files, host
 
 __all__ = [
-    "LINK",
     "LOCK",
     "MANIFEST",
     "MODEL",
-    "SHARED_DATA",
     "SHARED_MODEL",
     "Entry",
     "Store",
@@ -35,11 +33,8 @@ __all__ = [
 ]
 
 MANIFEST, MODEL, _ON_DISK = "manifest.json", "model.onnx", "on-disk"
-SHARED_MODEL, SHARED_DATA = "model-shared.onnx", "shared.bin"
-"""The model with references to pre-packed weights, and tensors that had to be copied for it (see prepack.py)."""
-
-LINK = "data-"
-"""What the names of links begin with."""
+SHARED_MODEL = "model-shared.onnx"
+"""The model with references to pre-packed weights (see prepack.py)."""
 
 LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
 _RANDOM_BYTES = 8
@@ -146,34 +141,18 @@ class Store:
             there = set(folder.names())
             if manifest.key != key:
                 raise InvalidEntry("its manifest is that of another entry")
-            linked = {source.location for source in manifest.sources if source.linked}
-            if there - {MANIFEST, _ON_DISK} != linked | {entry.name for entry in manifest.files}:
+            if there - {MANIFEST, _ON_DISK} != {entry.name for entry in manifest.files}:
                 raise InvalidEntry("it has not the files that it should have")
-            for source in manifest.sources:
-                if source.linked and not _is_same(folder, source):
-                    raise InvalidEntry(f"{source.location} is not the file that it was")
             if _ON_DISK not in there and manifest.boot != host.boot_id():
                 raise InvalidEntry("the system was restarted before it was on disk")
             return Entry(path, manifest, {entry.name: open_file(entry.name) for entry in manifest.files}, holder)
 
     def begin(self, key: str) -> str:
-        """Make a folder for the files of a new entry with this key; its path.
-
-        An unusable entry becomes that folder, and keeps its links of the model's files: making or renaming a link changes
-        those files' times, by which other entries recognize them.
-        """
+        """Make a folder for the files of a new entry with this key; its path. An unusable entry with the key is removed."""
         path = f"{self.path_of(key)}.{os.urandom(_RANDOM_BYTES).hex()}{_UNFINISHED}"
-        try:
-            os.rename(self.path_of(key), path)
-            _check_private(os.stat(path, follow_symlinks=False), "its folder")
-            for name in os.listdir(path):
-                if not name.startswith(LINK):
-                    os.unlink(os.path.join(path, name))
-        except (OSError, InvalidEntry):
-            if os.path.lexists(path):
-                self.discard(path)
-                path += _UNFINISHED
-            os.mkdir(path, 0o700)
+        os.mkdir(path, 0o700)
+        if os.path.lexists(self.path_of(key)):
+            self.discard(self.path_of(key))
         return path
 
     def commit(self, key: str, path: str, manifest: Manifest) -> None:
@@ -247,12 +226,6 @@ def _check_files(entry: Entry, verify: bool) -> None:
         # The model itself is small.
         if (verify or file.name in (MODEL, SHARED_MODEL)) and digest_of(opened) != file.digest:
             raise InvalidEntry(f"{file.name} is damaged, or its content was not recorded")
-
-
-def _is_same(folder: files.Folder, source: SourceFile) -> bool:
-    """Whether the entry's link of a source is that very file."""
-    status = folder.status(source.location)
-    return (status.st_ino, status.st_dev) == (source.identity.inode, source.identity.device)
 
 
 def digest_at(path: str) -> str:

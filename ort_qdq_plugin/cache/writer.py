@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from ort_qdq_plugin.cache.contained import contain
 from ort_qdq_plugin.cache.helper import prepacked_in_another_process
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
-from ort_qdq_plugin.cache.store import LINK, MODEL, Store, describe, digest_at, write_file
+from ort_qdq_plugin.cache.store import MODEL, Store, describe, digest_at, write_file
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.system.platform import files, host
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["EntryWriter"]
 
@@ -24,18 +26,19 @@ class EntryWriter:
     Args:
         verify: Whether to record digests of all files.
         share: Whether to add pre-packed weights.
-        self_contained: Whether it must contain all files that its model refers to. Those that cannot be linked are copied.
+        self_contained: Whether its model refers to files of the entry alone, to which the bytes of others are copied. With
+            `share` it does in any case: ONNX Runtime looks for pre-packed weights in one folder.
     """
 
     def __init__(self, store: Store, key: str, *, verify: bool, share: bool, self_contained: bool = False) -> None:
         self.committed = False
+        self.copied_bytes = 0  # of the model's own files
         self._share = share
-        self._self_contained = self_contained
+        self._self_contained = self_contained or share
         self._store = store
         self._key = key
         self._verify = verify
         self._folder = ""
-        self._names: list[str] = []
 
     def make_buffers(self, sizes: Sequence[int]) -> list[PackedBuffer]:
         """Zeroed buffers of these sizes in bytes, each in a file of the entry.
@@ -45,8 +48,7 @@ class EntryWriter:
         """
         buffers = []
         for index, size in enumerate(sizes):
-            self._names.append(f"packed-{index}.bin")
-            buffers.append(buffer_at(os.path.join(self._begun(), self._names[-1]), size))
+            buffers.append(buffer_at(os.path.join(self._begun(), f"packed-{index}.bin"), size))
         return buffers
 
     def commit(
@@ -63,11 +65,16 @@ class EntryWriter:
         Raises:
             OSError: It cannot be written.
         """
+        if self._self_contained:
+            used = {locations[source.name]: source for source in sources if source.name in locations}
+            model, self.copied_bytes = contain(model, used, self._begun())
+            report, locations = replace(report, copied_bytes=self.copied_bytes), {}
         write_file(os.path.join(self._begun(), MODEL), model)
         described = tuple(self._described(source, locations.get(source.name, "")) for source in sources)
         prepacked_bytes = self._prepack() if self._share else 0
-        names = set(os.listdir(self._begun())) - {source.location for source in described if source.linked}
-        written = describe(self._begun(), sorted(names), self._verify)
+        if self._self_contained:
+            self._set_modes(0o400)
+        written = describe(self._begun(), sorted(os.listdir(self._begun())), self._verify)
         self._finish(
             Manifest(self._key, described, report, host.boot_id(), written, extensions, tuple(foreign), prepacked_bytes)
         )
@@ -88,47 +95,22 @@ class EntryWriter:
         return self._folder
 
     def _finish(self, manifest: Manifest) -> None:
-        self._drop_other_links({source.location for source in manifest.sources})
         self._store.commit(self._key, self._begun(), manifest)
         self.committed = True
 
     def _prepack(self) -> int:
         """Let another process add pre-packed weights to the entry; their size in bytes."""
-        for name in self._names:
-            os.chmod(os.path.join(self._begun(), name), 0o600)
-        nbytes = prepacked_in_another_process(self._begun())
-        for name in os.listdir(self._begun()):
-            if not name.startswith(LINK):
-                os.chmod(os.path.join(self._begun(), name), 0o400)
-        return nbytes
+        self._set_modes(0o600)
+        return prepacked_in_another_process(self._begun())
 
-    def _drop_other_links(self, wanted: set[str]) -> None:
+    def _set_modes(self, mode: int) -> None:
         for name in os.listdir(self._begun()):
-            if name.startswith(LINK) and name not in wanted:
-                os.unlink(os.path.join(self._begun(), name))
+            os.chmod(os.path.join(self._begun(), name), mode)
 
     def _described(self, source: FileSource, location: str) -> SourceFile:
         path = os.path.realpath(source.name)
-        linked = bool(location) and self._link(source, path, location)
-        if self._self_contained and location and not linked:
-            files.copy_file(path, os.path.join(self._begun(), location))
         digest = digest_at(path) if self._verify else ""
-        # Linking has changed its ctime.
         identity = Identity.of(os.stat(path))
-        opened = Identity.of(source.status)
-        if identity._replace(ctime_ns=0) != opened._replace(ctime_ns=0) or (not linked and identity != opened):
+        if identity != Identity.of(source.status):
             raise SourceChangedError(f"{path}: changed while it was being loaded")
-        return SourceFile(path, identity, tuple(sorted(source.names)), location, linked, digest)
-
-    def _link(self, source: FileSource, path: str, location: str) -> bool:
-        """Link a file of the model into the entry, so that ONNX Runtime can open it by path; False if that is impossible."""
-        link = os.path.join(self._begun(), location)
-        try:
-            if os.path.lexists(link):
-                if os.path.samestat(os.stat(link, follow_symlinks=False), source.status):
-                    return True
-                os.unlink(link)
-            files.hard_link(path, link)
-        except OSError:  # on another file system, or another user's file
-            return False
-        return True
+        return SourceFile(path, identity, tuple(sorted(source.names)), location, digest)

@@ -1,6 +1,6 @@
 """Loading through the cache: the first load of a model makes an entry, and every later one maps its files.
 
-This module imports nothing of matching and packing.
+This module imports nothing of matching and packing, and what only making an entry needs when the first one is made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import onnxruntime
 
@@ -20,10 +20,8 @@ import ort_qdq_plugin
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.lock import is_at
 from ort_qdq_plugin.cache.manifest import FORMAT, KEY_BYTES, Identity
-from ort_qdq_plugin.cache.prune import prune
 from ort_qdq_plugin.cache.store import MANIFEST, MODEL, SHARED_MODEL, Entry, Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
-from ort_qdq_plugin.cache.writer import EntryWriter
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.prepared import PreparedModel
@@ -34,7 +32,11 @@ from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once,
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, config_entry, options_are_in_models
 from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import files, host
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.cache.writer import EntryWriter
 
 __all__ = [
     "EntryFolder",
@@ -48,7 +50,7 @@ __all__ = [
 ]
 
 # Prepares the model, with its packed buffers in the writer's entry, if there is a writer.
-Maker = Callable[[EntryWriter | None], PreparedModel]
+Maker = Callable[["EntryWriter | None"], PreparedModel]
 
 # A session takes some megabytes of its own, among which fewer bytes of pre-packed weights cannot be measured.
 _MEASURABLE_BYTES = 16 << 20
@@ -153,6 +155,9 @@ def key_of(request: LoadRequest) -> str:
 
 def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
     """Prepare the model in a new entry."""
+    with fork_lock:
+        from ort_qdq_plugin.cache.prune import prune
+        from ort_qdq_plugin.cache.writer import EntryWriter
     options = request.options
     writer = EntryWriter(
         store, key, verify=options.verify == "content", share=options.share_weights, self_contained=request.self_contained
@@ -166,7 +171,7 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
     holder = store.hold(key)
     if options.cache_max_bytes is not None:
         prune(store, options.cache_max_bytes)
-    made = replace(prepared.report, cache="made")
+    made = replace(prepared.report, cache="made", copied_bytes=writer.copied_bytes)
     entry = store.find(key, verify=False) if options.share_weights else None
     if entry is None:
         return prepared._replace(report=made, holder=holder)
@@ -191,13 +196,11 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
     if manifest.extensions:
         register_extensions(session_options)
     if request.options.share_weights and SHARED_MODEL in entry.files:
-        # ONNX Runtime only takes pre-packed weights from files that it opens itself, beside the model.
-        if config_entry(session_options, FOLDER_KEY):
-            session_options.add_session_config_entry(FOLDER_KEY, "")
+        # ONNX Runtime only takes pre-packed weights from files that it opens itself.
+        session_options.add_session_config_entry(FOLDER_KEY, entry.path)
+        model = entry.files[SHARED_MODEL].readall()
         report = replace(journal.finished("shared"), shared_bytes=manifest.prepacked_bytes)
-        return PreparedModel(
-            os.path.join(entry.path, SHARED_MODEL), session_options, False, {}, (), (), report, entry.holder
-        )
+        return PreparedModel(model, session_options, False, {}, (), (), report, entry.holder)
     buffers: dict[str, mmap.mmap | bytes] = {}
     for file in manifest.files:
         if file.name != MODEL:

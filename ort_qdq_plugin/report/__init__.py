@@ -61,6 +61,7 @@ class Report(ByFields):
         borrowed_bytes: Of those that are used where the model stores them, each counted once.
         cache: "made" (the model was packed into an entry of the cache), "used" (it was found there) or "" (no cache).
         shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
+        copied_bytes: Of the model's own files, copied into the cache's entry when it was made.
         seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "pack", "assemble", "share"
             (pre-packing for other processes) and "create session", which is ONNX Runtime's own work.
     """
@@ -74,6 +75,7 @@ class Report(ByFields):
     borrowed_bytes: int = 0
     cache: CacheUse = ""
     shared_bytes: int = 0
+    copied_bytes: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -126,16 +126,14 @@ def make_entry(
 ) -> Path:  # fmt: skip
     """An entry that was made of one file, in a folder that was begun already or a new one; that folder.
 
-    `names` by which the model names the file, and the `location` of a link of it; `verify`: with digests.
+    `names` by which the model names the file, and the `location` by which the entry's model does; `verify`: with digests.
     """
     path = path or store.begin(key)
     contents = {MODEL: b"the rewritten model", PACKED: packed}
     for name, data in contents.items():
         write_file(os.path.join(path, name), data)
-    if location:
-        os.link(source, os.path.join(path, location))
     identity, digest = Identity.of(os.stat(source)), digest_at(str(source)) if verify else ""
-    described = SourceFile(str(source), identity, names, location, bool(location), digest)
+    described = SourceFile(str(source), identity, names, location, digest)
     files = describe(path, [*contents], verify)
     store.commit(key, path, Manifest(key, (described,), Report("borrowed"), host.boot_id(), files))
     return Path(store.path_of(key))

@@ -31,12 +31,12 @@ from tests.cache.support import longer, replaced, rewritten
 
 FUSION = FusedWeight("p", "d", "MatMul", 128, 64, 4, 32, "K-major", 1, 2, 3, False)
 UNFUSED = UnfusedWeight("d2", "w2", Reason.GATHER, (4, 5), 6, 7, 8, 9)
-SOURCE = SourceFile("/models/m.onnx", Identity(1, 2, 3, 4, 5), ("/models/link",), "data-0", True, "ab")
+SOURCE = SourceFile("/models/m.onnx", Identity(1, 2, 3, 4, 5), ("/models/link",), "data-0", "ab")
 MANIFEST = Manifest(
     key="key",
-    sources=(SOURCE, SOURCE._replace(names=(), location="", linked=False, digest="")),
+    sources=(SOURCE, SOURCE._replace(names=(), location="", digest="")),
     files=(EntryFile("model.onnx", 100, "cd"), EntryFile("packed-0.bin", 1 << 40, "")),
-    report=Report("borrowed", None, "", (FUSION,), (UNFUSED,), 10, 20, "made", 30),
+    report=Report("borrowed", None, "", (FUSION,), (UNFUSED,), 10, 20, "made", 30, 40),
     extensions=True,
     foreign=("some.domain",),
     prepacked_bytes=7,
@@ -152,7 +152,7 @@ def changed(value: object, *way: Any) -> dict[str, Any]:
     [
         (FORMAT + 1, ["format"]), (None, ["sources"]), (["path"], ["sources", 0]), ([1, 2, 3, 4], ["sources", 0, 1]),
         ([1, 2, 3, 4, 5, 6], ["sources", 0, 1]), (None, ["sources", 0, 1]), (None, ["sources", 0, 2]),
-        (GONE, ["sources", 0, -1]), (["more", "and more"], ["sources", 0, slice(5, 6)]), ({}, ["files", 0, slice(None)]),
+        (GONE, ["sources", 0, -1]), (["more", "and more"], ["sources", 0, slice(4, 5)]), ({}, ["files", 0, slice(None)]),
         (GONE, ["files", 0, -1]), (["more", "and more"], ["files", 0, slice(2, 3)]), (7, ["files"]), ([], ["report"]),
         (GONE, ["report", "route"]), (GONE, ["report", "stock_reason"]), ("NO_SUCH_REASON", ["report", "stock_reason"]),
         (str(StockReason.NOT_FUSIBLE), ["report", "stock_reason"]), (1, ["report", "unknown"]), (1, ["report", "fused"]),

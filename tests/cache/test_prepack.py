@@ -1,6 +1,5 @@
 """Entries with pre-packed weights: stock ONNX Runtime opens them, and computes the same."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from ort_qdq_plugin import Options, warm
+from ort_qdq_plugin.cache.contained import DATA
 from ort_qdq_plugin.cache.prepack import main
-from ort_qdq_plugin.cache.store import MODEL, SHARED_DATA, SHARED_MODEL
+from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import entries, load
 from tests.support import Form, python, quiet, result, save, stack, stock
@@ -19,13 +19,20 @@ PREPACKED = "prepacked_"
 SAVED = "saved.tmp"
 
 
-def made_entry(folder: Path, form: Form = "external", *, n_major: bool = False) -> Path:
-    """An entry as it is when the helper process gets it: files that can be added to."""
-    warm(str(save(stack(2, 256, n_major=n_major), folder, form)), options=Options(cache_dir=folder / "cache"))
+def made_entry(folder: Path, model: onnx.ModelProto, form: Form = "external") -> Path:
+    """An entry as it is when the helper process gets it: it needs no other files, and its own can be added to."""
+    options = Options(cache_dir=folder / "cache", share_weights=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ort_qdq_plugin.cache.writer.prepacked_in_another_process", lambda _: 0)
+        warm(str(save(model, folder, form)), options=options)
     (entry,) = entries(folder / "cache")
-    for name in entry.glob("packed-*"):
+    for name in entry.glob("*.bin"):
         name.chmod(0o600)
     return entry
+
+
+def pair(n_major: bool = False) -> onnx.ModelProto:
+    return stack(2, 256, n_major=n_major)
 
 
 def references(model: Path) -> dict[str, dict[str, str]]:
@@ -47,7 +54,7 @@ def test_stock_computes_the_same(
     tmp_path: Path, form: Form, n_major: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(files, "_CHUNK_BYTES", 1000)
-    entry = made_entry(tmp_path, form, n_major=n_major)
+    entry = made_entry(tmp_path, pair(n_major), form)
     assert main([str(entry)]) == 0
     shared, plain = (stock(str(entry / name)) for name in (SHARED_MODEL, MODEL))
     np.testing.assert_array_equal(result(shared), result(plain))
@@ -57,7 +64,7 @@ def test_stock_computes_the_same(
 
 
 def test_blobs_lie_behind_the_tensor_they_were_made_of(tmp_path: Path) -> None:
-    entry = made_entry(tmp_path)
+    entry = made_entry(tmp_path, pair())
     before = {path.name: path.read_bytes() for path in entry.glob("packed-*")}
     main([str(entry)])
     plain, shared = references(entry / MODEL), references(entry / SHARED_MODEL)
@@ -74,37 +81,23 @@ def test_blobs_lie_behind_the_tensor_they_were_made_of(tmp_path: Path) -> None:
 
 
 def test_the_models_own_files_are_not_added_to(tmp_path: Path) -> None:
-    entry = made_entry(tmp_path, n_major=True)
+    entry = made_entry(tmp_path, pair(n_major=True))
     data = tmp_path / "model.data"
-    before = (data.read_bytes(), data.stat().st_mtime_ns)
+    before = (data.read_bytes(), data.stat().st_ctime_ns)
     main([str(entry)])
-    assert (data.read_bytes(), data.stat().st_mtime_ns) == before
+    assert (data.read_bytes(), data.stat().st_ctime_ns) == before
     shared = references(entry / SHARED_MODEL)
-    assert {reference["location"] for reference in shared.values() if blobs(reference)} == {SHARED_DATA}
-    copy = (entry / SHARED_DATA).read_bytes()
-    for name, reference in references(entry / MODEL).items():
-        if blobs(shared[name]):
-            length = int(reference["length"])
-            start, moved = int(reference["offset"]), int(shared[name]["offset"])
-            assert copy[moved : moved + length] == before[0][start : start + length]
+    assert {reference["location"] for reference in shared.values() if blobs(reference)} == {DATA}
 
 
-@pytest.mark.parametrize("missing", ["data-*", MODEL])
+@pytest.mark.parametrize("missing", [DATA, MODEL])
 def test_a_failure_leaves_no_saved_model(tmp_path: Path, missing: str) -> None:
-    entry = made_entry(tmp_path, n_major=True)
-    min(entry.glob(missing)).unlink()
+    entry = made_entry(tmp_path, pair(n_major=True))
+    (entry / missing).unlink()
     with pytest.raises(Exception, match=r"data|model"):
         main([str(entry)])
     assert not (entry / SAVED).exists()
     assert not (entry / SHARED_MODEL).exists()
-
-
-def test_saved_data_that_ends_too_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = made_entry(tmp_path)
-    monkeypatch.setattr(os, "preadv", lambda *_: 0)
-    with pytest.raises(OSError, match="saved data ends"):
-        main([str(entry)])
-    assert not (entry / SAVED).exists()
 
 
 def blob_bytes(model: Path) -> dict[tuple[str, str], list[bytes]]:
@@ -130,10 +123,7 @@ def test_blobs_are_those_that_the_whole_model_gives(tmp_path: Path, n_major: boo
     graph.node.append(helper.make_node("MatMul", [graph.output[0].name, "float_weight"], ["float_product"]))
     graph.node.append(helper.make_node("MatMul", [graph.output[0].name, product.input[1]], ["twice"]))
     graph.output.extend([helper.make_empty_tensor_value_info(name) for name in ("float_product", "twice")])
-    warm(str(save(model, tmp_path, "external")), options=Options(cache_dir=tmp_path / "cache"))
-    (entry,) = entries(tmp_path / "cache")
-    for name in entry.glob("packed-*"):
-        name.chmod(0o600)
+    entry = made_entry(tmp_path, model)
     main([str(entry)])
     options = quiet()
     options.optimized_model_filepath = str(tmp_path / "saved.onnx")

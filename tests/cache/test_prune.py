@@ -9,12 +9,12 @@ import pytest
 
 from ort_qdq_plugin.cache.manifest import KEY_BYTES
 from ort_qdq_plugin.cache.prune import StoredEntry, prune, stored_entries
-from ort_qdq_plugin.cache.store import LINK, LOCK, MANIFEST, Store
+from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store
 from tests.cache.support import PACKED, entries, locked_elsewhere, make_entry, without_locks, written_back
 
 NBYTES = 100_000  # about as many as the source has
 YEAR = 365 * 24 * 3600.0
-OLDEST, OLDER, OLD, LINKED = (digit * 2 * KEY_BYTES for digit in "3210")
+OLDEST, OLDER, OLD, NEW = (digit * 2 * KEY_BYTES for digit in "3210")
 
 
 @pytest.fixture
@@ -53,12 +53,6 @@ def test_entries_as_they_lie_there(store: Store) -> None:
     assert ages == pytest.approx([3, 2, 1], rel=0.01)
 
 
-def test_links_of_the_models_own_files_count(store: Store, source: Path) -> None:
-    make_entry(store, source=source, key=LINKED, location=LINK + "0", packed=bytes(NBYTES))
-    stored = {entry.key: entry.nbytes for entry in stored_entries(store)}
-    assert stored[LINKED] >= stored[OLD] + NBYTES
-
-
 def test_a_sparse_file_takes_what_is_on_the_disk(store: Store) -> None:
     packed = Path(store.path_of(OLD), PACKED)
     packed.chmod(0o600)
@@ -67,7 +61,7 @@ def test_a_sparse_file_takes_what_is_on_the_disk(store: Store) -> None:
 
 
 def test_what_is_no_entry_is_not_counted(store: Store) -> None:
-    store.begin(LINKED)
+    store.begin(NEW)
     Path(store.folder, "folder").mkdir()
     Path(store.folder, "folder", MANIFEST).write_text("{}")
     Path(store.folder, "file").touch()

@@ -58,9 +58,16 @@ def test_every_load_gives_the_same(kind: str, form: str, shared: bool, tmp_path:
     assert all(one.report.fused == without.report.fused for one in later)
     assert all(one.report.packed_bytes == without.report.packed_bytes for one in later)
     assert not leftovers(cache)
-    # And stock ONNX Runtime opens an entry by path.
+    assert all(one.stat().st_nlink == 1 for one in path.parent.iterdir())
     (entry,) = entries(cache)
-    assert digest_of_results(stock(str(entry / "model.onnx"))) == without.digest
+    if shared:
+        # Nothing else is needed then, and stock ONNX Runtime opens the entry by path.
+        assert (first.report.copied_bytes > 0) == kind.startswith("N-major")
+        path.parent.rename(tmp_path / "elsewhere")
+        for name in ("model.onnx", "model-shared.onnx"):
+            assert digest_of_results(stock(str(entry / name))) == without.digest
+    else:
+        assert first.report.copied_bytes == 0
 
 
 def test_a_warm_load_imports_nothing_heavy(model: Path, cache: Path) -> None:
@@ -90,7 +97,6 @@ def test_that_nothing_can_be_fused_is_remembered(tmp_path: Path, cache: Path) ->
 
 
 def test_levels_have_entries_of_their_own_and_stay_valid(tmp_path: Path, cache: Path) -> None:
-    """Each has a link of the model's data, and linking changes one of its times."""
     path = saved(MODELS["N-major, in place"](), tmp_path / "model")
     for _ in range(2):
         for level in (0, 4):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ort_qdq_plugin import Report, StockReason
+from ort_qdq_plugin.cache.contained import DATA
 from ort_qdq_plugin.cache.manifest import Identity, Manifest, digest_of
 from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Store
 from ort_qdq_plugin.cache.writer import EntryWriter
@@ -19,26 +20,28 @@ from ort_qdq_plugin.model.sources import ExternalFiles, FileSource
 from ort_qdq_plugin.system.platform import host
 from tests.cache.support import KEY, PACKED, leftovers, longer, replaced, rewritten
 from tests.cache.test_helper import interpreter
+from tests.ort.test_buffers import COUNT, adding
 from tests.support import refuse
 
 REPORT = Report("borrowed", packed_bytes=100)
-LINKED = "data-0"
+IN_PLACE = "data-0"
+MODEL_BYTES = b"the rewritten model"
 SIZE = 10_000
 
 
-def writer_of(store: Store, *, verify: bool = False, share: bool = False) -> EntryWriter:
-    return EntryWriter(store, KEY, verify=verify, share=share)
+def writer_of(store: Store, *, verify: bool = False, share: bool = False, self_contained: bool = False) -> EntryWriter:
+    return EntryWriter(store, KEY, verify=verify, share=share, self_contained=self_contained)
 
 
-def complete(writer: EntryWriter, *sources: FileSource, location: str = "") -> None:
+def complete(writer: EntryWriter, *sources: FileSource, location: str = "", model: bytes = MODEL_BYTES) -> None:
     """Commit an entry of these sources, the first of which is used in place where a location is given."""
     locations = {sources[0].name: location} if location else {}
     foreign = ["some.domain"]
-    writer.commit(b"the rewritten model", sources, locations, report=REPORT, extensions=True, foreign=foreign)
+    writer.commit(model, sources, locations, report=REPORT, extensions=True, foreign=foreign)
 
 
-def made(store: Store, source: Path, location: str = "", **options: Any) -> None:
-    complete(writer_of(store, **options), FileSource(str(source)), location=location)
+def made(store: Store, source: Path, location: str = "", model: bytes = MODEL_BYTES, **options: Any) -> None:
+    complete(writer_of(store, **options), FileSource(str(source)), location=location, model=model)
 
 
 def found_manifest(store: Store, *, verify: bool = False) -> Manifest:
@@ -49,7 +52,7 @@ def found_manifest(store: Store, *, verify: bool = False) -> Manifest:
 
 
 def modes(store: Store) -> set[int]:
-    return {stat.S_IMODE(path.stat().st_mode) for path in Path(store.path_of(KEY)).iterdir() if path.name != LINKED}
+    return {stat.S_IMODE(path.stat().st_mode) for path in Path(store.path_of(KEY)).iterdir()}
 
 
 def test_buffers_are_files_of_the_entry(store: Store, source: Path) -> None:
@@ -64,7 +67,7 @@ def test_buffers_are_files_of_the_entry(store: Store, source: Path) -> None:
     entry = Path(store.path_of(KEY))
     assert (entry / PACKED).read_bytes() == data.tobytes()
     assert (entry / "packed-1.bin").stat().st_size == 2 * SIZE
-    assert (entry / MODEL).read_bytes() == b"the rewritten model"
+    assert (entry / MODEL).read_bytes() == MODEL_BYTES
     assert modes(store) == {0o400}
     # Once it is complete there is nothing to abandon.
     writer.abandon()
@@ -84,53 +87,33 @@ def test_what_the_manifest_says(store: Store, source: Path, tmp_path: Path, veri
     assert (manifest.extensions, manifest.foreign, manifest.prepacked_bytes) == (True, ("some.domain",), 0)
     assert [(file.name, bool(file.digest)) for file in manifest.files] == [(MODEL, True), (PACKED, verify)]
     digest = digest_of(source.read_bytes()) if verify else ""
-    described = [
-        (str(source.resolve()), Identity.of(source.stat()), names, "", False, digest) for names in ((), (str(link),))
-    ]
+    described = [(str(source.resolve()), Identity.of(source.stat()), names, "", digest) for names in ((), (str(link),))]
     assert [tuple(one) for one in manifest.sources] == described
 
 
-def test_what_is_used_in_place_is_linked(store: Store, source: Path) -> None:
-    made(store, source, LINKED)
-    before, link = source.stat(), Path(store.path_of(KEY), LINKED)
-    assert os.path.samefile(source, link)
-    manifest = found_manifest(store)
-    assert (manifest.sources[0].location, manifest.sources[0].linked) == (LINKED, True)
-    assert [file.name for file in manifest.files] == [MODEL]
-    # Once: making the link changes the file's times, by which other entries know it.
-    made(store, source, LINKED)
-    assert source.stat().st_ctime_ns == before.st_ctime_ns
-    found_manifest(store)
-    # A link of what the file was is replaced.
-    replaced(source)
-    made(store, source, LINKED)
-    assert os.path.samefile(source, link)
-    found_manifest(store)
-
-
-@pytest.mark.parametrize("problem", [errno.EXDEV, errno.EPERM, errno.EMLINK])
-def test_what_cannot_be_linked_is_used_where_it_is(
-    store: Store, source: Path, problem: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("whole", [{}, {"self_contained": True}, {"share": True}])
+def test_what_is_used_in_place(
+    store: Store, source: Path, whole: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refuse(monkeypatch, os, "link", problem)
-    made(store, source, LINKED)
-    (described,) = found_manifest(store).sources
-    assert (described.location, described.linked) == (LINKED, False)
-    assert not Path(store.path_of(KEY), LINKED).exists()
-
-
-@pytest.mark.parametrize("location", ["", "data-1"])
-def test_links_that_are_not_wanted_any_more_go(store: Store, source: Path, location: str) -> None:
-    made(store, source, LINKED)
-    made(store, source, location)
-    assert not Path(store.path_of(KEY), LINKED).exists()
-    # That has changed one of the file's times, so that the entry has to be made once more.
-    made(store, source, location)
-    found_manifest(store)
+    """The file itself, or a copy of its bytes; no link is made, which would change one of the file's times."""
+    interpreter(tmp_path / "python3", "echo 0", monkeypatch)
+    before = source.stat()
+    model = adding(IN_PLACE, 64)
+    made(store, source, IN_PLACE, model, **whole)
+    manifest, after, entry = found_manifest(store), source.stat(), Path(store.path_of(KEY))
+    assert (after.st_nlink, after.st_ctime_ns) == (1, before.st_ctime_ns)
+    assert manifest.sources[0].location == ("" if whole else IN_PLACE)
+    assert (manifest.report.copied_bytes, (entry / MODEL).read_bytes() == model) == (
+        (COUNT * 4, False) if whole else (0, True)
+    )
+    assert {file.name for file in manifest.files} == ({MODEL, DATA} if whole else {MODEL})
+    if whole:
+        assert (entry / DATA).read_bytes() == source.read_bytes()[64:][: COUNT * 4]
+    assert modes(store) == {0o400}
 
 
 @pytest.mark.parametrize("change", [rewritten, replaced, longer])
-@pytest.mark.parametrize("location", ["", LINKED])
+@pytest.mark.parametrize("location", ["", IN_PLACE])
 def test_a_source_that_changes_is_not_written_of(
     store: Store, source: Path, change: Callable[[Path], None], location: str
 ) -> None:
@@ -177,7 +160,7 @@ def test_that_there_is_nothing_to_do_is_an_entry_too(store: Store, source: Path)
 
 def test_a_helper_completes_the_entry(store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = f"""
-    stat --format=%a "$4"/{PACKED} > "{tmp_path}/mode"
+    stat --format=%a "$4"/{PACKED} "$4"/{DATA} > "{tmp_path}/mode"
     echo shared > "$4"/{SHARED_MODEL}
     printf more >> "$4"/{PACKED}
     echo 4321
@@ -185,11 +168,13 @@ def test_a_helper_completes_the_entry(store: Store, source: Path, tmp_path: Path
     interpreter(tmp_path / "python3", script, monkeypatch)
     writer = writer_of(store, share=True)
     writer.make_buffers([SIZE])
-    complete(writer, FileSource(str(source)), location=LINKED)
+    complete(writer, FileSource(str(source)), location=IN_PLACE, model=adding(IN_PLACE))
     manifest = found_manifest(store)
     assert manifest.prepacked_bytes == 4321
-    assert {file.name: file.size for file in manifest.files} == {MODEL: 19, SHARED_MODEL: 7, PACKED: SIZE + 4}
-    assert (tmp_path / "mode").read_text() == "600\n"
+    assert {file.name: file.size for file in manifest.files if file.name != MODEL} == {
+        SHARED_MODEL: 7, PACKED: SIZE + 4, DATA: COUNT * 4,
+    }  # fmt: skip
+    assert (tmp_path / "mode").read_text() == "600\n600\n"
     assert modes(store) == {0o400}
 
 
@@ -197,5 +182,5 @@ def test_a_helper_that_fails_costs_only_the_sharing(
     store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpreter(tmp_path / "python3", "exit 3", monkeypatch)
-    made(store, source, share=True)
+    made(store, source, model=adding(PACKED), share=True)
     assert found_manifest(store).prepacked_bytes == 0

@@ -27,6 +27,7 @@ __all__ = [
     "check_written_back",
     "chunks",
     "copy_file",
+    "copy_range",
     "create",
     "give_name",
     "hard_link",
@@ -265,3 +266,21 @@ def safe_directory(directory: str) -> str:
         if folder == os.path.dirname(folder):
             return real
         folder = os.path.dirname(folder)
+
+
+def copy_range(source: File, offset: int, nbytes: int, target: File, at: int) -> int:
+    """Copy bytes from one open file into another, sharing blocks where the file system can; how many, which is fewer than
+    asked for if the source ends before."""
+    done, copy_in_kernel = 0, getattr(os, "copy_file_range", None)
+    if copy_in_kernel is not None:
+        # Some file systems, and some sandboxes, refuse the call. If there is no room, writing says so.
+        with suppress(OSError):
+            while done < nbytes:
+                count = copy_in_kernel(source.fileno(), target.fileno(), nbytes - done, offset + done, at + done)
+                if count == 0:
+                    break
+                done += count
+    for chunk in chunks(source, offset + done, nbytes - done):
+        write_at(target, at + done, chunk)
+        done += len(chunk)
+    return done
