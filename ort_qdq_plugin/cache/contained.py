@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from ort_qdq_plugin.cache.manifest import Identity
+from ort_qdq_plugin.cache.key import Identity
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.model.messages import ModelProto, external_data, external_tensors, refer
 from ort_qdq_plugin.model.sources import FileSource

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ort_qdq_plugin.cache.manifest import InvalidEntry, is_key, parse_manifest
+from ort_qdq_plugin.cache.manifest import InvalidEntry, parse_manifest
 from ort_qdq_plugin.cache.prune import StoredEntry, stored_entries
 from ort_qdq_plugin.cache.store import MANIFEST, Store
 from ort_qdq_plugin.errors import error_text
 
-__all__ = ["Item", "inventory", "keys"]
+__all__ = ["Item", "inventory"]
 
 
 class Item(NamedTuple):
@@ -39,11 +38,6 @@ def inventory(store: Store, *, verify: bool, progress: Callable[[int, int], None
         done += entry.nbytes
         progress(done, total)
     return items
-
-
-def keys(store: Store) -> set[str]:
-    """The keys of all entries, and of those that killed processes left unfinished."""
-    return {key for name in os.listdir(store.folder) if is_key(key := name.partition(".")[0])}
 
 
 def _item(store: Store, stored: StoredEntry, verify: bool) -> Item:

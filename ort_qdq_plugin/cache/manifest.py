@@ -5,55 +5,29 @@ It is a line with a digest and a JSON object after it. It is written last, so th
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ort_qdq_plugin.cache.key import FORMAT, Identity, blake2b
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.report.weights import FusedWeight, Reason, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
 
 __all__ = [
-    "FORMAT",
-    "KEY_BYTES",
     "EntryFile",
-    "Identity",
     "InvalidEntry",
     "Manifest",
     "SourceFile",
     "digest_of",
-    "is_key",
     "parse_manifest",
 ]
-
-FORMAT = 4
-"""Of entries. It is one higher whenever what they consist of has changed."""
-
-KEY_BYTES = 16
-"""Of the digest that is an entry's name."""
 
 _DIGEST_BYTES = 16
 
 
 class InvalidEntry(Exception):
     """An entry cannot be used, and is made anew. Never leaves the cache."""
-
-
-class Identity(NamedTuple):
-    """The status of a file, by which a changed or replaced file is recognized. Times are in nanoseconds."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    device: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Identity:
-        """The identity of the file with this status."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
 class SourceFile(NamedTuple):
@@ -133,14 +107,9 @@ def _manifest(plain: Mapping[str, Any]) -> Manifest:
     )
 
 
-def is_key(name: str) -> bool:
-    """Whether an entry can have this name. Everything else in the directory is left alone."""
-    return len(name) == 2 * KEY_BYTES and set(name) <= set("0123456789abcdef")
-
-
 def digest_of(content: bytes | files.File) -> str:
     """The digest of some bytes, or of a whole file; in hexadecimal."""
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    digest = blake2b(digest_size=_DIGEST_BYTES)
     for chunk in [content] if isinstance(content, bytes) else files.chunks(content):
         digest.update(chunk)
     return digest.hexdigest()

@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ort_qdq_plugin.cache.key import is_key, place_of
 from ort_qdq_plugin.cache.lock import exclusive
-from ort_qdq_plugin.cache.manifest import is_key
 from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store
 from ort_qdq_plugin.system.platform import files
 
-__all__ = ["StoredEntry", "prune", "remove", "stored_entries"]
+__all__ = ["KEPT", "StoredEntry", "keep_recent", "keys", "prune", "remove", "stored_entries"]
+
+KEPT = 4
+"""Entries of one model, loaded in one way, that are kept while the file at its path is replaced by others."""
 
 _BLOCK_BYTES = 512  # what st_blocks counts
 
@@ -29,19 +32,26 @@ class StoredEntry(NamedTuple):
 
 def stored_entries(store: Store) -> Iterator[StoredEntry]:
     """All entries, in no order."""
-    # A clock that was ahead once must not keep an entry for ever.
-    now = time.time()
     with os.scandir(store.folder) as found:
         for item in found:
             if not is_key(item.name) or not item.is_dir(follow_symlinks=False):
                 continue
             with contextlib.suppress(OSError), os.scandir(item.path) as inside:
                 nbytes = sum(file.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES for file in inside)
-                used, hits = 0.0, 0
-                with contextlib.suppress(OSError):
-                    lock = os.stat(item.path + LOCK)
-                    used, hits = min(lock.st_mtime, now), lock.st_size
-                yield StoredEntry(item.name, nbytes, used, hits)
+                yield StoredEntry(item.name, nbytes, *_last_use(item.path))
+
+
+def keys(store: Store) -> set[str]:
+    """The keys of all entries, and of those that were not, or not yet, completed."""
+    return {key for name in os.listdir(store.folder) if is_key(key := name.partition(".")[0])}
+
+
+def keep_recent(store: Store, key: str) -> None:
+    """Of the entries whose place is that of this key, remove all but the most recently used, unless they are in use."""
+    siblings = [other for other in keys(store) if place_of(other) == place_of(key) and other != key]
+    siblings.sort(key=lambda other: _last_use(store.path_of(other)).used)
+    for other in siblings[: -(KEPT - 1)]:
+        remove(store, other)
 
 
 def prune(store: Store, max_bytes: int) -> None:
@@ -53,6 +63,19 @@ def prune(store: Store, max_bytes: int) -> None:
             return
         if remove(store, entry.key):
             total -= entry.nbytes
+
+
+class _Use(NamedTuple):
+    used: float
+    hits: int
+
+
+def _last_use(path: str) -> _Use:
+    with contextlib.suppress(OSError):
+        lock = os.stat(path + LOCK)
+        # A clock that was ahead once must not keep an entry for ever.
+        return _Use(min(lock.st_mtime, time.time()), lock.st_size)
+    return _Use(0.0, 0)
 
 
 def remove(store: Store, key: str) -> bool:

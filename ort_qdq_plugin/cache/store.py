@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ort_qdq_plugin import log
+from ort_qdq_plugin.cache.key import Identity
 from ort_qdq_plugin.cache.lock import exclusive
-from ort_qdq_plugin.cache.manifest import EntryFile, Identity, InvalidEntry, Manifest, digest_of, parse_manifest
+from ort_qdq_plugin.cache.manifest import EntryFile, InvalidEntry, Manifest, digest_of, parse_manifest
 from ort_qdq_plugin.cache.write_back import write_back
 from ort_qdq_plugin.system.platform import files, host
 

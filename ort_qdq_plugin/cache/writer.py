@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ort_qdq_plugin.cache.contained import contain
 from ort_qdq_plugin.cache.helper import prepacked_in_another_process
-from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
+from ort_qdq_plugin.cache.key import Identity, is_of
+from ort_qdq_plugin.cache.manifest import Manifest, SourceFile
 from ort_qdq_plugin.cache.store import MODEL, Store, describe, digest_at, write_file
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
@@ -17,7 +19,27 @@ from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["EntryWriter"]
+__all__ = ["EntryWriter", "YoungSources"]
+
+# Within a step of the clock that gives a file its times, it can be changed more than once, and its times tell of one change
+# only. The kernel's clock has steps of 10 ms at the most, that of Windows servers 16 ms. A file system that stores seconds,
+# or pairs of them (FAT), is known by a time without fractions.
+_STEP_NS, _COARSE_STEP_NS, _SECOND_NS = 20_000_000, 2_000_000_000, 1_000_000_000
+
+
+class YoungSources(Exception):
+    """The model's files are so young that a further change might leave no trace: the model has to be read again later.
+
+    Attributes:
+        identities: Of these files. When so much time has passed, what has one of them still is good.
+        seconds: How long to wait.
+
+    Never leaves the cache.
+    """
+
+    def __init__(self, identities: Collection[Identity], seconds: float) -> None:
+        super().__init__(f"files of the model are being written: {len(identities)}")
+        self.identities, self.seconds = identities, seconds
 
 
 class EntryWriter:
@@ -28,9 +50,21 @@ class EntryWriter:
         share: Whether to add pre-packed weights.
         self_contained: Whether its model refers to files of the entry alone, to which the bytes of others are copied. With
             `share` it does in any case: ONNX Runtime looks for pre-packed weights in one folder.
+        settled: Files that have this identity are not too young.
     """
 
-    def __init__(self, store: Store, key: str, *, verify: bool, share: bool, self_contained: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        *,
+        verify: bool,
+        share: bool,
+        self_contained: bool = False,
+        settled: Collection[Identity] = (),
+    ) -> None:
+        self._began_ns = time.time_ns()
+        self._settled = settled
         self.committed = False
         self.copied_bytes = 0  # of the model's own files
         self._share = share
@@ -39,6 +73,17 @@ class EntryWriter:
         self._key = key
         self._verify = verify
         self._folder = ""
+
+    def check_age(self, sources: Sequence[FileSource]) -> None:
+        """Raise YoungSources if what was read of these files might be changed without a trace. They were opened just now."""
+        young = {}
+        for source in sources:
+            changed_ns, identity = source.status.st_mtime_ns, Identity.of(source.status)
+            step_ns = _STEP_NS if changed_ns % _SECOND_NS else _COARSE_STEP_NS
+            if changed_ns > self._began_ns - step_ns and identity not in self._settled:
+                young[identity] = step_ns
+        if young:
+            raise YoungSources(young.keys(), max(young.values()) / _SECOND_NS)
 
     def make_buffers(self, sizes: Sequence[int]) -> list[PackedBuffer]:
         """Zeroed buffers of these sizes in bytes, each in a file of the entry.
@@ -63,8 +108,11 @@ class EntryWriter:
             locations: Path of each of them that the rewritten model refers to -> its location there.
 
         Raises:
+            YoungSources: The model has to be read again later.
+            SourceChangedError: A file of the model has changed.
             OSError: It cannot be written.
         """
+        self._check_model(sources)
         if self._self_contained:
             used = {locations[source.name]: source for source in sources if source.name in locations}
             model, self.copied_bytes = contain(model, used, self._begun())
@@ -81,6 +129,7 @@ class EntryWriter:
 
     def commit_nothing(self, sources: Sequence[FileSource], report: Report) -> None:
         """Complete an entry without a model: it records why the model is left to stock (`report.stock_reason`)."""
+        self._check_model(sources)
         described = tuple(self._described(source, "") for source in sources)
         self._finish(Manifest(self._key, described, report, host.boot_id()))
 
@@ -93,6 +142,11 @@ class EntryWriter:
         if not self._folder:
             self._folder = self._store.begin(self._key)
         return self._folder
+
+    def _check_model(self, sources: Sequence[FileSource]) -> None:
+        self.check_age(sources)
+        if not is_of(self._key, Identity.of(sources[0].status)):
+            raise SourceChangedError(f"{sources[0].name}: changed while it was being loaded")
 
     def _finish(self, manifest: Manifest) -> None:
         self._store.commit(self._key, self._begun(), manifest)

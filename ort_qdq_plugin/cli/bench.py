@@ -129,7 +129,7 @@ def compare(
 
 def _fill_cache(peer: Peer, name: str, scratch: Path) -> None:
     """Fill the cache that a peer loads from. An entry of it is a QOperator model that ONNX Runtime can open."""
-    from ort_qdq_plugin.cache.inventory import keys
+    from ort_qdq_plugin.cache.prune import keys
     from ort_qdq_plugin.cache.store import MODEL, Store
     from ort_qdq_plugin.options import Options
     from ort_qdq_plugin.session import warm

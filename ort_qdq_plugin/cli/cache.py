@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Do what is asked with the directory."""
-    from ort_qdq_plugin.cache.inventory import inventory, keys
+    from ort_qdq_plugin.cache.inventory import inventory
+    from ort_qdq_plugin.cache.prune import keys
     from ort_qdq_plugin.cache.store import Store
 
     if given.max_bytes is not None and (given.action != "prune" or given.max_bytes < 0):

@@ -45,6 +45,8 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
     initialize_ort_once()
     by_path = goes_by_path(plan, request)
     writer = None if by_path else writer
+    if writer is not None:
+        writer.check_age(skeleton.file_sources)
     uses_extensions = EXTENSIONS_DOMAIN in plan.domains
     with ExitStack() as undo:
         with journal.stage("pack"):

@@ -5,32 +5,30 @@ This module imports nothing of matching and packing, and what only making an ent
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import mmap
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-import onnxruntime
-
-import ort_qdq_plugin
 from ort_qdq_plugin import log
+from ort_qdq_plugin.cache.key import Identity
 from ort_qdq_plugin.cache.lock import is_at
-from ort_qdq_plugin.cache.manifest import FORMAT, KEY_BYTES, Identity
 from ort_qdq_plugin.cache.store import MANIFEST, MODEL, SHARED_MODEL, Entry, Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
 from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.key import key_of
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.ort.buffers import borrow
 from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
-from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, config_entry, options_are_in_models
+from ort_qdq_plugin.ort.keys import FOLDER_KEY
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import files, host
@@ -44,7 +42,6 @@ __all__ = [
     "NotFromCache",
     "check_shared",
     "entry_folder_through_cache",
-    "key_of",
     "prepare_through_cache",
     "wait_until_on_disk",
 ]
@@ -129,46 +126,38 @@ def _store_of(request: LoadRequest) -> Store:
     return Store(os.fspath(request.options.cache_dir or ""), temporary=request.temporary)
 
 
-def key_of(request: LoadRequest) -> str:
-    """The name of a model's entry: a digest of the model's path and of everything else that decides what is in the entry."""
-    model, folder = os.path.abspath(os.fsdecode(request.model)), config_entry(request.session_options, FOLDER_KEY) or ""
-    facts = (
-        FORMAT,
-        ort_qdq_plugin.__version__,
-        onnxruntime.__version__,
-        os.path.realpath(model),
-        # A model that is a link has its external data beside the link.
-        os.path.realpath(os.path.dirname(model)),
-        folder and os.path.realpath(folder),
-        request.accuracy_level,
-        request.block_size,
-        request.may_fuse,
-        request.self_contained,
-        # Some models are left to stock because of these.
-        config_entry(request.session_options, FORMAT_KEY) or "",
-        options_are_in_models(),
-        # Pre-packed weights fit one kind of processor.
-        host.processor() if request.options.share_weights else "",
-    )
-    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=KEY_BYTES).hexdigest()
-
-
 def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
     """Prepare the model in a new entry."""
     with fork_lock:
-        from ort_qdq_plugin.cache.prune import prune
-        from ort_qdq_plugin.cache.writer import EntryWriter
+        from ort_qdq_plugin.cache.prune import keep_recent, prune
+        from ort_qdq_plugin.cache.writer import EntryWriter, YoungSources
     options = request.options
-    writer = EntryWriter(
-        store, key, verify=options.verify == "content", share=options.share_weights, self_contained=request.self_contained
+    new_writer = functools.partial(
+        EntryWriter,
+        store,
+        key,
+        verify=options.verify == "content",
+        share=options.share_weights,
+        self_contained=request.self_contained,
     )
+    writer = new_writer()
     try:
-        prepared = make(writer)
+        try:
+            prepared = make(writer)
+        except YoungSources as young:
+            time.sleep(young.seconds)
+            writer = new_writer(settled=young.identities)
+            try:
+                prepared = make(writer)
+            except YoungSources:
+                # They are being written all the time.
+                return make(None)
     finally:
         writer.abandon()
     if not writer.committed:
         return prepared
     holder = store.hold(key)
+    keep_recent(store, key)
     if options.cache_max_bytes is not None:
         prune(store, options.cache_max_bytes)
     made = replace(prepared.report, cache="made", copied_bytes=writer.copied_bytes)

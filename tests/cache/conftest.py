@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from ort_qdq_plugin.cache.store import Store
+from tests.cache.support import saved
+from tests.support import stack
 
 
 @pytest.fixture
@@ -20,3 +22,9 @@ def source(tmp_path: Path) -> Path:
     path.write_bytes(bytes(range(256)) * 400)
     os.utime(path, (0, 0))  # the system's times have steps: what is changed at once may keep the present one
     return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model with its weights in a file of their own."""
+    return saved(stack(4, 512), tmp_path / "model")

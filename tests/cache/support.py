@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
 from ort_qdq_plugin import Options, Report, create_session
-from ort_qdq_plugin.cache.manifest import Identity, Manifest, SourceFile
+from ort_qdq_plugin.cache.key import Identity
+from ort_qdq_plugin.cache.manifest import Manifest, SourceFile
 from ort_qdq_plugin.cache.store import MODEL, Store, describe, digest_at, write_file
 from ort_qdq_plugin.system.platform import host
-from tests.support import CPU, made_report, refuse, x_of
+from tests.support import CPU, Form, made_report, refuse, save, x_of
 
 __all__ = [
     "KEY", "PACKED", "Loaded", "digest_of_results", "empty", "entries", "leftovers", "load", "loading",
-    "locked_elsewhere", "longer", "make_entry", "outcome_of", "removed", "replaced", "rewritten", "without_locks",
+    "locked_elsewhere", "longer", "make_entry", "outcome_of", "removed", "replaced", "rewritten", "saved", "without_locks",
     "writable_by_all", "written_back",
 ]  # fmt: skip
 
@@ -45,6 +47,12 @@ def load(model: Path | str, cache: Path | None, **options: Any) -> Loaded:
     """Load a model and run it."""
     session = create_session(str(model), providers=CPU, options=Options(cache_dir=cache, **options))
     return Loaded(made_report(session), digest_of_results(session))
+
+
+def saved(proto: onnx.ModelProto, folder: Path, form: Form = "external") -> Path:
+    """The path of a model in a new folder of its own."""
+    folder.mkdir()
+    return Path(str(save(proto, folder, form)))
 
 
 def digest_of_results(session: ort.InferenceSession) -> str:

@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,24 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ort_qdq_plugin import Reason, Report, StockReason
-from ort_qdq_plugin.cache.manifest import (
-    FORMAT,
-    EntryFile,
-    Identity,
-    InvalidEntry,
-    Manifest,
-    SourceFile,
-    digest_of,
-    parse_manifest,
-)
+from ort_qdq_plugin.cache.key import FORMAT, Identity
+from ort_qdq_plugin.cache.manifest import EntryFile, InvalidEntry, Manifest, SourceFile, digest_of, parse_manifest
 from ort_qdq_plugin.report import weights
 from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
-from tests.cache.support import longer, replaced, rewritten
 
 FUSION = FusedWeight("p", "d", "MatMul", 128, 64, 4, 32, "K-major", 1, 2, 3, False)
 UNFUSED = UnfusedWeight("d2", "w2", Reason.GATHER, (4, 5), 6, 7, 8, 9)
-SOURCE = SourceFile("/models/m.onnx", Identity(1, 2, 3, 4, 5), ("/models/link",), "data-0", "ab")
+SOURCE = SourceFile("/models/m.onnx", Identity(1, 2, 3, 4), ("/models/link",), "data-0", "ab")
 MANIFEST = Manifest(
     key="key",
     sources=(SOURCE, SOURCE._replace(names=(), location="", digest="")),
@@ -150,8 +139,8 @@ def changed(value: object, *way: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("value", "way"),
     [
-        (FORMAT + 1, ["format"]), (None, ["sources"]), (["path"], ["sources", 0]), ([1, 2, 3, 4], ["sources", 0, 1]),
-        ([1, 2, 3, 4, 5, 6], ["sources", 0, 1]), (None, ["sources", 0, 1]), (None, ["sources", 0, 2]),
+        (FORMAT + 1, ["format"]), (None, ["sources"]), (["path"], ["sources", 0]), ([1, 2, 3], ["sources", 0, 1]),
+        ([1, 2, 3, 4, 5], ["sources", 0, 1]), (None, ["sources", 0, 1]), (None, ["sources", 0, 2]),
         (GONE, ["sources", 0, -1]), (["more", "and more"], ["sources", 0, slice(4, 5)]), ({}, ["files", 0, slice(None)]),
         (GONE, ["files", 0, -1]), (["more", "and more"], ["files", 0, slice(2, 3)]), (7, ["files"]), ([], ["report"]),
         (GONE, ["report", "route"]), (GONE, ["report", "stock_reason"]), ("NO_SUCH_REASON", ["report", "stock_reason"]),
@@ -173,19 +162,3 @@ def test_what_digests_are_of(tmp_path: Path) -> None:
         file.seek(1000)
         assert digest_of(file) == digest_of(data) == hashlib.blake2b(data, digest_size=16).hexdigest()
         assert file.tell() == 1000
-
-
-def linked(path: Path) -> None:
-    os.link(path, path.with_name("link"))
-
-
-def touched(path: Path) -> None:
-    os.utime(path, ns=(0, 1))
-
-
-@pytest.mark.parametrize("change", [rewritten, longer, touched, replaced, linked])
-def test_an_identity_is_that_of_a_file_as_it_is(source: Path, change: Callable[[Path], None]) -> None:
-    before = source.stat()
-    time.sleep(0.02)  # the system's times have steps
-    change(source)
-    assert Identity.of(source.stat()) != Identity.of(before)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ort_qdq_plugin.cache.manifest import KEY_BYTES
-from ort_qdq_plugin.cache.prune import StoredEntry, prune, stored_entries
+from ort_qdq_plugin.cache.key import Identity, entry_key
+from ort_qdq_plugin.cache.prune import KEPT, StoredEntry, keep_recent, prune, stored_entries
 from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store
 from tests.cache.support import PACKED, entries, locked_elsewhere, make_entry, without_locks, written_back
 
 NBYTES = 100_000  # about as many as the source has
 YEAR = 365 * 24 * 3600.0
-OLDEST, OLDER, OLD, NEW = (digit * 2 * KEY_BYTES for digit in "3210")
+OLDEST, OLDER, OLD, NEW = (digit * 32 for digit in "3210")
 
 
 @pytest.fixture
@@ -109,6 +109,26 @@ def test_entries_in_use_do_not_keep_others_from_going(store: Store) -> None:
     with store.hold(OLDEST):
         prune(store, oldest.nbytes)
     assert keys(store) == {OLDEST}
+
+
+def test_of_a_model_that_is_replaced_the_most_recent_entries_stay(tmp_path: Path, source: Path) -> None:
+    """Those in use stay as well, and those of other models; locks without an entry go."""
+    store = Store(str(tmp_path / "replaced"))
+    versions = [entry_key(["here"], Identity(version, 0, 0, 0)) for version in range(KEPT + 4)]
+    other = entry_key(["elsewhere"], Identity(0, 0, 0, 0))
+    for age, key in enumerate([other, *versions]):
+        if age != 3:
+            make_entry(store, source=source, key=key)
+        used(store, key, years_ago=20 - age)
+    without_entry = versions[2]
+    with store.hold(versions[0]):
+        keep_recent(store, versions[-1])
+    left = {other, versions[0], *versions[-KEPT:]}
+    assert keys(store) == left
+    assert without_entry not in left
+    assert {path.name for path in Path(store.folder).glob("*.lock")} == {f"{key}.lock" for key in left}
+    keep_recent(store, versions[-1])
+    assert keys(store) == {other, *versions[-KEPT:]}
 
 
 @pytest.mark.parametrize("fifo", [False, True])

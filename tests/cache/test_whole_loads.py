@@ -19,11 +19,20 @@ import pytest
 
 from ort_qdq_plugin import Options, StockReason, create_session, warm
 from ort_qdq_plugin.cache import store as store_module
-from ort_qdq_plugin.options import Verify
 from ort_qdq_plugin.system.platform import files
-from tests.cache.support import digest_of_results, entries, leftovers, load, loading, outcome_of, without_locks, written_back
+from tests.cache.support import (
+    digest_of_results,
+    entries,
+    leftovers,
+    load,
+    loading,
+    outcome_of,
+    saved,
+    without_locks,
+    written_back,
+)
 from tests.model.test_glance import product
-from tests.support import added_provider, made_report, mapped, python, result, save, settled_descriptors, stack, stock
+from tests.support import Form, added_provider, made_report, mapped, python, result, settled_descriptors, stack, stock
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "K-major": lambda: stack(3, 256),
@@ -33,20 +42,10 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 }
 
 
-def saved(proto: onnx.ModelProto, folder: Path, form: Any = "external") -> Path:
-    folder.mkdir()
-    return Path(str(save(proto, folder, form)))
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return saved(stack(4, 512), tmp_path / "model")
-
-
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("form", ["file", "external"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_every_load_gives_the_same(kind: str, form: str, shared: bool, tmp_path: Path, cache: Path) -> None:
+def test_every_load_gives_the_same(kind: str, form: Form, shared: bool, tmp_path: Path, cache: Path) -> None:
     path = saved(MODELS[kind](), tmp_path / "model", form)
     without = load(path, None)
     first, *later = (load(path, cache, share_weights=shared) for _ in range(3))
@@ -103,77 +102,6 @@ def test_levels_have_entries_of_their_own_and_stay_valid(tmp_path: Path, cache: 
             load(path, cache, accuracy_level=level)
     assert [load(path, cache, accuracy_level=level).report.cache for level in (0, 4, 0, 4)] == ["used"] * 4
     assert len(entries(cache)) == 2
-
-
-# ---- what makes an entry useless
-
-
-def in_place(path: Path) -> None:
-    """Change a weight, and put the time of the change back."""
-    data = path.with_name("model.data")
-    before = data.stat()
-    content = bytearray(data.read_bytes())
-    content[1000] ^= 0xFF
-    with data.open("r+b") as file:
-        file.write(content)
-    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def renamed(path: Path) -> None:
-    """Put another model in its place."""
-    other = saved(stack(4, 512, seed="another"), path.parent.parent / "other")
-    for name in ("model.data", "model.onnx"):
-        os.replace(other.with_name(name), path.with_name(name))
-
-
-@pytest.mark.parametrize("change", [in_place, renamed])
-@pytest.mark.parametrize("verify", ["stat", "content"])
-def test_a_model_that_changes_is_packed_again(
-    model: Path, cache: Path, change: Callable[[Path], None], verify: Verify
-) -> None:
-    old = load(model, cache, verify=verify)
-    running = create_session(str(model), options=Options(cache_dir=cache, verify=verify))
-    change(model)
-    new = load(model, cache, verify=verify)
-    assert new.report.cache == "made"
-    assert new.digest != old.digest
-    assert new.digest == load(model, None).digest == load(model, cache, verify=verify).digest
-    if change is renamed:
-        assert digest_of_results(running) == old.digest
-
-
-def test_weights_that_links_lead_to(tmp_path: Path, cache: Path) -> None:
-    """As in Hugging Face's cache: revisions share one model file, and a revision's link may lead elsewhere one day."""
-    blobs = saved(stack(2, 256, seed="old"), tmp_path / "blobs").parent
-    other = saved(stack(2, 256, seed="new"), tmp_path / "other").with_name("model.data")
-    os.replace(other, blobs / "new.data")
-    models = [tmp_path / name / "model.onnx" for name in ("old", "new")]
-    for path, weights in zip(models, ("model.data", "new.data"), strict=True):
-        path.parent.mkdir()
-        path.symlink_to(blobs / "model.onnx")
-        path.with_name("model.data").symlink_to(blobs / weights)
-    old, new = (load(path, cache).digest for path in models)
-    assert old != new == load(models[1], None).digest
-    models[0].with_name("model.data").unlink()
-    models[0].with_name("model.data").symlink_to(blobs / "new.data")
-    led_away = load(models[0], cache)
-    assert (led_away.report.cache, led_away.digest) == ("made", new)
-
-
-@pytest.mark.parametrize(
-    ("name", "verify"), [("manifest.json", "stat"), ("model.onnx", "stat"), ("packed-0.bin", "content")]
-)
-def test_a_damaged_entry_is_made_anew(model: Path, cache: Path, name: str, verify: str) -> None:
-    wanted = load(model, cache, verify=verify).digest
-    path = entries(cache)[0] / name
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.chmod(0o600)
-    path.write_bytes(data)
-    again = load(model, cache, verify=verify)
-    assert (again.report.cache, again.digest) == ("made", wanted)
-    assert load(model, cache, verify=verify).report.cache == "used"
-    assert not leftovers(cache)
 
 
 # ---- what the cache cannot help

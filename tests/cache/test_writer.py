@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import pytest
 
 from ort_qdq_plugin import Report, StockReason
 from ort_qdq_plugin.cache.contained import DATA
-from ort_qdq_plugin.cache.manifest import Identity, Manifest, digest_of
+from ort_qdq_plugin.cache.key import Identity, entry_key
+from ort_qdq_plugin.cache.manifest import Manifest, digest_of
 from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Store
-from ort_qdq_plugin.cache.writer import EntryWriter
+from ort_qdq_plugin.cache.writer import EntryWriter, YoungSources
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.model.sources import ExternalFiles, FileSource
 from ort_qdq_plugin.system.platform import host
-from tests.cache.support import KEY, PACKED, leftovers, longer, replaced, rewritten
+from tests.cache.support import PACKED, entries, leftovers, longer, replaced, rewritten
 from tests.cache.test_helper import interpreter
 from tests.ort.test_buffers import COUNT, adding
 from tests.support import refuse
@@ -29,8 +31,9 @@ MODEL_BYTES = b"the rewritten model"
 SIZE = 10_000
 
 
-def writer_of(store: Store, *, verify: bool = False, share: bool = False, self_contained: bool = False) -> EntryWriter:
-    return EntryWriter(store, KEY, verify=verify, share=share, self_contained=self_contained)
+def writer_of(store: Store, model: Path, *, verify: bool = False, share: bool = False, **options: Any) -> EntryWriter:
+    key = entry_key(["here"], Identity.of(model.stat()))
+    return EntryWriter(store, key, verify=verify, share=share, **options)
 
 
 def complete(writer: EntryWriter, *sources: FileSource, location: str = "", model: bytes = MODEL_BYTES) -> None:
@@ -41,30 +44,36 @@ def complete(writer: EntryWriter, *sources: FileSource, location: str = "", mode
 
 
 def made(store: Store, source: Path, location: str = "", model: bytes = MODEL_BYTES, **options: Any) -> None:
-    complete(writer_of(store, **options), FileSource(str(source)), location=location, model=model)
+    complete(writer_of(store, source, **options), FileSource(str(source)), location=location, model=model)
+
+
+def entry_in(store: Store) -> Path:
+    """The folder of the only entry."""
+    (entry,) = entries(Path(store.folder))
+    return entry
 
 
 def found_manifest(store: Store, *, verify: bool = False) -> Manifest:
-    """What the entry says of itself; it can be used."""
-    found = store.find(KEY, verify=verify)
+    """What the only entry says of itself; it can be used."""
+    found = store.find(entry_in(store).name, verify=verify)
     assert found is not None
     return found.manifest
 
 
 def modes(store: Store) -> set[int]:
-    return {stat.S_IMODE(path.stat().st_mode) for path in Path(store.path_of(KEY)).iterdir()}
+    return {stat.S_IMODE(path.stat().st_mode) for path in entry_in(store).iterdir()}
 
 
 def test_buffers_are_files_of_the_entry(store: Store, source: Path) -> None:
-    writer = writer_of(store)
+    writer = writer_of(store, source)
     first, second = writer.make_buffers([SIZE, 2 * SIZE])
     assert (first.array.size, second.array.size) == (SIZE, 2 * SIZE)
     assert not first.array.any()
     data = np.arange(SIZE).astype(np.uint8)
     first.write(0, data)
-    assert store.find(KEY, verify=False) is None
+    assert not entries(Path(store.folder))
     complete(writer, FileSource(str(source)))
-    entry = Path(store.path_of(KEY))
+    entry = entry_in(store)
     assert (entry / PACKED).read_bytes() == data.tobytes()
     assert (entry / "packed-1.bin").stat().st_size == 2 * SIZE
     assert (entry / MODEL).read_bytes() == MODEL_BYTES
@@ -78,12 +87,12 @@ def test_buffers_are_files_of_the_entry(store: Store, source: Path) -> None:
 def test_what_the_manifest_says(store: Store, source: Path, tmp_path: Path, verify: bool) -> None:
     link = tmp_path / "link.data"
     link.symlink_to(source)
-    writer = writer_of(store, verify=verify)
+    writer = writer_of(store, source, verify=verify)
     writer.make_buffers([SIZE])
     complete(writer, FileSource(str(link)), ExternalFiles.within(str(tmp_path)).open("link.data"))
     manifest = found_manifest(store, verify=verify)
     assert writer.committed
-    assert (manifest.key, manifest.report, manifest.boot) == (KEY, REPORT, host.boot_id())
+    assert (manifest.key, manifest.report, manifest.boot) == (entry_in(store).name, REPORT, host.boot_id())
     assert (manifest.extensions, manifest.foreign, manifest.prepacked_bytes) == (True, ("some.domain",), 0)
     assert [(file.name, bool(file.digest)) for file in manifest.files] == [(MODEL, True), (PACKED, verify)]
     digest = digest_of(source.read_bytes()) if verify else ""
@@ -100,7 +109,7 @@ def test_what_is_used_in_place(
     before = source.stat()
     model = adding(IN_PLACE, 64)
     made(store, source, IN_PLACE, model, **whole)
-    manifest, after, entry = found_manifest(store), source.stat(), Path(store.path_of(KEY))
+    manifest, after, entry = found_manifest(store), source.stat(), entry_in(store)
     assert (after.st_nlink, after.st_ctime_ns) == (1, before.st_ctime_ns)
     assert manifest.sources[0].location == ("" if whole else IN_PLACE)
     assert (manifest.report.copied_bytes, (entry / MODEL).read_bytes() == model) == (
@@ -117,7 +126,7 @@ def test_what_is_used_in_place(
 def test_a_source_that_changes_is_not_written_of(
     store: Store, source: Path, change: Callable[[Path], None], location: str
 ) -> None:
-    opened, writer = FileSource(str(source)), writer_of(store)
+    opened, writer = FileSource(str(source)), writer_of(store, source)
     writer.make_buffers([SIZE])
     assert len(leftovers(Path(store.folder))) == 1
     change(source)
@@ -128,17 +137,64 @@ def test_a_source_that_changes_is_not_written_of(
     assert not os.listdir(store.folder)
 
 
+MS, SECOND = 1_000_000, 1_000_000_000
+
+
+def committed(writer: EntryWriter, source: FileSource) -> None:
+    complete(writer, source)
+
+
+def with_nothing(writer: EntryWriter, source: FileSource) -> None:
+    writer.commit_nothing([source], REPORT)
+
+
+def checked(writer: EntryWriter, source: FileSource) -> None:
+    writer.check_age([source])
+
+
+@pytest.mark.parametrize("call", [checked, committed, with_nothing])
+@pytest.mark.parametrize(
+    ("age", "waits"),
+    [(25 * MS, 0), (15 * MS, 0.02), (-1000 * SECOND, 0.02), (3 * SECOND, 0), ("whole", 2.0), ("whole and old", 0)],
+)
+def test_young_sources_are_to_be_read_again(
+    store: Store, source: Path, call: Callable[[EntryWriter, FileSource], None], age: int | str, waits: float
+) -> None:
+    """Within a step of the clock, of a file system that stores whole seconds too, a change leaves no trace."""
+    now = time.time_ns()
+    whole = now - now % SECOND
+    changed = {"whole": whole, "whole and old": whole - 2 * SECOND}[age] if isinstance(age, str) else now - age | 1
+    os.utime(source, ns=(changed, changed))
+    opened, writer = FileSource(str(source)), writer_of(store, source)
+    writer._began_ns = now
+    if waits:
+        with pytest.raises(YoungSources) as young:
+            call(writer, opened)
+        assert (young.value.seconds, list(young.value.identities)) == (waits, [Identity.of(source.stat())])
+        writer = writer_of(store, source, settled=young.value.identities)
+    call(writer, opened)
+
+
+def test_an_entry_has_the_name_of_its_model(store: Store, source: Path) -> None:
+    """Another file may have taken its place between the look at it and opening it."""
+    writer = writer_of(store, source)
+    rewritten(source)
+    os.utime(source, (1, 1))
+    with pytest.raises(SourceChangedError, match=source.name):
+        complete(writer, FileSource(str(source)))
+
+
 # ---- what is not completed
 
 
-def test_nothing_is_begun_before_there_is_something_to_write(store: Store) -> None:
-    writer_of(store).abandon()
+def test_nothing_is_begun_before_there_is_something_to_write(store: Store, source: Path) -> None:
+    writer_of(store, source).abandon()
     assert not os.listdir(store.folder)
 
 
-def test_no_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, os, "posix_fallocate", errno.ENOSPC)
-    writer = writer_of(store)
+    writer = writer_of(store, source)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         writer.make_buffers([SIZE])
     writer.abandon()
@@ -146,13 +202,13 @@ def test_no_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_that_there_is_nothing_to_do_is_an_entry_too(store: Store, source: Path) -> None:
-    writer = writer_of(store)
+    writer = writer_of(store, source)
     writer.commit_nothing([FileSource(str(source))], Report("stock", StockReason.NOT_FUSIBLE, "a detail"))
     manifest = found_manifest(store)
     assert writer.committed
     assert (manifest.files, manifest.report) == ((), Report("stock", StockReason.NOT_FUSIBLE, "a detail"))
     rewritten(source)
-    assert store.find(KEY, verify=False) is None
+    assert store.find(entry_in(store).name, verify=False) is None
 
 
 # ---- pre-packed weights
@@ -166,7 +222,7 @@ def test_a_helper_completes_the_entry(store: Store, source: Path, tmp_path: Path
     echo 4321
     """
     interpreter(tmp_path / "python3", script, monkeypatch)
-    writer = writer_of(store, share=True)
+    writer = writer_of(store, source, share=True)
     writer.make_buffers([SIZE])
     complete(writer, FileSource(str(source)), location=IN_PLACE, model=adding(IN_PLACE))
     manifest = found_manifest(store)

@@ -1,6 +1,7 @@
 """Loading through the cache: what has an entry of its own, what an entry gives, and which sessions it is not for."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.load.through_cache import Maker, NotFromCache, check_shared, key_of, prepare_through_cache
+from ort_qdq_plugin.load.through_cache import Maker, NotFromCache, check_shared, prepare_through_cache
 from ort_qdq_plugin.model.sources import FileSource
-from ort_qdq_plugin.system.platform import host
 from tests.cache.support import PACKED, entries, leftovers
 from tests.ort.test_buffers import COUNT, adding, plus
-from tests.support import CPU, added_provider, quiet, with_entries, with_initializer
+from tests.support import CPU, added_provider, quiet, with_initializer
 
 ADDED = 3.0
 MB = 1 << 20
@@ -31,6 +31,7 @@ def model(tmp_path: Path) -> Path:
     """Any file: what is made of it is up to `Making`."""
     path = tmp_path / "model.onnx"
     path.write_bytes(b"a model")
+    os.utime(path, (0, 0))  # what has changed just now is waited for
     return path
 
 
@@ -59,101 +60,6 @@ class Making:
         source = FileSource(str(self._model))
         writer.commit(adding(PACKED), [source], {}, report=report, extensions=False, foreign=self._foreign)
         return PreparedModel(adding(PACKED), None, False, {PACKED: packed.mapping}, [packed.mapping], (packed,), report)
-
-
-# ---- the key
-
-
-def with_entry(key: str, value: str) -> dict[str, Any]:
-    return {"session_options": with_entries({key: value})}
-
-
-def basic() -> dict[str, Any]:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return {"session_options": options}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": "another.onnx"},
-        {"options": Options(accuracy_level=0)},
-        {"options": Options(block_size=64)},
-        {"options": Options(cache_dir="/anywhere", share_weights=True)},
-        with_entry("session.qdq_matmulnbits_accuracy_level", "1"),
-        with_entry("session.qdq_matmulnbits_block_size", "128"),
-        with_entry("session.disable_quant_qdq", "1"),
-        basic(),
-        {"disabled_optimizers": frozenset({"QDQSelectorActionTransformer"})},
-        with_entry("session.model_external_initializers_file_folder_path", "/weights"),
-        with_entry("session.load_model_format", "ORT"),
-    ],
-)
-def test_what_matters_has_an_entry_of_its_own(model: Path, cache: Path, change: dict[str, Any]) -> None:
-    assert key_of(asked(model, cache)._replace(**change)) != key_of(asked(model, cache))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"options": Options(accuracy_level=4, block_size=0)},
-        {"options": Options(buffer="memory", spill_dir="/anywhere", threads=3, strict=True)},
-        {"options": Options(cache_dir="/elsewhere", cache_max_bytes=0, verify="content")},
-        {"options": Options(progress=print)},
-        with_entry("session.some", "value"),
-        {"session_options": quiet()},
-        {"disabled_optimizers": frozenset({"Other"})},
-    ],
-)
-def test_what_does_not_matter_shares_an_entry(model: Path, cache: Path, change: dict[str, Any]) -> None:
-    assert key_of(asked(model, cache)._replace(**change)) == key_of(asked(model, cache))
-
-
-@pytest.mark.parametrize(
-    ("what", "plain", "shared"),
-    [
-        ("ort_qdq_plugin.__version__", True, True),
-        ("onnxruntime.__version__", True, True),
-        ("ORT_LOAD_CONFIG_FROM_MODEL", True, True),
-        # It matters only for what is pre-packed.
-        ("processor", False, True),
-    ],
-)
-def test_surroundings_have_entries_of_their_own(
-    model: Path, cache: Path, what: str, plain: bool, shared: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests = [asked(model, cache, share_weights=share) for share in (False, True)]
-    before = [key_of(request) for request in requests]
-    if what.isupper():
-        monkeypatch.setenv(what, "1")
-    elif what == "processor":
-        monkeypatch.setattr(host, what, lambda: "another one")
-    else:
-        monkeypatch.setattr(what, "another one")
-    assert [key_of(request) != key for request, key in zip(requests, before, strict=True)] == [plain, shared]
-
-
-def test_a_model_has_one_entry_by_all_its_names(
-    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "name.onnx").symlink_to(model)
-    (tmp_path / "folder").symlink_to(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    names = [Path("model.onnx"), Path("./folder/../model.onnx"), tmp_path / "name.onnx", tmp_path / "folder" / "name.onnx"]
-    assert {key_of(asked(name, cache)) for name in names} == {key_of(asked(model, cache))}
-
-
-def test_a_folder_of_data_is_where_it_leads_to(
-    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    relative = with_entry("session.model_external_initializers_file_folder_path", "weights")
-    keys = []
-    for name in ("one", "two"):
-        (tmp_path / name / "weights").mkdir(parents=True)
-        monkeypatch.chdir(tmp_path / name)
-        keys.append(key_of(asked(model, cache, **relative)))
-    assert keys[0] != keys[1]
 
 
 # ---- entries

@@ -42,6 +42,7 @@ __all__ = [
     "safe_directory",
     "try_lock",
     "unlock",
+    "user",
     "write_at",
 ]
 
@@ -284,3 +285,8 @@ def copy_range(source: File, offset: int, nbytes: int, target: File, at: int) ->
         write_at(target, at + done, chunk)
         done += len(chunk)
     return done
+
+
+def user() -> int:
+    """The number of the user who is the owner of what this process makes."""
+    return os.geteuid()
