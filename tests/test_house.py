@@ -58,7 +58,6 @@ MIRRORED = ("cache", "fusion", "genai", "memory", "model", "ort", "packing", "sy
 TESTED_ELSEWHERE = {
     "cache/inventory.py": "cli/test_cache.py",
     "genai/calls.py": "genai/test_config.py",  # what can be told without onnxruntime-genai, and the rest with it
-    "genai/models.py": "real/test_genai.py",
     "fusion/kind.py": "fusion/test_match.py",  # declarations alone: what matching says of a site, and asks of a fusion
     "ort/prepacked.py": "cache/test_prepack.py",
     "system/environment.py": "switch/test_startup.py",

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ort_qdq_plugin.cache.entry import MANIFEST, open_entry
 from ort_qdq_plugin.cache.manifest import InvalidEntry, parse_manifest
 from ort_qdq_plugin.cache.prune import StoredEntry, stored_entries
-from ort_qdq_plugin.cache.store import MANIFEST, Store
+from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.errors import error_text
 
 __all__ = ["Item", "inventory"]
@@ -48,7 +49,7 @@ def _item(store: Store, stored: StoredEntry, verify: bool) -> Item:
         recorded = all(source.digest for source in manifest.sources)
         item = item._replace(model=manifest.sources[0].path, made=made, shared=manifest.prepacked_bytes > 0)
     try:
-        store.checked(stored.key, verify=verify and recorded).close()
+        open_entry(store.path_of(stored.key), stored.key, verify=verify and recorded).close()
     except (InvalidEntry, OSError) as problem:
         return item._replace(problem=error_text(problem))
     return item._replace(verified=verify and recorded)

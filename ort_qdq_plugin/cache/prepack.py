@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ort_qdq_plugin.cache.contained import append
-from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, write_file
+from ort_qdq_plugin.cache.entry import MODEL, SHARED_MODEL, write_file
 from ort_qdq_plugin.model.graph import Scope, model_scope, scopes
 from ort_qdq_plugin.model.messages import ModelProto, external_data, external_tensors, subgraphs
 from ort_qdq_plugin.ort.prepacked import PREPACKED, Prepacked, prepack

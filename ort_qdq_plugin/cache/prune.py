@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ort_qdq_plugin.cache.entry import MANIFEST
 from ort_qdq_plugin.cache.key import is_key, place_of
 from ort_qdq_plugin.cache.lock import exclusive
-from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store
+from ort_qdq_plugin.cache.store import LOCK, Store
 from ort_qdq_plugin.system.platform import files
 
 __all__ = ["KEPT", "StoredEntry", "keep_recent", "keys", "prune", "remove", "stored_entries"]

@@ -30,16 +30,14 @@ def wait_until_on_disk() -> None:
 
 
 def _write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[str], None]) -> None:
-    for name in names:
-        try:
-            file = files.open_to_read(os.path.join(path, name))
-        except OSError:
-            return  # the folder was removed
-        with file:
+    # The folder is held open: another entry may take its path meanwhile, of which not everything is on the disk.
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        folder = opened.enter_context(contextlib.closing(files.Folder(path)))
+        for name in names:
+            file = opened.enter_context(files.open_to_read(name, folder=folder))
             try:
                 os.fsync(file.fileno())
             except OSError:
                 discard(path)
                 return
-    with contextlib.suppress(OSError):
-        files.create(os.path.join(path, marker), 0o400).close()
+        files.mark(folder, marker)

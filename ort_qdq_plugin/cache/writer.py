@@ -9,15 +9,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ort_qdq_plugin.cache.contained import contain
+from ort_qdq_plugin.cache.entry import MODEL, describe, digest_at, write_file
 from ort_qdq_plugin.cache.helper import prepacked_in_another_process
 from ort_qdq_plugin.cache.key import Identity, is_of
 from ort_qdq_plugin.cache.manifest import Manifest, SourceFile
-from ort_qdq_plugin.cache.store import MODEL, Store, describe, digest_at, write_file
+from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.system.platform import files, host
 
 __all__ = ["EntryWriter", "YoungSources"]
 
@@ -65,7 +66,7 @@ class EntryWriter:
     ) -> None:
         self._began_ns = time.time_ns()
         self._settled = settled
-        self.committed = False
+        self.holder: files.File | None = None  # of the entry, once it is complete: `Entry.holder`
         self.copied_bytes = 0  # of the model's own files
         self._share = share
         self._self_contained = self_contained or share
@@ -135,7 +136,7 @@ class EntryWriter:
 
     def abandon(self) -> None:
         """Remove what was written, unless the entry is complete."""
-        if self._folder and not self.committed:
+        if self._folder and self.holder is None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _begun(self) -> str:
@@ -149,8 +150,7 @@ class EntryWriter:
             raise SourceChangedError(f"{sources[0].name}: changed while it was being loaded")
 
     def _finish(self, manifest: Manifest) -> None:
-        self._store.commit(self._key, self._begun(), manifest)
-        self.committed = True
+        self.holder = self._store.commit(self._key, self._begun(), manifest)
 
     def _prepack(self) -> int:
         """Let another process add pre-packed weights to the entry; their size in bytes."""

@@ -129,8 +129,9 @@ def compare(
 
 def _fill_cache(peer: Peer, name: str, scratch: Path) -> None:
     """Fill the cache that a peer loads from. An entry of it is a QOperator model that ONNX Runtime can open."""
+    from ort_qdq_plugin.cache.entry import MODEL
     from ort_qdq_plugin.cache.prune import keys
-    from ort_qdq_plugin.cache.store import MODEL, Store
+    from ort_qdq_plugin.cache.store import Store
     from ort_qdq_plugin.options import Options
     from ort_qdq_plugin.session import warm
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import weakref
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ __all__ = ["activate", "deactivate", "load", "prepare", "report_of", "warm"]
 # Names in the folder that onnxruntime-genai reads.
 _ENTRY, _ORIGINAL, _CACHE = "ort-qdq-{}", "ort-qdq-original", "ort-qdq-cache"
 
+_TRIES = 3  # at a folder in which files are replaced meanwhile
+
 
 class ModelState(NamedTuple):
     """What this package keeps for one model or configuration."""
@@ -46,6 +49,10 @@ class ModelState(NamedTuple):
     folder: ConfigFolder | None  # the folder that onnxruntime-genai reads; None: the model's own
     reports: dict[str, Report]  # by the names of the ONNX files in the configuration
     entries: tuple[EntryFolder, ...] = ()  # the cache's entries that the folder refers to
+
+
+class EntryReplacedError(QdqPluginError):
+    """What was opened by path may be of two models."""
 
 
 # Of models and configurations that are alive.
@@ -90,10 +97,17 @@ def load(folder_or_config: Any, *, options: Options | None = None) -> Any:
     >>> model = load("phi-3-mini-qdq")  # doctest: +SKIP
     >>> tokenizer = onnxruntime_genai.Tokenizer(model)  # doctest: +SKIP
     """
-    module = _module_with_replaced_methods()
-    model = module.Model.__new__(module.Model)
-    _create_model(model, _text_of_path(folder_or_config), options or Options())
-    return model
+    module, options = _module_with_replaced_methods(), options or Options()
+    while True:
+        model = module.Model.__new__(module.Model)
+        try:
+            _create_model(model, _text_of_path(folder_or_config), options)
+        except EntryReplacedError:
+            if options.cache_dir is None:
+                raise
+            options = _without_cache(options)
+        else:
+            return model
 
 
 def report_of(model: Any) -> dict[str, Report]:
@@ -154,6 +168,10 @@ def _module_with_replaced_methods() -> ModuleType:
     return module
 
 
+def _without_cache(options: Options) -> Options:
+    return dataclasses.replace(options, cache_dir=None, share_weights=False)
+
+
 def _text_of_path(folder_or_config: Any) -> Any:
     return os.fspath(folder_or_config) if isinstance(folder_or_config, os.PathLike) else folder_or_config
 
@@ -172,20 +190,35 @@ def _create_model(model: Any, folder_or_config: Any, options: Options | None) ->
     if folder is None or options is None:
         create_stock_model(model, folder_or_config)
         return
-    state = _new_state(folder, calls, options)
-    if state.folder is not None:
-        try:
-            create_stock_model(model, new_config(genai_module(), state.folder.path, calls))
-            if not all(entry.is_current() for entry in state.entries):
-                raise SourceChangedError("an entry of the cache was replaced while it was read")
-        except Exception as error:
-            if options.strict:
-                raise
-            state.folder.close()
-            state = ModelState(None, dict.fromkeys(state.reports, _failed(error)))
+    state = _created_from_folder(model, folder, calls, options)
     if state.folder is None:
         create_stock_model(model, folder_or_config)
     _states[model] = state
+
+
+def _created_from_folder(model: Any, folder: str, calls: tuple[Call, ...], options: Options) -> ModelState:
+    """Create the native model from a folder with fused models. If the state has none, nothing was created."""
+    # A temporary folder of this process alone, the last choice, is not replaced by others.
+    for chosen in (options, options, _without_cache(options)):
+        state, problem = _new_state(folder, calls, chosen), None
+        if state.folder is None:
+            return state
+        try:
+            create_stock_model(model, new_config(genai_module(), state.folder.path, calls))
+        except Exception as error:
+            problem = error
+        is_current = all(entry.entry.is_current() for entry in state.entries)
+        if problem is None and is_current:
+            return state
+        state.folder.close()
+        if problem is None:
+            # It exists, and onnxruntime-genai does not create another one in the same object.
+            break
+        if is_current:
+            if options.strict:
+                raise problem
+            return ModelState(None, dict.fromkeys(state.reports, _failed(problem)))
+    raise EntryReplacedError(f"{folder}: an entry of the cache was replaced while it was opened: load it again")
 
 
 def _state_of(folder_or_config: Any) -> ModelState | None:
@@ -215,7 +248,11 @@ def _new_state(folder: str, calls: tuple[Call, ...], options: Options) -> ModelS
     reports: dict[str, Report] = {}
     try:
         files = model_files(config)
-        return _fused_folder(folder, config, model_files(config_after(calls, config)), options, reports)
+        changed = model_files(config_after(calls, config))
+        for _ in range(_TRIES - 1):
+            with suppress(SourceChangedError):
+                return _fused_folder(folder, config, changed, options, reports)
+        return _fused_folder(folder, config, changed, options, reports)
     except LeaveToStock as stock:
         log.info("%s: stock onnxruntime-genai: %s", folder, stock)
         report = Report("stock", stock.reason, stock.detail)
@@ -251,6 +288,9 @@ def _fused_folder(
         entries = _entries(folder, files, options, is_temporary, reports)
         if not entries:
             raise LeaveToStock(StockReason.NOT_FUSIBLE)
+        if not all(folder.entry.has_current_sources() for folder in entries.values()):
+            # The first file was of one model, and the last one of another.
+            raise SourceChangedError(f"{folder}: files were replaced while they were prepared")
         filenames = {file.filename: os.path.join(_ORIGINAL, file.filename) for file in files}
         links = {_ORIGINAL: os.path.abspath(folder)}
         for number, (filename, entry) in enumerate(entries.items()):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, QdqPluginError, SourceUnreadableError
+from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, QdqPluginError, SourceChangedError, SourceUnreadableError
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.open import glance_at, leave_unreadable_to_stock, open_model
 from ort_qdq_plugin.load.request import LoadRequest
@@ -65,13 +65,7 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) 
     journal = Journal()
     state.unmatched = None
     try:
-        with reading(hook.constructor_arguments(session)[1]):
-            prepared = _prepared_for(session, state, call, journal)
-        with fork_lock:
-            from ort_qdq_plugin.load.hand_over import hand_over
-        state.report = hand_over(session, prepared, call)
-        # By path, the temporary files are gone by now.
-        state.prepared = None if prepared.by_path else prepared
+        state.report = _created(session, state, call, journal)
     except LeaveToStock as stock:
         state.report = journal.finished("stock", stock)
         if isinstance(stock, NothingToDo) and not state.report.unfused:
@@ -92,13 +86,42 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) 
     return False
 
 
-def _prepared_for(session: Any, state: SessionState, call: CreateCall, journal: Journal) -> PreparedModel:
+def _created(session: Any, state: SessionState, call: CreateCall, journal: Journal) -> Report:
+    """Create the native session from a prepared model; its report.
+
+    Where ONNX Runtime opens files of the cache's entry by path, others may have their paths by then. All is done once more
+    in that case, and at last without the cache.
+    """
+    for may_use_cache in (True, True, False):
+        with reading(hook.constructor_arguments(session)[1]):
+            prepared = _prepared_for(session, state, call, journal, may_use_cache)
+        with fork_lock:
+            from ort_qdq_plugin.load.hand_over import hand_over
+        try:
+            report = hand_over(session, prepared, call)
+        except Exception:
+            if prepared.is_current():
+                raise
+            current = False
+        else:
+            current = prepared.is_current()
+        # By path, the temporary files are gone by now.
+        state.prepared = prepared if current and not prepared.by_path else None
+        if current:
+            return report
+        log.info("the entry of the cache was replaced while it was opened: loading once more")
+    raise SourceChangedError("entries of the cache were replaced while they were opened")
+
+
+def _prepared_for(
+    session: Any, state: SessionState, call: CreateCall, journal: Journal, may_use_cache: bool
+) -> PreparedModel:
     model, session_options = hook.constructor_arguments(session)
     check_providers(provider_names(call.providers, session_options))
     if state.prepared is not None:
         return state.prepared
     request = LoadRequest(model, session_options, state.options, frozenset(call.disabled_optimizers or ()))
-    if request.options.cache_dir is None or isinstance(request.model, bytes):
+    if not may_use_cache or request.options.cache_dir is None or isinstance(request.model, bytes):
         return prepare(request, journal)
     with fork_lock:
         from ort_qdq_plugin.load.through_cache import NotFromCache, prepare_through_cache

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer
 from ort_qdq_plugin.report import Report
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.cache.entry import Entry
 
 __all__ = ["PreparedModel"]
 
@@ -25,3 +28,9 @@ class PreparedModel(NamedTuple):
     packed: tuple[PackedBuffer, ...]
     report: Report
     holder: object = None  # another object that must live as long as the native session
+    # The entry of the cache that ONNX Runtime opens files of by path; None: it opens none.
+    entry: Entry | None = None
+
+    def is_current(self) -> bool:
+        """Whether what ONNX Runtime has opened by path until now is what was prepared."""
+        return self.entry is None or self.entry.is_current()

@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ort_qdq_plugin import log
+from ort_qdq_plugin.cache.entry import MODEL, SHARED_MODEL, Entry
 from ort_qdq_plugin.cache.key import Identity
-from ort_qdq_plugin.cache.lock import is_at
-from ort_qdq_plugin.cache.store import MANIFEST, MODEL, SHARED_MODEL, Entry, Store
+from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
 from ort_qdq_plugin.load.journal import Journal
@@ -31,7 +31,7 @@ from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.keys import FOLDER_KEY
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
-from ort_qdq_plugin.system.platform import files, host
+from ort_qdq_plugin.system.platform import host
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter
@@ -73,15 +73,11 @@ def prepare_through_cache(request: LoadRequest, journal: Journal, make: Maker) -
 
 
 class EntryFolder(NamedTuple):
-    """An entry that another library opens by path."""
+    """An entry that another library opens by path. It is not pruned as long as this object lives."""
 
     model: str  # the path of its model
     report: Report
-    holder: files.File  # keeps the entry from being pruned as long as this object lives
-
-    def is_current(self) -> bool:
-        """Whether the folder is still the entry that was found. If not, files of two models may have been read from it."""
-        return is_at(self.holder, os.path.join(os.path.dirname(self.model), MANIFEST))
+    entry: Entry
 
 
 def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> EntryFolder:
@@ -102,7 +98,7 @@ def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Mak
         shared_bytes = entry.manifest.prepacked_bytes if is_shared else 0
         report = replace(journal.finished("by path"), cache="made" if made else "used", shared_bytes=shared_bytes)
         model = os.path.join(entry.path, SHARED_MODEL if is_shared else MODEL)
-        return EntryFolder(model, report, entry.holder)
+        return EntryFolder(model, report, entry)
 
 
 def _found_or_made(request: LoadRequest, journal: Journal, make: Maker) -> Entry | PreparedModel:
@@ -154,16 +150,15 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
                 return make(None)
     finally:
         writer.abandon()
-    if not writer.committed:
+    if writer.holder is None:
         return prepared
-    holder = store.hold(key)
     keep_recent(store, key)
     if options.cache_max_bytes is not None:
         prune(store, options.cache_max_bytes)
     made = replace(prepared.report, cache="made", copied_bytes=writer.copied_bytes)
     entry = store.find(key, verify=False) if options.share_weights else None
     if entry is None:
-        return prepared._replace(report=made, holder=holder)
+        return prepared._replace(report=made, holder=writer.holder)
     # ONNX Runtime takes the packed weights from the entry, together with the pre-packed ones.
     for buffer in prepared.packed:
         buffer.discard()
@@ -189,7 +184,7 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         session_options.add_session_config_entry(FOLDER_KEY, entry.path)
         model = entry.files[SHARED_MODEL].readall()
         report = replace(journal.finished("shared"), shared_bytes=manifest.prepacked_bytes)
-        return PreparedModel(model, session_options, False, {}, (), (), report, entry.holder)
+        return PreparedModel(model, session_options, False, {}, (), (), report, entry.holder, entry)
     buffers: dict[str, mmap.mmap | bytes] = {}
     for file in manifest.files:
         if file.name != MODEL:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ort_qdq_plugin.cache.store import Store
-from tests.cache.support import saved
+from tests.cache.support import make_entry, saved, written_back
 from tests.support import stack
 
 
@@ -28,3 +28,11 @@ def source(tmp_path: Path) -> Path:
 def model(tmp_path: Path) -> Path:
     """A model with its weights in a file of their own."""
     return saved(stack(4, 512), tmp_path / "model")
+
+
+@pytest.fixture
+def entry(store: Store, source: Path) -> Path:
+    """The folder of a complete entry, of which every file is on disk."""
+    folder = make_entry(store, source=source)
+    written_back(Path(store.folder))
+    return folder

@@ -20,16 +20,38 @@ import onnxruntime as ort
 import pytest
 
 from ort_qdq_plugin import Options, Report, create_session
+from ort_qdq_plugin.cache.entry import MANIFEST, MODEL, describe, digest_at, write_file
 from ort_qdq_plugin.cache.key import Identity
 from ort_qdq_plugin.cache.manifest import Manifest, SourceFile
-from ort_qdq_plugin.cache.store import MODEL, Store, describe, digest_at, write_file
+from ort_qdq_plugin.cache.store import Store
+from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.system.platform import host
-from tests.support import CPU, Form, made_report, refuse, save, x_of
+from tests.support import CPU, Form, descriptors, made_report, refuse, save, x_of
 
 __all__ = [
-    "KEY", "PACKED", "Loaded", "digest_of_results", "empty", "entries", "leftovers", "load", "loading",
-    "locked_elsewhere", "longer", "make_entry", "outcome_of", "removed", "replaced", "rewritten", "saved", "without_locks",
-    "writable_by_all", "written_back",
+    "KEY",
+    "PACKED",
+    "Loaded",
+    "digest_of_results",
+    "empty",
+    "entries",
+    "in_use",
+    "is_found",
+    "leftovers",
+    "load",
+    "loading",
+    "locked_by_others",
+    "locked_elsewhere",
+    "longer",
+    "make_entry",
+    "outcome_of",
+    "removed",
+    "replaced",
+    "rewritten",
+    "saved",
+    "without_locks",
+    "writable_by_all",
+    "written_back",
 ]  # fmt: skip
 
 KEY, PACKED = "0123abcd", "packed-0.bin"
@@ -145,6 +167,33 @@ def make_entry(
     files = describe(path, [*contents], verify)
     store.commit(key, path, Manifest(key, (described,), Report("borrowed"), host.boot_id(), files))
     return Path(store.path_of(key))
+
+
+@contextmanager
+def locked_by_others(entry: Path, *, shared: bool) -> Iterator[None]:
+    """While the block runs, another descriptor holds a lock on the entry; BlockingIOError if it cannot have it."""
+    with open(entry / MANIFEST, "rb") as manifest:
+        fcntl.flock(manifest, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        yield
+
+
+def in_use(entry: Path) -> bool:
+    with locked_by_others(entry, shared=True):
+        pass  # which others may as well
+    try:
+        with locked_by_others(entry, shared=False):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def is_found(store: Store, *, verify: bool = False) -> bool:
+    """Whether there is an entry that can be used; either way, nothing stays open."""
+    wait_until_on_disk()
+    before = descriptors()
+    found = store.find(KEY, verify=verify) is not None
+    assert descriptors() == before
+    return found
 
 
 # ---- changes of files; their owner may have to make them writable first

@@ -38,7 +38,7 @@ def test_what_is_used_is_copied_once(source: Path, tmp_path: Path) -> None:
     used = model(("packed-0.bin", 0, 10), ("data-0", 100, 5000), ("data-0", 3, 7), ("data-0", 100, 5000))
     before, content = settled_descriptors(), source.read_bytes()
     contained, copied = contain(used, {"data-0": FileSource(str(source))}, str(tmp_path))
-    assert settled_descriptors() == before
+    assert settled_descriptors() <= before
     second = 2 * PAGE  # where the next page begins
     assert references(contained) == [("packed-0.bin", 0, 10), (DATA, 0, 5000), (DATA, second, 7), (DATA, 0, 5000)]
     assert copied == 5007
@@ -59,7 +59,7 @@ def test_of_a_file_that_has_changed_nothing_is_copied(source: Path, tmp_path: Pa
     before = settled_descriptors()
     with pytest.raises(SourceChangedError, match=source.name):
         contain(model(("data-0", 0, 10)), {"data-0": opened}, str(tmp_path))
-    assert settled_descriptors() == before
+    assert settled_descriptors() <= before
 
 
 @pytest.mark.parametrize("problem", [None, errno.EXDEV, errno.EPERM])

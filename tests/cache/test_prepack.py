@@ -9,8 +9,8 @@ from onnx import helper, numpy_helper
 
 from ort_qdq_plugin import Options, warm
 from ort_qdq_plugin.cache.contained import DATA
+from ort_qdq_plugin.cache.entry import MODEL, SHARED_MODEL
 from ort_qdq_plugin.cache.prepack import main
-from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import entries, load
 from tests.support import Form, python, quiet, result, save, stack, stock
@@ -142,9 +142,9 @@ def test_blobs_are_those_that_the_whole_model_gives(tmp_path: Path, n_major: boo
 # In a process of its own: the memory tells, and that of earlier sessions would be used again.
 UNCHECKED = """
 import sys
-from ort_qdq_plugin.cache import store
+from ort_qdq_plugin.cache import entry
 from tests.cache.support import load
-store._check_files = lambda *_: None
+entry._check_files = lambda *_: None
 loaded = load(sys.argv[1], sys.argv[2], share_weights=True)
 print(loaded.digest, loaded.report.shared_bytes)
 """

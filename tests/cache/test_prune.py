@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ort_qdq_plugin.cache.entry import MANIFEST
 from ort_qdq_plugin.cache.key import Identity, entry_key
 from ort_qdq_plugin.cache.prune import KEPT, StoredEntry, keep_recent, prune, stored_entries
-from ort_qdq_plugin.cache.store import LOCK, MANIFEST, Store
+from ort_qdq_plugin.cache.store import LOCK, Store
+from ort_qdq_plugin.system.platform import files
 from tests.cache.support import PACKED, entries, locked_elsewhere, make_entry, without_locks, written_back
 
 NBYTES = 100_000  # about as many as the source has
@@ -32,6 +34,14 @@ def used(store: Store, key: str, *, years_ago: float) -> None:
     lock = Path(store.path_of(key) + LOCK)
     lock.touch()
     os.utime(lock, (time.time() - years_ago * YEAR,) * 2)
+
+
+def held(store: Store, key: str) -> files.File:
+    """Which keeps an entry as long as it is open."""
+    found = store.find(key, verify=False)
+    assert found is not None
+    found.close()
+    return found.holder
 
 
 def keys(store: Store) -> set[str]:
@@ -91,7 +101,7 @@ def test_the_least_recently_used_go_first(store: Store, kept: set[str]) -> None:
 
 
 def test_entries_in_use_stay(store: Store) -> None:
-    with store.hold(OLDEST), locked_elsewhere(Path(store.path_of(OLD), MANIFEST), "LOCK_SH"):
+    with held(store, OLDEST), locked_elsewhere(Path(store.path_of(OLD), MANIFEST), "LOCK_SH"):
         prune(store, 0)
     assert keys(store) == {OLDEST, OLD}
     prune(store, 0)
@@ -106,7 +116,7 @@ def test_an_entry_that_is_being_made_anew_stays(store: Store) -> None:
 
 def test_entries_in_use_do_not_keep_others_from_going(store: Store) -> None:
     (oldest,) = (entry for entry in stored_entries(store) if entry.key == OLDEST)
-    with store.hold(OLDEST):
+    with held(store, OLDEST):
         prune(store, oldest.nbytes)
     assert keys(store) == {OLDEST}
 
@@ -121,7 +131,8 @@ def test_of_a_model_that_is_replaced_the_most_recent_entries_stay(tmp_path: Path
             make_entry(store, source=source, key=key)
         used(store, key, years_ago=20 - age)
     without_entry = versions[2]
-    with store.hold(versions[0]):
+    with held(store, versions[0]):
+        used(store, versions[0], years_ago=19)
         keep_recent(store, versions[-1])
     left = {other, versions[0], *versions[-KEPT:]}
     assert keys(store) == left

@@ -13,9 +13,10 @@ import pytest
 
 from ort_qdq_plugin import Report, StockReason
 from ort_qdq_plugin.cache.contained import DATA
+from ort_qdq_plugin.cache.entry import MODEL, SHARED_MODEL
 from ort_qdq_plugin.cache.key import Identity, entry_key
 from ort_qdq_plugin.cache.manifest import Manifest, digest_of
-from ort_qdq_plugin.cache.store import MODEL, SHARED_MODEL, Store
+from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.writer import EntryWriter, YoungSources
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.model.sources import ExternalFiles, FileSource
@@ -91,7 +92,7 @@ def test_what_the_manifest_says(store: Store, source: Path, tmp_path: Path, veri
     writer.make_buffers([SIZE])
     complete(writer, FileSource(str(link)), ExternalFiles.within(str(tmp_path)).open("link.data"))
     manifest = found_manifest(store, verify=verify)
-    assert writer.committed
+    assert writer.holder is not None
     assert (manifest.key, manifest.report, manifest.boot) == (entry_in(store).name, REPORT, host.boot_id())
     assert (manifest.extensions, manifest.foreign, manifest.prepacked_bytes) == (True, ("some.domain",), 0)
     assert [(file.name, bool(file.digest)) for file in manifest.files] == [(MODEL, True), (PACKED, verify)]
@@ -132,7 +133,7 @@ def test_a_source_that_changes_is_not_written_of(
     change(source)
     with pytest.raises(SourceChangedError, match=str(source)):
         complete(writer, opened, location=location)
-    assert not writer.committed
+    assert writer.holder is None
     writer.abandon()
     assert not os.listdir(store.folder)
 
@@ -205,7 +206,7 @@ def test_that_there_is_nothing_to_do_is_an_entry_too(store: Store, source: Path)
     writer = writer_of(store, source)
     writer.commit_nothing([FileSource(str(source))], Report("stock", StockReason.NOT_FUSIBLE, "a detail"))
     manifest = found_manifest(store)
-    assert writer.committed
+    assert writer.holder is not None
     assert (manifest.files, manifest.report) == ((), Report("stock", StockReason.NOT_FUSIBLE, "a detail"))
     rewritten(source)
     assert store.find(entry_in(store).name, verify=False) is None

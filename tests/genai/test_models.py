@@ -1,0 +1,124 @@
+"""Models of onnxruntime-genai whose files, or whose entries of the cache, are replaced while they are loaded."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ort_qdq_plugin import Options, genai
+from ort_qdq_plugin.cache.write_back import wait_until_on_disk
+from ort_qdq_plugin.genai import calls, models
+from ort_qdq_plugin.load.through_cache import entry_folder_through_cache
+from tests.cache.support import entries
+from tests.genai.small_model import tokens, write_model
+
+og = pytest.importorskip("onnxruntime_genai")
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> list[Path]:
+    return [write_model(tmp_path / name, seed) for seed, name in enumerate(("old", "new"))]
+
+
+@pytest.fixture
+def folder(versions: list[Path], tmp_path: Path) -> Path:
+    """Where the old one is, until another one is `released`."""
+    (tmp_path / "live").mkdir()
+    return release(versions[0], tmp_path / "live")
+
+
+def release(version: Path, folder: Path) -> Path:
+    """Put a model where another one is, by renaming."""
+    for path in version.iterdir():
+        shutil.copy(path, folder / "copy")
+        os.replace(folder / "copy", folder / path.name)
+    return folder
+
+
+def before_models(monkeypatch: pytest.MonkeyPatch, *actions: Callable[[], object]) -> list[int]:
+    """Have each of these called before a native model is created; the numbers of those that were."""
+    real, called = calls.create_stock_model, list[int]()
+
+    def create(*args: Any) -> None:
+        if len(called) < len(actions):
+            called.append(len(called))
+            actions[called[-1]]()
+        real(*args)
+
+    monkeypatch.setattr(models, "create_stock_model", create)
+    return called
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_it_computes_what_stock_does_and_says_what_was_copied(folder: Path, cache: Path, shared: bool) -> None:
+    wanted = tokens(og.Model(str(folder)))
+    before = {path: path.stat() for path in folder.iterdir()}
+    copied = []
+    for options in (Options(), *[Options(cache_dir=cache, share_weights=shared)] * 2):
+        model = genai.load(folder, options=options)
+        assert tokens(model) == wanted
+        copied.append(genai.report_of(model)["model.onnx"].copied_bytes)
+    assert len(set(copied)) == 1
+    assert 0 < copied[0] <= (folder / "model.onnx.data").stat().st_size
+    after = {path: path.stat() for path in folder.iterdir()}
+    assert [(one.st_nlink, one.st_ctime_ns) for one in after.values()] == [(1, one.st_ctime_ns) for one in before.values()]
+
+
+def test_an_object_that_has_opened_another_entry_is_not_used(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is the caller's own, it cannot be created once more."""
+    genai.load(folder, options=Options(cache_dir=cache))
+
+    def replace() -> None:
+        (entry,) = entries(cache)
+        entry.rename(entry.with_name("old"))
+        shutil.copytree(entry.with_name("old"), entry)
+
+    before_models(monkeypatch, replace)
+    models.activate(og, Options(cache_dir=cache))
+    try:
+        with pytest.raises(models.EntryReplacedError, match="load it again"):
+            og.Model(str(folder))
+        assert len(tokens(og.Model(str(folder)))) == 12
+    finally:
+        models.deactivate()
+
+
+def test_entries_that_are_removed_again_and_again(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At last the model is prepared without the cache."""
+    wanted = tokens(og.Model(str(folder)))
+
+    def remove() -> None:
+        wait_until_on_disk()  # nothing is added to the folder any more
+        for entry in entries(cache):
+            shutil.rmtree(entry)
+
+    called = before_models(monkeypatch, remove, remove)
+    model = genai.load(folder, options=Options(cache_dir=cache))
+    assert called == [0, 1]
+    assert tokens(model) == wanted
+    assert genai.report_of(model)["model.onnx"].route == "by path"
+    assert not entries(cache)
+
+
+def test_files_that_are_replaced_between_one_and_the_next(
+    versions: list[Path], folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is loaded is one model."""
+    real, prepared = entry_folder_through_cache, list[str]()
+
+    def prepare(*args: Any) -> Any:
+        found = real(*args)
+        prepared.append(found.model)
+        if len(prepared) == 1:
+            release(versions[1], folder)
+        return found
+
+    monkeypatch.setattr(models, "entry_folder_through_cache", prepare)
+    model = genai.load(folder, options=Options(cache_dir=cache))
+    assert len(prepared) == 2
+    assert tokens(model) == tokens(og.Model(str(versions[1])))
