@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ort_qdq_plugin.cache.key import Identity
 from ort_qdq_plugin.cache.lock import is_at
-from ort_qdq_plugin.cache.manifest import EntryFile, InvalidEntry, Manifest, digest_of, parse_manifest
+from ort_qdq_plugin.cache.manifest import MAX_BYTES, EntryFile, InvalidEntry, Manifest, digest_of, parse_manifest
 from ort_qdq_plugin.system.platform import files, host
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "describe",
     "digest_at",
     "open_entry",
+    "read_manifest",
     "write_file",
 ]
 
@@ -32,8 +33,6 @@ MANIFEST, MODEL, ON_DISK = "manifest.json", "model.onnx", "on-disk"
 
 SHARED_MODEL = "model-shared.onnx"
 """The model with references to pre-packed weights (see prepack.py)."""
-
-_MAX_MANIFEST_BYTES = 256 << 20
 
 
 class Entry(NamedTuple):
@@ -104,10 +103,7 @@ def _open(path: str, key: str, opened: contextlib.ExitStack) -> Entry:
         holder = open_file(MANIFEST)
         if files.try_lock(holder, shared=True) is False:
             raise InvalidEntry("it is being removed")
-        size = os.fstat(holder.fileno()).st_size
-        if size > _MAX_MANIFEST_BYTES:
-            raise InvalidEntry(f"its manifest has {size} bytes")
-        manifest = parse_manifest(holder.read(size))
+        manifest = read_manifest(holder)
         there = set(folder.names())
         if manifest.key != key:
             raise InvalidEntry("its manifest is that of another entry")
@@ -118,6 +114,18 @@ def _open(path: str, key: str, opened: contextlib.ExitStack) -> Entry:
         opened_files = {entry.name: open_file(entry.name) for entry in manifest.files}
         identities = {name: Identity.of(os.fstat(file.fileno())) for name, file in opened_files.items()}
         return Entry(path, manifest, opened_files, identities, holder)
+
+
+def read_manifest(file: files.File) -> Manifest:
+    """The manifest in an open file, wherever that is from.
+
+    Raises:
+        InvalidEntry: It cannot be read.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size > MAX_BYTES:
+        raise InvalidEntry(f"its manifest has {size} bytes")
+    return parse_manifest(file.read(size))
 
 
 def _check_private(status: os.stat_result, what: str) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-from ort_qdq_plugin.cache.entry import MANIFEST, open_entry
-from ort_qdq_plugin.cache.manifest import InvalidEntry, parse_manifest
+from ort_qdq_plugin.cache.entry import MANIFEST, open_entry, read_manifest
+from ort_qdq_plugin.cache.manifest import InvalidEntry
 from ort_qdq_plugin.cache.prune import StoredEntry, stored_entries
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.errors import error_text
+from ort_qdq_plugin.system.platform import files
 
 __all__ = ["Item", "inventory"]
 
@@ -43,13 +44,17 @@ def inventory(store: Store, *, verify: bool, progress: Callable[[int, int], None
 
 def _item(store: Store, stored: StoredEntry, verify: bool) -> Item:
     item, recorded = Item(stored), False
-    with contextlib.suppress(OSError, InvalidEntry, ValueError, TypeError):
-        path = Path(store.path_of(stored.key), MANIFEST)
-        manifest, made = parse_manifest(path.read_bytes()), path.stat().st_mtime
+    path = store.path_of(stored.key)
+    # A manifest can say anything.
+    with (
+        contextlib.suppress(OSError, InvalidEntry, ValueError, TypeError, LookupError),
+        files.open_to_read(os.path.join(path, MANIFEST)) as file,
+    ):
+        manifest, made = read_manifest(file), os.fstat(file.fileno()).st_mtime
         recorded = all(source.digest for source in manifest.sources)
         item = item._replace(model=manifest.sources[0].path, made=made, shared=manifest.prepacked_bytes > 0)
     try:
-        open_entry(store.path_of(stored.key), stored.key, verify=verify and recorded).close()
+        open_entry(path, stored.key, verify=verify and recorded).close()
     except (InvalidEntry, OSError) as problem:
         return item._replace(problem=error_text(problem))
     return item._replace(verified=verify and recorded)

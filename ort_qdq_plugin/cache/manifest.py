@@ -15,6 +15,7 @@ from ort_qdq_plugin.report.weights import FusedWeight, Reason, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
 
 __all__ = [
+    "MAX_BYTES",
     "EntryFile",
     "InvalidEntry",
     "Manifest",
@@ -22,6 +23,12 @@ __all__ = [
     "digest_of",
     "parse_manifest",
 ]
+
+MAX_BYTES = 16 << 20
+"""Of a stored manifest. That of a model with a thousand fused nodes has a third of a megabyte."""
+
+# Objects and lists in one, which take many times as much memory as text. Each weight has two.
+_MAX_PARTS = 1 << 18
 
 _DIGEST_BYTES = 16
 
@@ -84,6 +91,8 @@ def parse_manifest(data: bytes) -> Manifest:
     digest, _, body = data.partition(b"\n")
     if digest != digest_of(body).encode():
         raise InvalidEntry("its manifest is damaged")
+    if len(data) > MAX_BYTES or body.count(b"{") + body.count(b"[") > _MAX_PARTS:
+        raise InvalidEntry(f"its manifest has {len(data)} bytes, or too many parts")
     try:
         return _manifest(json.loads(body))
     except (ValueError, KeyError, TypeError, RecursionError) as problem:

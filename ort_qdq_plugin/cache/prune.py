@@ -83,14 +83,15 @@ def remove(store: Store, key: str) -> bool:
     """Remove an entry, and what killed processes left of it; False if it is in use."""
     path = store.path_of(key)
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
-        # With the lock, no other process can begin to make this entry.
-        if opened.enter_context(exclusive(path + LOCK, 0.0)):
-            store.sweep(key)
+        # With the lock, no other process can begin to make this entry. Without a lock that can be taken, none ever does.
+        with contextlib.suppress(files.NotRegularError):
+            if opened.enter_context(exclusive(path + LOCK, 0.0)):
+                store.sweep(key)
         # An entry without a manifest cannot be in use.
         with contextlib.suppress(FileNotFoundError, files.NotRegularError):
             if files.try_lock(opened.enter_context(files.open_to_read(os.path.join(path, MANIFEST)))) is False:
                 return False
         store.discard(path)
-        os.unlink(path + LOCK)
+        store.discard(path + LOCK)
         return True
     return False

@@ -7,14 +7,17 @@ one holds the lock of its key; finding one takes no lock.
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterator
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.entry import MANIFEST, ON_DISK, Entry, open_entry, write_file
-from ort_qdq_plugin.cache.lock import exclusive
-from ort_qdq_plugin.cache.manifest import InvalidEntry, Manifest
+from ort_qdq_plugin.cache.lock import exclusive, open_lock
+from ort_qdq_plugin.cache.manifest import MAX_BYTES, InvalidEntry, Manifest
 from ort_qdq_plugin.cache.write_back import write_back
 from ort_qdq_plugin.system.platform import files
 
@@ -23,8 +26,9 @@ __all__ = ["LOCK", "Store"]
 LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
 _RANDOM_BYTES = 8
 
-# Seconds that a load waits for another process that makes the same entry, before it continues without the cache.
-_PATIENCE = 600.0
+# Seconds that a load waits for whoever holds an entry's lock, before it continues without the cache. While what the other
+# one writes grows, it waits on, up to the second limit.
+_PATIENCE, _LONG_PATIENCE = 60.0, 600.0
 
 
 class Store:
@@ -33,13 +37,16 @@ class Store:
     Nothing in a `temporary` one has to reach the disk: it is removed when this process ends.
 
     Raises:
+        PermissionError: Other users can replace what is in it.
         OSError: It cannot be made, or is no directory.
     """
 
     def __init__(self, folder: str, *, temporary: bool = False) -> None:
         self.folder = os.path.realpath(folder)
         self._temporary = temporary
+        _make_parents(self.folder)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        files.safe_directory(self.folder)
 
     def path_of(self, key: str) -> str:
         """The folder of the entry with this key."""
@@ -52,10 +59,29 @@ class Store:
         Raises:
             OSError: The lock cannot be taken.
         """
-        with exclusive(self.path_of(key) + LOCK, _PATIENCE) as held:
+        end = time.monotonic() + _LONG_PATIENCE
+        with contextlib.ExitStack() as lock:
+            while True:
+                written = self._written(key)
+                try:
+                    held = lock.enter_context(exclusive(self.path_of(key) + LOCK, _PATIENCE))
+                    break
+                except TimeoutError:
+                    if time.monotonic() > end or self._written(key) == written:
+                        raise
             if held:
                 self.sweep(key)
             yield
+
+    def _written(self, key: str) -> list[tuple[str, int, int]]:
+        """What there is of the entry that another process makes. It is not the same when more was written."""
+        written = []
+        for at, _, names in itertools.chain.from_iterable(map(os.walk, self._leftovers(key))):
+            for path in (at, *(os.path.join(at, name) for name in names)):
+                with contextlib.suppress(OSError):
+                    status = os.stat(path, follow_symlinks=False)
+                    written.append((path, status.st_size, status.st_mtime_ns))
+        return written
 
     def find(self, key: str, *, verify: bool) -> Entry | None:
         """The entry with this key, if there is one that can be used.
@@ -70,7 +96,7 @@ class Store:
             log.info("cache entry %s is made anew: %s", self.path_of(key), problem)
             return None
         # its modification time says when the entry was used last, its size how often.
-        with contextlib.suppress(OSError), files.open_to_write(self.path_of(key) + LOCK, append=True) as lock:
+        with contextlib.suppress(OSError), open_lock(self.path_of(key) + LOCK) as lock:
             lock.write(b".")
         return entry
 
@@ -91,8 +117,10 @@ class Store:
         Returns:
             The `Entry.holder` of the entry.
         """
-        name, final = os.path.join(path, MANIFEST), self.path_of(key)
-        write_file(name, manifest.to_bytes())
+        name, final, data = os.path.join(path, MANIFEST), self.path_of(key), manifest.to_bytes()
+        if len(data) > MAX_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), name)
+        write_file(name, data)
         holder = files.open_to_read(name)
         try:
             files.try_lock(holder, shared=True)
@@ -120,11 +148,23 @@ class Store:
 
     def sweep(self, key: str) -> None:
         """Remove what killed processes left of this entry while they made it. The caller holds its lock."""
+        for path in self._leftovers(key):
+            _remove(path)
+
+    def _leftovers(self, key: str) -> list[str]:
+        """Paths of unfinished and discarded folders of this entry."""
         with os.scandir(self.folder) as found:
             names = [item.name for item in found if item.name.startswith(f"{key}.")]
-        for name in names:
-            if name.endswith((_UNFINISHED, _DISCARDED)):
-                _remove(os.path.join(self.folder, name))
+        return [os.path.join(self.folder, name) for name in names if name.endswith((_UNFINISHED, _DISCARDED))]
+
+
+def _make_parents(path: str) -> None:
+    """Make the directories above a path which do not exist, so that others cannot write to them whatever the umask is."""
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        _make_parents(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(parent, 0o755)
 
 
 def _remove(path: str) -> None:

@@ -50,6 +50,10 @@ class ModelState(NamedTuple):
     reports: dict[str, Report]  # by the names of the ONNX files in the configuration
     entries: tuple[EntryFolder, ...] = ()  # the cache's entries that the folder refers to
 
+    def is_current(self) -> bool:
+        """Whether what was opened by path until now are these entries."""
+        return all(folder.entry.is_current() for folder in self.entries)
+
 
 class EntryReplacedError(QdqPluginError):
     """What was opened by path may be of two models."""
@@ -184,6 +188,8 @@ def _create_model(model: Any, folder_or_config: Any, options: Options | None) ->
     state = _state_of(folder_or_config)
     if state is not None:
         create_stock_model(model, folder_or_config)
+        if not state.is_current():
+            raise EntryReplacedError("an entry of the cache was replaced since it was prepared: prepare it again")
         _states[model] = state
         return
     folder, calls = _folder_and_calls(folder_or_config) if options is not None else (None, ())
@@ -207,7 +213,7 @@ def _created_from_folder(model: Any, folder: str, calls: tuple[Call, ...], optio
             create_stock_model(model, new_config(genai_module(), state.folder.path, calls))
         except Exception as error:
             problem = error
-        is_current = all(entry.entry.is_current() for entry in state.entries)
+        is_current = state.is_current()
         if problem is None and is_current:
             return state
         state.folder.close()

@@ -62,7 +62,7 @@ CHANGES = [support.longer, support.empty, removed, fifo, subfolder, *NOT_PRIVATE
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [(name, how) for name in (MANIFEST, MODEL, PACKED) for how in CHANGES]
+    [(name, how) for name in (MANIFEST, MODEL, PACKED) for how in (*CHANGES, endless)]
     + [("", how) for how in (*NOT_PRIVATE, with_more)],
 )
 def test_an_entry_that_is_not_what_it_was(store: Store, entry: Path, name: str, how: Callable[[Path], None]) -> None:

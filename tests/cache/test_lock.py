@@ -6,13 +6,16 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ort_qdq_plugin.cache.lock import exclusive
+from ort_qdq_plugin.cache.lock import exclusive, open_lock
+from ort_qdq_plugin.system.platform import files
 from tests.cache.support import locked_elsewhere, without_locks
 from tests.support import descriptors, python
 
@@ -155,9 +158,55 @@ def test_other_errors_are_raised(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert descriptors() == before
 
 
-def test_what_is_no_file(path: Path, tmp_path: Path) -> None:
-    path.symlink_to(tmp_path / "elsewhere")
-    for what, error in ((path, OSError), (tmp_path, IsADirectoryError), (tmp_path / "nowhere" / "lock", FileNotFoundError)):
-        with pytest.raises(error), exclusive(str(what), 0.0):
-            pass
-    assert not (tmp_path / "elsewhere").exists()
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def anothers(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    path.touch()
+    os.chown(path, 12345, -1)
+
+
+@pytest.mark.parametrize("kind", [fifo, link, folder, anothers])
+def test_what_is_no_file_of_ones_own(path: Path, kind: Callable[[Path], None]) -> None:
+    """It is not waited for."""
+    kind(path)
+    before = descriptors()
+    for use in (lambda: exclusive(str(path), LONG).__enter__(), lambda: open_lock(str(path))):
+        with pytest.raises(files.NotRegularError, match=path.name):
+            use()
+    assert descriptors() == before
+    assert not (path.parent / "elsewhere").exists()
+
+
+def test_something_else_may_take_the_place_of_a_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at it and opening it."""
+    path.touch()
+    real = os.open
+
+    def replaced(*args: Any) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        monkeypatch.undo()
+        return real(*args)
+
+    monkeypatch.setattr(os, "open", replaced)
+    before = descriptors()
+    with pytest.raises(files.NotRegularError):
+        open_lock(str(path))
+    assert descriptors() == before
+
+
+def test_no_folder_for_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), exclusive(str(tmp_path / "nowhere" / "lock"), 0.0):
+        pass

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ort_qdq_plugin import Reason, Report, StockReason
 from ort_qdq_plugin.cache.key import FORMAT, Identity
-from ort_qdq_plugin.cache.manifest import EntryFile, InvalidEntry, Manifest, SourceFile, digest_of, parse_manifest
+from ort_qdq_plugin.cache.manifest import MAX_BYTES, EntryFile, InvalidEntry, Manifest, SourceFile, digest_of, parse_manifest
 from ort_qdq_plugin.report import weights
 from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
@@ -98,6 +98,21 @@ def test_other_json_is_no_manifest(value: object) -> None:
 def test_json_that_is_nested_too_deeply() -> None:
     body = b"[" * 100_000
     with pytest.raises(InvalidEntry):
+        parse_manifest(digest_of(body).encode() + b"\n" + body)
+
+
+@pytest.mark.parametrize("part", ["[]", "{}"])
+def test_a_manifest_of_too_many_parts_is_not_taken_apart(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", None)
+    body = f"[{','.join([part] * (1 << 18))}]".encode()
+    with pytest.raises(InvalidEntry, match="too many parts"):
+        parse_manifest(digest_of(body).encode() + b"\n" + body)
+
+
+def test_a_manifest_that_is_too_large_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", None)
+    body = b" " * MAX_BYTES
+    with pytest.raises(InvalidEntry, match=f"{MAX_BYTES + 33} bytes"):
         parse_manifest(digest_of(body).encode() + b"\n" + body)
 
 

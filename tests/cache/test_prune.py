@@ -152,6 +152,20 @@ def test_an_entry_without_a_manifest_goes(store: Store, fifo: bool) -> None:
     assert not keys(store)
 
 
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link"])
+def test_a_lock_that_is_none_goes_with_its_entry(store: Store, kind: str) -> None:
+    lock = Path(store.path_of(OLDEST) + LOCK)
+    lock.unlink()
+    if kind == "fifo":
+        os.mkfifo(lock)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to(store.folder)
+    prune(store, 0)
+    assert not list(Path(store.folder).iterdir())
+
+
 def test_without_locks_all_count_as_unused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     without_locks(monkeypatch)
     prune(store, 0)

@@ -5,6 +5,10 @@ import logging
 import os
 import stat
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,31 @@ def test_its_directory_is_made_and_private(tmp_path: Path, source: Path) -> None
     assert store.path_of(KEY) == f"{store.folder}/{KEY}"
     with pytest.raises(FileExistsError):
         Store(str(source))
+
+
+def test_directories_that_it_makes_are_the_users_own(tmp_path: Path) -> None:
+    """Whatever the umask is: entries in a directory that others can write to are not used."""
+    before = os.umask(0o002)
+    try:
+        Store(str(tmp_path / "of" / "many" / "parts"))
+    finally:
+        os.umask(before)
+    made = [tmp_path / "of", tmp_path / "of" / "many", tmp_path / "of" / "many" / "parts"]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in made] == [0o755, 0o755, 0o700]
+
+
+@pytest.mark.parametrize("unsafe", ["parent", "parent/cache"])
+@pytest.mark.parametrize("mode", [0o770, 0o777])
+def test_a_directory_in_which_others_can_replace_files(tmp_path: Path, unsafe: str, mode: int) -> None:
+    folder = tmp_path / "parent" / "cache"
+    folder.mkdir(parents=True)
+    (tmp_path / unsafe).chmod(mode)
+    with pytest.raises(PermissionError) as refused:
+        Store(str(folder))
+    assert refused.value.filename == str(tmp_path / unsafe)
+    # As /tmp is: nobody can replace what is another user's.
+    (tmp_path / unsafe).chmod(mode | stat.S_ISVTX)
+    Store(str(folder))
 
 
 def test_nothing_is_found_where_nothing_is(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -88,6 +117,15 @@ def test_of_two_that_make_the_same_entry_one_stays(store: Store, source: Path) -
         make_entry(store, source=source, path=path)
     assert is_found(store)
     assert not support.leftovers(Path(store.folder))
+
+
+def test_a_manifest_that_nobody_would_read_is_not_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest(KEY, (), Report("stock"), "")
+    monkeypatch.setattr(store_module, "MAX_BYTES", len(manifest.to_bytes()) - 1)
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as refused:
+        store.commit(KEY, store.begin(KEY), manifest)
+    assert refused.value.errno == errno.EFBIG
+    assert not is_found(store)
 
 
 def test_an_entry_that_cannot_get_its_name(store: Store, source: Path) -> None:
@@ -153,6 +191,46 @@ def test_who_makes_an_entry_is_alone_and_sweeps(store: Store, monkeypatch: pytes
             pass
         with store.locked("other"):
             assert not os.path.exists(other)
+
+
+@contextmanager
+def growing(path: Path) -> Iterator[None]:
+    """While the block runs, more and more is written into a file."""
+    stopped = threading.Event()
+
+    def write() -> None:
+        with path.open("wb", buffering=0) as file:
+            while not stopped.wait(0.01):
+                file.write(b"more")
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(write)
+        try:
+            yield
+        finally:
+            stopped.set()
+            done.result()
+
+
+def test_whoever_makes_progress_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is not, in the end."""
+    monkeypatch.setattr(store_module, "_PATIENCE", 0.1)
+    unfinished = Path(store.begin(KEY), PACKED)
+    with locked_elsewhere(Path(store.path_of(KEY) + LOCK)) as other:
+        start = time.monotonic()
+        with pytest.raises(TimeoutError), store.locked(KEY):
+            pass
+        assert time.monotonic() - start < 5.0
+        with growing(unfinished):
+            monkeypatch.setattr(store_module, "_LONG_PATIENCE", 0.5)
+            start = time.monotonic()
+            with pytest.raises(TimeoutError), store.locked(KEY):
+                pass
+            assert time.monotonic() - start > 0.5
+            monkeypatch.setattr(store_module, "_LONG_PATIENCE", 60.0)
+            threading.Timer(0.5, other.kill).start()
+            with store.locked(KEY):
+                assert other.wait() != 0
 
 
 def test_without_locks_nothing_is_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

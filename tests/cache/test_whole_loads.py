@@ -19,8 +19,10 @@ import pytest
 
 from ort_qdq_plugin import Options, StockReason, create_session, warm
 from ort_qdq_plugin.cache import store as store_module
+from ort_qdq_plugin.load import through_cache
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import (
+    KEY,
     digest_of_results,
     entries,
     leftovers,
@@ -151,7 +153,18 @@ def busy(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     monkeypatch.setattr(files, "try_lock", lambda _: False)
 
 
-@pytest.mark.parametrize("fault", [full, unmappable, a_file, busy])
+def open_to_all(_: pytest.MonkeyPatch, cache: Path) -> None:
+    cache.mkdir(0o700)
+    cache.chmod(0o777)
+
+
+def fifo_in_place_of_a_lock(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    cache.mkdir(0o700)
+    monkeypatch.setattr(through_cache, "key_of", lambda _: KEY)
+    os.mkfifo(cache / f"{KEY}.lock")
+
+
+@pytest.mark.parametrize("fault", [full, unmappable, a_file, busy, open_to_all, fifo_in_place_of_a_lock])
 def test_where_the_cache_fails_loading_does_not(
     model: Path, cache: Path, fault: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -162,6 +175,7 @@ def test_where_the_cache_fails_loading_does_not(
     assert (loaded.report.route, loaded.report.cache, loaded.digest) == ("borrowed", "", wanted)
     (record,) = caplog.records
     assert "without the cache" in record.message
+    assert str(cache) in record.message or fault in (full, unmappable)
     monkeypatch.undo()
     assert not cache.is_dir() or not leftovers(cache)
 

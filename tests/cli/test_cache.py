@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ort_qdq_plugin import Options, StockReason, create_session
+from ort_qdq_plugin import Options, Report, StockReason, create_session
+from ort_qdq_plugin.cache.manifest import Manifest, digest_of
 from tests.cache.support import PACKED, entries, load
 from tests.cli.support import apart, here, on_terminal
 from tests.support import CPU, save, stack, unquantized
@@ -154,6 +156,41 @@ def test_clear_leaves_what_is_in_use_and_what_is_not_its_own(
     del session
     assert "Removed 1 entry" in here(capsys, "cache", "clear", "--dir", warmed, "--yes").out
     assert [path.name for path in warmed.iterdir()] == ["mine"]
+
+
+def endless(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+def devices_link(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def saying_nothing(path: Path) -> None:
+    body = json.dumps({**json.loads(Manifest("", (), Report("stock"), "").to_bytes().partition(b"\n")[2]), "sources": []})
+    path.write_bytes(f"{digest_of(body.encode())}\n{body}".encode())
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, endless, devices_link, saying_nothing])
+def test_whatever_is_in_place_of_a_manifest(
+    kind: Callable[[Path], None], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not waited for, and not read as a whole."""
+    (cache / ("f" * 32)).mkdir(0o700, parents=True)
+    kind(cache / ("f" * 32) / "manifest.json")
+    for action in ("list", "verify"):
+        done = here(capsys, "cache", action, "--dir", cache)
+        assert (done.code, done.out.count("unusable")) == (int(action == "verify"), 1)
+    assert "Removed 1 entry" in here(capsys, "cache", "prune", "--dir", cache, "--yes").out
+
+
+def test_a_directory_in_which_others_can_replace_entries(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache.mkdir()
+    cache.chmod(0o777)
+    done = here(capsys, "cache", "list", "--dir", cache)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"ort-qdq cache: {cache}: others can write to it, and it is not sticky\n"
 
 
 def test_it_asks_before_it_removes(warmed: Path) -> None:

@@ -88,6 +88,15 @@ def test_an_object_that_has_opened_another_entry_is_not_used(
         models.deactivate()
 
 
+def test_a_configuration_whose_entry_was_replaced(folder: Path, cache: Path) -> None:
+    config = genai.prepare(folder, options=Options(cache_dir=cache))
+    (entry,) = entries(cache)
+    entry.rename(entry.with_name("old"))
+    shutil.copytree(entry.with_name("old"), entry)
+    with pytest.raises(models.EntryReplacedError, match="prepare it again"):
+        og.Model(config)
+
+
 def test_entries_that_are_removed_again_and_again(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At last the model is prepared without the cache."""
     wanted = tokens(og.Model(str(folder)))
