@@ -137,7 +137,7 @@ def warm(path: str | os.PathLike[str], *, options: Options) -> Report:
         from ort_qdq_plugin.load.through_cache import prepare_through_cache, wait_until_on_disk
     try:
         check_providers(provider_names(None, None))
-        prepared = prepare_through_cache(request, journal, functools.partial(prepare, request, journal))
+        prepared = prepare_through_cache(request, journal, functools.partial(prepare, request, journal), must_record=True)
     except LeaveToStock as stock:
         return journal.finished("stock", stock)
     finally:

@@ -12,7 +12,7 @@ from ort_qdq_plugin.model.messages import ModelProto, external_data, external_te
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.system.platform import files
 
-__all__ = ["DATA", "append", "contain"]
+__all__ = ["DATA", "append", "contain", "open_again"]
 
 DATA = "data.bin"
 """The file of the entry that has the copies."""
@@ -38,7 +38,7 @@ def contain(model: bytes, sources: Mapping[str, FileSource], folder: str) -> tup
     proto, copied = ModelProto.FromString(model), 0
     starts: dict[tuple[str, int, int], int] = {}
     with ExitStack() as opened:
-        data = {location: opened.enter_context(_opened_again(source)) for location, source in sources.items()}
+        data = {location: opened.enter_context(open_again(source)) for location, source in sources.items()}
         for tensor in external_tensors(proto.graph):
             entries = external_data(tensor)
             location, offset, length = entries["location"], int(entries.get("offset", 0)), int(entries["length"])
@@ -66,7 +66,8 @@ def append(data: files.File, offset: int, nbytes: int, path: str) -> int:
     return start
 
 
-def _opened_again(source: FileSource) -> files.File:
+def open_again(source: FileSource) -> files.File:
+    """Open the file of a source by its path; SourceChangedError if it has changed, or another file has its path by now."""
     file = files.open_to_read(source.name, follow_link=True)
     if Identity.of(os.fstat(file.fileno())) != Identity.of(source.status):
         file.close()

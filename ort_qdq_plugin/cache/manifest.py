@@ -78,7 +78,8 @@ class Manifest(NamedTuple):
         report["stock_reason"] = self.report.stock_reason and self.report.stock_reason.name
         for plain, entry in zip(report["unfused"], self.report.unfused, strict=True):
             plain["reason"] = entry.reason.name
-        body = json.dumps({**self._asdict(), "format": FORMAT, "report": report}, separators=(",", ":")).encode()
+        fields = {**self._asdict(), "format": FORMAT, "report": report}
+        body = json.dumps(fields, separators=(",", ":"), default=_text).encode()
         return digest_of(body).encode() + b"\n" + body
 
 
@@ -122,6 +123,11 @@ def digest_of(content: bytes | files.File) -> str:
     for chunk in [content] if isinstance(content, bytes) else files.chunks(content):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _text(name: object) -> str:
+    """The text of a name that is no UTF-8, which protobuf gives as bytes."""
+    return bytes(name).decode("utf-8", "backslashreplace") if isinstance(name, bytes) else repr(name)
 
 
 def _report(plain: Mapping[str, Any]) -> Report:

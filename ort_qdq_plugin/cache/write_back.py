@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
 
+from ort_qdq_plugin import log
 from ort_qdq_plugin.system.platform import files
 
 __all__ = ["wait_until_on_disk", "write_back"]
 
 _NAME = "ort-qdq-cache"  # of the threads
+
+# What a file system without the call says, or a sandbox: nothing is wrong with the files.
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EROFS}
 
 
 def write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[str], None]) -> None:
@@ -19,7 +24,9 @@ def write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[
 
     `discard` is called with the folder if a file cannot be written back.
     """
-    threading.Thread(target=_write_back, args=(path, names, marker, discard), name=_NAME, daemon=True).start()
+    # Without a thread there is no marker.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=_write_back, args=(path, names, marker, discard), name=_NAME, daemon=True).start()
 
 
 def wait_until_on_disk() -> None:
@@ -37,7 +44,9 @@ def _write_back(path: str, names: Sequence[str], marker: str, discard: Callable[
             file = opened.enter_context(files.open_to_read(name, folder=folder))
             try:
                 os.fsync(file.fileno())
-            except OSError:
-                discard(path)
+            except OSError as problem:
+                if problem.errno not in _NOT_SUPPORTED:
+                    discard(path)
+                    log.warning("an entry of the cache is removed, since it cannot be written to the disk: %s", problem)
                 return
         files.mark(folder, marker)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
-from ort_qdq_plugin.cache.contained import contain
-from ort_qdq_plugin.cache.entry import MODEL, describe, digest_at, write_file
+from ort_qdq_plugin.cache.contained import contain, open_again
+from ort_qdq_plugin.cache.entry import MODEL, describe, write_file
 from ort_qdq_plugin.cache.helper import prepacked_in_another_process
 from ort_qdq_plugin.cache.key import Identity, is_of
-from ort_qdq_plugin.cache.manifest import Manifest, SourceFile
+from ort_qdq_plugin.cache.manifest import Manifest, SourceFile, digest_of
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
@@ -67,6 +68,7 @@ class EntryWriter:
         self._began_ns = time.time_ns()
         self._settled = settled
         self.holder: files.File | None = None  # of the entry, once it is complete: `Entry.holder`
+        self.problem = ""  # why it could not be completed
         self.copied_bytes = 0  # of the model's own files
         self._share = share
         self._self_contained = self_contained or share
@@ -103,6 +105,8 @@ class EntryWriter:
     ) -> None:  # fmt: skip
         """Complete the entry. The other arguments are those of the manifest.
 
+        If that fails, nothing is left of it, and `problem` says why. The buffers are as good as before.
+
         Args:
             model: The rewritten model, serialized. It refers to the buffers by the names of their files.
             sources: The files of the model itself, the model file first.
@@ -110,29 +114,30 @@ class EntryWriter:
 
         Raises:
             YoungSources: The model has to be read again later.
-            SourceChangedError: A file of the model has changed.
-            OSError: It cannot be written.
         """
-        self._check_model(sources)
-        if self._self_contained:
-            used = {locations[source.name]: source for source in sources if source.name in locations}
-            model, self.copied_bytes = contain(model, used, self._begun())
-            report, locations = replace(report, copied_bytes=self.copied_bytes), {}
-        write_file(os.path.join(self._begun(), MODEL), model)
-        described = tuple(self._described(source, locations.get(source.name, "")) for source in sources)
-        prepacked_bytes = self._prepack() if self._share else 0
-        if self._self_contained:
-            self._set_modes(0o400)
-        written = describe(self._begun(), sorted(os.listdir(self._begun())), self._verify)
-        self._finish(
-            Manifest(self._key, described, report, host.boot_id(), written, extensions, tuple(foreign), prepacked_bytes)
-        )
+        with self._completing(sources):
+            if self._self_contained:
+                used = {locations[source.name]: source for source in sources if source.name in locations}
+                model, self.copied_bytes = contain(model, used, self._begun())
+                report, locations = replace(report, copied_bytes=self.copied_bytes), {}
+            write_file(os.path.join(self._begun(), MODEL), model)
+            prepacked_bytes = self._prepack() if self._share else 0
+            if self._self_contained:
+                self._set_modes(0o400)
+            written = describe(self._begun(), sorted(os.listdir(self._begun())), self._verify)
+            described = self._described(sources, locations)
+            manifest = Manifest(
+                self._key, described, report, host.boot_id(), written, extensions, tuple(foreign), prepacked_bytes
+            )
+            self.holder = self._store.commit(self._key, self._begun(), manifest)
 
     def commit_nothing(self, sources: Sequence[FileSource], report: Report) -> None:
         """Complete an entry without a model: it records why the model is left to stock (`report.stock_reason`)."""
-        self._check_model(sources)
-        described = tuple(self._described(source, "") for source in sources)
-        self._finish(Manifest(self._key, described, report, host.boot_id()))
+        with self._completing(sources):
+            described = self._described(sources, {})
+            self.holder = self._store.commit(
+                self._key, self._begun(), Manifest(self._key, described, report, host.boot_id())
+            )
 
     def abandon(self) -> None:
         """Remove what was written, unless the entry is complete."""
@@ -144,13 +149,15 @@ class EntryWriter:
             self._folder = self._store.begin(self._key)
         return self._folder
 
-    def _check_model(self, sources: Sequence[FileSource]) -> None:
+    @contextmanager
+    def _completing(self, sources: Sequence[FileSource]) -> Iterator[None]:
         self.check_age(sources)
-        if not is_of(self._key, Identity.of(sources[0].status)):
-            raise SourceChangedError(f"{sources[0].name}: changed while it was being loaded")
-
-    def _finish(self, manifest: Manifest) -> None:
-        self.holder = self._store.commit(self._key, self._begun(), manifest)
+        try:
+            yield
+        except Exception as problem:
+            # Whatever it is: a load must not fail because it cannot be recorded.
+            self.problem = str(problem) if isinstance(problem, (OSError, SourceChangedError)) else repr(problem)
+            self.abandon()
 
     def _prepack(self) -> int:
         """Let another process add pre-packed weights to the entry; their size in bytes."""
@@ -161,10 +168,14 @@ class EntryWriter:
         for name in os.listdir(self._begun()):
             os.chmod(os.path.join(self._begun(), name), mode)
 
-    def _described(self, source: FileSource, location: str) -> SourceFile:
-        path = os.path.realpath(source.name)
-        digest = digest_at(path) if self._verify else ""
-        identity = Identity.of(os.stat(path))
-        if identity != Identity.of(source.status):
-            raise SourceChangedError(f"{path}: changed while it was being loaded")
-        return SourceFile(path, identity, tuple(sorted(source.names)), location, digest)
+    def _described(self, sources: Sequence[FileSource], locations: Mapping[str, str]) -> tuple[SourceFile, ...]:
+        if not is_of(self._key, Identity.of(sources[0].status)):
+            raise SourceChangedError(f"{sources[0].name}: changed while it was being loaded")
+        described = []
+        for source in sources:
+            with open_again(source) as file:
+                digest = digest_of(file) if self._verify else ""
+            source.check_unchanged()
+            path, names = os.path.realpath(source.name), tuple(sorted(source.names))
+            described.append(SourceFile(path, Identity.of(source.status), names, locations.get(source.name, ""), digest))
+        return tuple(described)

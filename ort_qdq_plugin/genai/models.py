@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError, SourceChangedError
+from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError, SourceChangedError, SourceUnreadableError
 from ort_qdq_plugin.genai.calls import (
     Call,
     config_after,
@@ -30,7 +30,12 @@ from ort_qdq_plugin.genai.folder import ConfigFolder, new_folder
 from ort_qdq_plugin.load import journey
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.load.through_cache import EntryFolder, entry_folder_through_cache, wait_until_on_disk
+from ort_qdq_plugin.load.through_cache import (
+    EntryFolder,
+    NotRecordedError,
+    entry_folder_through_cache,
+    wait_until_on_disk,
+)
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report, StockReason
@@ -289,9 +294,17 @@ def _fused_folder(
     temporary = new_folder(None if options.spill_dir is None else os.fspath(options.spill_dir), folder)
     try:
         is_temporary = options.cache_dir is None
+        without = dataclasses.replace(options, cache_dir=os.path.join(temporary.path, _CACHE))
         if is_temporary:
-            options = dataclasses.replace(options, cache_dir=os.path.join(temporary.path, _CACHE))
-        entries = _entries(folder, files, options, is_temporary, reports)
+            options = without
+        try:
+            entries = _entries(folder, files, options, is_temporary, reports)
+        except (NotRecordedError, OSError) as problem:
+            if is_temporary or isinstance(problem, SourceUnreadableError):
+                raise
+            log.warning("preparing without the cache: %s", problem)
+            reports.clear()
+            entries = _entries(folder, files, dataclasses.replace(without, share_weights=False), True, reports)
         if not entries:
             raise LeaveToStock(StockReason.NOT_FUSIBLE)
         if not all(folder.entry.has_current_sources() for folder in entries.values()):

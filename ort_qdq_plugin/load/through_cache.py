@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +19,7 @@ from ort_qdq_plugin.cache.entry import MODEL, SHARED_MODEL, Entry
 from ort_qdq_plugin.cache.key import Identity
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
-from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
+from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, QdqPluginError, SourceChangedError
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.key import key_of
 from ort_qdq_plugin.load.prepared import PreparedModel
@@ -40,6 +40,7 @@ __all__ = [
     "EntryFolder",
     "Maker",
     "NotFromCache",
+    "NotRecordedError",
     "check_shared",
     "entry_folder_through_cache",
     "prepare_through_cache",
@@ -53,23 +54,40 @@ Maker = Callable[["EntryWriter | None"], PreparedModel]
 _MEASURABLE_BYTES = 16 << 20
 
 
+_TRIES = 3  # at a model whose files are replaced meanwhile
+
+
+class NotRecordedError(QdqPluginError):
+    """The model is prepared, but cannot be put into the cache."""
+
+
+class _ReplacedError(Exception):
+    """A file of the model was replaced since the entry was checked."""
+
+
 class NotFromCache(Exception):
     """This session cannot use an entry of the cache: its options cannot be copied."""
 
 
-def prepare_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
+def prepare_through_cache(
+    request: LoadRequest, journal: Journal, make: Maker, *, must_record: bool = False
+) -> PreparedModel:
     """The prepared model from its entry in the cache, which is made if there is none.
+
+    If the model is prepared, but cannot be put into the cache, that is an error if it `must_record`, and else a warning.
 
     Raises:
         LeaveToStock: There is nothing to do for this model, or for this session.
         NotFromCache: This session cannot use an entry.
-        OSError: The cache cannot be used. Also the errors of `make`.
+        NotRecordedError, OSError: The cache cannot be used. Also the errors of `make`.
     """
-    found = _found_or_made(request, journal, make)
-    if isinstance(found, PreparedModel):
-        return found
-    with closing(found), journal.stage("cache"):
-        return _used(found, request, journal)
+    for _ in range(_TRIES):
+        found = _found_or_made(request, _key(request), journal, make, must_record)
+        if isinstance(found, PreparedModel):
+            return found
+        with suppress(_ReplacedError), closing(found), journal.stage("cache"):
+            return _used(found, request, journal)
+    raise SourceChangedError(f"{request.model!r}: its files were replaced again and again")
 
 
 class EntryFolder(NamedTuple):
@@ -82,12 +100,13 @@ class EntryFolder(NamedTuple):
 
 def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Maker) -> EntryFolder:
     """The folder of the model's entry, which is self-contained. Arguments and errors as of `prepare_through_cache`."""
-    found = _found_or_made(request, journal, make)
+    key = _key(request)
+    found = _found_or_made(request, key, journal, make, must_record=True)
     made = isinstance(found, PreparedModel)
     if isinstance(found, PreparedModel):
         for buffer in found.packed:
             buffer.seal()
-        entry = _store_of(request).find(key_of(request), verify=False)
+        entry = _store_of(request).find(key, verify=False)
         if entry is None:
             raise SourceChangedError(f"{request.model!r}: its new entry of the cache cannot be used")
     else:
@@ -101,11 +120,20 @@ def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Mak
         return EntryFolder(model, report, entry)
 
 
-def _found_or_made(request: LoadRequest, journal: Journal, make: Maker) -> Entry | PreparedModel:
+def _key(request: LoadRequest) -> str:
+    try:
+        return key_of(request)
+    except OSError as error:
+        raise LeaveToStock(StockReason.UNREADABLE, str(error)) from error
+
+
+def _found_or_made(
+    request: LoadRequest, key: str, journal: Journal, make: Maker, must_record: bool
+) -> Entry | PreparedModel:
     """The entry, or, if there was none, the prepared model that a new one was made of."""
     verify = request.options.verify == "content"
     with journal.stage("cache"):
-        store, key = _store_of(request), key_of(request)
+        store = _store_of(request)
         entry = store.find(key, verify=verify)
     if entry is None:
         with ExitStack() as waiting:
@@ -114,7 +142,7 @@ def _found_or_made(request: LoadRequest, journal: Journal, make: Maker) -> Entry
                 # Another process may have made it meanwhile.
                 entry = store.find(key, verify=verify)
             if entry is None:
-                return _made(store, key, request, journal, make)
+                return _made(store, key, request, journal, make, must_record)
     return entry
 
 
@@ -122,7 +150,7 @@ def _store_of(request: LoadRequest) -> Store:
     return Store(os.fspath(request.options.cache_dir or ""), temporary=request.temporary)
 
 
-def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: Maker) -> PreparedModel:
+def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: Maker, must_record: bool) -> PreparedModel:
     """Prepare the model in a new entry."""
     with fork_lock:
         from ort_qdq_plugin.cache.prune import keep_recent, prune
@@ -150,11 +178,16 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
                 return make(None)
     finally:
         writer.abandon()
+    if writer.problem and must_record:
+        raise NotRecordedError(writer.problem)
+    if writer.problem:
+        log.warning("the prepared model is not kept in the cache: %s", writer.problem)
     if writer.holder is None:
         return prepared
-    keep_recent(store, key)
-    if options.cache_max_bytes is not None:
-        prune(store, options.cache_max_bytes)
+    with suppress(OSError):
+        keep_recent(store, key)
+        if options.cache_max_bytes is not None:
+            prune(store, options.cache_max_bytes)
     made = replace(prepared.report, cache="made", copied_bytes=writer.copied_bytes)
     entry = store.find(key, verify=False) if options.share_weights else None
     if entry is None:
@@ -193,7 +226,7 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         if source.location:
             with closing(FileSource(source.path)) as opened:
                 if Identity.of(opened.status) != source.identity:
-                    raise SourceChangedError(f"{source.path}: changed while it was being loaded")
+                    raise _ReplacedError
                 buffers[source.location] = opened.buffer()
     borrow(session_options, buffers)
     return PreparedModel(

@@ -1,5 +1,7 @@
 """Models of onnxruntime-genai whose files, or whose entries of the cache, are replaced while they are loaded."""
 
+import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -8,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ort_qdq_plugin import Options, genai
+from ort_qdq_plugin import Options, QdqPluginError, genai
+from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.genai import calls, models
 from ort_qdq_plugin.load.through_cache import entry_folder_through_cache
@@ -112,6 +115,36 @@ def test_entries_that_are_removed_again_and_again(folder: Path, cache: Path, mon
     assert tokens(model) == wanted
     assert genai.report_of(model)["model.onnx"].route == "by path"
     assert not entries(cache)
+
+
+def no_directory(_: pytest.MonkeyPatch, cache: Path) -> None:
+    cache.touch()
+
+
+def no_room_for_the_manifest(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    def commit(store: Any, *args: Any) -> Any:
+        if store.folder == str(cache):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(store, *args)
+
+    real = Store.commit
+    monkeypatch.setattr(Store, "commit", commit)
+
+
+@pytest.mark.parametrize("fault", [no_directory, no_room_for_the_manifest])
+def test_where_the_cache_fails_loading_does_not(
+    folder: Path, cache: Path, fault: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = tokens(og.Model(str(folder)))
+    fault(monkeypatch, cache)
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        model = genai.load(folder, options=Options(cache_dir=cache, share_weights=True))
+    (record,) = caplog.records
+    assert "without the cache" in record.message
+    assert tokens(model) == wanted
+    assert genai.report_of(model)["model.onnx"].route == "by path"
+    with pytest.raises((QdqPluginError, OSError)):
+        genai.warm(folder, options=Options(cache_dir=cache))
 
 
 def test_files_that_are_replaced_between_one_and_the_next(

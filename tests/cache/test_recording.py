@@ -1,0 +1,231 @@
+"""Entries that cannot be completed: the load goes on with what was packed, and one warning says why nothing is kept."""
+
+import errno
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ort_qdq_plugin import Options, QdqPluginError, warm
+from ort_qdq_plugin.cache import store as store_module
+from ort_qdq_plugin.cache.write_back import wait_until_on_disk
+from ort_qdq_plugin.cache.writer import EntryWriter
+from tests.cache.support import entries, leftovers, load, saved
+from tests.support import refuse, stack
+
+Act = Callable[[Path], object]
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Act, model: Path) -> None:
+    """Have something happen once, between opening a model and packing it."""
+    real = EntryWriter.make_buffers
+
+    def make_buffers(*args: Any) -> Any:
+        monkeypatch.undo()
+        act(model)
+        return real(*args)
+
+    monkeypatch.setattr(EntryWriter, "make_buffers", make_buffers)
+
+
+# ---- what is no change of the model
+
+
+def mode_set(model: Path) -> None:
+    model.with_name("model.data").chmod(0o640)
+
+
+def backed_up(model: Path) -> None:
+    os.link(model.with_name("model.data"), model.with_name("backup"))
+
+
+def link_renamed(model: Path) -> None:
+    backed_up(model)
+    model.with_name("backup").rename(model.with_name("older"))
+
+
+def in_another_cache(model: Path) -> None:
+    load(model, model.parent.parent / "other", share_weights=True)
+
+
+@pytest.mark.parametrize("act", [mode_set, backed_up, link_renamed, in_another_cache])
+@pytest.mark.parametrize("n_major", [False, True])
+def test_what_is_no_change_of_the_model(
+    tmp_path: Path,
+    cache: Path,
+    act: Act,
+    n_major: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = saved(stack(3, 256, n_major=n_major), tmp_path / "model")
+    wanted = load(model, None).digest
+    meanwhile(monkeypatch, act, model)
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        loaded = load(model, cache)
+    assert (loaded.report.route, loaded.report.cache, loaded.digest) == ("borrowed", "made", wanted)
+    assert load(model, cache).report.cache == "used"
+    assert not caplog.records
+
+
+# ---- what keeps an entry from being completed
+
+
+def model_replaced(model: Path) -> None:
+    shutil.copy(model, model.with_name("new"))
+    os.replace(model.with_name("new"), model)
+
+
+def data_replaced(model: Path) -> None:
+    shutil.copy(model.with_name("model.data"), model.with_name("new"))
+    os.replace(model.with_name("new"), model.with_name("model.data"))
+
+
+def data_removed(model: Path) -> None:
+    model.with_name("model.data").rename(model.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("act", [model_replaced, data_replaced, data_removed])
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("n_major", [False, True])
+def test_files_that_are_replaced_while_they_are_packed(
+    tmp_path: Path,
+    cache: Path,
+    act: Act,
+    share: bool,
+    n_major: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was opened is packed."""
+    model = saved(stack(3, 256, n_major=n_major), tmp_path / "model")
+    wanted = load(model, None).digest
+    meanwhile(monkeypatch, act, model)
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        loaded = load(model, cache, share_weights=share)
+    assert (loaded.report.route, loaded.report.cache, loaded.digest) == ("borrowed", "", wanted)
+    (record,) = caplog.records
+    assert "not kept in the cache" in record.message
+    assert (str(model) if act is model_replaced else str(model.with_name("model.data"))) in record.message
+    assert not entries(cache)
+    assert not leftovers(cache)
+    if act is not data_removed:
+        assert load(model, cache, share_weights=share).report.cache == "made"
+
+
+def no_room_for_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, store_module, "write_file", errno.ENOSPC)
+
+
+def no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, os, "rename", errno.ENOSPC)
+
+
+def a_manifest_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError(os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ort_qdq_plugin.cache.manifest.Manifest.to_bytes", fail)
+
+
+def no_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, os, "chmod", errno.ENOSPC)
+
+
+@pytest.mark.parametrize(
+    ("fault", "share"),
+    [(no_room_for_the_manifest, False), (no_name, False), (a_manifest_that_cannot_be_written, False), (no_modes, True)],
+)
+def test_whatever_fails_costs_only_the_entry(
+    model: Path, cache: Path, fault: Any, share: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted, options = load(model, None).digest, Options(cache_dir=cache, share_weights=share)
+    fault(monkeypatch)
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        loaded = load(model, cache, share_weights=share)
+    assert (loaded.report.route, loaded.report.cache, loaded.digest) == ("borrowed", "", wanted)
+    (record,) = caplog.records
+    assert "not kept in the cache" in record.message
+    assert os.strerror(errno.ENOSPC) in record.message
+    with pytest.raises((QdqPluginError, OSError), match=os.strerror(errno.ENOSPC)):
+        warm(model, options=options)
+    assert not entries(cache)
+    assert not leftovers(cache)
+
+
+def test_weights_that_change_while_they_are_packed_are_not_used(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touch(path: Path) -> None:
+        os.utime(path.with_name("model.data"), (0, 0))
+
+    meanwhile(monkeypatch, touch, model)
+    loaded = load(model, cache)
+    assert (loaded.report.route, "changed" in loaded.report.stock_detail) == ("stock", True)
+    assert not entries(cache)
+
+
+# ---- bringing an entry to the disk
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_disk_that_refuses_an_entry(
+    model: Path, cache: Path, share: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = load(model, None).digest
+    refuse(monkeypatch, os, "fsync", errno.EIO)
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        loaded = load(model, cache, share_weights=share)
+        wait_until_on_disk()
+    assert (loaded.report.route != "stock", loaded.digest) == (True, wanted)
+    assert all("cannot be written to the disk" in record.message for record in caplog.records)
+    assert caplog.records
+    assert not entries(cache)
+
+
+@pytest.mark.parametrize("problem", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_system_that_brings_nothing_to_the_disk(
+    model: Path, cache: Path, problem: int, share: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until it is started again, entries are as good as any."""
+    refuse(monkeypatch, os, "fsync", problem)
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        first = load(model, cache, share_weights=share)
+        wait_until_on_disk()
+        second = load(model, cache, share_weights=share)
+    assert [one.report.cache for one in (first, second)] == ["made", "used"]
+    assert not caplog.records
+    assert not (entries(cache)[0] / "on-disk").exists()
+
+
+def test_no_thread_to_bring_it_to_the_disk(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "ort-qdq-cache":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert [load(model, cache).report.cache for _ in range(2)] == ["made", "used"]
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("name", [b"t0", b"w0", b"p0"])
+def test_names_that_are_no_utf_8(tmp_path: Path, cache: Path, name: bytes) -> None:
+    """ONNX Runtime does not mind them."""
+    model = saved(stack(1, 128), tmp_path / "model", "file")
+    model.write_bytes(model.read_bytes().replace(name, b"\xff\xfe"))
+    without = load(model, None)
+    loaded = [load(model, cache) for _ in range(2)]
+    assert {one.digest for one in loaded} == {without.digest}
+    if without.report.route != "stock":
+        assert [one.report.cache for one in loaded] == ["made", "used"]
