@@ -41,10 +41,12 @@ class Options(ByFields):
         cache_max_bytes: When a model is added, those that were not used for the longest time are removed until all together
             have at most this size. None: no limit.
         share_weights: Keep ONNX Runtime's pre-packed weights in the cache as well, so that processes which load the same
-            model share one copy of all weights. Needs `cache_dir`.
+            model share one copy of all weights. Needs `cache_dir` or `prepared`.
         verify: When a cached model may be used. "stat": the files that it was made of still have the same size, times and
             inode. "content": their content and that of the cached files is the same too, byte for byte.
         progress: Called with (bytes moved, bytes to move) while packing, from the threads that pack.
+        prepared: A directory of models that were prepared elsewhere (``ort-qdq prepare``, ``warm(portable=True)``). It is
+            searched before `cache_dir`, and never written to. None: there is none.
 
     Raises:
         ValueError: A value is not one of these.
@@ -61,13 +63,14 @@ class Options(ByFields):
     share_weights: bool = False
     verify: Verify = "stat"
     progress: Callable[[int, int], None] | None = None
+    prepared: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name, (allowed, allows, _) in _RULES.items():
             value = getattr(self, name)
             if allows is not None and value is not self.__dataclass_fields__[name].default and not allows(value):
                 raise ValueError(f"{name} is {value!r}, must be {allowed}")
-        if self.share_weights and self.cache_dir is None:
+        if self.share_weights and self.cache_dir is None and self.prepared is None:
             raise ValueError("share_weights is True, but there is no cache_dir")
 
 
@@ -110,6 +113,7 @@ _RULES: dict[str, _Rule] = {
     "threads": ("a whole number of at least 1", lambda value: value >= 1, int),
     "strict": ("true or false", None, _flag),
     "cache_dir": ("a directory", None, str),
+    "prepared": ("an existing directory", None, _existing),
     "cache_max_bytes": ("a whole number of bytes, at least 0", lambda value: value >= 0, int),
     "verify": _one_of(Verify),
     "share_weights": ("true or false", None, _flag),
@@ -129,7 +133,7 @@ def options_from_environment(environment: Mapping[str, str]) -> Options:
                     given[name] = value
             if name not in given:
                 log.warning("%s is %r, must be %s: ignored", variable, text, allowed)
-    if given.get("share_weights") and "cache_dir" not in given:
+    if given.get("share_weights") and not given.keys() & {"cache_dir", "prepared"}:
         log.warning("%s_SHARE_WEIGHTS is set, but %s_CACHE_DIR is not: ignored", PREFIX, PREFIX)
         del given["share_weights"]
     return Options(**given)

@@ -116,12 +116,14 @@ for _attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
     setattr(_Session, _attribute, getattr(onnxruntime.InferenceSession, _attribute))
 
 
-def warm(path: str | os.PathLike[str], *, options: Options) -> Report:
+def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = False) -> Report:
     """Put a model into the cache, for later loads, without creating a session.
 
     Args:
         path: The model.
         options: Options of this package, with a `cache_dir`. Later loads find the model if they have the same options.
+        portable: Make it for other machines and users, in a directory that is to be copied there with the model and named by
+            `Options.prepared`.
 
     Returns:
         What was done. `Report.cache` is "used" if the model was in the cache before, and "made" if it is there now.
@@ -132,12 +134,16 @@ def warm(path: str | os.PathLike[str], *, options: Options) -> Report:
     """
     if options.cache_dir is None:
         raise ValueError("the options have no cache_dir")
-    request, journal = LoadRequest(os.fspath(path), None, options), Journal()
+    request, journal = LoadRequest(os.fspath(path), None, options, portable=portable), Journal()
+    make = functools.partial(prepare, request, journal)
     with fork_lock:
+        from ort_qdq_plugin.load.portable import make_portable
         from ort_qdq_plugin.load.through_cache import prepare_through_cache, wait_until_on_disk
     try:
         check_providers(provider_names(None, None))
-        prepared = prepare_through_cache(request, journal, functools.partial(prepare, request, journal), must_record=True)
+        if portable:
+            return make_portable(request, journal, make)
+        prepared = prepare_through_cache(request, journal, make, must_record=True)
     except LeaveToStock as stock:
         return journal.finished("stock", stock)
     finally:

@@ -1,13 +1,15 @@
 """Entries: what they consist of, opening one and checking that it can be used, and the files that are written for one.
 
 An entry is a folder with a manifest. It is the user's own: a folder of mode 0700 with files of mode 0400. None is used that
-belongs to another user, or that other users can write to.
+belongs to another user, or that other users can write to. Portable ones, which other users can read, are the exception (see
+portable.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from ort_qdq_plugin.cache.key import Identity
@@ -69,20 +71,30 @@ class Entry(NamedTuple):
         return False
 
 
-def open_entry(path: str, key: str, *, verify: bool) -> Entry:
+def open_entry(
+    path: str,
+    key: str,
+    *,
+    verify: bool,
+    owners: Collection[int] = (),
+    localized: Callable[[Manifest], Manifest] = lambda manifest: manifest,
+) -> Entry:
     """The entry in this folder.
 
     Args:
         path: The folder.
         key: The entry's name.
         verify: Whether to compare the content of all files, also of the model's own, with the recorded digests.
+        owners: Users that the entry may belong to, beside this one.
+        localized: Gives a manifest the paths and identities that the model's files have here.
 
     Raises:
         InvalidEntry, OSError: It cannot be used.
     """
     with contextlib.ExitStack() as opened:
         try:
-            entry = _open(path, key, opened)
+            entry = _open(path, key, owners, opened)
+            entry = entry._replace(manifest=localized(entry.manifest))
             _check_sources(entry.manifest, verify)
             _check_files(entry, verify)
         except (ValueError, TypeError) as error:
@@ -91,13 +103,13 @@ def open_entry(path: str, key: str, *, verify: bool) -> Entry:
     return entry
 
 
-def _open(path: str, key: str, opened: contextlib.ExitStack) -> Entry:
+def _open(path: str, key: str, owners: Collection[int], opened: contextlib.ExitStack) -> Entry:
     with contextlib.closing(files.Folder(path)) as folder:
-        _check_private(folder.status(), "its folder")
+        _check_private(folder.status(), owners, "its folder")
 
         def open_file(name: str) -> files.File:
             file = opened.enter_context(files.open_to_read(name, folder=folder))
-            _check_private(os.fstat(file.fileno()), name)
+            _check_private(os.fstat(file.fileno()), owners, name)
             return file
 
         holder = open_file(MANIFEST)
@@ -128,8 +140,8 @@ def read_manifest(file: files.File) -> Manifest:
     return parse_manifest(file.read(size))
 
 
-def _check_private(status: os.stat_result, what: str) -> None:
-    if not files.is_private(status):
+def _check_private(status: os.stat_result, owners: Collection[int], what: str) -> None:
+    if not files.is_private(status, owners):
         raise InvalidEntry(f"{what} belongs to another user, or others can write to it")
 
 
@@ -170,7 +182,7 @@ def describe(path: str, names: list[str], verify: bool) -> tuple[EntryFile, ...]
     return tuple(described)
 
 
-def write_file(path: str, data: bytes) -> None:
-    """Write a new file of mode 0400."""
-    with files.create(path, 0o400) as file:
+def write_file(path: str, data: bytes, mode: int = 0o400) -> None:
+    """Write a new file."""
+    with files.create(path, mode) as file:
         files.write_at(file, 0, data)

@@ -10,15 +10,17 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ort_qdq_plugin.system.platform import host
+
 try:
     # What hashlib has under this name. Importing all of hashlib takes milliseconds.
     from _blake2 import blake2b
 except ImportError:
     from hashlib import blake2b
 
-__all__ = ["FORMAT", "Identity", "blake2b", "entry_key", "is_key", "is_of", "place_of"]
+__all__ = ["FORMAT", "Identity", "blake2b", "entry_key", "half", "is_key", "is_of", "kind_of_processor", "place_of"]
 
-FORMAT = 4
+FORMAT = 5
 """Of entries. It is one higher whenever what they consist of has changed."""
 
 _HALF_BYTES = 8
@@ -45,7 +47,7 @@ class Identity(NamedTuple):
 
 def entry_key(place: Iterable[object], model: Identity) -> str:
     """The name of an entry: of a model at this place, which is all that decides what its entry has but the file itself."""
-    return _half(place) + _half(model)
+    return half(place) + half(model)
 
 
 def place_of(key: str) -> str:
@@ -55,7 +57,12 @@ def place_of(key: str) -> str:
 
 def is_of(key: str, model: Identity) -> bool:
     """Whether it is the name of an entry of this file."""
-    return key[_HALF:] == _half(model)
+    return key[_HALF:] == half(model)
+
+
+def kind_of_processor() -> str:
+    """A digest of what kind of processor this is: pre-packed weights fit one kind."""
+    return half([host.processor()])
 
 
 def is_key(name: str) -> bool:
@@ -63,5 +70,6 @@ def is_key(name: str) -> bool:
     return len(name) == 2 * _HALF and set(name) <= set("0123456789abcdef")
 
 
-def _half(facts: Iterable[object]) -> str:
+def half(facts: Iterable[object]) -> str:
+    """Half of a name: a digest of facts."""
     return blake2b(repr(tuple(facts)).encode(), digest_size=_HALF_BYTES).hexdigest()

@@ -46,6 +46,7 @@ class SourceFile(NamedTuple):
     names: tuple[str, ...]
     location: str  # the name by which the entry's model refers to it; "" if it does not
     digest: str  # of its content, in hexadecimal; "" if content is not verified
+    samples: str = ""  # the digest of pieces of it, in a portable entry
 
 
 class EntryFile(NamedTuple):
@@ -70,6 +71,12 @@ class Manifest(NamedTuple):
     extensions: bool = False  # whether the model has operators of onnxruntime-extensions
     foreign: tuple[str, ...] = ()  # domains of operators that only a custom-op library can have
     prepacked_bytes: int = 0  # of the pre-packed weights that it has
+    processor: str = ""  # what kind of processor these fit
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether it is that of an entry for other machines."""
+        return any(source.samples for source in self.sources)
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored."""
@@ -106,13 +113,15 @@ def _manifest(plain: Mapping[str, Any]) -> Manifest:
     return Manifest(
         key=plain["key"],
         sources=tuple(
-            SourceFile(path, Identity(*identity), tuple(names), *rest) for path, identity, names, *rest in plain["sources"]
+            SourceFile(path, Identity(*identity), tuple(names), location, digest, samples)
+            for path, identity, names, location, digest, samples in plain["sources"]
         ),
         files=tuple(EntryFile(*entry) for entry in plain["files"]),
         report=_report(plain["report"]),
         extensions=plain["extensions"],
         foreign=tuple(plain["foreign"]),
         prepacked_bytes=plain["prepacked_bytes"],
+        processor=plain["processor"],
         boot=plain["boot"],
     )
 

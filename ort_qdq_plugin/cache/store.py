@@ -108,8 +108,8 @@ class Store:
             self.discard(self.path_of(key))
         return path
 
-    def commit(self, key: str, path: str, manifest: Manifest) -> files.File:
-        """Write the manifest into an unfinished folder, and make it the entry with this key.
+    def commit(self, key: str, path: str, manifest: Manifest, mode: int = 0o400) -> files.File:
+        """Write the manifest, a file of this mode, into an unfinished folder, and make that the entry with this key.
 
         Its files are written back to the disk in the background. Until that is done, a crash of the system loses the entry;
         it never makes it wrong.
@@ -120,7 +120,7 @@ class Store:
         name, final, data = os.path.join(path, MANIFEST), self.path_of(key), manifest.to_bytes()
         if len(data) > MAX_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), name)
-        write_file(name, data)
+        write_file(name, data, mode)
         holder = files.open_to_read(name)
         try:
             files.try_lock(holder, shared=True)

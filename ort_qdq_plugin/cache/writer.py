@@ -8,12 +8,14 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from ort_qdq_plugin.cache.contained import contain, open_again
 from ort_qdq_plugin.cache.entry import MODEL, describe, write_file
 from ort_qdq_plugin.cache.helper import prepacked_in_another_process
-from ort_qdq_plugin.cache.key import Identity, is_of
+from ort_qdq_plugin.cache.key import Identity, is_of, kind_of_processor
 from ort_qdq_plugin.cache.manifest import Manifest, SourceFile, digest_of
+from ort_qdq_plugin.cache.portable import portable_source
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
@@ -53,6 +55,8 @@ class EntryWriter:
         self_contained: Whether its model refers to files of the entry alone, to which the bytes of others are copied. With
             `share` it does in any case: ONNX Runtime looks for pre-packed weights in one folder.
         settled: Files that have this identity are not too young.
+        portable: The path of the model, if the entry is to be used on other machines: it can be read by all then, and knows
+            the model's files by their content.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class EntryWriter:
         share: bool,
         self_contained: bool = False,
         settled: Collection[Identity] = (),
+        portable: str = "",
     ) -> None:
         self._began_ns = time.time_ns()
         self._settled = settled
@@ -74,7 +79,9 @@ class EntryWriter:
         self._self_contained = self_contained or share
         self._store = store
         self._key = key
-        self._verify = verify
+        self._portable = portable
+        self._verify = verify or bool(portable)
+        self._mode = 0o444 if portable else 0o400  # of files
         self._folder = ""
 
     def check_age(self, sources: Sequence[FileSource]) -> None:
@@ -122,22 +129,17 @@ class EntryWriter:
                 report, locations = replace(report, copied_bytes=self.copied_bytes), {}
             write_file(os.path.join(self._begun(), MODEL), model)
             prepacked_bytes = self._prepack() if self._share else 0
-            if self._self_contained:
-                self._set_modes(0o400)
+            if self._self_contained or self._portable:
+                self._set_modes(self._mode)
             written = describe(self._begun(), sorted(os.listdir(self._begun())), self._verify)
             described = self._described(sources, locations)
-            manifest = Manifest(
-                self._key, described, report, host.boot_id(), written, extensions, tuple(foreign), prepacked_bytes
-            )
-            self.holder = self._store.commit(self._key, self._begun(), manifest)
+            processor = kind_of_processor() if prepacked_bytes else ""
+            self._finish(described, report, written, extensions, tuple(foreign), prepacked_bytes, processor)
 
     def commit_nothing(self, sources: Sequence[FileSource], report: Report) -> None:
         """Complete an entry without a model: it records why the model is left to stock (`report.stock_reason`)."""
         with self._completing(sources):
-            described = self._described(sources, {})
-            self.holder = self._store.commit(
-                self._key, self._begun(), Manifest(self._key, described, report, host.boot_id())
-            )
+            self._finish(self._described(sources, {}), report)
 
     def abandon(self) -> None:
         """Remove what was written, unless the entry is complete."""
@@ -159,6 +161,12 @@ class EntryWriter:
             self.problem = str(problem) if isinstance(problem, (OSError, SourceChangedError)) else repr(problem)
             self.abandon()
 
+    def _finish(self, sources: tuple[SourceFile, ...], report: Report, *more: Any) -> None:
+        manifest = Manifest(self._key, sources, report, host.boot_id(), *more)
+        if self._portable:
+            os.chmod(self._begun(), 0o755)
+        self.holder = self._store.commit(self._key, self._begun(), manifest, self._mode)
+
     def _prepack(self) -> int:
         """Let another process add pre-packed weights to the entry; their size in bytes."""
         self._set_modes(0o600)
@@ -169,8 +177,6 @@ class EntryWriter:
             os.chmod(os.path.join(self._begun(), name), mode)
 
     def _described(self, sources: Sequence[FileSource], locations: Mapping[str, str]) -> tuple[SourceFile, ...]:
-        if not is_of(self._key, Identity.of(sources[0].status)):
-            raise SourceChangedError(f"{sources[0].name}: changed while it was being loaded")
         described = []
         for source in sources:
             with open_again(source) as file:
@@ -178,4 +184,8 @@ class EntryWriter:
             source.check_unchanged()
             path, names = os.path.realpath(source.name), tuple(sorted(source.names))
             described.append(SourceFile(path, Identity.of(source.status), names, locations.get(source.name, ""), digest))
+        if self._portable:
+            return tuple(portable_source(one, self._portable) for one in described)
+        if not is_of(self._key, described[0].identity):
+            raise SourceChangedError(f"{sources[0].name}: changed while it was being loaded")
         return tuple(described)

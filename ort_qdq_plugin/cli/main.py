@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import ort_qdq_plugin
-from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, run, warm
+from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, prepare, run, warm
 from ort_qdq_plugin.cli.console import UsageError, complain, missing
 from ort_qdq_plugin.errors import ModelError, QdqPluginError, error_text
 
@@ -41,6 +41,7 @@ _COMMANDS: Mapping[str, _Command] = {
     "run": run,
     "export": export,
     "warm": warm,
+    "prepare": prepare,
     "cache": cache,
     "demo": demo,
 }

@@ -121,7 +121,8 @@ def _prepared_for(
     if state.prepared is not None:
         return state.prepared
     request = LoadRequest(model, session_options, state.options, frozenset(call.disabled_optimizers or ()))
-    if not may_use_cache or request.options.cache_dir is None or isinstance(request.model, bytes):
+    has_cache = request.options.cache_dir is not None or request.options.prepared is not None
+    if not (may_use_cache and has_cache) or isinstance(request.model, bytes):
         return prepare(request, journal)
     with fork_lock:
         from ort_qdq_plugin.load.through_cache import NotFromCache, prepare_through_cache

@@ -29,6 +29,8 @@ class LoadRequest(NamedTuple):
     disabled_optimizers: frozenset[str] = frozenset()  # names of the optimizers of ONNX Runtime that do not run
     # Whether the cache's entry must contain all files that its model refers to, to be opened by path.
     self_contained: bool = False
+    # Whether the cache's entry is made for other machines.
+    portable: bool = False
     # Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.
     temporary: bool = False
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.entry import MODEL, SHARED_MODEL, Entry
-from ort_qdq_plugin.cache.key import Identity
+from ort_qdq_plugin.cache.key import Identity, kind_of_processor
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, QdqPluginError, SourceChangedError
 from ort_qdq_plugin.load.journal import Journal
-from ort_qdq_plugin.load.key import key_of
+from ort_qdq_plugin.load.key import key_of, portable_place
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.sources import FileSource
@@ -43,6 +43,7 @@ __all__ = [
     "NotRecordedError",
     "check_shared",
     "entry_folder_through_cache",
+    "new_entry",
     "prepare_through_cache",
     "wait_until_on_disk",
 ]
@@ -72,7 +73,7 @@ class NotFromCache(Exception):
 def prepare_through_cache(
     request: LoadRequest, journal: Journal, make: Maker, *, must_record: bool = False
 ) -> PreparedModel:
-    """The prepared model from its entry in the cache, which is made if there is none.
+    """The prepared model: from what was prepared elsewhere, or from its entry in the cache, which is made if there is none.
 
     If the model is prepared, but cannot be put into the cache, that is an error if it `must_record`, and else a warning.
 
@@ -82,7 +83,9 @@ def prepare_through_cache(
         NotRecordedError, OSError: The cache cannot be used. Also the errors of `make`.
     """
     for _ in range(_TRIES):
-        found = _found_or_made(request, _key(request), journal, make, must_record)
+        found = _prepared_elsewhere(request, journal) or (
+            _found_or_made(request, _key(request), journal, make, must_record) if request.options.cache_dir else make(None)
+        )
         if isinstance(found, PreparedModel):
             return found
         with suppress(_ReplacedError), closing(found), journal.stage("cache"):
@@ -127,6 +130,19 @@ def _key(request: LoadRequest) -> str:
         raise LeaveToStock(StockReason.UNREADABLE, str(error)) from error
 
 
+def _prepared_elsewhere(request: LoadRequest, journal: Journal) -> Entry | None:
+    """The model's entry in `Options.prepared`, if there is one."""
+    options = request.options
+    if options.prepared is None or isinstance(request.model, bytes):
+        return None
+    with fork_lock:
+        from ort_qdq_plugin.cache.portable import find_portable
+    with suppress(OSError), journal.stage("cache"):
+        place = portable_place(request)
+        return find_portable(os.fspath(options.prepared), place, request.model, verify=options.verify == "content")
+    return None
+
+
 def _found_or_made(
     request: LoadRequest, key: str, journal: Journal, make: Maker, must_record: bool
 ) -> Entry | PreparedModel:
@@ -154,30 +170,8 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
     """Prepare the model in a new entry."""
     with fork_lock:
         from ort_qdq_plugin.cache.prune import keep_recent, prune
-        from ort_qdq_plugin.cache.writer import EntryWriter, YoungSources
     options = request.options
-    new_writer = functools.partial(
-        EntryWriter,
-        store,
-        key,
-        verify=options.verify == "content",
-        share=options.share_weights,
-        self_contained=request.self_contained,
-    )
-    writer = new_writer()
-    try:
-        try:
-            prepared = make(writer)
-        except YoungSources as young:
-            time.sleep(young.seconds)
-            writer = new_writer(settled=young.identities)
-            try:
-                prepared = make(writer)
-            except YoungSources:
-                # They are being written all the time.
-                return make(None)
-    finally:
-        writer.abandon()
+    prepared, writer = new_entry(store, key, request, make)
     if writer.problem and must_record:
         raise NotRecordedError(writer.problem)
     if writer.problem:
@@ -200,6 +194,37 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
         return used._replace(report=replace(used.report, cache="made"))
 
 
+def new_entry(store: Store, key: str, request: LoadRequest, make: Maker) -> tuple[PreparedModel, EntryWriter]:
+    """Prepare a model in a new entry, whose lock the caller holds; and the entry's writer, which knows what came of it."""
+    with fork_lock:
+        from ort_qdq_plugin.cache.writer import EntryWriter, YoungSources
+    options = request.options
+    new_writer = functools.partial(
+        EntryWriter,
+        store,
+        key,
+        verify=options.verify == "content",
+        share=options.share_weights,
+        self_contained=request.self_contained,
+        portable=os.fsdecode(request.model) if request.portable else "",
+    )
+    writer = new_writer()
+    try:
+        try:
+            prepared = make(writer)
+        except YoungSources as young:
+            time.sleep(young.seconds)
+            writer = new_writer(settled=young.identities)
+            try:
+                prepared = make(writer)
+            except YoungSources:
+                # They are being written all the time.
+                prepared = make(None)
+    finally:
+        writer.abandon()
+    return prepared, writer
+
+
 def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
     """The prepared model that an entry holds."""
     manifest = entry.manifest
@@ -212,7 +237,11 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
     session_options = private_options(request.session_options)
     if manifest.extensions:
         register_extensions(session_options)
-    if request.options.share_weights and SHARED_MODEL in entry.files:
+    is_shared = request.options.share_weights and SHARED_MODEL in entry.files
+    if is_shared and manifest.processor != kind_of_processor():
+        log.warning("weights are not shared between processes: they were pre-packed for another kind of processor")
+        is_shared = False
+    if is_shared:
         # ONNX Runtime only takes pre-packed weights from files that it opens itself.
         session_options.add_session_config_entry(FOLDER_KEY, entry.path)
         model = entry.files[SHARED_MODEL].readall()
@@ -220,7 +249,7 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         return PreparedModel(model, session_options, False, {}, (), (), report, entry.holder, entry)
     buffers: dict[str, mmap.mmap | bytes] = {}
     for file in manifest.files:
-        if file.name != MODEL:
+        if file.name not in (MODEL, SHARED_MODEL):
             buffers[file.name] = host.map_file(entry.files[file.name], file.size)
     for source in manifest.sources:
         if source.location:
@@ -248,7 +277,7 @@ def _plan_from(entry: Entry, journal: Journal) -> None:
         NothingToDo: The model was left to stock ONNX Runtime.
     """
     report = entry.manifest.report
-    journal.planned(replace(report, cache="used"))
+    journal.planned(replace(report, cache="prepared" if entry.manifest.is_portable else "used"))
     if report.stock_reason is not None:
         raise NothingToDo(report.stock_reason, report.stock_detail)
 

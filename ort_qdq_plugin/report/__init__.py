@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["CacheUse", "Report", "Route", "StockReason"]
 
 Route = Literal["borrowed", "by path", "shared", "stock", "export", "inspect"]
-CacheUse = Literal["made", "used", ""]
+CacheUse = Literal["made", "used", "prepared", ""]
 
 _MB = 1e6
 _FLOAT_BYTES = 4  # of a dequantized element
@@ -59,7 +59,8 @@ class Report(ByFields):
         unfused: What was not, and why.
         packed_bytes: Of all fused nodes' operands in the packed buffer, each counted once.
         borrowed_bytes: Of those that are used where the model stores them, each counted once.
-        cache: "made" (the model was packed into an entry of the cache), "used" (it was found there) or "" (no cache).
+        cache: "made" (the model was packed into an entry of the cache), "used" (it was found there), "prepared" (it
+            was found in `Options.prepared`) or "" (none of these).
         shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
         copied_bytes: Of the model's own files, copied into the cache's entry when it was made.
         seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "pack", "assemble", "share"
@@ -114,5 +115,6 @@ class Report(ByFields):
             f"{in_float / _MB:.1f} MB in float"
         )
         bytes_held = megabytes if self.fused else "its own files handed over without a copy"
-        route = {"made": f"{self.route}, cached", "used": f"{self.route} from the cache"}.get(self.cache, self.route)
+        ways = {"made": ", cached", "used": " from the cache", "prepared": ", prepared elsewhere", "": ""}
+        route = f"{self.route}{ways[self.cache]}"
         return f"{route}: {len(self.fused)} fused{left}, {bytes_held}" + (f"; {stages}" if stages else "")

@@ -96,7 +96,7 @@ def test_what_the_manifest_says(store: Store, source: Path, tmp_path: Path, veri
     assert (manifest.extensions, manifest.foreign, manifest.prepacked_bytes) == (True, ("some.domain",), 0)
     assert [(file.name, bool(file.digest)) for file in manifest.files] == [(MODEL, True), (PACKED, verify)]
     digest = digest_of(source.read_bytes()) if verify else ""
-    described = [(str(source.resolve()), Identity.of(source.stat()), names, "", digest) for names in ((), (str(link),))]
+    described = [(str(source.resolve()), Identity.of(source.stat()), names, "", digest, "") for names in ((), (str(link),))]
     assert [tuple(one) for one in manifest.sources] == described
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ort_qdq_plugin import Options, Report, StockReason, create_session
 from ort_qdq_plugin.cache.manifest import Manifest, digest_of
-from tests.cache.support import PACKED, entries, load
+from tests.cache.support import PACKED, entries, load, saved
 from tests.cli.support import apart, here, on_terminal
 from tests.support import CPU, save, stack, unquantized
 
@@ -208,3 +208,18 @@ def test_it_asks_before_it_removes(warmed: Path) -> None:
 def test_sizes_are_for_prune(arguments: list[str], warmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = here(capsys, "cache", *arguments, "--dir", warmed)
     assert (done.code, "--max-bytes" in done.err) == (2, True)
+
+
+def test_prepare_makes_what_other_machines_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = saved(stack(2, 128), tmp_path / "model"), tmp_path / "prepared"
+    for outcome in ("is prepared now", "was there already"):
+        assert here(capsys, "prepare", model, out) == (0, f"{model}: {outcome}: {out}\n", "")
+    assert load(model, None, prepared=out).report.cache == "prepared"
+    assert here(capsys, "prepare", saved(unquantized(), tmp_path / "float"), out).out.count("left to stock") == 1
+
+
+def test_prepare_takes_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, words in ((tmp_path, "a folder"), (tmp_path / "none.onnx", "No such file")):
+        done = here(capsys, "prepare", wrong, tmp_path / "prepared")
+        assert (done.code, words in done.err) == (2, True)
+        assert not (tmp_path / "prepared").exists()

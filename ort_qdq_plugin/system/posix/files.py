@@ -12,7 +12,7 @@ import mmap
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
 from io import FileIO
 
@@ -38,6 +38,7 @@ __all__ = [
     "open_to_read",
     "open_to_write",
     "open_unnamed",
+    "owners_of",
     "read_at",
     "reserve",
     "safe_directory",
@@ -250,18 +251,28 @@ def is_own(status: os.stat_result) -> bool:
     return status.st_uid == os.geteuid()
 
 
-def is_private(status: os.stat_result) -> bool:
-    """Whether what has this status is this user's, and no other one can write to it."""
-    return is_own(status) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+def is_private(status: os.stat_result, owners: Collection[int] = ()) -> bool:
+    """Whether what has this status is this user's, or one's of `owners`, and no other one can write to it."""
+    is_ours = is_own(status) or status.st_uid in owners
+    return is_ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def safe_directory(directory: str) -> str:
-    """The real path of a directory; PermissionError if others than root and this user can exchange a named file in it."""
+def owners_of(path: str) -> set[int]:
+    """Those who can do anything with what is at a path: its owner and root."""
+    return {0, os.stat(path).st_uid}
+
+
+def safe_directory(directory: str, owners: Collection[int] = ()) -> str:
+    """The real path of a directory.
+
+    Raises:
+        PermissionError: Others than root, this user and `owners` can exchange a named file in it.
+    """
     real = os.path.realpath(directory)
     folder = real
     while True:
         status = os.stat(folder)
-        if status.st_uid not in (0, os.geteuid()):
+        if status.st_uid not in (0, os.geteuid(), *owners):
             raise PermissionError(errno.EPERM, f"belongs to another user ({status.st_uid})", folder)
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
             raise PermissionError(errno.EPERM, "others can write to it, and it is not sticky", folder)
