@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LeaveToStock",
     "ModelError",
+    "NotFromCache",
     "NotFusable",
     "NothingToDo",
     "QdqPluginError",
@@ -54,6 +55,10 @@ class LeaveToStock(Exception):
 
 class NothingToDo(LeaveToStock):
     """LeaveToStock for a reason in the model itself, which the cache remembers."""
+
+
+class NotFromCache(Exception):
+    """This session cannot use an entry of the cache: its options cannot be copied. Never leaves the package."""
 
 
 class NotFusable(Exception):

@@ -13,7 +13,7 @@ import onnxruntime
 
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
 from ort_qdq_plugin.load.journal import Journal
-from ort_qdq_plugin.load.journey import SessionState, create_native_session, plan_only, prepare
+from ort_qdq_plugin.load.journey import SessionState, create_native_session, plan_only, prepare, prepare_cached
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.hook import CreateCall
@@ -135,15 +135,14 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
     if options.cache_dir is None:
         raise ValueError("the options have no cache_dir")
     request, journal = LoadRequest(os.fspath(path), None, options, portable=portable), Journal()
-    make = functools.partial(prepare, request, journal)
     with fork_lock:
         from ort_qdq_plugin.load.portable import make_portable
-        from ort_qdq_plugin.load.through_cache import prepare_through_cache, wait_until_on_disk
+        from ort_qdq_plugin.load.through_cache import wait_until_on_disk
     try:
         check_providers(provider_names(None, None))
         if portable:
-            return make_portable(request, journal, make)
-        prepared = prepare_through_cache(request, journal, make, must_record=True)
+            return make_portable(request, journal, functools.partial(prepare, request, journal))
+        prepared = prepare_cached(request, journal, must_record=True)
     except LeaveToStock as stock:
         return journal.finished("stock", stock)
     finally:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Iterator
 
@@ -19,6 +18,7 @@ from ort_qdq_plugin.cache.entry import MANIFEST, ON_DISK, Entry, open_entry, wri
 from ort_qdq_plugin.cache.lock import exclusive, open_lock
 from ort_qdq_plugin.cache.manifest import MAX_BYTES, InvalidEntry, Manifest
 from ort_qdq_plugin.cache.write_back import write_back
+from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import files
 
 __all__ = ["LOCK", "Store"]
@@ -130,7 +130,7 @@ class Store:
                 if not os.path.isdir(final):
                     raise
                 # On file systems without locks two processes may make the same entry. The other one is as good.
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
                 return holder
             if not self._temporary:
                 write_back(final, [*(entry.name for entry in manifest.files), MANIFEST], ON_DISK, self.discard)
@@ -169,6 +169,8 @@ def _make_parents(path: str) -> None:
 
 def _remove(path: str) -> None:
     """Remove a folder, or a file or link of that name."""
+    with fork_lock:
+        import shutil  # it imports all that compresses
     with contextlib.suppress(OSError):
         os.unlink(path)
     shutil.rmtree(path, ignore_errors=True)

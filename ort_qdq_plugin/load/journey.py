@@ -9,13 +9,22 @@ This module imports nothing heavy. What only quantized models need is imported w
 from __future__ import annotations
 
 import functools
-from contextlib import closing
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, QdqPluginError, SourceChangedError, SourceUnreadableError
+from ort_qdq_plugin.errors import (
+    LeaveToStock,
+    NotFromCache,
+    NothingToDo,
+    QdqPluginError,
+    SourceChangedError,
+    SourceUnreadableError,
+)
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.open import glance_at, leave_unreadable_to_stock, open_model
 from ort_qdq_plugin.load.request import LoadRequest
@@ -30,8 +39,9 @@ from ort_qdq_plugin.system.forks import fork_lock
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter
     from ort_qdq_plugin.load.prepared import PreparedModel
+    from ort_qdq_plugin.model.skeleton import Skeleton
 
-__all__ = ["SessionState", "create_native_session", "plan_only", "prepare"]
+__all__ = ["SessionState", "create_native_session", "plan_only", "prepare", "prepare_cached"]
 
 
 class SessionState:
@@ -124,10 +134,8 @@ def _prepared_for(
     has_cache = request.options.cache_dir is not None or request.options.prepared is not None
     if not (may_use_cache and has_cache) or isinstance(request.model, bytes):
         return prepare(request, journal)
-    with fork_lock:
-        from ort_qdq_plugin.load.through_cache import NotFromCache, prepare_through_cache
     try:
-        return prepare_through_cache(request, journal, functools.partial(prepare, request, journal))
+        return prepare_cached(request, journal)
     except SourceUnreadableError:
         raise
     except NotFromCache:
@@ -137,6 +145,33 @@ def _prepared_for(
     return prepare(request, journal)
 
 
+def prepare_cached(request: LoadRequest, journal: Journal, *, must_record: bool = False) -> PreparedModel:
+    """The prepared model from the cache, in which it is put if it is not there. Errors as of `prepare_through_cache`.
+
+    Nothing of the cache is touched, or even imported, for a model that a glance shows to have nothing to fuse.
+    """
+    if not _is_cached(request):
+        with _opened(request, journal):
+            pass
+    with fork_lock:
+        from ort_qdq_plugin.load.through_cache import prepare_through_cache
+    make = functools.partial(prepare, request, journal)
+    return prepare_through_cache(request, journal, make, must_record=must_record)
+
+
+def _is_cached(request: LoadRequest) -> bool:
+    """Whether there may be an entry for this model, be it of use or not. Looking at the model would take longer."""
+    if request.options.prepared is not None:
+        return True
+    folder = os.fspath(request.options.cache_dir or "")
+    with suppress(OSError), os.scandir(folder) as found:
+        if next(found, None) is not None:
+            with fork_lock:
+                from ort_qdq_plugin.load.key import key_of
+            return os.path.isdir(os.path.join(folder, key_of(request)))
+    return False
+
+
 def prepare(request: LoadRequest, journal: Journal, writer: EntryWriter | None = None) -> PreparedModel:
     """Make a prepared model, in an entry of the cache if there is a writer for one.
 
@@ -144,19 +179,26 @@ def prepare(request: LoadRequest, journal: Journal, writer: EntryWriter | None =
         LeaveToStock: There is nothing to do for this model.
         QdqPluginError, OSError: It cannot be prepared.
     """
-    with leave_unreadable_to_stock(), journal.stage("open"):
-        skeleton = open_model(request)
-    with closing(skeleton):
+    with _opened(request, journal) as skeleton:
+        with fork_lock:
+            from ort_qdq_plugin.load.prepare import prepare_opened
         try:
-            with journal.stage("open"):
-                glance_at(skeleton)
-            with fork_lock:
-                from ort_qdq_plugin.load.prepare import prepare_opened
             return prepare_opened(skeleton, request, journal, writer)
         except NothingToDo as stock:
             if writer is not None:
                 writer.commit_nothing(skeleton.file_sources, journal.finished("stock", stock))
             raise
+
+
+@contextmanager
+def _opened(request: LoadRequest, journal: Journal) -> Iterator[Skeleton]:
+    """The opened model, of which a glance does not show that there is nothing to do for it. It is closed afterwards."""
+    with ExitStack() as opened:
+        with journal.stage("open"):
+            with leave_unreadable_to_stock():
+                skeleton = opened.enter_context(closing(open_model(request)))
+            glance_at(skeleton)
+        yield skeleton
 
 
 def plan_only(request: LoadRequest, journal: Journal) -> None:

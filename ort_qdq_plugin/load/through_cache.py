@@ -19,7 +19,7 @@ from ort_qdq_plugin.cache.entry import MODEL, SHARED_MODEL, Entry
 from ort_qdq_plugin.cache.key import Identity, kind_of_processor
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
-from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, QdqPluginError, SourceChangedError
+from ort_qdq_plugin.errors import LeaveToStock, NotFromCache, NothingToDo, QdqPluginError, SourceChangedError
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.key import key_of, portable_place
 from ort_qdq_plugin.load.prepared import PreparedModel
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EntryFolder",
     "Maker",
-    "NotFromCache",
     "NotRecordedError",
     "check_shared",
     "entry_folder_through_cache",
@@ -64,10 +63,6 @@ class NotRecordedError(QdqPluginError):
 
 class _ReplacedError(Exception):
     """A file of the model was replaced since the entry was checked."""
-
-
-class NotFromCache(Exception):
-    """This session cannot use an entry of the cache: its options cannot be copied."""
 
 
 def prepare_through_cache(

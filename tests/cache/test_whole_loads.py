@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 import pytest
 
+from conformance.drawing.draft import Draft
 from ort_qdq_plugin import Options, StockReason, create_session, warm
 from ort_qdq_plugin.cache import store as store_module
-from ort_qdq_plugin.load import through_cache
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import (
     KEY,
@@ -34,7 +34,18 @@ from tests.cache.support import (
     written_back,
 )
 from tests.model.test_glance import product
-from tests.support import Form, added_provider, made_report, mapped, python, result, settled_descriptors, stack, stock
+from tests.support import (
+    Form,
+    added_provider,
+    made_report,
+    mapped,
+    python,
+    result,
+    settled_descriptors,
+    stack,
+    stock,
+    unquantized,
+)
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "K-major": lambda: stack(3, 256),
@@ -88,13 +99,47 @@ print(*sys.modules)
 
 
 def test_that_nothing_can_be_fused_is_remembered(tmp_path: Path, cache: Path) -> None:
-    path = saved(product(), tmp_path / "model", "file")
+    """Where it takes more than a glance to see it."""
+    draft = Draft("nothing")
+    draft.input("x", ["m", 128])
+    draft.output("y", ["m", 128])
+    draft.node("Add", ["x", draft.dequantize("w", (1, 128), axis=1, block_size=32)], "y")
+    path = saved(draft.model(), tmp_path / "model", "file")
     made, used = (load(path, cache).report for _ in range(2))
     assert (made.cache, used.cache) == ("", "used")
-    assert {(report.stock_reason, report.stock_detail) for report in (made, used)} == {
-        (StockReason.NOT_FUSIBLE, "activations are quantized wherever weights are")
-    }
+    assert (made.stock_reason, made.unfused) == (StockReason.NOT_FUSIBLE, used.unfused)
     assert used.unfused
+
+
+@pytest.mark.parametrize("model", [product, unquantized])
+@pytest.mark.parametrize("filled", [False, True])
+def test_nothing_of_the_cache_is_used_where_a_glance_suffices(
+    model: Callable[[], onnx.ModelProto], tmp_path: Path, cache: Path, filled: bool
+) -> None:
+    path = saved(model(), tmp_path / "model", "file")
+    if filled:
+        load(saved(stack(1, 128), tmp_path / "other"), cache)
+    code = """
+import sys
+import onnxruntime
+from ort_qdq_plugin import Options, create_session, report_of
+session = create_session(sys.argv[1], options=Options(cache_dir=sys.argv[2]))
+assert report_of(session).route == "stock"
+print(*sys.modules)
+"""
+    done = python(code, path, cache)
+    assert done.returncode == 0, done.stderr
+    imported = [name for name in done.stdout.split() if name.startswith("ort_qdq_plugin.cache")]
+    assert imported == (["ort_qdq_plugin.cache", "ort_qdq_plugin.cache.key"] if filled else [])
+    assert not {"hashlib", "json", "shutil", "logging"} & set(done.stdout.split())
+    assert len(entries(cache)) == 1 if filled else not cache.exists()
+
+
+def test_a_model_that_is_not_there(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """ONNX Runtime says so, and nobody else."""
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"), pytest.raises(Exception, match="missing"):
+        load(tmp_path / "missing.onnx", cache)
+    assert not caplog.records
 
 
 def test_levels_have_entries_of_their_own_and_stay_valid(tmp_path: Path, cache: Path) -> None:
@@ -160,7 +205,7 @@ def open_to_all(_: pytest.MonkeyPatch, cache: Path) -> None:
 
 def fifo_in_place_of_a_lock(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     cache.mkdir(0o700)
-    monkeypatch.setattr(through_cache, "key_of", lambda _: KEY)
+    monkeypatch.setattr("ort_qdq_plugin.load.through_cache.key_of", lambda _: KEY)
     os.mkfifo(cache / f"{KEY}.lock")
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from ort_qdq_plugin import Options, Report, StockReason
 from ort_qdq_plugin.cache.writer import EntryWriter
-from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
+from ort_qdq_plugin.errors import LeaveToStock, ModelError, NotFromCache, NothingToDo
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.load.through_cache import Maker, NotFromCache, check_shared, prepare_through_cache
+from ort_qdq_plugin.load.through_cache import Maker, check_shared, prepare_through_cache
 from ort_qdq_plugin.model.sources import FileSource
 from tests.cache.support import PACKED, entries, leftovers
 from tests.ort.test_buffers import COUNT, adding, plus
