@@ -49,10 +49,10 @@ def _make(key: str, peer: Peer) -> str:
     run = measured(peer.job)
     entries = [path for path in Path(peer.job.options["cache_dir"]).rglob("*") if path.is_file()]
     peer.job = peer.job._replace(files=(*peer.job.files, *map(str, entries)))
-    stored = sum(path.stat().st_blocks * 512 for path in entries if path.stat().st_nlink == 1)
+    stored = sum(path.stat().st_blocks * 512 for path in entries)
     return (
         f"First load for {title(key)}: {run.init:.2f} s, {run.cpu:.2f} s of CPU, cache: {run.facts['cache']!r}, "
-        f"{run.facts['shared_bytes'] / MB:.0f} MB shared; the cache then has {stored / MB:.0f} MB of its own."
+        f"{run.facts['shared_bytes'] / MB:.0f} MB shared; the cache then has {stored / MB:.0f} MB."
     )
 
 

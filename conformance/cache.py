@@ -135,7 +135,7 @@ def _damage(rng: random.Random, entry: Path, other: Path) -> tuple[str, bool]:
     names = sorted(path.name for path in entry.iterdir() if path.name != "on-disk")
     name, how = rng.choice(names), rng.choice(_DAMAGES)
     path, twin = entry / name, other / name
-    # A new file in its place: a link of the model's own file is not to be written to.
+    # A new file in its place: the old one may be mapped.
     data = bytearray(path.read_bytes())
     path.unlink()
     if how == "remove":

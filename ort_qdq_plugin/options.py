@@ -42,8 +42,8 @@ class Options(ByFields):
             have at most this size. None: no limit.
         share_weights: Keep ONNX Runtime's pre-packed weights in the cache as well, so that processes which load the same
             model share one copy of all weights. Needs `cache_dir` or `prepared`.
-        verify: When a cached model may be used. "stat": the files that it was made of still have the same size, times and
-            inode. "content": their content and that of the cached files is the same too, byte for byte.
+        verify: When a cached model may be used. "stat": the files that it was made of still have the same size, inode and
+            time of their last change. "content": their content and that of the cached files is the same too, byte for byte.
         progress: Called with (bytes moved, bytes to move) while packing, from the threads that pack.
         prepared: A directory of models that were prepared elsewhere (``ort-qdq prepare``, ``warm(portable=True)``). It is
             searched before `cache_dir`, and never written to. None: there is none.

@@ -119,7 +119,9 @@ def compare(
     peers = {}
     for name in names:
         peer = Peer(job._replace(options=None if name == "stock" else {}, outputs=str(scratch / f"{name}.npz")))
-        if name in ("qoperator", "cached", "shared"):
+        if name == "qoperator":
+            _write_fused(peer, scratch)
+        elif name in ("cached", "shared"):
             _fill_cache(peer, name, scratch)
         peers[name] = peer
     with progress("loading", of_bytes=False) as show:
@@ -127,15 +129,29 @@ def compare(
     return peers
 
 
+def _write_fused(peer: Peer, scratch: Path) -> None:
+    """Write the QOperator model that a peer loads."""
+    from ort_qdq_plugin.errors import LeaveToStock
+    from ort_qdq_plugin.load.export import write_model
+    from ort_qdq_plugin.load.request import LoadRequest
+    from ort_qdq_plugin.options import Options
+
+    fused, data = str(scratch / "fused.onnx"), str(scratch / "fused.onnx.data")
+    try:
+        with progress("writing: qoperator") as show:
+            write_model(LoadRequest(peer.job.model, None, Options(progress=show)), fused, data)
+    except LeaveToStock as stock:
+        peer.failure = str(stock)
+    else:
+        peer.job = peer.job._replace(model=fused, options=None, files=(fused, data))
+
+
 def _fill_cache(peer: Peer, name: str, scratch: Path) -> None:
-    """Fill the cache that a peer loads from. An entry of it is a QOperator model that ONNX Runtime can open."""
-    from ort_qdq_plugin.cache.entry import MODEL
-    from ort_qdq_plugin.cache.prune import keys
-    from ort_qdq_plugin.cache.store import Store
+    """Fill the cache that a peer loads from."""
     from ort_qdq_plugin.options import Options
     from ort_qdq_plugin.session import warm
 
-    folder = scratch / ("shared" if name == "shared" else "cached")
+    folder = scratch / name
     options: dict[str, Any] = {"cache_dir": str(folder), "share_weights": name == "shared"}
     with progress(f"packing: {name}") as show:
         report = warm(peer.job.model, options=Options(**options, progress=show))
@@ -144,9 +160,6 @@ def _fill_cache(peer: Peer, name: str, scratch: Path) -> None:
         return
     entry = (str(path) for path in folder.rglob("*") if path.is_file())
     peer.job = peer.job._replace(options=options, files=(*peer.job.files, *entry))
-    if name == "qoperator":
-        (key,) = keys(Store(str(folder)))
-        peer.job = peer.job._replace(model=str(folder / key / MODEL), options=None)
 
 
 @contextmanager

@@ -56,7 +56,8 @@ class ConfigFolder:
 def new_folder(spill_dir: str | None, like: str) -> ConfigFolder:
     """A new temporary folder of mode 0700, in this directory or one of the system's own; those of ended processes go.
 
-    A directory on the file system of the path `like` is preferred, since files there can be linked.
+    A directory on the file system of the path `like` is preferred: copies of files there may share their blocks. None is
+    taken in which other users could replace the folder.
 
     Raises:
         OSError: It cannot be made.
@@ -65,7 +66,7 @@ def new_folder(spill_dir: str | None, like: str) -> ConfigFolder:
     problem: OSError = FileNotFoundError("no directory for temporary files")
     for directory in sorted(spill_directories(spill_dir), key=lambda path: _device(path) != device):
         try:
-            real = os.path.realpath(directory)
+            real = files.safe_directory(directory)
             _sweep(real)
             return _made_in(real)
         except OSError as error:

@@ -1,6 +1,7 @@
 """Entries that ONNX Runtime opens by path, and that are replaced or removed at the worst moment: what a load gives is of one
 model, the old one or the new one."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.ort import hook
 from tests.cache.support import digest_of_results, entries, load, saved
@@ -91,6 +93,26 @@ def test_a_model_that_is_replaced_while_its_entry_is_opened(
     called = before_sessions(monkeypatch, lambda: release(versions[1], path))
     assert load(path, cache, **SHARED).digest == wanted
     assert called == [0]
+
+
+def test_files_that_are_replaced_between_the_look_at_them_and_their_use(
+    versions: list[Path], path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights that are used where they are stored are not in the entry."""
+    load(path, cache)
+    wanted, real = load(versions[1], None).digest, Store.find
+
+    def find(*args: Any, **options: Any) -> Any:
+        found = real(*args, **options)
+        monkeypatch.undo()
+        release(versions[1], path)
+        return found
+
+    monkeypatch.setattr(Store, "find", find)
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        loaded = load(path, cache)
+    assert (loaded.digest, loaded.report.cache) == (wanted, "made")
+    assert not caplog.records
 
 
 def test_entries_that_are_removed_again_and_again(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

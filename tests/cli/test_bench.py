@@ -64,6 +64,13 @@ def test_tables_have_medians_and_spread_and_the_picture_curves(
     assert "pip install 'ort-qdq-plugin[plot]'" in done.err
 
 
+def test_the_fused_model_of_weights_that_are_used_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save(stack(2, 256, n_major=True), tmp_path, "external")
+    done = here(capsys, "bench", model, "--peers", "qoperator", "--runs", 1)
+    assert done.code == 0, done.err
+    assert done.out.count("identical") == 2
+
+
 def test_a_way_that_fails_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = here(capsys, "bench", save(unquantized(), tmp_path, "file"), "--peers", "qoperator", "--runs", 1)
     assert done.code == 1

@@ -109,6 +109,15 @@ def test_a_directory_on_the_same_file_system_comes_first(tmp_path: Path, monkeyp
     assert new_folder(None, str(tmp_path)).path.startswith(str(directories[1]))
 
 
+def test_a_directory_in_which_others_could_replace_it_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directories = [tmp_path / "open", tmp_path / "own"]
+    for directory in directories:
+        directory.mkdir()
+    directories[0].chmod(0o777)
+    monkeypatch.setattr(module, "spill_directories", lambda _given: map(str, directories))
+    assert new_folder(None, str(tmp_path)).path.startswith(str(directories[1]))
+
+
 def test_where_nothing_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
