@@ -5,6 +5,6 @@ There is one folder so far. Where it calls what a system lacks, the model goes t
 
 from __future__ import annotations
 
-from ort_qdq_plugin.system.posix import files, host
+from ort_qdq_plugin.system.posix import descriptors, files, host
 
-__all__ = ["files", "host"]
+__all__ = ["descriptors", "files", "host"]

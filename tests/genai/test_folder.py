@@ -79,11 +79,11 @@ def test_one_that_another_process_takes_for_left_behind(
     real = getattr(owner, name)
     taken: list[Path] = []
 
-    def take_once(first: Any, *rest: Any) -> Any:
+    def take_once(first: Any, *rest: Any, **named: Any) -> Any:
         if not taken:
             taken.append(made(tmp_path)[0])
             taken[0].rmdir()
-        return real(first, *rest)
+        return real(first, *rest, **named)
 
     monkeypatch.setattr(owner, name, take_once)
     folder = in_itself(tmp_path)

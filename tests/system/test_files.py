@@ -1,9 +1,10 @@
-"""Files: how they are opened and named, what is read from them and written, and who else may use them."""
+"""Files: how they are opened and named, what is read from them and written, and whose they are."""
 
 import ctypes
 import errno
 import fcntl
 import os
+import resource
 import stat
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -13,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from ort_qdq_plugin.system.platform import files
-from tests.cache.support import without_locks
-from tests.support import descriptors, settled_descriptors
+from tests.interrupting import interrupted
+from tests.support import descriptors, refuse, settled_descriptors
 
 OTHER_USER = 12345
 CHUNK = 1 << 20
@@ -69,7 +70,7 @@ def test_what_became_something_else_meanwhile_is_not_read(
     """The path is looked at before it is opened: it may lead elsewhere by then."""
     other = made(tmp_path / "other", kind)
     before, opened = settled_descriptors(), os.open
-    monkeypatch.setattr(os, "open", lambda _, flags, **__: opened(other, flags))
+    monkeypatch.setattr(os, "open", lambda _, flags, *__, **___: opened(other, flags))
     with pytest.raises(OSError, match="symbolic" if kind == "link" else "regular") as caught:
         files.open_to_read(str(path))
     # While the exception, and what it refers to, is still there.
@@ -149,6 +150,30 @@ def test_a_file_without_a_name(tmp_path: Path, o_tmpfile: bool, monkeypatch: pyt
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("o_tmpfile", [True, False])
+def test_an_interrupt_leaves_no_file_that_has_no_name(
+    tmp_path: Path, o_tmpfile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not o_tmpfile:
+        monkeypatch.delattr(os, "O_TMPFILE")
+    before, number = settled_descriptors(), 1
+    while interrupted(number, lambda: files.open_unnamed(str(tmp_path)), lambda path: "/system/" in path):
+        assert (descriptors(), list(tmp_path.iterdir())) == (before, []), number
+        number += 1
+    assert number > 5
+
+
+def test_it_is_opened_again(tmp_path: Path) -> None:
+    """With a lock of its own: that of the first would last as long as a mapping of it."""
+    with files.open_unnamed(str(tmp_path)) as file:
+        file.write(CONTENT)
+        with files.open_again(file) as again:
+            assert again.readall() == CONTENT
+            files.lock(again)
+            assert files.try_lock(file) is False
+        assert files.try_lock(file) is True
+
+
 def test_it_gets_a_name_that_nothing_has(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with files.open_unnamed(str(tmp_path), nameable=True) as file:
@@ -222,6 +247,13 @@ def test_a_copy_shares_blocks_where_it_can(
         files.copy_file(str(path), str(tmp_path / "copy"))
 
 
+def test_a_sandbox_that_hides_the_limits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, resource, "getrlimit", errno.EPERM)
+    with files.open_to_write(str(path)) as file:
+        files.reserve(file, 2 * len(CONTENT))
+    assert path.stat().st_size == 2 * len(CONTENT)
+
+
 def test_a_system_that_cannot_reserve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What reserving gives, and what limits it, is tested with the buffers."""
     monkeypatch.delattr(os, "posix_fallocate")
@@ -247,45 +279,7 @@ def test_what_the_disk_refused_is_told(path: Path, problem: int, raised: bool, m
         files.check_written_back(file, len(CONTENT))
 
 
-# ---- locks and owners
-
-
-def test_shared_holders_exclude_only_the_exclusive_one(path: Path) -> None:
-    with (
-        files.open_to_read(str(path)) as one,
-        files.open_to_read(str(path)) as other,
-        closing(files.Folder(str(path.parent))) as folder,
-    ):
-        assert files.try_lock(one, shared=True) is True
-        assert files.try_lock(other, shared=True) is True
-        assert files.try_lock(other) is False
-        files.unlock(one)
-        assert files.try_lock(other) is True
-        assert files.try_lock(one, shared=True) is False
-        files.lock(folder)
-        with closing(files.Folder(str(path.parent))) as again:
-            assert files.try_lock(again) is False
-
-
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(
-    ("problem", "said"),
-    [
-        *((problem, None) for problem in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)),
-        *((problem, False) for problem in (errno.EWOULDBLOCK, errno.EACCES)),
-    ],
-)
-def test_why_a_file_cannot_be_locked(
-    path: Path, problem: int, said: bool | None, shared: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_locks(monkeypatch, problem)
-    with files.open_to_read(str(path)) as file:
-        assert files.try_lock(file, shared=shared) is said
-        with pytest.raises(OSError, match=os.strerror(problem)):
-            files.lock(file)
-        without_locks(monkeypatch, errno.EIO)
-        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            files.try_lock(file, shared=shared)
+# ---- owners
 
 
 def given_away(path: Path) -> None:

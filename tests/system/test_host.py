@@ -1,13 +1,17 @@
 """What the system gives a process."""
 
+import ctypes
+import errno
 import mmap
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from ort_qdq_plugin.system.platform import files, host
-from tests.support import python
+from tests.interrupting import interrupted
+from tests.support import descriptors, mapped, python, refuse, settled_descriptors
 
 MB = 1 << 20
 
@@ -34,6 +38,62 @@ def test_a_mapping_is_of_the_file_and_outlives_it(tmp_path: Path) -> None:
         to_read[0] = 1
 
 
+@pytest.mark.parametrize("size", [0, 11])
+def test_no_more_is_mapped_than_the_file_has(tmp_path: Path, size: int) -> None:
+    """Behind its end, reading would end the process."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with files.open_to_read(str(tmp_path / "file")) as file, pytest.raises(ValueError, match=f"length {size} "):
+        host.map_file(file, size)
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_a_mapping_has_no_descriptor(tmp_path: Path, writable: bool) -> None:
+    """And goes with its last reference."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    before = settled_descriptors()
+    with files.open_to_write(str(tmp_path / "file")) as file:
+        mapping = host.map_file(file, 10, writable=writable)
+    assert descriptors() == before
+    view = memoryview(mapping)
+    with pytest.raises(BufferError):
+        mapping.close()
+    del mapping
+    assert len(mapped(tmp_path)) == 1
+    assert (bytes(view[:3]), view.readonly) == (b"012", not writable)
+    del view
+    assert not mapped(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["asked", "mapped"])
+def test_a_mapping_that_is_refused_leaves_nothing(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        if step == "asked":
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        ctypes.set_errno(errno.ENODEV)
+        return -1
+
+    (tmp_path / "file").write_bytes(b"0123456789")
+    if step == "asked":
+        monkeypatch.setattr(mmap, "mmap", refuse)
+    else:
+        monkeypatch.setattr(host, "_libc_mmap", lambda: refuse)
+    before = host.sizes_of()["VmSize"]
+    with files.open_to_read(str(tmp_path / "file")) as file, pytest.raises(OSError, match=os.strerror(errno.ENODEV)):
+        host.map_file(file, 10)
+    assert not mapped(tmp_path)
+    assert host.sizes_of()["VmSize"] <= before + MB
+
+
+def test_an_interrupt_at_any_place_leaves_no_mapping(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    number = 1
+    with files.open_to_write(str(tmp_path / "file")) as file:
+        while interrupted(number, lambda: host.map_file(file, 10), lambda path: path == host.__file__):
+            assert not mapped(tmp_path), number
+            number += 1
+    assert number > 5
+
+
 def test_anonymous_memory_is_zero_and_private() -> None:
     memory = host.map_anonymous(MB)
     assert memory[:] == bytes(MB)
@@ -58,6 +118,25 @@ def test_pages_that_a_range_touches_are_dropped_and_come_back(tmp_path: Path, of
     host.drop_pages(mapping, offset, nbytes)
     assert rss_of(path) == left * 4096
     assert mapping[:] == content
+
+
+def test_pages_that_cannot_be_dropped_stay(tmp_path: Path) -> None:
+    """Some sandboxes refuse the call; the system does for pages that are locked in memory."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with files.open_to_write(str(tmp_path / "file")) as file:
+        mapping = host.map_file(file, 10, writable=True)
+    libc, page = ctypes.CDLL(None, use_errno=True), ctypes.byref(ctypes.c_char.from_buffer(mapping))
+    if libc.mlock(page, ctypes.c_size_t(10)):
+        pytest.skip("no page can be locked here")
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        mapping.madvise(mmap.MADV_DONTNEED)
+    host.drop_pages(mapping, 0, 10)
+    assert libc.munlock(page, ctypes.c_size_t(10)) == 0
+
+
+def test_a_sandbox_that_hides_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, resource, "getrlimit", errno.EPERM)
+    assert not host.memory_is_limited()
 
 
 LIMITS = """

@@ -14,7 +14,11 @@ import stat
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from io import FileIO
+from typing import Any
+
+from ort_qdq_plugin.system.posix.descriptors import Opened, close_in_children, leave_to_children, owners
 
 if sys.platform != "win32":
     import fcntl
@@ -35,6 +39,7 @@ __all__ = [
     "is_private",
     "lock",
     "mark",
+    "open_again",
     "open_to_read",
     "open_to_write",
     "open_unnamed",
@@ -48,12 +53,13 @@ __all__ = [
     "write_at",
 ]
 
+_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _CHUNK_BYTES = 1 << 20
 _RANDOM_BYTES = 8
 _FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlonerange(2)
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1  # <linux/fs.h>
-# What a file system without locks says, and what one says if others hold a lock.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+# What a file system or a sandbox without locks says, and what is said if others hold a lock.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 _LOCKED = {errno.EWOULDBLOCK, errno.EACCES}
 
 
@@ -61,38 +67,48 @@ class NotRegularError(OSError):
     """A path leads to something that is no regular file."""
 
 
-class File(FileIO):
-    """An open file, which is closed at the latest when nothing refers to it any more."""
+class File(Opened, FileIO):
+    """An open file."""
 
-    def __del__(self) -> None:
-        self.close()
-
-
-class Folder:
-    """A folder, and not a link of one, that is held open: names in it mean the same if another one takes its path."""
-
-    _descriptor = -1
-
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def __init__(self, owner: Any, mode: str = "r") -> None:
+        Opened.__init__(self, owner)
+        try:
+            FileIO.__init__(self, owner.fileno(), mode, closefd=False)
+        except BaseException:
+            # The exception refers to this object.
+            Opened.close(self)
+            raise
 
     def fileno(self) -> int:
-        return self._descriptor
+        """Its number; ValueError if it is closed."""
+        return FileIO.fileno(self)
+
+    def close(self) -> None:
+        """Close it, if it is open."""
+        try:
+            Opened.close(self)
+        finally:
+            FileIO.close(self)
+
+
+class Folder(Opened):
+    """A folder, and not a link of one, that is held open: names in it mean the same if another one takes its path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(_opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
 
     def names(self) -> list[str]:
         """Of everything in it."""
-        return os.listdir(self._descriptor)
+        return os.listdir(self.fileno())
 
     def status(self, name: str = ".") -> os.stat_result:
         """Of something in it, a symbolic link not followed, or its own."""
-        return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        return os.stat(name, dir_fd=self.fileno(), follow_symlinks=False)
 
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
 
-    __del__ = close
+def _opened(path: str, flags: int, mode: int = 0o777, *, within: int | None = None) -> Any:
+    """What owns the descriptor of a newly opened file."""
+    return next(owners(map(partial(os.open, dir_fd=within), (path,), (flags | os.O_CLOEXEC,), (mode,))))
 
 
 def open_to_read(path: str, *, folder: Folder | None = None, follow_link: bool = False) -> File:
@@ -101,14 +117,14 @@ def open_to_read(path: str, *, folder: Folder | None = None, follow_link: bool =
     # Not even opened if it is a FIFO: opening one waits for its writer, and closing it again can kill the writer.
     _check_regular(os.stat(path, dir_fd=within, follow_symlinks=follow_link), path)
     # The path may lead to a FIFO by now: with O_NONBLOCK, opening it does not wait.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_link else os.O_NOFOLLOW)
-    descriptor = os.open(path, flags, dir_fd=within)
+    owner = _opened(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW), within=within)
     try:
-        _check_regular(os.fstat(descriptor), path)
-        return File(descriptor)
+        _check_regular(os.fstat(owner.fileno()), path)
     except BaseException:
-        os.close(descriptor)
+        # The exception refers to this frame.
+        owner.close()
         raise
+    return File(owner)
 
 
 def _check_regular(status: os.stat_result, path: str) -> None:
@@ -121,13 +137,13 @@ def open_to_write(path: str, *, create: bool = False, append: bool = False) -> F
 
     A symbolic link is refused. With `append`, all that is written goes to the end.
     """
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    return File(os.open(path, flags | os.O_CREAT * create | os.O_APPEND * append, 0o600), "r+")
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    return File(_opened(path, flags | os.O_CREAT * create | os.O_APPEND * append, 0o600), "r+")
 
 
 def create(path: str, mode: int) -> File:
     """A new file of this mode, open to be read and written; FileExistsError if anything has its name, also a link."""
-    return File(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, mode), "r+")
+    return File(_opened(path, _NEW, mode), "r+")
 
 
 def open_unnamed(directory: str, *, nameable: bool = False) -> File:
@@ -139,13 +155,18 @@ def open_unnamed(directory: str, *, nameable: bool = False) -> File:
         raise OSError(errno.ENOSYS, "an open file keeps its name on this system", directory)
     if hasattr(os, "O_TMPFILE"):
         with suppress(OSError):
-            return File(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+")
+            return File(_opened(directory, os.O_TMPFILE | os.O_RDWR, 0o600), "r+")
     if nameable:
         raise OSError(errno.EOPNOTSUPP, "a file needs its name from the start", directory)
     path = os.path.join(directory, f"ort-qdq-{os.urandom(_RANDOM_BYTES).hex()}")
-    file = create(path, 0o600)
-    os.unlink(path)
-    return file
+    # In one step, like `owners`: an interrupt finds it with a name and an object, or with neither.
+    owner, _ = next(zip(owners(map(os.open, (path,), (_NEW,), (0o600,))), map(os.unlink, (path,)), strict=False))
+    return File(owner, "r+")
+
+
+def open_again(file: File) -> File:
+    """Open a file that is open to be written once more, whether it has a name or not."""
+    return File(_opened(_path_of(file), os.O_RDWR), "r+")
 
 
 def give_name(file: File, path: str) -> None:
@@ -153,7 +174,11 @@ def give_name(file: File, path: str) -> None:
     directory, name = os.path.split(path)
     with closing(Folder(directory)) as folder:
         # The path below /proc is a symbolic link, and os.link follows one only when it is given a directory.
-        os.link(f"/proc/self/fd/{file.fileno()}", name, dst_dir_fd=folder.fileno(), follow_symlinks=True)
+        os.link(_path_of(file), name, dst_dir_fd=folder.fileno(), follow_symlinks=True)
+
+
+def _path_of(file: File) -> str:
+    return f"/proc/self/fd/{file.fileno()}"
 
 
 def hard_link(path: str, name: str) -> None:
@@ -198,7 +223,9 @@ def reserve(file: File, size: int) -> None:
     """Make an empty file `size` bytes long, all of them zero, and take the room for them on the disk."""
     if not hasattr(os, "posix_fallocate"):
         raise OSError(errno.ENOSYS, "this system cannot reserve space for a file")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    limit = resource.RLIM_INFINITY
+    with suppress(OSError):  # of a sandbox
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and size > limit:
         # Trying is answered by SIGXFSZ.
         raise OSError(errno.EFBIG, f"files may have {limit} bytes")
@@ -219,20 +246,31 @@ def check_written_back(file: File, size: int) -> None:
             raise OSError(problem, f"spill file cannot be written back: {os.strerror(problem)}")
 
 
+# Locks are those of flock(2): they belong to what was opened, and last until nobody has that open any more or somebody gives
+# them back. So a child that is forked meanwhile closes what is locked: otherwise it would hold the lock on if its parent was
+# killed, and could give back what is its parent's. The other kinds are no better: fcntl(2)'s open file description locks are
+# inherited as well, and its traditional ones do not exclude threads, and end when the process closes any descriptor of the
+# file. Shared locks are left to children: they have what these are held for, the parent's sessions.
+
+
 def lock(file: File | Folder) -> None:
     """Lock an open file or folder, once nobody else has locked it. Locks are advisory, and end with the process."""
+    close_in_children(file)
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def try_lock(file: File | Folder, *, shared: bool = False) -> bool | None:
-    """Lock an open file or folder; `shared`: together with others that do so.
+    """Lock an open file or folder; `shared`: together with others that do so, and with forked children.
 
     Returns:
         True if it is locked now, False if others have locked it, None if the file system has no locks.
     """
+    if not shared:
+        close_in_children(file)
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
+        leave_to_children(file)
         if error.errno in _NO_LOCKS:
             return None
         if error.errno in _LOCKED:
@@ -242,8 +280,10 @@ def try_lock(file: File | Folder, *, shared: bool = False) -> bool | None:
 
 
 def unlock(file: File) -> None:
-    """Give a lock back. Closing is not enough: a child that was forked meanwhile has the file open too."""
-    fcntl.flock(file, fcntl.LOCK_UN)
+    """Give a lock back. Closing is not enough: a program that is started meanwhile has the file open for a moment, too."""
+    if not file.closed:
+        fcntl.flock(file, fcntl.LOCK_UN)
+        leave_to_children(file)
 
 
 def is_own(status: os.stat_result) -> bool:

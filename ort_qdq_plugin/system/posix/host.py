@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import mmap
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from ort_qdq_plugin.system.posix.files import File
 
@@ -26,10 +29,46 @@ __all__ = [
     "sizes_of",
 ]
 
+# <sys/mman.h>. Python knows the second one since 3.13.
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
 
 def map_file(file: File, size: int, *, writable: bool = False) -> mmap.mmap:
-    """Map a file, shared; it can be closed then. ValueError if it has not `size` bytes, OSError if that is refused."""
-    return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+    """Map a file, shared. The mapping needs no descriptor: the file can be closed then, by whomever.
+
+    Raises:
+        ValueError: The file has not `size` bytes, or `size` is 0.
+        OSError: That is refused.
+    """
+    import numpy as np  # there already where models are loaded, and not needed before
+
+    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+    if not hasattr(mmap, "MAP_SHARED"):
+        return mmap.mmap(file.fileno(), size, access=access)
+    if not 0 < size <= os.fstat(file.fileno()).st_size:
+        raise ValueError(f"mmap length {size} is 0 or greater than file size")
+    # Whether it can be mapped at all: what is refused below may leave a hole, which the object would unmap later, whatever
+    # is there by then.
+    mmap.mmap(file.fileno(), 1, access=access).close()
+    # A mapping of Python's keeps a descriptor of its own for the file (before Python 3.13 there is no `trackfd`). One of no
+    # file has none. So it takes the addresses, and the file is mapped there. Nothing is reserved for it meanwhile.
+    protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
+    kind = mmap.MAP_SHARED | _MAP_NORESERVE if writable else mmap.MAP_PRIVATE
+    mapping = mmap.mmap(-1, size, flags=kind | mmap.MAP_ANONYMOUS, prot=protection)
+    address = np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]
+    if _libc_mmap()(address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, file.fileno(), 0) != address:
+        problem = ctypes.get_errno()
+        raise OSError(problem, os.strerror(problem))
+    return mapping
+
+
+@functools.cache
+def _libc_mmap() -> Any:
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.restype = ctypes.c_void_p
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    return function
 
 
 def map_anonymous(size: int) -> mmap.mmap:
@@ -40,12 +79,14 @@ def map_anonymous(size: int) -> mmap.mmap:
 
 
 def drop_pages(mapping: mmap.mmap, offset: int, nbytes: int) -> None:
-    """Drop the pages of a shared file mapping that a range touches; they come back from the file when read."""
+    """Drop the pages of a shared file mapping that a range touches, where that is allowed; they come back when read."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
     start = offset // mmap.PAGESIZE * mmap.PAGESIZE
     if nbytes > 0:
-        mapping.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
+        # Sandboxes refuse it, and so does the system for pages that the program has locked.
+        with suppress(OSError):
+            mapping.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
 
 
 def memory_is_limited() -> bool:
@@ -56,7 +97,9 @@ def memory_is_limited() -> bool:
     if sys.platform == "win32":
         return False
     limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-    return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
+    with suppress(OSError):  # of a sandbox
+        return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
+    return False
 
 
 def sizes_of(pid: int | str = "self") -> dict[str, int]:
