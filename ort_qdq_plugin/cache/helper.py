@@ -53,7 +53,8 @@ def prepacked_in_another_process(folder: str) -> int:
         problem = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     except subprocess.TimeoutExpired:
         problem = "the helper process took too long"
-    except (OSError, ValueError, IndexError) as error:
+    # RuntimeError: the interpreter is ending, and starts no processes any more.
+    except (OSError, ValueError, IndexError, RuntimeError) as error:
         problem = str(error)
     log.warning("weights are not shared between processes: %s", problem)
     return 0

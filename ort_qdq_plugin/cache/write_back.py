@@ -5,18 +5,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
+import time
 from collections.abc import Callable, Sequence
 
 from ort_qdq_plugin import log
+from ort_qdq_plugin.system.forks import in_forked_child
 from ort_qdq_plugin.system.platform import files
+from ort_qdq_plugin.system.threads import Work
 
 __all__ = ["wait_until_on_disk", "write_back"]
 
-_NAME = "ort-qdq-cache"  # of the threads
-
+_POLL_SECONDS = 0.005
 # What a file system without the call says, or a sandbox: nothing is wrong with the files.
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EROFS}
+
+_begun: set[Work[None]] = set()
+
+
+@in_forked_child
+def _begin_anew_in_child() -> None:
+    """The threads are the parent's."""
+    _begun.clear()
 
 
 def write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[str], None]) -> None:
@@ -24,16 +33,28 @@ def write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[
 
     `discard` is called with the folder if a file cannot be written back.
     """
-    # Without a thread there is no marker.
-    with contextlib.suppress(RuntimeError):
-        threading.Thread(target=_write_back, args=(path, names, marker, discard), name=_NAME, daemon=True).start()
+
+    def action() -> None:
+        try:
+            _write_back(path, names, marker, discard)
+        finally:
+            _begun.discard(work)
+
+    work = Work(action)
+    _begun.add(work)
+    try:
+        work.start()
+    except RuntimeError:  # no thread can be had
+        work.run()
 
 
 def wait_until_on_disk() -> None:
     """Wait until everything that this process has begun to write back is on the disk."""
-    for thread in threading.enumerate():
-        if thread.name == _NAME:
-            thread.join()
+    for work in list(_begun):
+        # An interrupt may have come before its thread.
+        work.run()
+        while not work.ended:
+            time.sleep(_POLL_SECONDS)
 
 
 def _write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[str], None]) -> None:

@@ -82,13 +82,23 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
     )
 
 
+class _Collecting:
+    """The cyclic garbage collector is on, at the latest when nothing refers to this object any more."""
+
+    # A method of the interpreter's own: no interrupt can come before it.
+    __del__ = gc.enable
+
+
 @contextmanager
 def _collecting_no_garbage() -> Iterator[None]:
     """While the block runs, the cyclic garbage collector does not: it would look at thousands of new objects in vain."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    if gc.isenabled():
+        collecting = _Collecting()
+        gc.disable()
+        try:
+            yield
+        finally:
+            # An exception refers to this frame.
+            del collecting
+    else:
         yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -9,19 +9,20 @@ object are entries that can be put back.
 
 from __future__ import annotations
 
-import atexit
+import _thread
 import ctypes
 import mmap
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from ort_qdq_plugin.ort.keys import DIRECT_KEY, FOLDER_KEY, PARALLEL_KEY, config_entry
 from ort_qdq_plugin.ort.options_lock import with_entries
 from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.system.threads import Work
 
 __all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "trimming"]
 
@@ -51,6 +52,10 @@ def borrow(options: Any, buffers: Borrowed) -> None:
         options.add_external_initializers_from_files_in_memory(list(buffers), list(buffers.values()), lengths)
 
 
+class _Block:
+    """Lives as long as the frame that has it."""
+
+
 @contextmanager
 def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
     """While the block runs, and once after it, drop the pages of these shared file mappings from this process.
@@ -58,30 +63,36 @@ def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
     ONNX Runtime reads each weight once, to pre-pack it. Pages that it has read would otherwise count as the process's memory
     until the end. If no thread can be had for this, or would cost too much memory, they do.
     """
-    finished = threading.Event()
-
-    def trim() -> None:
-        for mapping in mappings:
-            host.drop_pages(mapping, 0, len(mapping))
-
-    def keep_trimming() -> None:
-        while not finished.wait(_TRIM_INTERVAL):
-            trim()
-
     if not mappings:
         yield
         return
-    thread = threading.Thread(target=keep_trimming, name="ort-qdq-trim", daemon=True)
+    block, going_on = _Block(), _thread.allocate_lock()
+    going_on.acquire()
+    work = Work(partial(_keep_trimming, mappings, weakref.ref(block), going_on))
     if sum(map(len, mappings)) >= _TRIM_BYTES and not host.memory_is_limited():
         with suppress(RuntimeError):
-            thread.start()
+            work.start()
     try:
         yield
     finally:
-        finished.set()
-        if thread.ident is not None:
-            thread.join()
-        trim()
+        going_on.release()
+        if not work.take_back():
+            work.wait()
+        _trim(mappings)
+        error = work.take_error()
+        if error is not None:
+            raise error
+
+
+def _keep_trimming(mappings: Sequence[mmap.mmap], block: Callable[[], object], going_on: _thread.LockType) -> None:
+    """Trim until the lock is released, or until the block is gone because an interrupt came before that."""
+    while not going_on.acquire(timeout=_TRIM_INTERVAL) and block() is not None:
+        _trim(mappings)
+
+
+def _trim(mappings: Sequence[mmap.mmap]) -> None:
+    for mapping in mappings:
+        host.drop_pages(mapping, 0, len(mapping))
 
 
 def by_path(session_options: Any, create: Callable[[], None]) -> None:
@@ -98,8 +109,19 @@ def _prepack_in_parallel(session_options: Any) -> None:
         session_options.add_session_config_entry(PARALLEL_KEY, "1")
 
 
-# Buffers of sessions that are still alive.
-_kept: dict[object, tuple[object, ...]] = {}
+class _Kept(weakref.ref[Any]):
+    """A reference to a native session, and what has to live as long."""
+
+    __slots__ = ("buffers",)
+    buffers: tuple[object, ...]
+    # One for each call, also if there are several for one session.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+_kept: set[_Kept] = set()
+# For good, while the interpreter shuts down as well: a daemon thread may still be inside a run then.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
 
 
 def keep_until_destroyed(native_session: Any, buffers: tuple[object, ...]) -> None:
@@ -108,15 +130,7 @@ def keep_until_destroyed(native_session: Any, buffers: tuple[object, ...]) -> No
     It is the native object that counts, not its Python wrapper: bindings and metadata can outlive the wrapper. pybind11
     clears weak references to it after it has run the C++ destructor.
     """
-    key = object()
-    _kept[key] = buffers
-    finalizer = weakref.finalize(native_session, _kept.pop, key)
-    finalizer.atexit = False
-
-
-@atexit.register
-def _pin_for_good() -> None:
-    """Keep everything mapped while the interpreter shuts down: a daemon thread may still be inside a run."""
-    for buffers in _kept.values():
-        for buffer in buffers:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(buffer))
+    # What is called then is no Python code, which an interrupt could end.
+    kept = _Kept(native_session, _kept.discard)
+    kept.buffers = buffers
+    _kept.add(kept)

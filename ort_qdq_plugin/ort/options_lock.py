@@ -1,60 +1,52 @@
 """SessionOptions that threads share: many may load with them at once, but one that changes an entry for a while is alone.
 
-A hold is known by the stack frame that has it. So an interrupt between any two instructions cannot leave the options locked:
-once the frame is gone, so is the hold. Changes are made on a thread of their own, which no signal handler interrupts.
+A hold ends with the object that has it. So an interrupt between any two instructions cannot leave the options locked: once
+the block is left, the object is gone. Changes are made on a thread of their own, which no signal handler interrupts.
 """
 
 from __future__ import annotations
 
-import _thread
-import os
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from ort_qdq_plugin.ort.keys import config_entry
 from ort_qdq_plugin.system.forks import in_forked_child
+from ort_qdq_plugin.system.threads import Work
 
 __all__ = ["reading", "with_entries"]
 
 _T = TypeVar("_T")
 
 _POLL_SECONDS = 0.005
-_FORK_SECONDS = 1.0  # a thread that a fork has left behind never ends: then this is looked at again
 
 
 class _Hold:
     """A thread reads the options, or changes them for a while: then `before` has the entries to put back.
 
     Args:
-        frame: The frame that reads. None: the hold changes the options, on whichever thread enters it.
+        reader: What reads. None: the hold changes the options, on whichever thread enters it.
     """
 
-    def __init__(self, frame: FrameType | None) -> None:
+    def __init__(self, reader: reading | None) -> None:
         self.before: dict[str, str] = {}
         self.thread = self._for_thread = threading.get_ident()
-        self.frame = frame
+        self.reads = reader is not None
+        self._reader = None if reader is None else weakref.ref(reader)
 
     def excludes(self, other: _Hold) -> bool:
         """Whether `other`, which wants to enter, has to wait for this one."""
-        if self.frame is None:
+        if not self.reads:
             return other.thread != self.thread
         # A signal handler that loads a model must not wait for the load that it interrupts.
-        return other.frame is None and other._for_thread != self.thread and not self.is_over()
+        return not other.reads and other._for_thread != self.thread and not self.is_over()
 
     def is_over(self) -> bool:
-        """Whether the frame that reads is not running any more."""
-        if self.frame is None:
-            return False
-        frame = sys._current_frames().get(self.thread)
-        while frame is not None and frame is not self.frame:
-            frame = frame.f_back
-        return frame is None
+        """Whether what reads is gone."""
+        return self._reader is not None and self._reader() is None
 
 
 # In the order in which they came. Adding and removing one is a single step of the interpreter: there is no lock that an
@@ -70,8 +62,8 @@ def _enter(session_options: Any, hold: _Hold) -> None:
         present = holds.copy()
         earlier = present[: present.index(hold)]
         # Who reads already goes on reading, also past those that wait for it.
-        reads = any(other.thread == hold.thread and other.frame is not None for other in earlier)
-        if (reads and hold.frame is not None) or not any(other.excludes(hold) for other in earlier):
+        reads = any(other.thread == hold.thread and other.reads for other in earlier)
+        if (reads and hold.reads) or not any(other.excludes(hold) for other in earlier):
             return
         time.sleep(_POLL_SECONDS)
 
@@ -98,52 +90,12 @@ class reading:  # noqa: N801  # used as a function, like those of contextlib
 
     def __enter__(self) -> None:
         if self._session_options is not None:
-            self._hold = _Hold(sys._getframe(1))
+            self._hold = _Hold(self)
             _enter(self._session_options, self._hold)
 
     def __exit__(self, *_: object) -> None:
         if self._hold is not None:
             _leave(self._session_options, self._hold)
-
-
-class _Work(Generic[_T]):
-    """An action for another thread, and what came of it.
-
-    Attributes:
-        todo: Who takes the only item out, the thread or its caller, decides whether the action is begun.
-        ended: Whether it is over.
-    """
-
-    result: _T
-    error: BaseException | None = None
-    ended = False
-
-    def __init__(self, action: Callable[[], _T]) -> None:
-        self.todo = [action]
-        self._pid = os.getpid()
-        self._wake = _thread.allocate_lock()
-        self._wake.acquire()
-
-    def run(self) -> None:
-        """Do it, unless the caller has taken it back."""
-        with suppress(IndexError):
-            action = self.todo.pop()
-            try:
-                self.result = action()
-            except BaseException as error:
-                self.error = error
-            self.ended = True
-            self._wake.release()
-
-    def wait(self) -> None:
-        """Wait until it is over, whatever a signal handler raises meanwhile; that is the error then."""
-        while not self.ended:
-            try:
-                self._wake.acquire(timeout=_FORK_SECONDS)
-                if os.getpid() != self._pid:
-                    self.ended, self.error = True, RuntimeError("a signal handler has forked the process meanwhile")
-            except BaseException as interrupt:
-                self.error = interrupt
 
 
 def with_entries(session_options: Any, entries: Mapping[str, str], action: Callable[[], _T]) -> _T:
@@ -177,19 +129,17 @@ def with_entries(session_options: Any, entries: Mapping[str, str], action: Calla
             _undo(session_options, hold)
             _leave(session_options, hold)
 
-    work = _Work(changed)
+    work = Work(changed)
     try:
-        # Not a threading.Thread: its start() takes locks in Python code, which an interrupt can leave locked.
-        _thread.start_new_thread(work.run, ())
+        work.start()
     except RuntimeError:  # no thread can be had
         work.run()
     except BaseException as interrupt:
-        with suppress(IndexError):
-            work.todo.pop()
+        if work.take_back():
             raise
         work.error = interrupt
     work.wait()
-    error, work.error = work.error, None
+    error = work.take_error()
     try:
         if error is not None:
             raise error
@@ -210,4 +160,4 @@ def _begin_anew_in_child() -> None:
     for session_options, holds in list(_holds.items()):
         for hold in holds:
             _undo(session_options, hold)
-        holds[:] = [hold for hold in holds if hold.frame is not None and hold.thread == threading.get_ident()]
+        holds[:] = [hold for hold in holds if hold.reads and hold.thread == threading.get_ident()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from ort_qdq_plugin.model.operands import Conversion, Operand, Order
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements
 from ort_qdq_plugin.packing.layout import Layout, Move
+from ort_qdq_plugin.system.threads import Work
 
 __all__ = ["Progress", "pack"]
 
@@ -88,32 +90,28 @@ def pack(layout: Layout, buffers: Sequence[PackedBuffer], threads: int, progress
 
 def _run_parallel(job: _Job, workers: int) -> None:
     """Do the job on `workers` threads, or on fewer where no more can be started."""
-    threads: list[threading.Thread] = []
+    others = [Work(partial(job.work_apart, worker)) for worker in range(1, workers)]
     try:
-        for worker in range(1, workers):
-            thread = threading.Thread(target=job.work_apart, args=(worker,), name=f"ort-qdq-pack-{worker}")
+        for other in others:
             with suppress(RuntimeError):
-                thread.start()
-                threads.append(thread)
+                other.start()
         job.work(0)
-        for thread in threads:
-            thread.join()
     except BaseException:
-        # An interrupt may come at any moment: nobody may write to the buffers any longer then.
         job.cancelled = True
         raise
     finally:
-        for thread in threads:
-            thread.join()
-    failure, job.failure = job.failure, None
+        for other in others:
+            if not other.take_back():
+                other.wait()
+        errors = [error for other in others if (error := other.take_error()) is not None]
     # The exception refers to this frame. If the frame referred to the exception and to the buffers, these would stay alive
     # until the garbage collector ran.
-    del job
+    del job, others
     try:
-        if failure is not None:
-            raise failure
+        if errors:
+            raise errors[0]
     finally:
-        del failure
+        del errors
 
 
 def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:
@@ -150,15 +148,14 @@ class _Job:
         self._lock = threading.Lock()
         self._of_thread = threading.local()
         self.cancelled = False
-        self.failure: BaseException | None = None
 
     def work_apart(self, worker: int) -> None:
-        """`work` on a thread of its own: what it raises is kept, and stops the others."""
+        """`work` on a thread of its own: what it raises stops the others."""
         try:
             self.work(worker)
-        except BaseException as error:
+        except BaseException:
             self.cancelled = True
-            self.failure = error
+            raise
 
     def work(self, worker: int) -> None:
         """Do bands of buffer `worker`, then of the others, until none is left.

@@ -76,7 +76,7 @@ def test_the_callers_bytes_are_released(tmp_path: Path) -> None:
     before = len(buffers._kept)
     data = save(stack(2, 256, n_major=True), tmp_path, "bytes")
     session = create_session(data, quiet(), CPU)
-    assert any(buffer is data for kept in buffers._kept.values() for buffer in kept)
+    assert any(buffer is data for kept in buffers._kept for buffer in kept.buffers)
     del data
     gc.collect()
     assert np.isfinite(result(session)).all()

@@ -71,6 +71,17 @@ def test_a_failure_is_one_warning(
     assert problem in record.message
 
 
+def test_an_interpreter_that_ends_starts_no_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't fork at interpreter shutdown")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    assert prepacked_in_another_process(str(folder)) == 0
+    assert "can't fork" in caplog.text
+
+
 @pytest.mark.parametrize("executable", ["/no/such/python3", "/usr/bin/uwsgi", "", None])
 def test_programs_that_are_no_interpreter_are_not_run(
     folder: Path, executable: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -1,5 +1,6 @@
 """The journey of a model, stage by stage: what is planned, what is prepared, and what is given back when it fails."""
 
+import contextlib
 import gc
 import os
 from contextlib import closing, suppress
@@ -14,6 +15,7 @@ import pytest
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceChangedError
+from ort_qdq_plugin.load import prepare
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.plan import plan_model
 from ort_qdq_plugin.load.prepare import _collecting_no_garbage, prepare_opened
@@ -21,6 +23,7 @@ from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.parsed import parse
 from tests import support
+from tests.interrupting import interrupted
 from tests.model.test_glance import product
 from tests.support import CPU, added_provider, linear, mapped, opened, result, save, stack, stock, with_initializer
 
@@ -142,3 +145,15 @@ def test_garbage_is_collected_afterwards_if_it_was_before(enabled: bool) -> None
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
+
+
+def test_an_interrupt_at_any_place_leaves_the_collector_on() -> None:
+    def work() -> None:
+        with _collecting_no_garbage():
+            pass
+
+    number = 1
+    while interrupted(number, work, lambda path: path in (contextlib.__file__, prepare.__file__)):
+        assert gc.isenabled(), number
+        number += 1
+    assert number > 5

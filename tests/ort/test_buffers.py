@@ -1,12 +1,12 @@
 """Handing buffers over: ONNX Runtime uses ours in place, as long as its session lives."""
 
+import contextlib
 import gc
-import mmap
-import sys
-import threading
+import os
 import time
 import weakref
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,9 @@ from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.ort import buffers
 from ort_qdq_plugin.ort.buffers import borrow, by_path, keep_until_destroyed, trimming
 from ort_qdq_plugin.ort.keys import config_entry
+from tests.interrupting import Left, interrupted, settled
 from tests.memory.test_buffer import make_buffer
-from tests.support import CPU, mapped, quiet, with_entries
+from tests.support import CPU, mapped, python, quiet, with_entries
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 PARALLEL_KEY = "session.prepack.enable_parallel"
@@ -98,6 +99,17 @@ def test_by_path_puts_everything_back(before: dict[str, str]) -> None:
         assert (config_entry(options, key) or None) == before.get(key)
 
 
+def rss_of(folder: Path) -> int:
+    """How many bytes of the only mapping of a file in this folder are in this process."""
+    (smaps,) = Path("/proc/self/smaps").read_text().split(f"{folder}/")[1:]
+    return int(next(line for line in smaps.splitlines() if line.startswith("Rss:")).split()[1]) << 10
+
+
+def threads() -> int:
+    """How many this process has, ONNX Runtime's included."""
+    return len(os.listdir("/proc/self/task"))
+
+
 def test_trimming_changes_no_byte() -> None:
     buffer = make_buffer(1 << 20, "file", None)
     data = np.random.default_rng(0).integers(0, 256, 1 << 20).astype(np.uint8)
@@ -111,20 +123,45 @@ def test_trimming_changes_no_byte() -> None:
 
 def test_trimming_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "_TRIM_BYTES", 1 << 20)
-    before = threading.active_count()
+    before = threads()
     with suppress(KeyboardInterrupt), trimming([make_buffer(1 << 20, "file", None).mapping]):
-        assert threading.active_count() == before + 1
+        assert threads() == before + 1
         raise KeyboardInterrupt
-    assert threading.active_count() == before
+    assert threads() == before
+
+
+def test_an_interrupt_at_any_place_ends_trimming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_TRIM_BYTES", 1 << 20)
+
+    def work() -> None:
+        with trimming([make_buffer(1 << 20, "file", str(tmp_path)).mapping]):
+            pass
+
+    before, number = Left.at_rest(tmp_path), 1
+    while interrupted(number, work, lambda path: path in (buffers.__file__, contextlib.__file__)):
+        assert settled(tmp_path, before) == before, number
+        number += 1
+    assert number > 20
+
+
+def test_without_a_thread_pages_are_dropped_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(buffers, "_TRIM_BYTES", 1 << 20)
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    buffer = make_buffer(1 << 20, "file", str(tmp_path))
+    with trimming([buffer.mapping]):
+        assert buffer.array.sum() == 0
+        assert rss_of(tmp_path) == 1 << 20
+    assert rss_of(tmp_path) == 0
 
 
 def test_trimming_drops_pages_from_the_process(tmp_path: Path) -> None:
     buffer = make_buffer(1 << 20, "file", str(tmp_path))
     with trimming([buffer.mapping]):
         assert buffer.array.sum() == 0
-    smaps = Path("/proc/self/smaps").read_text().split(f"{tmp_path}/")[1]
-    rss = next(line for line in smaps.splitlines() if line.startswith("Rss:"))
-    assert int(rss.split()[1]) == 0
+    assert rss_of(tmp_path) == 0
 
 
 def test_buffers_are_kept_until_the_native_session_is_gone(tmp_path: Path) -> None:
@@ -145,10 +182,56 @@ def test_buffers_are_kept_until_the_native_session_is_gone(tmp_path: Path) -> No
     assert not mapped(tmp_path)
 
 
-def test_at_exit_what_is_kept_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may be unmapped by the interpreter's end, whichever module's names are cleared first."""
-    mapping = mmap.mmap(-1, 4096)
-    monkeypatch.setattr(buffers, "_kept", {object(): (mapping, b"bytes" * 1000)})
-    before = sys.getrefcount(mapping)
-    buffers._pin_for_good()
-    assert sys.getrefcount(mapping) == before + 1
+def test_what_several_calls_keep_for_one_session() -> None:
+    session = ort.InferenceSession(adding_nothing(), quiet(), providers=CPU)
+    kept = [np.zeros(3), np.zeros(3)]
+    gone = [weakref.ref(array) for array in kept]
+    for array in kept:
+        keep_until_destroyed(session._sess, (array,))
+    del array, kept
+    assert [reference() is None for reference in gone] == [False, False]
+    del session
+    assert [reference() is None for reference in gone] == [True, True]
+
+
+def adding_nothing() -> bytes:
+    graph = "g (float[1] x) => (float[1] y) { y = Identity (x) }"
+    return bytes(parse_model(f'<ir_version: 10, opset_import: ["": 21]> {graph}').SerializeToString())
+
+
+def test_an_interrupt_at_any_place_keeps_nothing_for_good() -> None:
+    number = 1
+    while True:
+        session, kept = ort.InferenceSession(adding_nothing(), quiet(), providers=CPU), np.zeros(3)
+        gone = weakref.ref(kept)
+        keep = partial(keep_until_destroyed, session._sess, (kept,))
+        was = interrupted(number, keep, lambda path: path == buffers.__file__)
+        del keep
+        del session, kept
+        gc.collect()
+        assert gone() is None, number
+        if not was:
+            break
+        number += 1
+    assert number > 3
+
+
+AT_EXIT = """
+import ctypes
+import onnxruntime as ort
+from ort_qdq_plugin.model.encoding import small_model
+from ort_qdq_plugin.ort.buffers import keep_until_destroyed
+class Buffer:
+    def __del__(self, write=__import__("os").write):
+        write(1, b"gone")
+session = ort.InferenceSession(small_model("Identity"), providers=["CPUExecutionProvider"])
+keep_until_destroyed(session._sess, (Buffer(),))
+# What a daemon thread does that is inside of a run.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._sess))
+"""
+
+
+def test_what_is_kept_stays_when_the_interpreter_ends() -> None:
+    """Whichever module's names are cleared first."""
+    done = python(AT_EXIT)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr

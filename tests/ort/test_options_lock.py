@@ -2,25 +2,26 @@
 
 import gc
 import signal
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from types import FrameType
-from typing import Any
+from functools import partial
 
 import onnxruntime as ort
 import pytest
 
 from ort_qdq_plugin.ort import options_lock
 from ort_qdq_plugin.ort.options_lock import reading, with_entries
+from ort_qdq_plugin.system import threads
+from tests.interrupting import interrupted
 from tests.support import python
 
 LONG = 30.0
 SHORT = 0.1
+MODULES = (options_lock.__file__, threads.__file__)
 KEY = "session.model_external_initializers_file_folder_path"
 ort.set_default_logger_severity(3)  # overwriting an entry is a warning
 
@@ -131,44 +132,41 @@ def test_a_handler_does_not_wait_for_the_load_that_it_interrupts() -> None:
     assert seen == [("", "meanwhile")]
 
 
-def interrupted_after(steps: int, work: Callable[[], object]) -> bool:
-    """Do something that is interrupted after so many steps of this package's code on this thread; whether it was."""
-    left = steps
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != options_lock.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            left -= 1
-            if left == 0:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 @pytest.mark.parametrize("work", [read, change])
-def test_an_interrupt_at_any_instruction_leaves_nothing(work: Callable[[ort.SessionOptions], str]) -> None:
-    steps = 1
+def test_an_interrupt_at_any_place_leaves_nothing(work: Callable[[ort.SessionOptions], str]) -> None:
+    number = 1
     while True:
         options = ort.SessionOptions()
-        interrupted = interrupted_after(steps, lambda: work(options))  # noqa: B023  # called at once
-        assert ends(change, options), steps
-        assert read(options) == "", steps
-        if not interrupted:
+        was = interrupted(number, lambda: work(options), MODULES.__contains__)  # noqa: B023  # called at once
+        assert ends(change, options), number
+        assert read(options) == "", number
+        if not was:
             break
-        steps += 1
-    assert steps > 50
+        number += 1
+    assert number > 15
+
+
+def test_an_interrupt_keeps_nothing_of_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not until the next load with the same options, either."""
+
+    class Loaded:
+        pass
+
+    def load(options: ort.SessionOptions, loaded: Loaded) -> None:
+        with reading(options):
+            pass
+
+    options, number = ort.SessionOptions(), 1
+    while True:
+        loaded = Loaded()
+        gone = weakref.ref(loaded)
+        was = interrupted(number, partial(load, options, loaded), MODULES.__contains__)
+        del loaded
+        assert gone() is None, number
+        if not was:
+            break
+        number += 1
+    assert number > 15
 
 
 def test_options_are_not_kept() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
@@ -21,6 +22,8 @@ from ort_qdq_plugin.packing import bits as bits_module
 from ort_qdq_plugin.packing import pack as pack_module
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.packing.pack import pack
+from ort_qdq_plugin.system import threads as threads_module
+from tests.interrupting import Left, interrupted, settled
 from tests.packing.plain import BITS, operands, packed_lines, stored
 from tests.support import descriptors, settled_descriptors
 
@@ -135,21 +138,52 @@ def test_progress_reaches_the_total(tmp_path: Path, threads: int) -> None:
     assert len(seen) > len(layout.moves)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("threads", "on_caller"), [(1, True), (3, True), (3, False)])
 @pytest.mark.parametrize("error", [RuntimeError("enough"), KeyboardInterrupt()])
-def test_an_exception_in_progress_ends_it(tmp_path: Path, threads: int, error: BaseException) -> None:
+def test_an_exception_in_progress_ends_it(tmp_path: Path, threads: int, on_caller: bool, error: BaseException) -> None:
+    """Whichever thread it is on."""
     layout, buffers = some_layout(tmp_path)
     calls: list[int] = []
+    caller = threading.get_ident()
 
     def stop(done: int, _: int) -> None:
-        calls.append(done)
-        raise error
+        time.sleep(0.001)
+        if calls or (threading.get_ident() == caller) is on_caller:
+            calls.append(done)
+        if len(calls) == 1:
+            raise error
 
-    before = threading.active_count()
+    before = Left.at_rest(tmp_path)
     with mock.patch.object(pack_module, "_SCRATCH_BYTES", 4096), pytest.raises(type(error)):
         pack(layout, buffers, threads, stop)
     assert len(calls) <= threads, "others may finish the step they are at, no more"
-    assert threading.active_count() == before
+    assert settled(tmp_path, before) == before
+
+
+def test_fewer_threads_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There can be none when the interpreter ends."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    with mock.patch.object(pack_module, "_SCRATCH_BYTES", 4096):
+        pack_and_check([of_file(tmp_path, 96, 512)], 3, "file")
+
+
+def test_an_interrupt_at_any_place_ends_all_threads(tmp_path: Path) -> None:
+    """And what they have used goes with it."""
+    layout, _ = some_layout(tmp_path)
+
+    def work() -> None:
+        pack(layout, make_buffers(layout.sizes, "file", str(tmp_path)), 3)
+
+    work()  # Each thread makes sessions of ONNX Runtime.
+    before, number = Left.at_rest(tmp_path), 1
+    while interrupted(number, work, lambda path: path in (pack_module.__file__, threads_module.__file__)):
+        assert settled(tmp_path, before) == before, number
+        number += 4
+    assert number > 50
 
 
 @pytest.mark.parametrize("threads", [1, 2])
