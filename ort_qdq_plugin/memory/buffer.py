@@ -39,18 +39,21 @@ class PackedBuffer:
 
     path: str | None = None  # the file's, while it has a name
     _file: files.File | None = None
+    _lock: files.File | None = None  # keeps others from removing the file while it has a name
     _name: Name | None = None
     _owner = 0
 
     def __init__(
-        self, mapping: mmap.mmap, file: files.File | None = None, name: Name | None = None, path: str | None = None
+        self, mapping: mmap.mmap, file: files.File | None = None, name: Name | None = None, lock: files.File | None = None
     ) -> None:
         self.mapping = mapping
         self.in_file = file is not None  # it is open until `seal`
         self.array: np.ndarray = np.frombuffer(mapping, np.uint8)  # [size], the same bytes
-        self.path = path
         self._name = name
         self._owner = os.getpid()
+        self._lock = lock
+        if name is not None and lock is not None:
+            self.path = name.path
         self._file = file
 
     def __del__(self) -> None:
@@ -62,18 +65,21 @@ class PackedBuffer:
 
         A file is written by system calls, not through the mapping: then no page has to be zeroed, faulted in and dropped.
         """
-        if self._file is None:
+        file = self._file
+        if file is None:
             self.array[offset : offset + data.size] = data.reshape(-1)
         else:
-            files.write_at(self._file, offset, data.reshape(-1).data)
+            files.write_at(file, offset, data.reshape(-1).data)
 
     def link(self) -> None:
         """Give the file a name, mode 0600, for ONNX Runtime to open. Should this process be killed, others remove it."""
         if self._file is None or self._name is None:
             raise OSError("plain memory has no name")
         if self.path is None:
-            # The lock lasts as long as the mapping, which has a descriptor of its own for the same open file.
-            files.lock(self._file)
+            # Of a file that was opened for it alone: the mapping has a share in what it was made of, also in a forked child.
+            self._lock = files.open_again(self._file)
+            files.lock(self._lock)
+            self._name.remover.wait_until_ready()
             try:
                 self.path = self._name.path
                 files.give_name(self._file, self.path)
@@ -91,17 +97,15 @@ class PackedBuffer:
             if self._file is not None:
                 files.check_written_back(self._file, len(self.mapping))
         finally:
-            self._close()
+            file, self._file = self._file, None
+            if file is not None:
+                file.close()
 
     def discard(self) -> None:
-        """Close the file and take its name away. The mapping goes with its last reference."""
-        self._close()
+        """Take the file's name away, and let the file go. The mapping goes with its last reference."""
+        # Not closed: a thread that packs may be in the midst of writing to it, when an interrupt ends the load.
+        self._file = None
         self.unlink()
-
-    def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
 
     def trim(self, offset: int, nbytes: int) -> None:
         """Drop the pages of a range from this process; their content stays in the file. Plain memory stays as it is."""
@@ -121,6 +125,7 @@ class PackedBuffer:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
         finally:
+            self._lock = None
             if name is not None:
                 name.remover.gone(name.path)
 
@@ -169,8 +174,12 @@ def spill_directories(spill_dir: str | None) -> Iterator[str]:
     with fork_lock:
         # This takes some milliseconds, and is needed for the second choice only.
         import tempfile
-    if tempfile.gettempdir() not in large:
-        yield tempfile.gettempdir()
+    try:
+        directory = tempfile.gettempdir()
+    except FileNotFoundError:
+        return
+    if directory not in large:
+        yield directory
 
 
 def _file_buffers(sizes: Sequence[int], directory: str, linkable: bool) -> list[PackedBuffer]:
@@ -184,32 +193,35 @@ def _file_buffers(sizes: Sequence[int], directory: str, linkable: bool) -> list[
             names = [*new_names(directory, len(sizes), undo)]
         buffers = []
         for size, name in zip(sizes, names, strict=True):
-            buffers.append(_file_buffer(size, *_open_spill(directory, name), name))
+            buffers.append(_spill_buffer(size, directory, name))
             undo.callback(buffers[-1].discard)
         undo.pop_all()
     return buffers
 
 
-def _file_buffer(size: int, file: files.File, path: str | None = None, name: Name | None = None) -> PackedBuffer:
-    """A buffer in a new file. If that fails, the file is closed, and removed if it has a `path` already."""
+def _spill_buffer(size: int, directory: str, name: Name | None) -> PackedBuffer:
+    """A buffer in a new file of mode 0600, without a name; or with one, if it is to get one and could not get it later."""
+    try:
+        file = files.open_unnamed(directory, nameable=name is not None)
+    except OSError:
+        if name is None:
+            raise
+        from ort_qdq_plugin.memory.named_files import open_named  # a name exists, so this is imported already
+
+        return _file_buffer(size, *open_named(name), name)
+    return _file_buffer(size, file, None, name)
+
+
+def _file_buffer(size: int, file: files.File, lock: files.File | None = None, name: Name | None = None) -> PackedBuffer:
+    """A buffer in a new file. If that fails, the file is closed, and removed if it has its name already."""
     try:
         # Without the reservation, touching the mapping on a full disk would end the process with SIGBUS.
         files.reserve(file, size)
-        return PackedBuffer(host.map_file(file, size, writable=True), file, name, path)
+        return PackedBuffer(host.map_file(file, size, writable=True), file, name, lock)
     except BaseException:
         file.close()
-        if path is not None:
+        if name is not None and lock is not None:
             with suppress(FileNotFoundError):
-                os.unlink(path)
+                os.unlink(name.path)
+            lock.close()
         raise
-
-
-def _open_spill(directory: str, name: Name | None) -> tuple[files.File, str | None]:
-    """A new file of mode 0600, and its path. It has one, and is locked, only if it could not get one later."""
-    if name is None:
-        return files.open_unnamed(directory), None
-    with suppress(OSError):
-        return files.open_unnamed(directory, nameable=True), None
-    from ort_qdq_plugin.memory.named_files import open_named  # a name exists, so this is imported already
-
-    return open_named(name), name.path

@@ -2,72 +2,86 @@
 
 from __future__ import annotations
 
+import _thread
 import glob
 import os
 import stat
-import subprocess
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
-from ort_qdq_plugin.system.forks import in_forked_child
-from ort_qdq_plugin.system.platform import files
+from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.system.platform import descriptors, files
 
 __all__ = ["Name", "new_names", "open_named", "sweep"]
 
 _PREFIX, _SUFFIX = "ort-qdq-", ".spill"
 _RANDOM_BYTES = 8
 
+# What the shell is waited for at most: it takes some milliseconds.
+_START_SECONDS, _END_SECONDS = 5, 1
+
 
 class Remover:
     """Removes files when this process is killed: a shell that waits for the end of a pipe.
 
-    If none can be started, `sweep` has to do it later.
+    The pipe ends with this object, or with the process. If no shell can be started, `sweep` has to remove the files later.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        _removers.add(self)
         self._left = set(paths)
-        self._process: subprocess.Popen[bytes] | None = None
-        with suppress(OSError):
-            self._process = subprocess.Popen(
-                # Nothing is ever written: the pipe ends when this process does.
-                ["/bin/sh", "-c", 'read -r line || rm -f -- "$@"', "sh", *paths],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=os.sep,
-                env={"PATH": os.defpath},
-                # A signal to the whole process group must not end the shell too.
-                start_new_session=True,
-            )
+        self._starting, self._running = _thread.allocate_lock(), _thread.allocate_lock()
+        self._starting.acquire()
+        self._running.acquire()
+        end, self._pipe = descriptors.pipe()
+        descriptors.close_in_children(self._pipe)
+        try:
+            _thread.start_new_thread(_watch, (end, paths, self._starting, self._running))
+        except RuntimeError:  # there can be no more threads
+            self._starting.release()
+            self._running.release()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the shell runs, or none can be started."""
+        if self._starting.acquire(timeout=_START_SECONDS):
+            self._starting.release()
 
     def gone(self, path: str) -> None:
         """Say that there is no file at `path` any more, or never was. When that is true of all, the shell ends."""
         self._left.discard(path)
-        if self._process is not None and not self._left:
-            process, self._process = self._process, None
-            process.kill()
-            process.communicate()
-
-    def leave_to_parent(self) -> None:
-        """In a forked child: let the shell live, and close the pipe, which has to end with the parent."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.returncode = 0  # so that nobody waits for it: it is the parent's child
-            if process.stdin is not None:
-                process.stdin.close()
+        if not self._left:
+            self._pipe.close()
+            if self._running.acquire(timeout=_END_SECONDS):
+                self._running.release()
 
 
-_removers: weakref.WeakSet[Remover] = weakref.WeakSet()
+def _watch(end: descriptors.Opened, paths: Sequence[str], starting: _thread.LockType, running: _thread.LockType) -> None:
+    """Start the shell, and wait for its end, on a thread of its own: so no interrupt makes a zombie of it."""
+    try:
+        try:
+            # The child of a fork would keep the descriptors by which the shell says that it has started.
+            with fork_lock:
+                import subprocess
 
-
-@in_forked_child
-def _leave_to_parent() -> None:
-    for remover in list(_removers):
-        remover.leave_to_parent()
+                shell = subprocess.Popen(
+                    # Nothing is ever written: the pipe ends when this process does.
+                    ["/bin/sh", "-c", 'read -r line || rm -f -- "$@"', "sh", *paths],
+                    stdin=end.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd=os.sep,
+                    env={"PATH": os.defpath},
+                    # A signal to the whole process group must not end the shell too.
+                    start_new_session=True,
+                )
+        finally:
+            end.close()
+            starting.release()
+        shell.wait()
+    except (OSError, RuntimeError):  # no process can be started, or not any more: the interpreter is ending
+        pass
+    finally:
+        running.release()
 
 
 class Name(NamedTuple):
@@ -85,15 +99,17 @@ def new_names(directory: str, count: int, undo: ExitStack) -> Iterator[Name]:
         yield Name(path, remover)
 
 
-def open_named(name: Name) -> files.File:
-    """A new file of that name, mode 0600, locked; for file systems on which a file cannot get its name later."""
+def open_named(name: Name) -> tuple[files.File, files.File]:
+    """A new file of that name, mode 0600, and what holds its lock; where a file cannot get its name later."""
+    name.remover.wait_until_ready()
     while True:
         file = files.create(name.path, 0o600)
-        files.lock(file)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        # Another process's sweep removed it before it was locked.
-        file.close()
+        # Another process's sweep may remove it before it is locked.
+        with suppress(FileNotFoundError):
+            lock = files.open_to_write(name.path)
+            files.lock(lock)
+            if os.fstat(file.fileno()).st_nlink:
+                return file, lock
 
 
 def sweep(directory: str) -> None:

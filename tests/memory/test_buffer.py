@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers, spill_directories
-from tests.support import descriptors, mapped, python, settled_descriptors
+from tests.support import descriptors, mapped, python, refuse, settled_descriptors
 
 SIZE = 2 << 20
 FILE_FROM = 1 << 20  # where it may choose
@@ -193,6 +193,47 @@ def test_unusable_directories(tmp_path: Path, problem: str, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         assert not make_buffer(SIZE, "file", str(folder)).in_file
     assert len(caplog.records) == 1
+
+
+def test_no_directory_at_all_means_memory_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(os.path, "isdir", lambda _: False)
+    refuse(monkeypatch, tempfile, "gettempdir", errno.ENOENT)
+    with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
+        assert not make_buffer(SIZE, "file", None).in_file
+    assert ["no directory for temporary files" in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("order", ["unlinked", "sealed"])
+@pytest.mark.parametrize("o_tmpfile", [True, False])
+def test_its_file_is_open_until_it_is_written_and_has_no_name(
+    tmp_path: Path, order: str, o_tmpfile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not o_tmpfile:
+        monkeypatch.delattr(os, "O_TMPFILE")
+    before = settled_descriptors()
+    buffer = make_buffer(SIZE, "file", str(tmp_path), linkable=True)
+    buffer.link()
+    steps = [buffer.unlink, buffer.seal]
+    for step in steps if order == "unlinked" else reversed(steps):
+        assert descriptors() > before
+        step()
+    assert descriptors() == before
+    assert mapped(tmp_path)
+
+
+def test_discarding_does_not_close_what_a_thread_writes_to(tmp_path: Path) -> None:
+    """The number could be that of another file by the time it writes."""
+    before = settled_descriptors()
+    buffer = make_buffer(SIZE, "file", str(tmp_path))
+    used = buffer._file
+    assert used is not None
+    buffer.discard()
+    assert not used.closed
+    del used
+    assert descriptors() == before
 
 
 def test_an_exception_while_mapping_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,24 +1,29 @@
 """Spill files that have a name: whose they are, who removes them, and where they may lie."""
 
+import errno
 import fcntl
 import os
 import stat
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ort_qdq_plugin
 from ort_qdq_plugin.memory import buffer as buffer_module
 from ort_qdq_plugin.memory.buffer import make_buffers
 from ort_qdq_plugin.memory.named_files import new_names, open_named, sweep
+from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.system.threads import Work
+from tests.interrupting import Left, interrupted, settled
 from tests.memory.test_buffer import make_buffer
-from tests.support import descriptors, python, settled_descriptors
+from tests.support import python, refuse
 
 SIZE = 3 << 20
+PACKAGE = os.path.dirname(ort_qdq_plugin.__file__)
 
 
 @pytest.mark.parametrize("o_tmpfile", [True, False])
@@ -60,64 +65,81 @@ os.kill(os.getpid(), 9)
 """
 
 
-def settled(folder: Path, wanted: int) -> list[Path]:
-    """What is in `folder` once there are so many entries, or after two seconds."""
-    end = time.monotonic() + 2
-    while len(list(folder.iterdir())) != wanted and time.monotonic() < end:
-        time.sleep(0.01)
-    return list(folder.iterdir())
-
-
 def test_a_named_file_goes_with_its_process(tmp_path: Path) -> None:
+    before = Left.now(tmp_path)
     path = Path(python(ORPHAN, tmp_path, "watched").stdout.strip())
     assert path.parent == tmp_path
-    assert settled(tmp_path, 0) == []
-
-
-def children() -> list[str]:
-    """Processes that this one has started and not waited for."""
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert settled(tmp_path, before) == before
 
 
 def test_no_process_stays_behind(tmp_path: Path) -> None:
-    before, open_before = children(), settled_descriptors()
+    before = Left.at_rest(tmp_path)
     buffers = make_buffers([SIZE] * 3, "file", str(tmp_path), linkable=True)
-    assert len(children()) == len(before) + 1
     for buffer in buffers[:2]:
         buffer.link()
     for buffer in buffers:
-        assert len(children()) == len(before) + 1
+        left = Left.now(tmp_path)
+        assert (len(left.children), left.threads) == (len(before.children) + 1, before.threads + 1)
         buffer.discard()
-    assert children() == before
+    assert Left.now(tmp_path).children == before.children, "when discarding is done, not later"
     del buffer, buffers
-    assert descriptors() == open_before
+    assert settled(tmp_path, before) == before
 
 
 def test_a_buffer_that_nobody_discards_takes_its_file_along(tmp_path: Path) -> None:
-    before, open_before = children(), settled_descriptors()
+    before = Left.at_rest(tmp_path)
     buffer = make_buffer(SIZE, "file", str(tmp_path), linkable=True)
     buffer.link()
     assert list(tmp_path.iterdir())
     del buffer
     assert not list(tmp_path.iterdir())
-    assert (children(), descriptors()) == (before, open_before)
+    assert settled(tmp_path, before) == before
+
+
+@pytest.mark.parametrize("shell", ["sh", "none"])
+@pytest.mark.parametrize("o_tmpfile", [True, False])
+def test_an_interrupt_at_any_place_leaves_nothing(
+    tmp_path: Path, o_tmpfile: bool, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file, no shell, no zombie; what a finalizer could not remove if there is no shell, sweeping can."""
+    if not o_tmpfile:
+        monkeypatch.delattr(os, "O_TMPFILE")
+    if shell == "none":
+        refuse(monkeypatch, subprocess, "Popen", errno.EAGAIN)
+
+    def work() -> None:
+        buffer = make_buffer(1 << 12, "file", str(tmp_path), linkable=True)
+        buffer.link()
+        buffer.seal()
+        buffer.discard()
+
+    before, number = Left.at_rest(tmp_path), 1
+    while interrupted(number, work, lambda path: path.startswith(PACKAGE)):
+        if shell == "none":
+            sweep(str(tmp_path))
+        assert settled(tmp_path, before) == before, number
+        number += 1
+    assert number > 50
 
 
 FORKED = """
-import os, sys, time
+import os, subprocess, sys, time
 from ort_qdq_plugin.memory.buffer import make_buffers
+if sys.argv[3] == "alone":
+    subprocess.Popen = lambda *_, **__: (_ for _ in ()).throw(OSError("no process can be started"))
 buffers = make_buffers([1 << 20], "file", sys.argv[1], True)
 buffers[0].link()
 started, waiting = os.pipe()
 child = os.fork()
 if child == 0:
-    buffers.clear()
+    if sys.argv[3] != "alone":
+        buffers.clear()
     os.write(waiting, b"x")
     time.sleep(float(sys.argv[2]))
     os._exit(0)
 os.read(started, 1)
 assert os.path.exists(buffers[0].path)
-if sys.argv[3] == "killed":
+if sys.argv[3] != "ends":
     os.close(1), os.close(2)
     os.kill(os.getpid(), 9)
 buffers[0].discard()
@@ -131,12 +153,32 @@ def test_a_forked_child_leaves_the_file_to_its_parent(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
-def test_a_forked_child_does_not_keep_the_file_of_a_killed_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", ["killed", "alone"])
+def test_a_forked_child_does_not_keep_the_file_of_a_killed_parent(tmp_path: Path, shell: str) -> None:
+    before = Left.now(tmp_path)
     started = subprocess.Popen(
-        [sys.executable, "-c", FORKED, str(tmp_path), "3", "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", FORKED, str(tmp_path), "3", shell], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     assert started.wait(60) == -9
-    assert settled(tmp_path, 0) == []
+    if shell == "alone":
+        sweep(str(tmp_path))
+    assert settled(tmp_path, before) == before
+
+
+def test_no_fork_while_the_shell_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child would keep open what says that the shell has started, and the load would wait for the child."""
+    free: list[bool] = []
+
+    def popen(*_: object, **__: object) -> None:
+        work = Work(lambda: fork_lock.acquire(blocking=False))
+        work.start()
+        work.wait()
+        free.append(work.result)
+        raise OSError
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    make_buffer(SIZE, "file", str(tmp_path), linkable=True).discard()
+    assert free == [False]
 
 
 def test_sweeping_takes_what_nobody_holds(tmp_path: Path) -> None:
@@ -200,7 +242,8 @@ def test_the_next_directory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     buffer.discard()
 
 
-def test_sweeps_and_named_files_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["made", "opened to be locked"])
+def test_sweeps_and_named_files_do_not_meet(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without O_TMPFILE a file has its name before it is locked: one that a sweep takes in between is made anew."""
     monkeypatch.delattr(os, "O_TMPFILE")
     opened = os.open
@@ -208,7 +251,7 @@ def test_sweeps_and_named_files_do_not_meet(tmp_path: Path, monkeypatch: pytest.
 
     def swept_at_once(path: Any, flags: int, *mode: int, **named: int) -> int:
         descriptor = opened(path, flags, *mode, **named)
-        if flags & os.O_CREAT and not swept:
+        if not swept and str(path).endswith(".spill") and bool(flags & os.O_CREAT) == (step == "made"):
             swept.append(path)
             sweep(str(tmp_path))
         return descriptor
@@ -225,39 +268,62 @@ def test_sweeps_and_named_files_do_not_meet(tmp_path: Path, monkeypatch: pytest.
 # What buffers do with names, asked of the names themselves
 
 
+def shells() -> int:
+    """Processes that this one has started and not waited for."""
+    return len(Left.now(Path()).children)
+
+
 def test_names_are_new_and_of_one_remover(tmp_path: Path) -> None:
-    before = children()
+    before = shells()
     with ExitStack() as undo:
         names = list(new_names(str(tmp_path), 3, undo))
         assert len({name.path for name in names}) == 3
         assert {Path(name.path).parent for name in names} == {tmp_path}
         assert len({id(name.remover) for name in names}) == 1
-        assert len(children()) == len(before) + 1
-    assert children() == before
+        names[0].remover.wait_until_ready()
+        assert shells() == before + 1
+    assert shells() == before
     assert not list(tmp_path.iterdir()), "a name makes no file"
 
 
 def test_the_remover_ends_with_the_last_of_its_files(tmp_path: Path) -> None:
-    before = children()
+    before = shells()
     with ExitStack() as undo:
         first, second = new_names(str(tmp_path), 2, undo)
+        first.remover.wait_until_ready()
         first.remover.gone(first.path)
         first.remover.gone(first.path)
-        assert len(children()) == len(before) + 1
+        assert shells() == before + 1
         second.remover.gone(second.path)
-        assert children() == before
+        assert shells() == before
+
+
+def test_without_a_thread_there_is_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the interpreter ends, for instance."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    before = shells()
+    buffer = make_buffer(SIZE, "file", str(tmp_path), linkable=True)
+    buffer.link()
+    assert shells() == before
+    buffer.discard()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_open_file_is_private_and_locked(tmp_path: Path) -> None:
     with ExitStack() as undo:
         (name,) = new_names(str(tmp_path), 1, undo)
-        file = open_named(name)
+        file, lock = open_named(name)
         assert stat.S_IMODE(os.stat(name.path).st_mode) == 0o600
+        file.close()
         with open(name.path, "rb") as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         sweep(str(tmp_path))
         assert os.path.exists(name.path)
-        file.close()
+        lock.close()
         sweep(str(tmp_path))
         assert not os.path.exists(name.path)
 
