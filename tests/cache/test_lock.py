@@ -194,11 +194,11 @@ def test_something_else_may_take_the_place_of_a_file(path: Path, monkeypatch: py
     path.touch()
     real = os.open
 
-    def replaced(*args: Any) -> int:
+    def replaced(*args: Any, **kwargs: Any) -> int:
         path.unlink()
         os.mkfifo(path)
         monkeypatch.undo()
-        return real(*args)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(os, "open", replaced)
     before = descriptors()

@@ -227,7 +227,7 @@ def test_an_image_of_roots_is_read_by_another_user(tmp_path: Path, mounted: Path
     ship(model, root / "prepared", share_weights=True)
     without = load(model, None)
     carried(root, mounted / "image")
-    for folder in (tmp_path, *tmp_path.parents[:2], mounted / "image"):
+    for folder in (tmp_path, *tmp_path.parents[:3], mounted / "image"):
         folder.chmod(folder.stat().st_mode | 0o055)
     subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
     command = [sys.executable, "-c", _AS_ANOTHER, str(mounted / "image")]
