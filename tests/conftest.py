@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -46,15 +47,19 @@ def spill(tmp_path: Path) -> Iterator[Path]:
     assert not list(folder.iterdir())
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
+@pytest.fixture(scope="session")
+def _counted() -> None:
+    if not os.path.exists("/proc/self/clear_refs"):
+        pytest.skip("measures memory as Linux counts it")
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    judge = Judge()
-    yield judge
-    judge.close()
+def worker(_counted: None) -> Iterator[Worker]:
+    with closing(Worker()) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def judge(_counted: None) -> Iterator[Judge]:
+    with closing(Judge()) as judge:
+        yield judge

@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from conformance.drawing.draft import Draft
+from conformance.drawing.draft import Draft, stack
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Report, create_session, report_of
 from ort_qdq_plugin.errors import ModelError
@@ -40,53 +40,33 @@ def linear(weight: Weight, seed: str = "linear") -> onnx.ModelProto:
     draft = Draft(seed)
     draft.input("x", ["m", weight.k], weight.scale)
     draft.output("y", ["m", weight.n], weight.scale)
-    draft.node("MatMul", ["x", _k_major(draft, weight, "w", "t")], "y")
+    dequantized = draft.weight(weight)
+    if weight.n_major:
+        dequantized = draft.node("Transpose", [dequantized], "t", perm=[1, 0])
+    draft.node("MatMul", ["x", dequantized], "y")
     return draft.model()
-
-
-def stack(layers: int, width: int, seed: str = "stack", **weight: Any) -> onnx.ModelProto:
-    """A chain of square products, each scaled down by Tanh."""
-    draft = Draft(seed)
-    value = draft.input("x", ["m", width])
-    for layer in range(layers):
-        operand = _k_major(draft, Weight(k=width, n=width, **weight), f"w{layer}", f"t{layer}")
-        product = draft.node("MatMul", [value, operand], f"p{layer}")
-        value = draft.node("Tanh", [product], "y" if layer == layers - 1 else f"h{layer}")
-    draft.output("y", ["m", width])
-    return draft.model()
-
-
-def _k_major(draft: Draft, weight: Weight, name: str, transposed: str) -> str:
-    """The dequantized weight as a product takes it."""
-    dequantized = draft.weight(weight, name)
-    return draft.node("Transpose", [dequantized], transposed, perm=[1, 0]) if weight.n_major else dequantized
 
 
 def mixed() -> bytes:
     """One product that is fused, and one weight whose dequantized values are needed."""
     draft = Draft("mixed")
-    draft.input("x", ["m", 128])
-    draft.output("y", ["m", 64])
-    product = draft.node("MatMul", ["x", draft.weight(Weight())], "p")
+    product = draft.node("MatMul", [draft.input("x", ["m", 128]), draft.weight(Weight())], "p")
     bias = draft.weight(Weight(k=1, n=64, block=-1, element="int8"), "b")
-    draft.node("Mul", [product, bias], "y")
+    draft.output(draft.node("Mul", [product, bias], "y"), ["m", 64])
     return bytes(draft.model().SerializeToString())
 
 
 def unquantized() -> onnx.ModelProto:
     """A model without weights."""
-    draft = Draft("float")
-    draft.input("x", ["m", 8])
-    draft.output("y", ["m", 8])
-    draft.node("Relu", ["x"], "y")
+    draft = Draft()
+    draft.output(draft.node("Relu", [draft.input("x", ["m", 8])], "y"), ["m", 8])
     return draft.model()
 
 
 def floating() -> onnx.ModelProto:
     """A product with a weight of floats."""
     draft = Draft("float")
-    draft.node("MatMul", [draft.input("x", ["m", 64]), draft.floats("w", [64, 64])], "y")
-    draft.output("y", ["m", 64])
+    draft.output(draft.node("MatMul", [draft.input("x", ["m", 64]), draft.floats("w", [64, 64])], "y"), ["m", 64])
     return draft.model()
 
 
@@ -201,14 +181,12 @@ def made_report(session: ort.InferenceSession) -> Report:
 
 def x_of(session: ort.InferenceSession, rows: int = 5) -> dict[str, Array]:
     """Random inputs; a symbolic dimension is `rows`."""
-    rng = np.random.default_rng(rows)
-    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    return {
-        value.name: rng.standard_normal([dim if isinstance(dim, int) else rows for dim in value.shape]).astype(
-            kinds[value.type]
-        )
-        for value in session.get_inputs()
-    }
+    rng, inputs = np.random.default_rng(rows), {}
+    for value in session.get_inputs():
+        shape = [dim if isinstance(dim, int) else rows for dim in value.shape]
+        kind = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[value.type]
+        inputs[value.name] = rng.standard_normal(shape).astype(kind)
+    return inputs
 
 
 def result(session: ort.InferenceSession, rows: int = 5) -> Array:
@@ -238,15 +216,8 @@ def refusing(problem: str | None) -> AbstractContextManager[object]:
 
 def python(code: str, *arguments: object, cwd: Path | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter that sees this repository; arguments are in sys.argv."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    command, environment = [sys.executable, "-c", code, *map(str, arguments)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
 
 def mapped(folder: Path) -> list[str]:

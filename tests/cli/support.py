@@ -16,7 +16,7 @@ import pytest
 from ort_qdq_plugin.cli.main import main
 from tests.support import ROOT
 
-__all__ = ["Outcome", "apart", "here", "on_terminal"]
+__all__ = ["Here", "Outcome", "apart", "on_terminal"]
 
 _TIMEOUT = 120
 
@@ -29,18 +29,36 @@ class Outcome(NamedTuple):
     err: str
 
 
-def here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+class Here:
     """The command in this process."""
-    capsys.readouterr()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = main([*map(str, arguments)])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return Outcome(code, *capsys.readouterr())
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+
+    def __call__(self, *arguments: object) -> Outcome:
+        """Whatever comes of it."""
+        self._capture.readouterr()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = main([*map(str, arguments)])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return Outcome(code, *self._capture.readouterr())
+
+    def said(self, *arguments: object, code: int = 0) -> str:
+        """What it prints where it can do what it is asked for, with no word on stderr."""
+        done = self(*arguments)
+        assert (done.code, done.err) == (code, "")
+        return done.out
+
+    def refused(self, *arguments: object) -> str:
+        """The one line that it says where it does nothing."""
+        done = self(*arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        return done.err
 
 
 def apart(*arguments: object, text: str | None = None, **variables: str) -> Outcome:

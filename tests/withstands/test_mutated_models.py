@@ -1,7 +1,5 @@
 """Valid models, mutated: never a crash, and never numbers or errors that stock does not give."""
 
-import os
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,8 +8,6 @@ from conformance.fuzz.judge import Judge
 from conformance.fuzz.mutate import mutated_models
 from conformance.fuzz.seeds import seed_models
 from conformance.fuzz.surroundings import beside_a_model
-
-pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures memory as Linux counts it")
 
 
 @pytest.mark.slow

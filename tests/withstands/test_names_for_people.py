@@ -10,7 +10,7 @@ import pytest
 from ort_qdq_plugin import ModelError, create_session, inspect, report_of
 from ort_qdq_plugin.errors import SourceUnreadableError
 from ort_qdq_plugin.log import printable
-from tests.cli.support import apart, here
+from tests.cli.support import Here, apart
 from tests.support import mixed
 
 TITLE = "\x1b]0;owned\x07"
@@ -69,14 +69,14 @@ def test_logs(model: Path, caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("arguments", [["inspect"], ["inspect", "--unfused"], ["warm", "--dir", "cache"]])
 def test_commands(arguments: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command, *flags = [str(tmp_path / part) if part == "cache" else part for part in arguments]
-    done = here(capsys, command, model, *flags)
+    done = Here(capsys)(command, model, *flags)
     assert is_plain(done.out + done.err)
     assert done.out
 
 
 @pytest.mark.parametrize("arguments", [["inspect", f"/{NAME}"], [NAME], ["inspect", "x", f"--{NAME}"], ["warm", f"/{NAME}"]])
 def test_complaints_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    done = here(capsys, *arguments)
+    done = Here(capsys)(*arguments)
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert is_plain(done.err)

@@ -45,11 +45,9 @@ def test_tensors_that_overlap_do_not_multiply(tmp_path: Path) -> None:
 def test_packed_operands_grow_by_padding_only(k: int, n: int, block: int, bits: int) -> None:
     model = linear(Weight(element=f"uint{bits}", k=k, n=n, block=block))
     stored = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    report = inspect(bytes(model.SerializeToString()))
-    assert report.packed_bytes <= 64 * stored + 4096
+    assert inspect(bytes(model.SerializeToString())).packed_bytes <= 64 * stored + 4096
 
 
 @pytest.mark.parametrize("name", ["scaled-again-and-again", "block-of-2**40", "block-of-2**62"])
 def test_packing_does_not_multiply_a_model(name: str) -> None:
-    report = inspect(HOSTILE[name]())
-    assert report.stock_reason is not None
+    assert inspect(HOSTILE[name]()).stock_reason is not None

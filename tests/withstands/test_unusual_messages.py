@@ -1,6 +1,5 @@
 """Models that are serialized in ways that parsers take and writers do not use."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,6 @@ from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES, without_large_tensors
 from tests.support import field, linear
 from tests.withstands.hostile import with_graph
-
-pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures memory as Linux counts it")
 
 
 def constant(*tensors: bytes) -> bytes:
