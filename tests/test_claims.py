@@ -6,16 +6,12 @@ import dataclasses
 import importlib
 import io
 import operator
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import onnx
 import pytest
@@ -26,9 +22,9 @@ import ort_qdq_plugin
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, Report, StockReason, create_session, export, inspect, report_of
-from tests.support import CPU, added_provider, linear, made_report, mapped, quiet, raised, save, stack, stock, unquantized
+from tests import support
+from tests.support import CPU, ROOT, added_provider, linear, made_report, mapped, quiet, raised, save, stack, stock
 
-ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
@@ -73,11 +69,9 @@ print(anonymous() - before, *(["inferred"] if "onnx.shape_inference" in sys.modu
 """
 
 
-def grown(warm: str | bytes, model: str | bytes, buffer: str, folder: Path) -> tuple[int, bool]:
+def grown(warm: object, model: object, buffer: str, folder: Path) -> tuple[int, bool]:
     """Anonymous bytes that a load adds to a process which has loaded another model; whether it asked for shape inference."""
-    command = [sys.executable, "-c", GROWN, warm, model, buffer, str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    size, *inferred = done.stdout.split()
+    size, *inferred = support.python(GROWN, warm, model, buffer, folder).stdout.split()
     return int(size), bool(inferred)
 
 
@@ -99,7 +93,7 @@ def packs_unless_cached(folder: Path) -> None:
 
 
 def routes_are_those(folder: Path) -> None:
-    model, nothing = save(linear(Weight()), folder, "file"), save(unquantized(), folder, "file", "nothing")
+    model, nothing = save(linear(Weight()), folder, "file"), save(support.unquantized(), folder, "file", "nothing")
     shared = Options(strict=True, cache_dir=folder / "cache", share_weights=True)
     reports = [
         made_report(create_session(model, quiet(), CPU)),
@@ -115,10 +109,8 @@ def routes_are_those(folder: Path) -> None:
 
 def two_exceptions(folder: Path) -> None:
     draft = Draft("output_dtype", opset=23)
-    draft.input("x", ["m", 128])
-    draft.output("y", ["m", 64])
-    weight = draft.dequantize("w", (128, 64), axis=0, scale="float16", output_dtype=onnx.TensorProto.FLOAT)
-    draft.node("MatMul", ["x", weight], "y")
+    weight = draft.weight(Weight(scale="float16"), output_dtype=onnx.TensorProto.FLOAT)
+    draft.output(draft.node("MatMul", [draft.input("x", ["m", 128]), weight], "y"), ["m", 64])
     for number, model in enumerate((linear(Weight(scale="bfloat16")), draft.model())):
         path = save(model, folder, "file", str(number))
         assert raised(partial(stock, path)) is not None
@@ -126,8 +118,7 @@ def two_exceptions(folder: Path) -> None:
     broken = linear(Weight())
     broken.graph.node[-1].input[0] = "nothing"
     outside = linear(Weight())
-    onnx.external_data_helper.set_external_data(outside.graph.initializer[0], "../outside.data")
-    outside.graph.initializer[0].ClearField("raw_data")
+    support.external_tensor(outside, "w", location="../outside.data")
     (folder / "inside").mkdir()
     (folder / "outside.data").write_bytes(bytes(128 * 64))
     for stem, model in (("broken", broken), ("outside", outside)):
@@ -181,27 +172,20 @@ def modules_are_those(_folder: Path) -> None:
     assert sorted(named) == sorted({*modules} - {"__init__"})
 
 
-class Claim(NamedTuple):
-    """Words on a page, and what has to hold."""
-
-    page: str
-    words: str
-    holds: Callable[[Path], None]
-
-
-CLAIMS = [
-    Claim("docs/troubleshooting.md", "below 1 MiB in all", file_from_1_mib),
-    Claim("docs/options.md", '`"auto"` (a file, unless they are below 1 MiB)', file_from_1_mib),
-    Claim("docs/troubleshooting.md", "of 7.4 MB of packed weights takes 16.7 MB of anonymous", memory_keeps_packed_bytes),
-    Claim("docs/troubleshooting.md", "without [the cache](cache.md): each packs a copy of its own", packs_unless_cached),
-    Claim("README.md", "each process that loads a model packs it again", packs_unless_cached),
-    Claim("docs/options.md", "| route | how ONNX Runtime got the model |", routes_are_those),
-    Claim("docs/how-it-works.md", "is refused here too, with its own error", two_exceptions),
-    Claim("docs/how-it-works.md", "There are two exceptions", two_exceptions),
-    Claim("docs/how-it-works.md", "at least as long as K, it counts as one scale for each column", one_block_is_one_scale),
-    Claim("docs/troubleshooting.md", "about 11 MB of memory that stays", inference_costs),
-    Claim("conformance/__init__.py", "Each of these is one subject, and one command", commands_exist),
-    Claim("conformance/drawing/__init__.py", "Models, drawn node by node", modules_are_those),
+# A page, words on it, and what has to hold.
+CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
+    ("docs/troubleshooting.md", "below 1 MiB in all", file_from_1_mib),
+    ("docs/options.md", '`"auto"` (a file, unless they are below 1 MiB)', file_from_1_mib),
+    ("docs/troubleshooting.md", "of 7.4 MB of packed weights takes 16.7 MB of anonymous", memory_keeps_packed_bytes),
+    ("docs/troubleshooting.md", "without [the cache](cache.md): each packs a copy of its own", packs_unless_cached),
+    ("README.md", "each process that loads a model packs it again", packs_unless_cached),
+    ("docs/options.md", "| route | how ONNX Runtime got the model |", routes_are_those),
+    ("docs/how-it-works.md", "is refused here too, with its own error", two_exceptions),
+    ("docs/how-it-works.md", "There are two exceptions", two_exceptions),
+    ("docs/how-it-works.md", "at least as long as K, it counts as one scale for each column", one_block_is_one_scale),
+    ("docs/troubleshooting.md", "about 11 MB of memory that stays", inference_costs),
+    ("conformance/__init__.py", "Each of these is one subject, and one command", commands_exist),
+    ("conformance/drawing/__init__.py", "Models, drawn node by node", modules_are_those),
 ]
 # What only a measurement shows, and the command that a page names for it.
 MEASURED = [
@@ -218,10 +202,10 @@ MEASURED = [
 ]
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.page}: {claim.holds.__name__}")
-def test_claims_hold(claim: Claim, tmp_path: Path) -> None:
-    assert claim.words in text_of(claim.page)
-    claim.holds(tmp_path)
+@pytest.mark.parametrize(("page", "words", "holds"), CLAIMS)
+def test_claims_hold(page: str, words: str, holds: Callable[[Path], None], tmp_path: Path) -> None:
+    assert words in text_of(page)
+    holds(tmp_path)
 
 
 @pytest.mark.parametrize(("page", "words", "command"), MEASURED)

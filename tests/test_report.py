@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Reason, Report, StockReason, create_session, report_of
-from tests.support import linear, made_report, mixed, save, stock
+from ort_qdq_plugin import Reason, Report, StockReason, create_session
+from tests.support import linear, made_report, mixed, save
 
 STAGES = ["open", "match", "plan", "pack", "assemble", "create session"]
 
@@ -66,11 +66,6 @@ def test_reasons_are_sentences(reasons: type[Enum]) -> None:
     assert len({str(reason) for reason in reasons}) == len(reasons)
 
 
-def test_each_stock_reason_is_documented() -> None:
-    pages = "".join(page.read_text("utf-8") for page in (Path(__file__).parent.parent / "docs").glob("*.md"))
-    assert [reason for reason in StockReason if f"`{reason.name}`" not in pages] == []
-
-
 def test_a_model_that_is_left_to_stock() -> None:
     report = Report("stock", StockReason.PROVIDER, "QNN")
     message = "An execution provider of the session does not run MatMulNBits, or wants the QDQ form itself: QNN"
@@ -79,7 +74,3 @@ def test_a_model_that_is_left_to_stock() -> None:
     plain = json.loads(json.dumps(report.to_dict()))
     assert (plain["stock_reason"], plain["stock_detail"]) == (str(StockReason.PROVIDER), "QNN")
     assert Report("stock", StockReason.NOT_QUANTIZED).stock_message == str(StockReason.NOT_QUANTIZED)
-
-
-def test_sessions_that_are_not_ours_have_none() -> None:
-    assert report_of(stock(mixed())) is None

@@ -1,25 +1,24 @@
 """What fails before the session exists: one warning and a session of stock's, or the cause where `strict` asks for it."""
 
+import errno
 import logging
 import os
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, QdqPluginError, StockReason, create_session
 from ort_qdq_plugin.load import pack as pack_stage
 from tests.support import (
     CPU,
     Form,
     descriptors,
-    linear,
     made_report,
     mapped,
     quiet,
+    refuse,
     result,
     save,
     settled_descriptors,
@@ -68,7 +67,7 @@ def test_strict_raises_once_and_without_stocks_retry(
     """InferenceSession takes a ValueError or RuntimeError for a provider's failure, prints so, and tries again."""
     options = Options(strict=True, buffer="file", spill_dir=empty)
     with pytest.raises(QdqPluginError, match="packing broke") as caught:
-        create_session(save(linear(Weight()), Path(), "bytes"), make(), providers, options=options)
+        create_session(save(stack(1, 64), Path(), "bytes"), make(), providers, options=options)
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert packed == ["pack"]
     assert "EP Error" not in capsys.readouterr().out
@@ -78,7 +77,7 @@ def test_strict_raises_once_and_without_stocks_retry(
 def test_a_full_disk_is_one_warning(
     tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(28, "No space left on device")))
+    refuse(monkeypatch, os, "posix_fallocate", errno.ENOSPC)
     stored = save(stack(4, 128), tmp_path, "external")
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         session = create_session(stored, quiet(), CPU, options=Options(buffer="file", spill_dir=empty, threads=3))

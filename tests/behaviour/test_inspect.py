@@ -1,6 +1,5 @@
 """inspect says what create_session would do, and reads no weight for it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -8,8 +7,8 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import ModelError, Options, StockReason, create_session, inspect
-from tests.support import huge, linear, made_report, mixed, python, save, stack, unquantized
+from ort_qdq_plugin import Options, create_session, inspect
+from tests.support import huge, linear, made_report, mixed, python, save, stack
 
 SPARSE = """
 import re, resource, sys
@@ -44,21 +43,6 @@ def test_inspect_says_the_same(tmp_path: Path, n_major: bool) -> None:
 def test_inspect_takes_options() -> None:
     stored = save(linear(Weight(block=0, k=512)), Path(), "bytes")
     assert inspect(stored, options=Options(block_size=128)).fused[0].block_size == 128
-
-
-def test_inspect_without_anything_to_do(tmp_path: Path) -> None:
-    report = inspect(Path(str(save(unquantized(), tmp_path, "file"))))
-    assert report.stock_reason is StockReason.NOT_QUANTIZED
-    assert not report.fused
-    assert "stock" in str(report)
-
-
-@pytest.mark.parametrize("made", [lambda _: None, Path.mkdir, lambda path: path.write_bytes(b"\xff" * 10_000)])
-def test_inspect_of_what_is_no_model(tmp_path: Path, made: Callable[[Path], object]) -> None:
-    path = tmp_path / "m.onnx"
-    made(path)
-    with pytest.raises((ModelError, OSError), match=r"m\.onnx"):
-        inspect(path)
 
 
 def test_inspect_makes_no_session(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,17 @@ from onnx import helper, numpy_helper
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.load import prepare
 from ort_qdq_plugin.ort import buffers
-from tests.support import (
-    CPU,
-    ROOT,
-    added_provider,
-    descriptors,
-    made_report,
-    mapped,
-    python,
-    quiet,
-    result,
-    save,
-    settled_descriptors,
-    stack,
-    x_of,
-)
+from tests import support
+from tests.support import CPU, ROOT, added_provider, made_report, mapped, python, quiet, result, save, stack, x_of
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    """No descriptor, nothing that is kept for a session, and no mapping."""
+    before = support.settled_descriptors(), len(buffers._kept)
+    yield
+    assert (support.descriptors(), len(buffers._kept)) == before
+    assert not mapped(tmp_path)
 
 
 @pytest.fixture
@@ -62,26 +58,19 @@ def borrowed(stored: str | bytes, folder: Path) -> tuple[ort.InferenceSession, w
 
 
 def test_dropping_the_session_releases_everything(stored: str, tmp_path: Path) -> None:
-    gc.collect()
-    before, kept = settled_descriptors(), len(buffers._kept)
     session, buffer = borrowed(stored, tmp_path)
     result(session)
     del session
     assert buffer() is None, "without waiting for the garbage collector"
-    assert not mapped(tmp_path)
-    assert (descriptors(), len(buffers._kept)) == (before, kept)
 
 
 def test_the_callers_bytes_are_released(tmp_path: Path) -> None:
-    before = len(buffers._kept)
     data = save(stack(2, 256, n_major=True), tmp_path, "bytes")
     session = create_session(data, quiet(), CPU)
     assert any(buffer is data for kept in buffers._kept for buffer in kept.buffers)
     del data
     gc.collect()
     assert np.isfinite(result(session)).all()
-    del session
-    assert len(buffers._kept) == before
 
 
 def binding_of(session: ort.InferenceSession) -> Callable[[], Any]:
@@ -129,7 +118,6 @@ def test_what_outlives_the_session(
     del get
     gc.collect()
     assert buffer() is None
-    assert not mapped(tmp_path)
 
 
 def test_cycles_are_collected(packed: str, tmp_path: Path) -> None:
@@ -138,7 +126,6 @@ def test_cycles_are_collected(packed: str, tmp_path: Path) -> None:
     del session
     gc.collect()
     assert buffer() is None
-    assert not mapped(tmp_path)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -165,12 +152,10 @@ def test_set_providers_and_then_drop(packed: str, tmp_path: Path) -> None:
     del session
     gc.collect()
     assert buffer() is None
-    assert len(buffers._kept) == kept
 
 
 def test_a_failed_load_keeps_nothing(packed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime may refuse what we made of the model."""
-    kept, before = len(buffers._kept), settled_descriptors()
     original = buffers.borrow
 
     def spoil(options: Any, buffers: Any) -> None:
@@ -184,27 +169,21 @@ def test_a_failed_load_keeps_nothing(packed: str, tmp_path: Path, monkeypatch: p
     assert np.isfinite(result(session)).all()
     gc.collect()
     assert not mapped(tmp_path)
-    del session
-    assert (len(buffers._kept), descriptors()) == (kept, before)
 
 
 def test_sessions_by_path_hold_no_file(packed: str, tmp_path: Path) -> None:
-    before = settled_descriptors()
     session = create_session(packed, added_provider(), options=Options(spill_dir=tmp_path))
     assert made_report(session).route == "by path"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.data", "model.onnx"]
     wanted = result(session)
     gc.collect()
     np.testing.assert_array_equal(result(session), wanted)
-    del session
-    assert descriptors() == before
 
 
 def test_threads_that_make_run_and_drop(tmp_path: Path) -> None:
     models = [save(stack(2, 128, seed=str(seed), n_major=bool(seed % 2)), tmp_path, "bytes") for seed in range(4)]
     wanted = [result(create_session(model, quiet(), CPU)) for model in models]
-    gc.collect()
-    kept, before, running = len(buffers._kept), settled_descriptors(), threading.active_count()
+    running = threading.active_count()
     options = quiet()
     options.intra_op_num_threads = 1
 
@@ -223,10 +202,8 @@ def test_threads_that_make_run_and_drop(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as executor:
         for future in [executor.submit(work, number) for number in range(8)]:
             future.result()
-    del future
     gc.collect()
-    assert (len(buffers._kept), descriptors(), threading.active_count()) == (kept, before, running)
-    assert not mapped(tmp_path)
+    assert threading.active_count() == running
 
 
 def test_one_session_run_by_many_threads_while_others_come_and_go(packed: str, tmp_path: Path) -> None:

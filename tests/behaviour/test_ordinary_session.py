@@ -13,7 +13,7 @@ from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, StockReason, create_session
 from ort_qdq_plugin.cli.demo_model import Decoder
 from ort_qdq_plugin.ort import providers as providers_module
-from tests.support import CPU, Form, floating, linear, made_report, mapped, quiet, result, save, stack, stock
+from tests.support import CPU, Form, floating, linear, made_report, mapped, quiet, result, save, stack, stock, with_entries
 
 AZURE = ["AzureExecutionProvider", *CPU]
 
@@ -111,10 +111,9 @@ def passed_through(model: str | bytes) -> ort.InferenceSession:
 
 @pytest.mark.parametrize("as_bytes", [False, True])
 def test_ort_format(tmp_path: Path, as_bytes: bool) -> None:
-    options, path = quiet(), tmp_path / "model.ort"
+    options, path = with_entries({"session.save_model_format": "ORT"}), tmp_path / "model.ort"
     options.optimized_model_filepath = str(path)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.add_session_config_entry("session.save_model_format", "ORT")
     stock(save(linear(Weight(element="uint8")), tmp_path, "bytes"), options)  # the format knows no 4-bit types
     assert made_report(passed_through(path.read_bytes() if as_bytes else str(path))).route == "stock"
 

@@ -13,7 +13,7 @@ import pytest
 from conformance.drawing.weight import PER_CHANNEL, Weight
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.ort.keys import config_entry
-from tests.support import CPU, Form, linear, made_report, quiet, result, save, saved_nodes, stack, stock
+from tests.support import CPU, Form, linear, made_report, quiet, result, save, saved_nodes, stack, stock, with_entries
 
 ACCURACY_KEY = "session.qdq_matmulnbits_accuracy_level"
 BLOCK_SIZE_KEY = "session.qdq_matmulnbits_block_size"
@@ -71,10 +71,7 @@ def test_options_with_a_folder_of_their_own(tmp_path: Path, make: Any) -> None:
 def test_threads_may_share_options(tmp_path: Path, make: Any) -> None:
     options = make()
     options.intra_op_num_threads = 1
-    models = []
-    for number in range(4):
-        (tmp_path / str(number)).mkdir()
-        models.append(save(stack(2, 128, seed=str(number)), tmp_path / str(number), "external"))
+    models = [save(stack(2, 128, seed=str(number)), tmp_path, "external", str(number)) for number in range(4)]
     wanted = [result(stock(model)) for model in models]
 
     def load(number: int) -> bool:
@@ -108,9 +105,7 @@ def test_files_in_memory_that_the_options_hold(tmp_path: Path, empty: Path) -> N
 
 def test_accuracy_level_and_block_size(tmp_path: Path) -> None:
     assert level_of(quiet(), None, tmp_path) == (4, 32)
-    options = quiet()
-    options.add_session_config_entry(ACCURACY_KEY, "1")
-    options.add_session_config_entry(BLOCK_SIZE_KEY, "128")
+    options = with_entries({ACCURACY_KEY: "1", BLOCK_SIZE_KEY: "128"})
     assert level_of(options, None, tmp_path) == (1, 128)
     assert level_of(options, Options(accuracy_level=0, block_size=64), tmp_path) == (0, 64)
     options.add_session_config_entry(BLOCK_SIZE_KEY, "-1")

@@ -6,49 +6,34 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
 
 __all__ = ["tokens", "write_model"]
 
-_VOCABULARY, _HIDDEN, _HEAD, _BLOCK = 64, 64, 4, 32
+_VOCABULARY, _HIDDEN, _HEAD = 64, 64, 4
 
 
 def write_model(folder: Path, seed: int = 0, filename: str = "model.onnx") -> Path:
     """A decoder whose next token depends on the last one alone, with an N-major head; the folder."""
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(0, 256, (_VOCABULARY, _HIDDEN // 2)).astype(np.uint8)
-    constants = [
-        helper.make_tensor("w", TensorProto.UINT4, (_VOCABULARY, _HIDDEN), codes.tobytes(), raw=True),
-        numpy_helper.from_array(rng.uniform(0.01, 0.1, (_VOCABULARY, _HIDDEN // _BLOCK)).astype(np.float32), "s"),
-        numpy_helper.from_array(rng.standard_normal((_VOCABULARY, _HIDDEN)).astype(np.float32), "table"),
-        *(numpy_helper.from_array(np.array([value]), name) for name, value in (("zero", 0), ("head", _HEAD))),
-        *(numpy_helper.from_array(np.array([value]), name) for name, value in (("last", 2), ("heads", 1))),
-    ]
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
-        helper.make_node("DequantizeLinear", ["w", "s"], ["d"], axis=1, block_size=_BLOCK),
-        helper.make_node("Transpose", ["d"], ["t"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "t"], ["logits"]),
-        helper.make_node("Slice", ["x", "zero", "head", "last"], ["short"]),
-        helper.make_node("Unsqueeze", ["short", "heads"], ["state"]),
-        *(
-            helper.make_node("Concat", [f"past_key_values.0.{kind}", "state"], [f"present.0.{kind}"], axis=2)
-            for kind in ("key", "value")
-        ),
-    ]
-    ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["b", name]) for name in ("input_ids", "attention_mask")]
-    past, present = (
-        [
-            helper.make_tensor_value_info(f"{name}.0.{kind}", TensorProto.FLOAT, ["b", 1, name, _HEAD])
-            for kind in ("key", "value")
-        ]
-        for name in ("past_key_values", "present")
-    )
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "input_ids", _VOCABULARY])
-    graph = helper.make_graph(nodes, "decoder", [*ids, *past], [logits, *present], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    draft = Draft(f"next {seed}")
+    for name in ("input_ids", "attention_mask"):
+        draft.input(name, ["b", name], "int64")
+    draft.floats("table", (_VOCABULARY, _HIDDEN), low=-1, high=1)
+    weight = draft.weight(Weight(k=_HIDDEN, n=_VOCABULARY, n_major=True, zero="none"), scale_range=(0.01, 0.1))
+    for name, value in {"zero": 0, "head": _HEAD, "last": 2, "heads": 1}.items():
+        draft.ints(name, [value])
+    draft.write(f"x = Gather(table, input_ids)  t = Transpose <perm = [1, 0]> ({weight})  logits = MatMul(x, t)")
+    draft.write("short = Slice(x, zero, head, last)  state = Unsqueeze(short, heads)")
+    draft.output("logits", ["b", "input_ids", _VOCABULARY])
+    for kind in ("key", "value"):
+        past = draft.input(f"past_key_values.0.{kind}", ["b", 1, "past", _HEAD])
+        draft.output(draft.node("Concat", [past, "state"], f"present.0.{kind}", axis=2), ["b", 1, "present", _HEAD])
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save_model(model, folder / filename, save_as_external_data=True, location=f"{filename}.data", size_threshold=100)
+    onnx.save_model(
+        draft.model(), folder / filename, save_as_external_data=True, location=f"{filename}.data", size_threshold=100
+    )
     decoder = {
         "filename": filename, "session_options": {"provider_options": []}, "head_size": _HEAD, "hidden_size": _HIDDEN,
         "num_attention_heads": 1, "num_hidden_layers": 1, "num_key_value_heads": 1,

@@ -73,18 +73,13 @@ def test_accuracy_level_of_the_configuration_and_of_the_options(folder: Path, tm
     assert (levels(tmp_path / "config" / DECODER), levels(tmp_path / "options" / DECODER)) == ({1}, {2})
 
 
-@pytest.mark.parametrize(
-    ("session_options", "reason"),
-    [
-        ({"graph_optimization_level": "ORT_DISABLE_ALL"}, StockReason.FUSION_DISABLED),
-        ({"provider_options": [{"OpenVINO": {}}]}, StockReason.PROVIDER),
-    ],
-)
-def test_what_may_not_be_fused_is_copied(
-    session_options: dict[str, Any], reason: StockReason, folder: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("key", "value", "reason"), [
+    ("graph_optimization_level", "ORT_DISABLE_ALL", StockReason.FUSION_DISABLED),
+    ("provider_options", [{"OpenVINO": {}}], StockReason.PROVIDER),
+])  # fmt: skip
+def test_what_may_not_be_fused_is_copied(key: str, value: Any, reason: StockReason, folder: Path, tmp_path: Path) -> None:
     stage = {"stage": {"filename": "other.onnx", "session_options": {}}}
-    (folder / CONFIG_NAME).write_text(config(session_options=session_options, pipeline=[stage]))
+    (folder / CONFIG_NAME).write_text(config(session_options={key: value}, pipeline=[stage]))
     reports = export(folder, tmp_path / "out")
     assert [report.route for report in reports.values()] == ["stock", "export", "stock"]
     assert reports[DECODER].stock_reason is reason

@@ -101,12 +101,11 @@ def test_a_forked_child_leaves_it_to_its_parent(tmp_path: Path) -> None:
 
 
 def test_a_directory_on_the_same_file_system_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directories = [tmp_path / "a", tmp_path / "b"]
-    for directory in directories:
-        directory.mkdir()
-    monkeypatch.setattr(module, "spill_directories", lambda _given: map(str, directories))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(module, "spill_directories", lambda _given: (str(tmp_path / name) for name in "ab"))
     monkeypatch.setattr(module, "_device", lambda path: os.stat(tmp_path).st_dev if path.endswith("b") else -1)
-    assert new_folder(None, str(tmp_path)).path.startswith(str(directories[1]))
+    assert new_folder(None, str(tmp_path)).path.startswith(str(tmp_path / "b"))
 
 
 def test_a_directory_in_which_others_could_replace_it_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,13 @@ def release(version: Path, folder: Path) -> Path:
     return folder
 
 
+def replace_entry(cache: Path) -> None:
+    """Put a copy in the place of the only entry."""
+    (entry,) = entries(cache)
+    entry.rename(entry.with_name("old"))
+    shutil.copytree(entry.with_name("old"), entry)
+
+
 def before_models(monkeypatch: pytest.MonkeyPatch, *actions: Callable[[], object]) -> list[int]:
     """Have each of these called before a native model is created; the numbers of those that were."""
     real, called = calls.create_stock_model, list[int]()
@@ -76,12 +83,7 @@ def test_an_object_that_has_opened_another_entry_is_not_used(
     """Where it is the caller's own, it cannot be created once more."""
     genai.load(folder, options=Options(cache_dir=cache))
 
-    def replace() -> None:
-        (entry,) = entries(cache)
-        entry.rename(entry.with_name("old"))
-        shutil.copytree(entry.with_name("old"), entry)
-
-    before_models(monkeypatch, replace)
+    before_models(monkeypatch, lambda: replace_entry(cache))
     models.activate(og, Options(cache_dir=cache))
     try:
         with pytest.raises(models.EntryReplacedError, match="load it again"):
@@ -93,9 +95,7 @@ def test_an_object_that_has_opened_another_entry_is_not_used(
 
 def test_a_configuration_whose_entry_was_replaced(folder: Path, cache: Path) -> None:
     config = genai.prepare(folder, options=Options(cache_dir=cache))
-    (entry,) = entries(cache)
-    entry.rename(entry.with_name("old"))
-    shutil.copytree(entry.with_name("old"), entry)
+    replace_entry(cache)
     with pytest.raises(models.EntryReplacedError, match="prepare it again"):
         og.Model(config)
 
