@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ from conformance.drawing.elements import ELEMENTS, MS, pack
 __all__ = [
     "Array", "Decoded", "WeightDequantize", "assert_all_fused", "constants_as_nodes", "decode_greedily",
     "dequantized_weights", "fused_by_stock", "nbits", "needs", "package_folder", "qoperator_twin", "relative_error",
-    "run_script", "small_network", "stock_session", "without_warnings",
-]  # fmt: skip  # fmt: skip
+    "run_script", "small_network", "stock_session", "twin_session", "without_warnings", "y_of",
+]  # fmt: skip
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[2]
@@ -113,10 +113,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
 
 def dequantized_weights(model: onnx.ModelProto) -> list[WeightDequantize]:
     """Every DequantizeLinear of a constant whose only path leads to one MatMul or Gemm."""
-    return list(_dequantized(model))
-
-
-def _dequantized(model: onnx.ModelProto) -> Iterator[WeightDequantize]:
+    found: list[WeightDequantize] = []
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -139,18 +136,10 @@ def _dequantized(model: onnx.ModelProto) -> Iterator[WeightDequantize]:
         adds = readers.get(product.output[0], [])
         biases = [name for add in adds for name in add.input if name in constants and len(constants[name].dims) == 1]
         is_biased = len(product.input) == 2 and len(adds) == 1 and adds[0].op_type == "Add" and len(biases) == 1
+        bias_add, zero_points = adds[0] if is_biased else None, zeros[0] if zeros else None
         axis, block_size = _attribute(node, "axis", 1), _attribute(node, "block_size", 0)
-        yield WeightDequantize(
-            node,
-            weight,
-            scales,
-            zeros[0] if zeros else None,
-            axis,
-            block_size,
-            passed,
-            product,
-            adds[0] if is_biased else None,
-        )
+        found.append(WeightDequantize(node, weight, scales, zero_points, axis, block_size, passed, product, bias_add))
+    return found
 
 
 def constants_as_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -251,6 +240,11 @@ def stock_session(
     return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options)
 
 
+def twin_session(model: onnx.ModelProto, **options: Any) -> ort.InferenceSession:
+    """A stock session of the model's QOperator twin."""
+    return stock_session(qoperator_twin(model, **options).SerializeToString())
+
+
 def fused_by_stock(model: str | Path | bytes, folder: Path) -> Counter[str]:
     """How many nodes of each kind stock ONNX Runtime keeps after its own optimizations."""
     optimized = folder / "optimized.onnx"
@@ -260,8 +254,8 @@ def fused_by_stock(model: str | Path | bytes, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in graph.node)
 
 
-def assert_all_fused(report: Any, model: onnx.ModelProto) -> None:
-    """Every dequantized weight of `model` is fused, with its own K, N and bits, and nothing is left."""
+def assert_all_fused(report: Any, model: onnx.ModelProto) -> Any:
+    """Every dequantized weight of `model` is fused, with its own K, N and bits, and nothing is left. Gives the report."""
     expected = dequantized_weights(model)
     assert expected, "the tool wrote no quantized weight"
     assert report is not None, "the session is not this package's"
@@ -270,6 +264,7 @@ def assert_all_fused(report: Any, model: onnx.ModelProto) -> None:
     shapes = Counter((*found.weight.dims[:: -1 if found.n_major else 1], found.bits) for found in expected)
     assert Counter((fusion.k, fusion.n, fusion.bits) for fusion in report.fused) == shapes
     assert {fusion.dequantize for fusion in report.fused} >= {found.node.name for found in expected if found.node.name}
+    return report
 
 
 def relative_error(actual: Array, expected: Array) -> float:
@@ -289,6 +284,12 @@ def small_network(opset: int, activation: str = "Sigmoid") -> onnx.ModelProto:
     drawn.node("Add", ["c.bias.w", third], "y")
     drawn.output("y", ["batch", "sequence", 75])
     return drawn.model()
+
+
+def y_of(session: ort.InferenceSession) -> Array:
+    """What a session of the small network gives for some x."""
+    x = np.random.default_rng(3).standard_normal((2, 7, 96)).astype(np.float32)
+    return np.asarray(session.run(None, {"x": x})[0])
 
 
 # ------------------------------------------------------------------------------------------- greedy decoding

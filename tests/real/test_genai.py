@@ -61,13 +61,9 @@ def loaded(folder: Path, **options: Any) -> Any:
     return load(folder, options=Options(strict=True, **options))
 
 
-def reports(model: Any) -> Any:
-    return report_of(model)
-
-
 def report(model: Any) -> Any:
     """Of a model of one file."""
-    return reports(model)["model.onnx"]
+    return report_of(model)["model.onnx"]
 
 
 def tokens(model: Any, prompt: tuple[int, ...] = (3, 141, 59, 26, 5), length: int = 60, **inputs: Any) -> list[int]:
@@ -127,7 +123,7 @@ def test_what_was_warmed_is_found(built: Path, tmp_path: Path) -> None:
     for name in ("symmetric", "whisper"):
         made = warm(built / name, options=Options(cache_dir=tmp_path / "cache"))
         assert {one.cache for one in made.values()} == {"made"}
-        found = reports(loaded(built / name, cache_dir=tmp_path / "cache"))
+        found = report_of(loaded(built / name, cache_dir=tmp_path / "cache"))
         assert found.keys() == made.keys()
         assert {one.cache for one in found.values()} == {"used"}
 
@@ -138,8 +134,8 @@ def test_the_builders_own_qoperator_model(built: Path) -> None:
 
 def test_a_model_of_several_files(built: Path, twin: Callable[[str], Any], tmp_path: Path) -> None:
     model = loaded(built / "whisper")
-    assert sorted(reports(model)) == ["decoder.onnx", "encoder.onnx"]
-    assert all(one.fused and not one.unfused for one in reports(model).values())
+    assert sorted(report_of(model)) == ["decoder.onnx", "encoder.onnx"]
+    assert all(one.fused and not one.unfused for one in report_of(model).values())
     assert heard(model) == heard(twin("whisper"))
     assert sorted(export(built / "whisper", tmp_path / "out")) == ["decoder.onnx", "encoder.onnx"]
     assert heard(stock(tmp_path / "out")) == heard(model)
@@ -227,7 +223,7 @@ def test_a_provider_that_wants_qdq(built: Path, tmp_path: Path, caplog: pytest.L
     """Or a library of operators, which is not there."""
     config = prepare(changed(built, tmp_path, {"provider_options": [{"OpenVINO": {}}]}))
     assert isinstance(config, genai().Config)
-    assert [report.stock_reason for report in reports(config).values()] == [StockReason.PROVIDER]
+    assert [report.stock_reason for report in report_of(config).values()] == [StockReason.PROVIDER]
     shutil.rmtree(tmp_path / "changed")
     with pytest.raises(RuntimeError, match="libnothing"):
         load(changed(built, tmp_path, {"custom_ops_library": "libnothing.so"}))
@@ -248,7 +244,7 @@ def test_what_is_created_as_stock_creates_it(
         given = genai().Config(str(built / "gptq"))
         given.add_model_data("model.onnx", (built / "gptq" / "model.onnx").read_bytes())
     model = load(given)
-    assert {(one.route, one.stock_reason) for one in reports(model).values()} == {("stock", reason)}
+    assert {(one.route, one.stock_reason) for one in report_of(model).values()} == {("stock", reason)}
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == (case == "a full disk")
     tokens(model)
 
@@ -269,8 +265,8 @@ def test_one_of_several_files_that_fails(
     monkeypatch.setattr(models, "_entry_for", failing)
     model = load(built / "whisper")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert sorted(reports(model)) == ["decoder.onnx", "encoder.onnx"]
-    assert {(one.route, one.stock_reason) for one in reports(model).values()} == {("stock", StockReason.ERROR)}
+    assert sorted(report_of(model)) == ["decoder.onnx", "encoder.onnx"]
+    assert {(one.route, one.stock_reason) for one in report_of(model).values()} == {("stock", StockReason.ERROR)}
     assert heard(model) == heard(stock(built / "whisper"))
 
 

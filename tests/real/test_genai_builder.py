@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import real_support
-from real_support import Decoded, decode_greedily, dequantized_weights, needs, qoperator_twin, stock_session
+from real_support import Decoded, decode_greedily, dequantized_weights, needs, stock_session, twin_session
 
 from ort_qdq_plugin import Options, create_session, report_of
 
@@ -44,9 +44,7 @@ def test_what_the_builder_writes_is_fused(variant: str, built: Path) -> None:
     assert {(weight.axis, bool(weight.passed)) for weight in found} == {(0, False) if k_major else (-1, True)}
     assert all(weight.weight.data_location == onnx.TensorProto.EXTERNAL for weight in found)
     assert real_support.fused_by_stock(path, built)["MatMulNBits"] == (LINEAR_LAYERS if k_major else 0)
-    report = report_of(create_session(path))
-    real_support.assert_all_fused(report, onnx.load(path))
-    assert report is not None
+    report = real_support.assert_all_fused(report_of(create_session(path)), onnx.load(path))
     assert {fusion.layout for fusion in report.fused} == {"K-major" if k_major else "N-major"}
     if variant == "gptq":  # these bytes are in MatMulNBits order where they are
         assert (report.packed_bytes, report.borrowed_bytes > 0) == (0, True)
@@ -82,7 +80,7 @@ def test_decodes_as_stock_computes(variant: str, built: Path, stock: Callable[[s
 def test_decodes_as_its_qoperator_twin(variant: str, accuracy_level: int, built: Path) -> None:
     """MatMulNBits nodes with equal bytes, packed by plain NumPy."""
     path = built / variant / "model.onnx"
-    twin = decode(stock_session(qoperator_twin(onnx.load(path), accuracy_level).SerializeToString()))
+    twin = decode(twin_session(onnx.load(path), accuracy_level=accuracy_level))
     ours = decode(create_session(path, options=Options(accuracy_level=accuracy_level)))
     assert ours.tokens == twin.tokens
     assert np.array_equal(ours.logits, twin.logits)

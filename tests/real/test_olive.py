@@ -7,13 +7,12 @@ import olive_models
 import onnx
 import pytest
 import real_support
-from real_support import assert_all_fused, dequantized_weights, needs, qoperator_twin, run_script, stock_session
+from real_support import assert_all_fused, dequantized_weights, needs, run_script, stock_session, twin_session, y_of
 
 from ort_qdq_plugin import Options, create_session, report_of
 
 pytestmark = needs("olive", "requests")
 
-X = np.random.default_rng(3).standard_normal((2, 7, 96)).astype(np.float32)
 TRANSPOSED = [name for name, variant in olive_models.VARIANTS.items() if variant.transposed]
 
 
@@ -29,8 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_olive_writes_what_we_expect(variant: str, folder: Path) -> None:
     settings = olive_models.VARIANTS[variant]
     found = dequantized_weights(onnx.load(folder / variant / "model.onnx"))
-    assert len(found) == 3
-    assert {weight.type_name for weight in found} == {settings.type_name}
+    assert [weight.type_name for weight in found] == [settings.type_name] * 3
     one_block = settings.block_size > 200  # a single block becomes a scale for each channel
     assert {weight.block_size for weight in found} == {0 if one_block else settings.block_size}
     assert {weight.axis for weight in found} == {int(settings.transposed != one_block)}
@@ -45,10 +43,8 @@ def test_fused_and_equal(variant: str, folder: Path) -> None:
     assert_all_fused(report_of(session), model)
     fused = real_support.fused_by_stock(path, folder)["MatMulNBits"] == 3
     assert fused or variant in TRANSPOSED
-    others = [stock_session(qoperator_twin(model).SerializeToString()), *([stock_session(path)] if fused else [])]
-    ours = session.run(None, {"x": X})[0]
-    assert all(np.array_equal(ours, other.run(None, {"x": X})[0]) for other in others)
+    others = [twin_session(model), *([stock_session(path)] if fused else [])]
+    assert all(np.array_equal(y_of(session), y_of(other)) for other in others)
     if variant in TRANSPOSED:
-        close = create_session(path, options=Options(accuracy_level=0)).run(None, {"x": X})[0]
-        unoptimized = stock_session(path, level="ORT_DISABLE_ALL").run(None, {"x": X})[0]
-        assert real_support.relative_error(close, unoptimized) <= 1e-5
+        close, exact = create_session(path, options=Options(accuracy_level=0)), stock_session(path, level="ORT_DISABLE_ALL")
+        assert real_support.relative_error(y_of(close), y_of(exact)) <= 1e-5

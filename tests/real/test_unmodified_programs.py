@@ -112,15 +112,6 @@ def test_magika_with_a_quantized_model(files: Path, quantized_magika: Path, accu
     assert ran.fused(quantized_magika / "model.onnx") == [(MAGIKA_LAYERS, 0)]
 
 
-@needs("magika")
-def test_magika_in_a_spawned_process(files: Path, quantized_magika: Path) -> None:
-    """A child of the child: it inherits the variable, and its interpreter starts like any other."""
-    command = ("identify_files.py", files, quantized_magika)
-    spawned = run_program("in_spawned_process.py", *command, active=True)
-    assert spawned.fused(quantized_magika / "model.onnx") == [(MAGIKA_LAYERS, 0)]
-    assert spawned.output == run_program(*command, active=True).output
-
-
 # ----------------------------------------------------------------------------------- fastembed: sentence embeddings
 
 SENTENCES = (
