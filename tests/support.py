@@ -22,10 +22,10 @@ from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 
 __all__ = [
-    "CPU", "FORMS", "ROOT", "Array", "Form", "added_provider", "descriptors", "external_tensor", "field", "floating",
-    "huge", "linear", "made_report", "mapped", "mixed", "opened", "python", "quiet", "raised", "refuse", "refusing",
-    "result", "same", "save", "saved_nodes", "settled_descriptors", "stack", "stock", "tensor_of", "unquantized", "varint",
-    "with_entries", "with_initializer", "x_of",
+    "CPU", "FORMS", "ROOT", "Array", "Form", "added_provider", "descriptors", "environment", "external_tensor", "field",
+    "floating", "huge", "linear", "made_report", "mapped", "mixed", "opened", "python", "quiet", "raised", "refuse",
+    "refusing", "result", "same", "save", "saved_nodes", "settled_descriptors", "stack", "stock", "tensor_of", "unquantized",
+    "varint", "with_entries", "with_initializer", "x_of",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -214,10 +214,18 @@ def refusing(problem: str | None) -> AbstractContextManager[object]:
     return nullcontext() if problem is None else pytest.raises(ModelError, match=problem)
 
 
-def python(code: str, *arguments: object, cwd: Path | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter that sees this repository; arguments are in sys.argv."""
-    command, environment = [sys.executable, "-c", code, *map(str, arguments)], {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+def environment(**variables: str) -> dict[str, str]:
+    """This process's, in which this repository is seen, with none of this package's variables but those given."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORT_QDQ")}
+    return {**kept, "PYTHONPATH": str(ROOT), **variables}
+
+
+def python(
+    code: str, *arguments: object, cwd: Path | None = None, timeout: float = 60, variables: Mapping[str, str] = {}
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter with the `environment` of these variables; arguments are in sys.argv."""
+    command, set_up = [sys.executable, "-c", code, *map(str, arguments)], environment(**variables)
+    return subprocess.run(command, env=set_up, cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
 
 def mapped(folder: Path) -> list[str]:

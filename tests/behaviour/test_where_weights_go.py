@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.options import Buffer
-from tests.support import CPU, linear, made_report, mapped, quiet, result, save, stack, stock, x_of
+from tests.support import CPU, external_tensor, linear, made_report, mapped, quiet, result, save, stack, stock, x_of
 
 
 def test_n_major_unsigned_weights_are_not_moved(tmp_path: Path, empty: Path) -> None:
@@ -41,11 +41,9 @@ def test_empty_external_tensors(tmp_path: Path, make: Any) -> None:
     """A tensor without elements has no bytes to borrow; its file may be empty."""
     model = linear(Weight())
     for number, location in enumerate(["empty.data", "model.data"]):
-        tensor = TensorProto(name=f"nothing{number}", data_type=TensorProto.FLOAT, dims=[0])
-        tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=location)
-        model.graph.initializer.append(tensor)
-        model.graph.node.append(helper.make_node("Identity", [tensor.name], [f"out{number}"]))
+        model.graph.initializer.append(TensorProto(name=f"nothing{number}", data_type=TensorProto.FLOAT, dims=[0]))
+        external_tensor(model, f"nothing{number}", location=location)
+        model.graph.node.append(helper.make_node("Identity", [f"nothing{number}"], [f"out{number}"]))
         model.graph.output.append(helper.make_tensor_value_info(f"out{number}", TensorProto.FLOAT, [0]))
     (tmp_path / "empty.data").write_bytes(b"")
     (tmp_path / "model.data").write_bytes(b"something")

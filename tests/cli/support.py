@@ -14,11 +14,12 @@ from typing import NamedTuple
 import pytest
 
 from ort_qdq_plugin.cli.main import main
-from tests.support import ROOT
+from tests.support import environment
 
 __all__ = ["Here", "Outcome", "apart", "on_terminal"]
 
 _TIMEOUT = 120
+_OF_TERMINALS = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
 
 
 class Outcome(NamedTuple):
@@ -94,6 +95,5 @@ def _command(arguments: tuple[object, ...]) -> list[str]:
 
 def _environment(variables: dict[str, str]) -> dict[str, str]:
     # What a terminal is like is for each test to say.
-    dropped = ("ORT_QDQ", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return {**kept, "PYTHONPATH": str(ROOT), **variables}
+    kept = {name: value for name, value in environment().items() if name not in _OF_TERMINALS}
+    return {**kept, **variables}

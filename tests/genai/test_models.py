@@ -66,13 +66,15 @@ def before_models(monkeypatch: pytest.MonkeyPatch, *actions: Callable[[], object
 def test_it_computes_what_stock_does_and_says_what_was_copied(folder: Path, cache: Path, shared: bool) -> None:
     wanted = tokens(og.Model(str(folder)))
     before = {path: path.stat() for path in folder.iterdir()}
-    copied = []
+    reports = []
     for options in (Options(), *[Options(cache_dir=cache, share_weights=shared)] * 2):
         model = genai.load(folder, options=options)
         assert tokens(model) == wanted
-        copied.append(genai.report_of(model)["model.onnx"].copied_bytes)
-    assert len(set(copied)) == 1
-    assert 0 < copied[0] <= (folder / "model.onnx.data").stat().st_size
+        reports.append(genai.report_of(model)["model.onnx"])
+    assert [(report.cache, "pack" in report.seconds) for report in reports] == [("made", True)] * 2 + [("used", False)]
+    assert [report.shared_bytes > 0 for report in reports] == [False, shared, shared]
+    (copied,) = {report.copied_bytes for report in reports}
+    assert 0 < copied <= (folder / "model.onnx.data").stat().st_size
     after = {path: path.stat() for path in folder.iterdir()}
     assert [(one.st_nlink, one.st_ctime_ns) for one in after.values()] == [(1, one.st_ctime_ns) for one in before.values()]
 

@@ -48,12 +48,9 @@ def check(layout: Layout, groups: Sequence[Sequence[Operand]], segments: int) ->
         ends = [0, *(offset + nbytes for offset, nbytes in ranges)]
         assert all(offset >= end for end, (offset, _) in zip(ends, ranges, strict=False))
         assert ends[-1] == size
-    assert [move.slot for move in layout.moves] == [layout.slots[move_key] for move_key in moved_keys(groups)]
-
-
-def moved_keys(groups: Sequence[Sequence[Operand]]) -> list[tuple[object, ...]]:
-    """What has to be moved, each once, in the order in which it is first asked for."""
-    return list(dict.fromkeys(o.key for group in groups for o in group if o.in_place is None and o.source is not None))
+    # Each once, in the order in which it is first asked for.
+    keys = dict.fromkeys(o.key for group in groups for o in group if o.in_place is None and o.source is not None)
+    assert [move.slot for move in layout.moves] == [layout.slots[key] for key in keys]
 
 
 sizes = st.one_of(st.integers(1, 300), st.sampled_from([63, 64, 65, PAGE_ALIGNED - 1, PAGE_ALIGNED, PAGE_ALIGNED + 1]))

@@ -155,16 +155,6 @@ def test_the_folder_lives_as_long_as_the_model(built: Path, temporary: Path) -> 
     assert left_in(temporary) == []
 
 
-def test_with_a_cache(built: Path, tmp_path: Path) -> None:
-    first, second, shared = (
-        loaded(built / "symmetric", cache_dir=tmp_path / "cache", share_weights=share) for share in (False, False, True)
-    )
-    assert [report(model).cache for model in (first, second, shared)] == ["made", "used", "made"]
-    assert "pack" not in report(second).seconds
-    assert report(shared).shared_bytes > 0
-    assert tokens(first) == tokens(second) == tokens(shared) == tokens(stock(built / "symmetric"))
-
-
 def test_a_cache_on_another_file_system(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tokens(loaded(built / "gptq"))
     refuse(monkeypatch, os, "link", 18)

@@ -22,8 +22,7 @@ def activated() -> Iterator[None]:
     deactivate()
 
 
-def qdq_model() -> bytes:
-    return bytes(linear(Weight()).SerializeToString())
+MODEL = bytes(linear(Weight()).SerializeToString())
 
 
 def fused(session: ort.InferenceSession) -> int | None:
@@ -33,7 +32,7 @@ def fused(session: ort.InferenceSession) -> int | None:
 
 def test_the_class_stays_what_it_is(activated: None) -> None:
     signature = python_inspect.signature(ort.InferenceSession)
-    session = ort.InferenceSession(qdq_model(), providers=CPU)
+    session = ort.InferenceSession(MODEL, providers=CPU)
     assert fused(session) == 1
     assert type(session) is ort.InferenceSession
     assert pickle.loads(pickle.dumps(ort.InferenceSession)) is ort.InferenceSession
@@ -46,33 +45,33 @@ class MadeBefore(ort.InferenceSession):  # type: ignore[misc]
 
 
 def test_a_subclass_made_before_counts_too(activated: None) -> None:
-    assert fused(MadeBefore(qdq_model(), providers=CPU)) == 1
+    assert fused(MadeBefore(MODEL, providers=CPU)) == 1
 
 
 def test_deactivated_is_stock_again(activated: None) -> None:
-    during = ort.InferenceSession(qdq_model(), providers=CPU)
+    during = ort.InferenceSession(MODEL, providers=CPU)
     deactivate()
-    assert fused(ort.InferenceSession(qdq_model(), providers=CPU)) is None
+    assert fused(ort.InferenceSession(MODEL, providers=CPU)) is None
     assert fused(during) == 1
     during.set_providers(CPU)
 
 
 def test_create_session_keeps_its_own_options(activated: None) -> None:
     activate(Options(accuracy_level=4))
-    exact = create_session(qdq_model(), None, CPU, options=Options(accuracy_level=0))
-    assert not np.array_equal(result(exact), result(ort.InferenceSession(qdq_model(), providers=CPU)))
+    exact = create_session(MODEL, None, CPU, options=Options(accuracy_level=0))
+    assert not np.array_equal(result(exact), result(ort.InferenceSession(MODEL, providers=CPU)))
 
 
 def test_switching_while_others_create_sessions() -> None:
     """Each session is either ours or stock's, and right; afterwards everything is as before."""
-    model, method = qdq_model(), ort.InferenceSession._create_inference_session
-    wanted = result(create_session(model, quiet(), CPU))
+    method = ort.InferenceSession._create_inference_session
+    wanted = result(create_session(MODEL, quiet(), CPU))
     stop = threading.Event()
 
     def create() -> set[int | None]:
         seen: set[int | None] = set()
         while not stop.is_set() or not seen:
-            session = ort.InferenceSession(model, quiet(), providers=CPU)
+            session = ort.InferenceSession(MODEL, quiet(), providers=CPU)
             np.testing.assert_array_equal(result(session), wanted)
             seen.add(fused(session))
         return seen

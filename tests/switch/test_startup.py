@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from tests.support import CPU, ROOT, linear, save
+from tests.support import CPU, ROOT, environment, linear, python, save
 
 START_FILE = ROOT / "ort_qdq_plugin" / "switch" / "ort_qdq_plugin.pth"
 
@@ -21,17 +21,10 @@ def active():
 """
 
 
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """An interpreter, with none of this package's variables but those given."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORT_QDQ")}
-    environment |= {"PYTHONPATH": str(ROOT), **variables}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-
-
 def child(code: str, variable: str | None = "1", **variables: str) -> subprocess.CompletedProcess[str]:
     """Run code behind the line that every start of an interpreter runs where the package is installed."""
     given = {} if variable is None else {"ORT_QDQ_PLUGIN": variable}
-    return run("-c", f"import sys; exec(open({str(START_FILE)!r}).read())\n{code}", **given, **variables)
+    return python(f"import sys; exec(open({str(START_FILE)!r}).read())\n{code}", variables=given | variables)
 
 
 @pytest.fixture
@@ -256,6 +249,7 @@ def test_modules_that_are_run_and_processes_that_they_start(start: str | None, t
     """The parent has not imported onnxruntime."""
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "sitecustomize.py").write_text(START_FILE.read_text())
-    places = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = run("-m", "program", *([start] if start else []), ORT_QDQ_PLUGIN="1", PYTHONPATH=places)
+    variables = environment(ORT_QDQ_PLUGIN="1", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    command = [sys.executable, "-m", "program", *([start] if start else [])]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("True\n", "")
