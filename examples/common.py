@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,7 +17,7 @@ import onnxruntime
 from ort_qdq_plugin import Options, create_session, report_of
 from ort_qdq_plugin.cli.demo_model import write_model
 
-__all__ = ["Work", "Worker", "add_batches", "batches", "parser", "tell", "work"]
+__all__ = ["Work", "Worker", "parser", "run_batches", "work"]
 
 _MB = 1e6
 _BATCHES, _TOKENS, _WIDTH = 16, 4, 2048  # of what is run if nothing is given
@@ -52,17 +52,15 @@ class Worker:
 
 
 class Work(NamedTuple):
-    """What an example is to do.
-
-    Attributes:
-        model: The model's path.
-        folder: Where caches go.
-        share: Whether workers share pre-packed weights too.
-    """
+    """What an example is to do."""
 
     model: str
-    folder: Path
-    share: bool
+    folder: Path  # of caches
+    share: bool  # pre-packed weights too
+
+
+Serve = Callable[[Work, list[np.ndarray], argparse.Namespace], tuple[list[np.ndarray], list[dict[str, Any]]]]
+"""Runs batches through a model: the results, in their order, and the facts of every worker."""
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -73,13 +71,22 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def add_batches(made: argparse.ArgumentParser) -> None:
-    """The arguments of an example that runs some batches and ends."""
-    made.add_argument("--input", type=Path, help="a .npy file: batches, stacked (default: random ones)")
-    made.add_argument("--output", type=Path, help="where the results go, stacked, as a .npy file")
+def run_batches(described: argparse.ArgumentParser, serve: Serve, arguments: list[str] | None) -> int:
+    """All of an example that runs some batches and ends: what the arguments ask for is served, and told of."""
+    described.add_argument("--input", type=Path, help="a .npy file: batches, stacked (default: random ones)")
+    described.add_argument("--output", type=Path, help="where the results go, stacked, as a .npy file")
+    given = described.parse_args(arguments)
+    with work(given) as asked:
+        start = time.perf_counter()
+        results, facts = serve(asked, _batches(given), given)
+        print(f"{len(results)} batches by {len(facts)} workers in {time.perf_counter() - start:.1f} s, their start included")
+    if given.output:
+        np.save(given.output, np.stack(results))
+    _tell(facts)
+    return 0
 
 
-def batches(given: argparse.Namespace) -> list[np.ndarray]:
+def _batches(given: argparse.Namespace) -> list[np.ndarray]:
     """The inputs that the arguments ask for."""
     if given.input:
         return list(np.load(given.input))
@@ -105,10 +112,8 @@ def work(given: argparse.Namespace) -> Iterator[Work]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def tell(given: argparse.Namespace, results: Sequence[np.ndarray], facts: Sequence[dict[str, Any]]) -> None:
-    """Write the results where they are wanted, and print a line for each node: what its workers did and cost together."""
-    if given.output:
-        np.save(given.output, np.stack(results))
+def _tell(facts: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each node: what its workers did and cost together."""
     print(f"{'node':14} {'workers':>7} {'packed':>6} {'mapped':>6} {'slowest start':>14} {'anonymous':>10} {'PSS':>8}")
     for node in sorted({fact["node"] for fact in facts}):
         own = [fact for fact in facts if fact["node"] == node]

