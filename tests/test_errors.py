@@ -5,17 +5,8 @@ from pathlib import Path
 import pytest
 from onnx import ModelProto
 
-from ort_qdq_plugin import StockReason
-from ort_qdq_plugin.errors import (
-    LeaveToStock,
-    ModelError,
-    NothingToDo,
-    QdqPluginError,
-    SourceChangedError,
-    SourceUnreadableError,
-    error_text,
-    readable,
-)
+from ort_qdq_plugin import ModelError, QdqPluginError, SourceChangedError, StockReason
+from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceUnreadableError, error_text, readable
 
 
 def test_what_a_malformed_message_raises() -> None:

@@ -11,20 +11,8 @@ import pytest
 
 from ort_qdq_plugin import Options, QdqPluginError, StockReason, create_session
 from ort_qdq_plugin.load import pack as pack_stage
-from tests.support import (
-    CPU,
-    Form,
-    descriptors,
-    made_report,
-    mapped,
-    quiet,
-    refuse,
-    result,
-    save,
-    settled_descriptors,
-    stack,
-    stock,
-)
+from tests import support
+from tests.support import CPU, Form, made_report, mapped, quiet, refuse, result, save, stack, stock
 
 
 @pytest.fixture
@@ -45,7 +33,7 @@ def test_the_fallback_warns_once_and_works(
     tmp_path: Path, empty: Path, form: Form, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     stored = save(stack(2, 128), tmp_path, form)
-    before = settled_descriptors()
+    before = support.settled_descriptors()
     with caplog.at_level(logging.DEBUG, "ort_qdq_plugin"):
         session = create_session(stored, make(), options=Options(buffer="file", spill_dir=empty))
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
@@ -57,7 +45,7 @@ def test_the_fallback_warns_once_and_works(
     assert not list(empty.iterdir())
     assert not mapped(empty)
     del session
-    assert descriptors() == before
+    assert support.descriptors() == before
 
 
 @pytest.mark.parametrize("providers", [None, CPU])

@@ -24,6 +24,9 @@ from ort_qdq_plugin.ort import buffers
 from tests import support
 from tests.support import CPU, ROOT, added_provider, made_report, mapped, python, quiet, result, save, stack, x_of
 
+Get = Callable[[], Any]
+"""Something that a part of a session still gives."""
+
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
@@ -73,7 +76,7 @@ def test_the_callers_bytes_are_released(tmp_path: Path) -> None:
     assert np.isfinite(result(session)).all()
 
 
-def binding_of(session: ort.InferenceSession) -> Callable[[], Any]:
+def binding_of(session: ort.InferenceSession) -> Get:
     binding = session.io_binding()
     binding.bind_cpu_input("x", x_of(session)["x"])
     binding.bind_output("y")
@@ -81,30 +84,28 @@ def binding_of(session: ort.InferenceSession) -> Callable[[], Any]:
     return lambda: (native.run_with_iobinding(binding._iobinding, None), binding.copy_outputs_to_cpu()[0])[1]
 
 
-def native_of(session: ort.InferenceSession) -> Callable[[], Any]:
+def native_of(session: ort.InferenceSession) -> Get:
     native, fed = session._sess, x_of(session)
     return lambda: native.run(["y"], fed, None)[0]
 
 
-def method_of(session: ort.InferenceSession) -> Callable[[], Any]:
+def method_of(session: ort.InferenceSession) -> Get:
     run, fed = session.run, x_of(session)
     return lambda: run(None, fed)[0]
 
 
-def metadata_of(session: ort.InferenceSession) -> Callable[[], Any]:
+def metadata_of(session: ort.InferenceSession) -> Get:
     inputs, meta = session.get_inputs(), session.get_modelmeta()
     return lambda: [inputs[0].name, *inputs[0].shape, meta.graph_name]
 
 
-def results_of(session: ort.InferenceSession) -> Callable[[], Any]:
+def results_of(session: ort.InferenceSession) -> Get:
     (value,) = session.run_with_ort_values(None, {"x": ort.OrtValue.ortvalue_from_numpy(x_of(session)["x"])})
     return lambda: value.numpy().copy()
 
 
 @pytest.mark.parametrize("part", [binding_of, native_of, method_of, metadata_of, results_of])
-def test_what_outlives_the_session(
-    stored: str, part: Callable[[ort.InferenceSession], Callable[[], Any]], tmp_path: Path
-) -> None:
+def test_what_outlives_the_session(stored: str, part: Callable[[ort.InferenceSession], Get], tmp_path: Path) -> None:
     session, buffer = borrowed(stored, tmp_path)
     get = part(session)
     shape = session.get_inputs()[0].shape

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from conformance.drawing.draft import Draft
@@ -50,14 +49,16 @@ def write_model(folder: Path, seed: int = 0, filename: str = "model.onnx") -> Pa
     return folder
 
 
-def tokens(model: Any) -> list[int]:
+def tokens(model: Any, prompt: tuple[int, ...] = (3, 4, 5), length: int = 12, **inputs: Any) -> list[int]:
     """What an ``onnxruntime_genai.Model`` generates."""
     import onnxruntime_genai
 
     parameters = onnxruntime_genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=12, do_sample=False)
+    parameters.set_search_options(max_length=length, do_sample=False)
     generator = onnxruntime_genai.Generator(model, parameters)
-    generator.append_tokens(np.array([[3, 4, 5]], np.int32))
+    for name, value in inputs.items():
+        generator.set_model_input(name, value)
+    generator.append_tokens(list(prompt))
     while not generator.is_done():
         generator.generate_next_token()
     return [int(token) for token in generator.get_sequence(0)]

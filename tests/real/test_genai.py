@@ -21,9 +21,11 @@ from real_support import needs, qoperator_twin
 
 from ort_qdq_plugin import Options, StockReason, activate, deactivate
 from ort_qdq_plugin.genai import export, load, prepare, report_of, warm
+from tests.genai import small_model
 from tests.support import refuse
 
-pytestmark = needs("onnxruntime_genai", "torch", "transformers", "onnx_ir")
+og = pytest.importorskip("onnxruntime_genai")
+pytestmark = needs("torch", "transformers", "onnx_ir")
 
 FUSED_BY_STOCK = ("symmetric", "asymmetric", "tied", "float16")
 LEFT_BY_STOCK = ("gptq", "gptq_signed", "float16_gptq")
@@ -47,14 +49,8 @@ def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith(PREFIX))
 
 
-def genai() -> Any:
-    import onnxruntime_genai
-
-    return onnxruntime_genai
-
-
 def stock(folder: Path) -> Any:
-    return genai().Model(str(folder))
+    return og.Model(str(folder))
 
 
 def loaded(folder: Path, **options: Any) -> Any:
@@ -66,23 +62,14 @@ def report(model: Any) -> Any:
     return report_of(model)["model.onnx"]
 
 
-def tokens(model: Any, prompt: tuple[int, ...] = (3, 141, 59, 26, 5), length: int = 60, **inputs: Any) -> list[int]:
-    og = genai()
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=length, do_sample=False)
-    generator = og.Generator(model, params)
-    for name, value in inputs.items():
-        generator.set_model_input(name, value)
-    generator.append_tokens(list(prompt))
-    while not generator.is_done():
-        generator.generate_next_token()
-    return [int(token) for token in generator.get_sequence(0)]
+def tokens(model: Any) -> list[int]:
+    return small_model.tokens(model, (3, 141, 59, 26, 5), 60)
 
 
 def heard(model: Any) -> list[int]:
     """What a whisper model makes of some noise."""
     noise = np.random.default_rng(0).standard_normal((1, 80, 3000)).astype(np.float32)
-    return tokens(model, (1,), 30, audio_features=noise)
+    return small_model.tokens(model, (1,), 30, audio_features=noise)
 
 
 @pytest.fixture
@@ -144,7 +131,7 @@ def test_a_model_of_several_files(built: Path, twin: Callable[[str], Any], tmp_p
 def test_the_folder_lives_as_long_as_the_model(built: Path, temporary: Path) -> None:
     config = prepare(built / "gptq")
     assert len(left_in(temporary)) == 1
-    model = genai().Model(config)
+    model = og.Model(config)
     del config
     gc.collect()
     (folder,) = left_in(temporary)
@@ -177,7 +164,6 @@ def test_an_unmodified_program(built: Path, tmp_path: Path) -> None:
 
 
 def test_models_of_an_activated_process(built: Path, caplog: pytest.LogCaptureFixture) -> None:
-    og = genai()
     activate(Options(strict=True))
     config = og.Config(str(built / "gptq"))
     config.overlay('{"search": {"top_k": 3}}')
@@ -212,7 +198,7 @@ def changed(built: Path, tmp_path: Path, options: dict[str, Any]) -> Path:
 def test_a_provider_that_wants_qdq(built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Or a library of operators, which is not there."""
     config = prepare(changed(built, tmp_path, {"provider_options": [{"OpenVINO": {}}]}))
-    assert isinstance(config, genai().Config)
+    assert isinstance(config, og.Config)
     assert [report.stock_reason for report in report_of(config).values()] == [StockReason.PROVIDER]
     shutil.rmtree(tmp_path / "changed")
     with pytest.raises(RuntimeError, match="libnothing"):
@@ -231,7 +217,7 @@ def test_what_is_created_as_stock_creates_it(
         refuse(monkeypatch, os, "posix_fallocate", 28)
     else:
         activate()
-        given = genai().Config(str(built / "gptq"))
+        given = og.Config(str(built / "gptq"))
         given.add_model_data("model.onnx", (built / "gptq" / "model.onnx").read_bytes())
     model = load(given)
     assert {(one.route, one.stock_reason) for one in report_of(model).values()} == {("stock", reason)}
@@ -292,10 +278,10 @@ def test_what_is_no_model_fails_as_it_does_in_stock(
         argument = str(shutil.copytree(built / "gptq", tmp_path / "bad"))
         spoil(tmp_path / "bad", given)
     with pytest.raises((RuntimeError, TypeError)) as theirs:
-        genai().Model(argument)
+        og.Model(argument)
     activate()
     with pytest.raises(theirs.type) as ours:
-        genai().Model(argument)
+        og.Model(argument)
     assert str(ours.value) == str(theirs.value)
     assert len(caplog.records) <= 1
 

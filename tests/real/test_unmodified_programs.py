@@ -15,7 +15,7 @@ from minilm_model import encoder, model_folder
 from ocr_model import LINEAR_LAYERS as RECOGNIZER_LAYERS
 from ocr_model import PHRASES, prepared, recognizer_path
 from onnx import version_converter
-from program_support import Ran, run_program, same_with_and_without
+from program_support import run_program, same_with_and_without
 from real_support import nbits, needs, package_folder
 
 # ------------------------------------------------------------------------------ rapidocr-onnxruntime: text in pictures
@@ -88,14 +88,10 @@ def quantized_magika(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_knows_the_files(ran: Ran) -> None:
-    assert [label for _, _, label, _ in ran.output] == LABELS
-
-
 @needs("magika")
 def test_magika_as_shipped(files: Path) -> None:
     ran = same_with_and_without("identify_files.py", files)
-    assert_knows_the_files(ran)
+    assert [label for _, _, label, _ in ran.output] == LABELS
     assert ran.left_to_stock(magika_folder() / "model.onnx") == 1
 
 
@@ -106,7 +102,7 @@ def test_magika_with_a_quantized_model(files: Path, quantized_magika: Path, accu
     command = ("identify_files.py", files, quantized_magika)
     without = run_program(*command, active=False)
     ran = run_program(*command, active=True, ORT_QDQ_PLUGIN_ACCURACY_LEVEL=accuracy_level)
-    assert_knows_the_files(ran)
+    assert [label for _, _, label, _ in ran.output] == LABELS
     assert [file[:-1] for file in ran.output] == [file[:-1] for file in without.output]
     assert [file[-1] for file in ran.output] == pytest.approx([file[-1] for file in without.output], abs=tolerance)
     assert ran.fused(quantized_magika / "model.onnx") == [(MAGIKA_LAYERS, 0)]
@@ -124,13 +120,6 @@ SENTENCES = (
 )
 
 
-def assert_embeds_by_meaning(ran: Ran) -> None:
-    vectors = np.array(ran.output)
-    assert vectors.shape == (len(SENTENCES), 384)
-    nearness = vectors @ vectors.T
-    assert min(nearness[0, 1], nearness[2, 3]) > nearness[:2, 2:4].max() + 0.2
-
-
 @pytest.fixture(scope="module", params=["float", "quantized"])
 def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the program wants it, named by its model: the tokenizer's files, and that as model.onnx."""
@@ -145,7 +134,10 @@ def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_fastembed(embedder: Path, workers: int) -> None:
     """Its workers come from a fork server, a child of the program that has made no session itself."""
     ran = same_with_and_without("embed_sentences.py", embedder, str(workers), *SENTENCES)
-    assert_embeds_by_meaning(ran)
+    vectors = np.array(ran.output)
+    assert vectors.shape == (len(SENTENCES), 384)
+    nearness = vectors @ vectors.T
+    assert min(nearness[0, 1], nearness[2, 3]) > nearness[:2, 2:4].max() + 0.2
     model = embedder / "model.onnx"
     if embedder.name == "float":
         assert ran.left_to_stock(model) == 1 + workers
