@@ -40,12 +40,9 @@ def _texts(given: str | None) -> Iterator[str]:
     if given is not None:
         yield given
         return
-    print("> ", end="", flush=True)
-    for line in sys.stdin:
-        if not line.strip():
-            return
-        yield line.strip()
-        print("> ", end="", flush=True)
+    with suppress(EOFError):
+        while text := input("> ").strip():
+            yield text
 
 
 def main(arguments: list[str] | None = None) -> int:

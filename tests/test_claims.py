@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 import onnx
@@ -36,9 +37,13 @@ def text_of(page: str) -> str:
 def rows_below(page: str, heading: str) -> list[list[str]]:
     """The cells of a table, from the line behind its heading on."""
     lines = (ROOT / page).read_text("utf-8").splitlines()
-    start = lines.index(heading) + 2
-    rows = [line.strip("| ").split(" | ") for line in lines[start:]]
-    return rows[: next(at for at, line in enumerate(lines[start:]) if not line.startswith("|"))]
+    rows = takewhile(lambda line: line.startswith("|"), lines[lines.index(heading) + 2 :])
+    return [row.strip("| ").split(" | ") for row in rows]
+
+
+def can_be_run(module: str) -> bool:
+    is_folder = (ROOT / module.replace(".", "/")).is_dir()
+    return find_spec(f"{module}.__main__" if is_folder else module) is not None
 
 
 # ---- checks
@@ -161,9 +166,7 @@ def inference_costs(folder: Path) -> None:
 def commands_exist(_folder: Path) -> None:
     names = re.findall(r"^- `(\w+)`", conformance.__doc__ or "", re.MULTILINE)
     assert names
-    for name in names:
-        is_folder = (ROOT / "conformance" / name).is_dir()
-        assert find_spec(f"conformance.{name}.__main__" if is_folder else f"conformance.{name}") is not None
+    assert [name for name in names if not can_be_run(f"conformance.{name}")] == []
 
 
 def modules_are_those(_folder: Path) -> None:
@@ -249,9 +252,8 @@ def test_names_of_the_package_on_the_pages_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_modules_to_run_exist(page: str) -> None:
-    for name in re.findall(r"python -m ((?:conformance|benchmarks|ort_qdq_plugin)[\w.]*)", text_of(page)):
-        is_folder = (ROOT / name.replace(".", "/")).is_dir()
-        assert find_spec(f"{name}.__main__" if is_folder else name) is not None, name
+    names = re.findall(r"python -m ((?:conformance|benchmarks|ort_qdq_plugin)[\w.]*)", text_of(page))
+    assert [name for name in names if not can_be_run(name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

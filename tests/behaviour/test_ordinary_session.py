@@ -9,6 +9,7 @@ import pytest
 from onnx import helper
 
 from benchmarks.big_models import write_pair
+from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, StockReason, create_session
 from ort_qdq_plugin.cli.demo_model import Decoder
@@ -34,14 +35,12 @@ def test_it_is_an_inference_session_and_agrees_with_stock(tmp_path: Path, form: 
 
 
 def test_functions_are_kept() -> None:
-    model = linear(Weight())
-    body = [helper.make_node("Mul", ["a", "a"], ["b"])]
-    opset = helper.make_opsetid("", 21)
-    model.functions.append(helper.make_function("test.local", "Square", ["a"], ["b"], body, [opset]))
-    model.opset_import.append(helper.make_opsetid("test.local", 1))
-    model.graph.node[-1].output[0] = "p"
-    model.graph.node.append(helper.make_node("Square", ["p"], ["y"], domain="test.local"))
-    stored = save(model, Path(), "bytes")
+    draft = Draft("function")
+    body, opset = [helper.make_node("Mul", ["a", "a"], ["b"])], helper.make_opsetid("", 21)
+    draft.functions.append(helper.make_function("test.local", "Square", ["a"], ["b"], body, [opset]))
+    product = draft.node("MatMul", [draft.input("x", ["m", 128]), draft.weight(Weight())])
+    draft.output(draft.node("Square", [product], "y", domain="test.local"), ["m", 64])
+    stored = save(draft.model(), Path(), "bytes")
     session = create_session(stored, quiet(), CPU)
     assert (made_report(session).route, len(made_report(session).fused)) == ("borrowed", 1)
     np.testing.assert_array_equal(result(session), result(stock(stored)))

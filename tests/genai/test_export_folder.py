@@ -51,9 +51,10 @@ def levels(model: Path) -> set[int]:
 
 
 def test_everything_comes_along_and_what_was_fused_is_new(folder: Path, tmp_path: Path) -> None:
-    before = content(folder)
+    before, seen = content(folder), list[tuple[int, int]]()
     out = tmp_path / "out"
-    reports = export(folder, out)
+    reports = export(folder, out, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] > 0
     assert [(name, report.route) for name, report in reports.items()] == [(DECODER, "export"), (ENCODER, "stock")]
     assert reports[ENCODER].stock_reason is StockReason.NOT_QUANTIZED
     changed = {DECODER, f"{DECODER}.data", data_of(folder / DECODER)}
@@ -180,9 +181,3 @@ def test_a_folder_that_cannot_be_exchanged_stays(folder: Path, tmp_path: Path, m
         export(folder, out, force=True)
     assert content(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
-
-
-def test_progress(folder: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    export(folder, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1][0] == seen[-1][1] > 0
