@@ -22,8 +22,8 @@ from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 
 __all__ = [
-    "CPU", "FORMS", "ROOT", "Array", "Form", "added_provider", "descriptors", "environment", "external_tensor", "field",
-    "floating", "huge", "linear", "made_report", "mapped", "mixed", "opened", "python", "quiet", "raised", "refuse",
+    "CPU", "FORMS", "ROOT", "START", "Array", "Form", "added_provider", "descriptors", "environment", "external_tensor",
+    "field", "floating", "huge", "linear", "made_report", "mapped", "mixed", "opened", "python", "quiet", "raised", "refuse",
     "refusing", "result", "same", "save", "saved_nodes", "settled_descriptors", "stack", "stock", "tensor_of", "unquantized",
     "varint", "with_entries", "with_initializer", "x_of",
 ]  # fmt: skip
@@ -33,6 +33,8 @@ Form = Literal["bytes", "file", "external"]
 FORMS: tuple[Form, ...] = ("bytes", "file", "external")
 CPU = ["CPUExecutionProvider"]
 ROOT = Path(__file__).resolve().parents[1]
+START = f"import sys; exec(open({str(ROOT / 'ort_qdq_plugin' / 'switch' / 'ort_qdq_plugin.pth')!r}).read())\n"
+"""What every interpreter runs first where the package is installed."""
 
 
 def linear(weight: Weight, seed: str = "linear") -> onnx.ModelProto:

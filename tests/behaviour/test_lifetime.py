@@ -113,8 +113,8 @@ def test_what_outlives_the_session(stored: str, part: Callable[[ort.InferenceSes
     np.testing.assert_array_equal(get(), wanted)
     del session
     gc.collect()
-    # What can still run needs the memory.
-    assert buffer() is not None or part in (metadata_of, results_of)
+    # What has the native session keeps the memory, whether or not it can still run.
+    assert buffer() is not None or part is results_of
     np.testing.assert_array_equal(get(), wanted)
     del get
     gc.collect()
@@ -126,18 +126,6 @@ def test_cycles_are_collected(packed: str, tmp_path: Path) -> None:
     session.myself = [session, session.io_binding(), session._sess]
     del session
     gc.collect()
-    assert buffer() is None
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_any_order_of_deletion(packed: str, tmp_path: Path, order: tuple[int, ...]) -> None:
-    session, buffer = borrowed(packed, tmp_path)
-    things: list[Any] = [session, session.io_binding(), session.get_inputs()]
-    del session
-    for at in order:
-        assert buffer() is not None
-        things[at] = None
-        gc.collect()
     assert buffer() is None
 
 

@@ -11,10 +11,8 @@ import pytest
 
 from ort_qdq_plugin.cli import run as run_module
 from tests.cli.support import Here, Outcome, apart
-from tests.support import CPU, ROOT, save, stack
+from tests.support import CPU, ROOT, START, save, stack
 
-# The line that every start of an interpreter runs where the package is installed.
-START = f"import sys; exec(open({str(ROOT / 'ort_qdq_plugin' / 'switch' / 'ort_qdq_plugin.pth')!r}).read())\n"
 LOAD = f"import onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers={CPU!r})\n"
 
 

@@ -9,10 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from tests.support import CPU, ROOT, environment, linear, python, save
-
-START_FILE = ROOT / "ort_qdq_plugin" / "switch" / "ort_qdq_plugin.pth"
-
+from tests.support import CPU, ROOT, START, environment, linear, python, save
 
 ACTIVE = """
 def active():
@@ -24,7 +21,7 @@ def active():
 def child(code: str, variable: str | None = "1", **variables: str) -> subprocess.CompletedProcess[str]:
     """Run code behind the line that every start of an interpreter runs where the package is installed."""
     given = {} if variable is None else {"ORT_QDQ_PLUGIN": variable}
-    return python(f"import sys; exec(open({str(START_FILE)!r}).read())\n{code}", variables=given | variables)
+    return python(START + code, variables=given | variables)
 
 
 @pytest.fixture
@@ -248,7 +245,7 @@ if __name__ == "__main__":
 def test_modules_that_are_run_and_processes_that_they_start(start: str | None, tmp_path: Path) -> None:
     """The parent has not imported onnxruntime."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    (tmp_path / "sitecustomize.py").write_text(START_FILE.read_text())
+    (tmp_path / "sitecustomize.py").write_text(START)
     variables = environment(ORT_QDQ_PLUGIN="1", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     command = [sys.executable, "-m", "program", *([start] if start else [])]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
