@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import onnx
@@ -84,7 +85,7 @@ def test_complaints_are_one_line(arguments: list[str], capsys: pytest.CaptureFix
 
 def test_what_a_program_did(model: Path) -> None:
     code = f"import onnxruntime; onnxruntime.InferenceSession({os.fspath(model)!r}, providers=['CPUExecutionProvider'])"
-    done = apart("run", "--", "python", "-c", code)
+    done = apart("run", "--", sys.executable, "-c", code)
     assert done.code == 0
     assert printable(model) in done.err
     assert is_plain(done.err)
