@@ -37,7 +37,7 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
             if prepared.by_path:
                 by_path(prepared.session_options, create)
             else:
-                with trimming(prepared.mappings):
+                with trimming(prepared.mappings, prepared.report.shared_bytes):
                     create()
     finally:
         for buffer in prepared.packed:

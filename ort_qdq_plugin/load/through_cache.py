@@ -25,7 +25,7 @@ from ort_qdq_plugin.load.key import key_of, portable_place
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.sources import FileSource
-from ort_qdq_plugin.ort.buffers import borrow
+from ort_qdq_plugin.ort.buffers import borrow, prepack_in_parallel
 from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.keys import FOLDER_KEY
@@ -239,6 +239,7 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
     if is_shared:
         # ONNX Runtime only takes pre-packed weights from files that it opens itself.
         session_options.add_session_config_entry(FOLDER_KEY, entry.path)
+        prepack_in_parallel(session_options)
         model = entry.files[SHARED_MODEL].readall()
         report = replace(journal.finished("shared"), shared_bytes=manifest.prepacked_bytes)
         return PreparedModel(model, session_options, False, {}, (), (), report, entry.holder, entry)

@@ -24,9 +24,10 @@ from ort_qdq_plugin.ort.options_lock import with_entries
 from ort_qdq_plugin.system.platform import host
 from ort_qdq_plugin.system.threads import Work
 
-__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "trimming"]
+__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "prepack_in_parallel", "trimming"]
 
 _TRIM_INTERVAL = 0.01  # seconds; ONNX Runtime pre-packs some 10 MB meanwhile
+_TRIM_HEAP_INTERVAL = 0.05  # this takes a millisecond or two
 
 # Below so many bytes in all, pages that are not dropped cost less than dropping them does.
 _TRIM_BYTES = 64 << 20
@@ -45,7 +46,7 @@ def borrow(options: Any, buffers: Borrowed) -> None:
         options: A private copy; it cannot be used for other models afterwards.
         buffers: NodeRef in the model -> the buffer that stands for the file of that name.
     """
-    _prepack_in_parallel(options)
+    prepack_in_parallel(options)
     if buffers:
         options.add_session_config_entry(DIRECT_KEY, "1")
         lengths = [len(buffer) for buffer in buffers.values()]
@@ -57,19 +58,27 @@ class _Block:
 
 
 @contextmanager
-def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
-    """While the block runs, and once after it, drop the pages of these shared file mappings from this process.
+def trimming(mappings: Sequence[mmap.mmap], shared_bytes: int = 0) -> Iterator[None]:
+    """While the block runs, and once after it, drop pages that are not needed any more from this process.
 
     ONNX Runtime reads each weight once, to pre-pack it. Pages that it has read would otherwise count as the process's memory
     until the end. If no thread can be had for this, or would cost too much memory, they do.
+
+    Args:
+        mappings: Shared mappings of files, whose pages are dropped.
+        shared_bytes: Of pre-packed weights that ONNX Runtime makes to compare them with those in a file, and throws away.
+            What several threads free in turns stays in the heap otherwise.
     """
-    if not mappings:
+    nbytes = sum(map(len, mappings)) or shared_bytes
+    if not nbytes or (shared_bytes and nbytes < _TRIM_BYTES):
         yield
         return
+    trim: Callable[[], None] = host.trim_heap if shared_bytes else partial(_trim, mappings)
+    interval = _TRIM_HEAP_INTERVAL if shared_bytes else _TRIM_INTERVAL
     block, going_on = _Block(), _thread.allocate_lock()
     going_on.acquire()
-    work = Work(partial(_keep_trimming, mappings, weakref.ref(block), going_on))
-    if sum(map(len, mappings)) >= _TRIM_BYTES and not host.memory_is_limited():
+    work = Work(partial(_keep_trimming, trim, interval, weakref.ref(block), going_on))
+    if nbytes >= _TRIM_BYTES and not host.memory_is_limited():
         with suppress(RuntimeError):
             work.start()
     try:
@@ -78,16 +87,18 @@ def trimming(mappings: Sequence[mmap.mmap]) -> Iterator[None]:
         going_on.release()
         if not work.take_back():
             work.wait()
-        _trim(mappings)
+        trim()
         error = work.take_error()
         if error is not None:
             raise error
 
 
-def _keep_trimming(mappings: Sequence[mmap.mmap], block: Callable[[], object], going_on: _thread.LockType) -> None:
+def _keep_trimming(
+    trim: Callable[[], None], interval: float, block: Callable[[], object], going_on: _thread.LockType
+) -> None:
     """Trim until the lock is released, or until the block is gone because an interrupt came before that."""
-    while not going_on.acquire(timeout=_TRIM_INTERVAL) and block() is not None:
-        _trim(mappings)
+    while not going_on.acquire(timeout=interval) and block() is not None:
+        trim()
 
 
 def _trim(mappings: Sequence[mmap.mmap]) -> None:
@@ -103,8 +114,8 @@ def by_path(session_options: Any, create: Callable[[], None]) -> None:
     with_entries(session_options, entries, create)
 
 
-def _prepack_in_parallel(session_options: Any) -> None:
-    """Unless the caller has said whether to."""
+def prepack_in_parallel(session_options: Any) -> None:
+    """Have weights pre-packed by several threads, unless the caller has said whether to."""
     if config_entry(session_options, PARALLEL_KEY) is None:
         session_options.add_session_config_entry(PARALLEL_KEY, "1")
 

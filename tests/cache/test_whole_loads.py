@@ -20,6 +20,8 @@ import pytest
 from conformance.drawing.draft import Draft
 from ort_qdq_plugin import Options, StockReason, create_session, warm
 from ort_qdq_plugin.cache import store as store_module
+from ort_qdq_plugin.ort import hook
+from ort_qdq_plugin.ort.keys import PARALLEL_KEY, config_entry
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import (
     KEY,
@@ -35,6 +37,7 @@ from tests.cache.support import (
 )
 from tests.model.test_glance import product
 from tests.support import (
+    CPU,
     Form,
     added_provider,
     made_report,
@@ -45,6 +48,7 @@ from tests.support import (
     stack,
     stock,
     unquantized,
+    with_entries,
 )
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -318,3 +322,20 @@ def test_a_helper_that_fails_costs_only_the_sharing(
     assert (loaded.report.route, loaded.report.shared_bytes) == ("borrowed", 0)
     assert "not shared" in caplog.text
     assert loaded.digest == load(model, None).digest
+
+
+@pytest.mark.parametrize(("asked", "parallel"), [({}, "1"), ({PARALLEL_KEY: "0"}, "0")])
+def test_shared_weights_are_compared_in_parallel(
+    asked: dict[str, str], parallel: str, model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created, real = list[str | None](), hook.create_stock
+
+    def create(session: Any, call: Any) -> None:
+        created.append(config_entry(hook.constructor_arguments(session)[1], PARALLEL_KEY))
+        real(session, call)
+
+    monkeypatch.setattr(hook, "create_stock", create)
+    options = Options(cache_dir=cache, share_weights=True)
+    for _ in range(2):
+        create_session(model, with_entries(asked), CPU, options=options)
+    assert created == [parallel] * 2

@@ -22,6 +22,7 @@ from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.ort import buffers
 from ort_qdq_plugin.ort.buffers import borrow, by_path, keep_until_destroyed, trimming
 from ort_qdq_plugin.ort.keys import config_entry
+from ort_qdq_plugin.system.platform import host
 from tests.interrupting import Left, interrupted, settled
 from tests.memory.test_buffer import make_buffer
 from tests.support import CPU, mapped, python, quiet, with_entries
@@ -130,6 +131,20 @@ def test_trimming_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     end = time.monotonic() + 10
     while threads() != before:  # what has ended is gone a moment later
         assert time.monotonic() < end
+
+
+@pytest.mark.parametrize("nbytes", [(1 << 20) - 1, 1 << 20])
+def test_the_heap_is_trimmed_for_many_shared_bytes(nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_TRIM_BYTES", 1 << 20)
+    monkeypatch.setattr(buffers, "_TRIM_HEAP_INTERVAL", 0.001)
+    trimmed = list[None]()
+    monkeypatch.setattr(host, "trim_heap", lambda: trimmed.append(None))
+    end = time.monotonic() + 10
+    with trimming([], nbytes):
+        while nbytes >> 20 and len(trimmed) < 3:  # again and again
+            assert time.monotonic() < end
+    assert len(trimmed) >= 4 * (nbytes >> 20)
+    assert bool(trimmed) == bool(nbytes >> 20)
 
 
 def test_an_interrupt_at_any_place_ends_trimming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

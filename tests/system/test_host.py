@@ -239,3 +239,27 @@ def test_processors_that_this_process_may_use() -> None:
     done = python(f"{code}; print(host.available_processors())")
     assert done.stdout == "1\n", done.stderr
     assert host.available_processors() == len(os.sched_getaffinity(0))
+
+
+def test_the_heap_keeps_no_pages_that_nothing_is_in() -> None:
+    """Of blocks that the C library does not map one by one, the last one is kept, so that the heap cannot shrink by itself."""
+    code = """
+import ctypes
+from ort_qdq_plugin.system.platform import host
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [libc.malloc(100_000) for _ in range(500)]
+for block in blocks:
+    ctypes.memset(block, 1, 100_000)
+for block in blocks[:-1]:
+    libc.free(block)
+before = host.anonymous_bytes()
+host.trim_heap()
+print(before - host.anonymous_bytes())
+"""
+    assert int(python(code).stdout) > 40_000_000
+
+
+def test_some_c_libraries_cannot_trim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_malloc_trim", lambda: None)
+    host.trim_heap()

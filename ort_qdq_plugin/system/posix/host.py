@@ -27,6 +27,7 @@ __all__ = [
     "memory_is_limited",
     "processor",
     "sizes_of",
+    "trim_heap",
 ]
 
 # <sys/mman.h>. Python knows the second one since 3.13.
@@ -87,6 +88,18 @@ def drop_pages(mapping: mmap.mmap, offset: int, nbytes: int) -> None:
         # Sandboxes refuse it, and so does the system for pages that the program has locked.
         with suppress(OSError):
             mapping.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
+
+
+def trim_heap() -> None:
+    """Give pages of the C library's heap in which nothing is any more back to the system, where that can be asked for."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Any:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def memory_is_limited() -> bool:
