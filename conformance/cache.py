@@ -31,16 +31,16 @@ from conformance.worker import Worker, in_fresh_process
 from ort_qdq_plugin import Options, create_session, report_of
 from ort_qdq_plugin.options import Verify
 
-__all__ = ["leftovers", "main"]
+__all__ = ["leftovers"]
 
 _SLOWDOWN = 1.3
 _DAMAGES = ("flip", "truncate", "remove", "swap")
 
 
 class _Loaded(NamedTuple):
-    """What came of a load."""
+    """What came of a load: what the report says of the cache, the result, and how long it took."""
 
-    way: str  # report.cache
+    way: str
     digest: str
     seconds: float
 
@@ -70,16 +70,12 @@ def _at_once(model: Path, cache: Path, processes: int) -> list[_Loaded]:
     """What came of that many loads which start at the same time."""
     with ExitStack() as undo:
         workers = [undo.enter_context(closing(Worker())) for _ in range(processes)]
-        # That many interpreters starting and importing at the same time would hide what the loads take.
-        for work, arguments in ((_imported, ()), (_load, (model, cache))):
+        # Has all that this module imports imported: so many interpreters that start would hide what the loads take.
+        for work, *arguments in ((leftovers, cache.parent), (_load, model, cache)):
             for worker in workers:
                 worker.send(work, *arguments)
             answers = [worker.answer() for worker in workers]
         return answers
-
-
-def _imported() -> None:
-    """Done once this module is there, with all that it imports."""
 
 
 def _many_at_once(folder: Path, processes: int, rounds: int, timed: bool) -> list[str]:
@@ -180,14 +176,13 @@ def _corrupted(folder: Path, corruptions: int) -> list[str]:
     return problems
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Do all three; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m conformance.cache", description="The cache under fire.")
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--processes", type=int, default=16, help="loads at once (default 16)")
     parser.add_argument("--kills", type=int, default=200, help="processes to kill (default 200)")
     parser.add_argument("--corruptions", type=int, default=1000, help="damages for each way to verify (default 1000)")
     parser.add_argument("--quick", action="store_true", help="a few of each")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     if args.quick:
         args.processes, args.kills, args.corruptions = 4, 5, 50
     problems = []

@@ -2,11 +2,15 @@
 
 import argparse
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-__all__ = ["chosen", "parser"]
+from conformance.markdown import table
+
+__all__ = ["parser", "run"]
+
+_T = TypeVar("_T")
 
 
 def parser(description: str | None, quick: str = "") -> argparse.ArgumentParser:
@@ -19,6 +23,26 @@ def parser(description: str | None, quick: str = "") -> argparse.ArgumentParser:
     return made
 
 
-def chosen(checks: Iterable[Any], args: argparse.Namespace) -> list[Any]:
-    """The checks with a name that is asked for."""
-    return [check for check in checks if fnmatch.fnmatch(check.name, args.only)]
+def run(
+    checks: Mapping[str, _T],
+    row_of: Callable[[_T], tuple[Sequence[str], Sequence[str]]],
+    columns: Sequence[str],
+    args: argparse.Namespace,
+    title: str,
+) -> int:
+    """Print the rows of the checks that are asked for by their names, and write the table; 1 if one of them fails.
+
+    `row_of` makes a check: it gives its row, and what is wrong.
+    """
+    rows, failed = [], 0
+    for name in fnmatch.filter(checks, args.only):
+        row, problems = row_of(checks[name])
+        rows.append(row)
+        failed += bool(problems)
+        print(" | ".join(row), flush=True)
+    closing = f"{len(rows) - failed} passed, {failed} failed"
+    print(closing)
+    if args.markdown:
+        lines = [title, "", *table(columns, rows), "", closing, ""]
+        args.markdown.write_text("\n".join(lines), encoding="utf-8")
+    return int(failed > 0)

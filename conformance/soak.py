@@ -33,8 +33,6 @@ from ort_qdq_plugin import Options, create_session, report_of
 from ort_qdq_plugin.options import Buffer
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["main"]
-
 _COLUMNS = ("cycles", "resident", "anonymous", "descriptors", "threads", "mappings", "of our files")
 _WIDTH, _LAYERS = 256, 2
 _WARM_UP, _ROUND = 100, 50  # cycles, in a long soak
@@ -44,6 +42,10 @@ _IN_CYCLES = 0.25  # of all sessions
 _COLLECTIONS = 5
 
 
+_Sample = dict[str, Any]
+"""What the process has when no session is alive: numbers, and the files in the soak's folder."""
+
+
 class _Kind(NamedTuple):
     """A way of loading: a model, and whether its options have a provider added, which makes it go by path."""
 
@@ -51,9 +53,11 @@ class _Kind(NamedTuple):
     model: str | bytes
     by_path: bool = False
 
-
-_Sample = dict[str, Any]
-"""What the process has when no session is alive: numbers, and the files in the soak's folder."""
+    def options(self, threads: int) -> Any:
+        options = quiet_options(threads)
+        if self.by_path:
+            options.add_provider(CPU[0], {})
+        return options
 
 
 def _sample(cycles: int, folder: Path) -> _Sample:
@@ -61,8 +65,7 @@ def _sample(cycles: int, folder: Path) -> _Sample:
     for _ in range(_COLLECTIONS):
         gc.collect()
     # What threads have freed in turns is no longer in use, but stays in the allocator's arenas unless it is asked for.
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+    ctypes.CDLL(None).malloc_trim(0)
     sizes, mappings = host.sizes_of(), Path("/proc/self/maps").read_text().splitlines()
     return {
         "cycles": cycles,
@@ -80,24 +83,14 @@ def _kinds(folder: Path) -> list[_Kind]:
     kinds = []
     for layout, n_major in (("K-major", False), ("N-major", True)):
         model = stack(_LAYERS, _WIDTH, f"soak {n_major}", n_major=n_major)
-        data = bytes(model.SerializeToString())
-        inline, external = folder / f"{layout}.inline.onnx", folder / f"{layout}.onnx"
-        inline.write_bytes(data)
-        onnx.save_model(model, external, save_as_external_data=True, location=f"{layout}.data", size_threshold=0)
-        kinds += [
-            _Kind(f"{layout}, bytes", data),
-            _Kind(f"{layout}, inline", str(inline)),
-            _Kind(f"{layout}, external", str(external)),
-            _Kind(f"{layout}, external, added provider", str(external), by_path=True),
-        ]
+        kinds.append(_Kind(f"{layout}, bytes", bytes(model.SerializeToString())))
+        for form in ("inline", "external"):
+            path = folder / f"{layout}.{form}.onnx"
+            outside = form == "external"
+            onnx.save_model(model, path, save_as_external_data=outside, location=f"{layout}.data", size_threshold=0)
+            kinds.append(_Kind(f"{layout}, {form}", str(path)))
+        kinds.append(_Kind(f"{layout}, external, added provider", str(path), by_path=True))
     return kinds
-
-
-def _session_options(kind: _Kind, threads: int) -> Any:
-    options = quiet_options(threads)
-    if kind.by_path:
-        options.add_provider(CPU[0], {})
-    return options
 
 
 class _Soak:
@@ -108,7 +101,7 @@ class _Soak:
         self._spill_dir.mkdir()
         self._stock = stock
         self._kinds = _kinds(folder)
-        self._shared = {kind.name: _session_options(kind, 2) for kind in self._kinds}
+        self._shared = {kind.name: kind.options(2) for kind in self._kinds}
         self._wanted = {kind.name: digest_of(self._create(kind, random.Random(0))) for kind in self._kinds}
 
     def work(self, seed: int, cycles: int) -> None:
@@ -128,7 +121,7 @@ class _Soak:
                     raise AssertionError(f"{kind.name}: other results")
 
     def _create(self, kind: _Kind, dice: random.Random) -> Any:
-        options = self._shared[kind.name] if dice.random() < 0.5 else _session_options(kind, dice.randint(1, 2))
+        options = self._shared[kind.name] if dice.random() < 0.5 else kind.options(dice.randint(1, 2))
         providers = None if kind.by_path else CPU
         if self._stock:
             return ort.InferenceSession(kind.model, options, providers=providers)
@@ -164,33 +157,29 @@ def _samples(cycles: int, threads: int, stock: bool) -> list[_Sample]:
 
 def _problems(samples: Sequence[_Sample], tolerance: float) -> list[str]:
     """What is not as it was after the warm-up."""
-    base = next(sample for sample in samples if sample["cycles"] >= min(_WARM_UP, samples[-1]["cycles"] // 2))
+    warm = min(_WARM_UP, samples[-1]["cycles"] // 2)
+    base, *later = (sample for sample in samples if sample["cycles"] >= warm)
     problems = []
-    for sample in samples[samples.index(base) + 1 :]:
+    for sample in later:
         behind, growth = f"after {sample['cycles']} cycles", sample["resident"] / base["resident"]
         if abs(growth - 1) > tolerance:
             problems.append(f"{behind}: resident memory is {growth:.3f} times as large")
-        for what in ("descriptors", "threads", "files"):
-            if sample[what] != base[what]:
-                problems.append(f"{behind}: {what}: {sample[what]}, not {base[what]}")
-    problems += [f"after {sample['cycles']} cycles: files are still mapped" for sample in samples if sample["of our files"]]
-    return problems
+        different = [what for what in ("descriptors", "threads", "files") if sample[what] != base[what]]
+        problems += [f"{behind}: {what}: {sample[what]}, not {base[what]}" for what in different]
+    return problems + [f"{sample['cycles']} cycles: files are still mapped" for sample in samples if sample["of our files"]]
 
 
 def _cells(sample: _Sample) -> list[str]:
     return [f"{sample[name] / 1e6:.1f} MB" if name in ("resident", "anonymous") else str(sample[name]) for name in _COLUMNS]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Soak, print, and judge; 1 where something stays behind."""
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--cycles", type=int, default=1000, help="sessions to create, by all threads together (default 1000)"
-    )
+    parser.add_argument("--cycles", type=int, default=1000, help="sessions to create, by all together (default 1000)")
     parser.add_argument("--threads", type=int, default=8, help="threads that create them (default 8)")
     parser.add_argument("--tolerance", type=float, default=0.05, help="part by which memory may change (default 0.05)")
     parser.add_argument("--no-stock", action="store_true", help="without the comparison")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     # With more arenas the allocator keeps some per cent more of what threads have freed, stock or not, and never the same.
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     failed = False

@@ -54,7 +54,6 @@ class Worker:
         return self._connection is not None
 
     def close(self) -> None:
-        """Kill the process."""
         if self._connection is not None:
             self._connection.close()
             self._process.kill()
@@ -63,7 +62,6 @@ class Worker:
 
 
 def in_fresh_process(function: Callable[..., _T], *arguments: object) -> _T:
-    """What the function returns in a process of its own."""
     with closing(Worker()) as worker:
         worker.send(function, *arguments)
         result: _T = worker.answer()
@@ -71,7 +69,6 @@ def in_fresh_process(function: Callable[..., _T], *arguments: object) -> _T:
 
 
 def _work(connection: Connection[Any, Any], setup: Callable[[], object] | None) -> None:
-    """A worker's life."""
     if setup:
         setup()
     while True:

@@ -8,53 +8,46 @@ says what is relied on and where; they use ONNX Runtime alone, not this package.
 
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from inspect import cleandoc, isfunction
 from pathlib import Path
+from types import FunctionType
 
 import onnxruntime as ort
 
-from conformance.checks import chosen, parser
+from conformance.checks import parser, run
 from conformance.contracts import buffers, kernels, options, sessions
-from conformance.contracts.contract import BrokenError, Contract
-from conformance.markdown import table
+from conformance.contracts.contract import BrokenError
 from conformance.sessions import SILENT
 
-__all__ = ["CONTRACTS", "main"]
+CONTRACTS: dict[str, FunctionType] = {
+    name.replace("_", " "): value
+    for module in (buffers, options, sessions, kernels)
+    for name, value in vars(module).items()
+    if isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+}
 
-_MODULES = (buffers, options, sessions, kernels)
-CONTRACTS = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Contract)]
 
-
-def _checked(contract: Contract) -> tuple[bool, str]:
-    """Whether it holds, and what was seen."""
+def _checked(contract: FunctionType) -> tuple[list[str], list[str]]:
+    """A contract's row, and what was seen instead where it is broken."""
+    verdict = "**FAIL**"
     with tempfile.TemporaryDirectory(prefix="contracts-") as folder:
         try:
-            return True, contract.run(Path(folder))
+            seen, verdict = contract(Path(folder)), "pass"
         except BrokenError as error:
-            return False, str(error)
+            seen = str(error)
         except Exception as error:  # whatever a release raises instead is a finding
-            return False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            seen = f"{type(error).__name__}: {error}"
+    relied_on = cleandoc(contract.__doc__ or "").replace("\n", " ")
+    name = contract.__name__.replace("_", " ")
+    return [verdict, name, " ".join(seen.split())[:300], relied_on], [seen] if verdict != "pass" else []
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check the contracts that the command line asks for; 1 if one is broken."""
-    args = parser(__doc__).parse_args(argv)
+def main() -> int:
+    args = parser(__doc__).parse_args()
     # Refusals are expected; ONNX Runtime need not log them.
-    with suppress(AttributeError):
-        ort.set_default_logger_severity(SILENT)
-    rows, failed = [], 0
-    for contract in chosen(CONTRACTS, args):
-        holds, seen = _checked(contract)
-        failed += not holds
-        print(f"{'ok  ' if holds else 'FAIL'} {contract.name}: {seen}", flush=True)
-        rows.append([contract.name, "pass" if holds else "**FAIL**", seen, contract.relied_on])
-    closing = f"{len(rows) - failed} passed, {failed} failed"
-    print(closing)
-    if args.markdown:
-        lines = table(("contract", "verdict", "seen", "relied on"), rows)
-        args.markdown.write_text("\n".join([f"# Contracts with onnxruntime {ort.__version__}", "", *lines, "", closing, ""]))
-    return int(failed > 0)
+    ort.set_default_logger_severity(SILENT)
+    title = f"# Contracts with onnxruntime {ort.__version__}"
+    return run(CONTRACTS, _checked, ("verdict", "contract", "seen", "relied on"), args, title)
 
 
 if __name__ == "__main__":

@@ -7,31 +7,32 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto
 
-from conformance.contracts.contract import borrowing, contract, expect, expect_equal, expect_refusal, meanwhile, sum_of_file
-from conformance.contracts.loading import (
+from conformance.contracts.contract import (
     PARALLEL_KEY,
     WIDTH,
+    borrowing,
     counted,
     elsewhere,
+    expect,
+    expect_equal,
+    expect_refusal,
     inline_tensor,
     load,
     mapped_file,
     mapping_of,
+    meanwhile,
     model_of,
     options_with,
-    product,
     product_model,
+    random_operands,
     result_of,
     sum_model,
-    with_files,
+    sum_of_file,
 )
 from conformance.drawing.canvas import Canvas
 from conformance.drawing.elements import external_tensor
 from conformance.sessions import CPU
-
-__all__: list[str] = []
 
 
 def _written_after_load(options: Any, mapping: mmap.mmap) -> bool:
@@ -42,8 +43,7 @@ def _written_after_load(options: Any, mapping: mmap.mmap) -> bool:
     return np.array_equal(result_of(session), counted(5000))
 
 
-@contract
-def _files_in_memory_are_borrowed(_folder: Path) -> str:
+def files_in_memory_are_borrowed(_folder: Path) -> str:
     """With session.use_external_initializer_file_buffers_directly=1 a session uses the buffers given to
     add_external_initializers_from_files_in_memory in place (ort/buffers.py, `borrow`)."""
     mapping = mapping_of(counted())
@@ -52,16 +52,14 @@ def _files_in_memory_are_borrowed(_folder: Path) -> str:
     return "a write after the load shows in the result"
 
 
-@contract
-def _files_in_memory_are_copied_without_the_key(_folder: Path) -> str:
+def files_in_memory_are_copied_without_the_key(_folder: Path) -> str:
     """Without that key ONNX Runtime copies every tensor: why the key is set (ort/buffers.py, `borrow`)."""
     mapping = mapping_of(counted())
-    expect(not _written_after_load(with_files(options_with(), w=mapping), mapping), "the key is not needed any more")
+    expect(not _written_after_load(options_with(w=mapping), mapping), "the key is not needed any more")
     return "a write after the load does not show"
 
 
-@contract
-def _add_external_initializers_copies(_folder: Path) -> str:
+def add_external_initializers_copies(_folder: Path) -> str:
     """add_external_initializers copies every tensor, and keeps the originals: why it is not used (ort/buffers.py)."""
     values = counted()
     value = ort.OrtValue.ortvalue_from_numpy(values)
@@ -86,8 +84,7 @@ def _if_model(*, inside: bool) -> bytes:
     return model_of(main, main.node("If", [main.input("condition", [], "bool")], "y", domain="", **branches))
 
 
-@contract
-def _subgraphs_read_borrowed_initializers(_folder: Path) -> str:
+def subgraphs_read_borrowed_initializers(_folder: Path) -> str:
     """Nodes in subgraphs read borrowed initializers of the main graph: operands of nodes fused there belong to it
     (session.py, `_put_fusions_in_place`)."""
     mapping = mapping_of(np.zeros(2 * WIDTH, np.float32))
@@ -99,8 +96,7 @@ def _subgraphs_read_borrowed_initializers(_folder: Path) -> str:
     return "both branches of an If"
 
 
-@contract
-def _subgraphs_own_no_files_in_memory(_folder: Path) -> str:
+def subgraphs_own_no_files_in_memory(_folder: Path) -> str:
     """External initializers of a subgraph itself must name files that exist, also where they are in memory: those of
     subgraphs cannot be borrowed where they are (memory/external_data.py, `ExternalData`)."""
     options = borrowing(w=mapping_of(np.zeros(2 * WIDTH, np.float32)))
@@ -108,8 +104,7 @@ def _subgraphs_own_no_files_in_memory(_folder: Path) -> str:
     return expect_refusal(lambda: load(_if_model(inside=True), options), otherwise)
 
 
-@contract
-def _unaligned_tensors_load(_folder: Path) -> str:
+def unaligned_tensors_load(_folder: Path) -> str:
     """A borrowed tensor may start at any byte, as inline tensors do: ONNX Runtime copies it if it must (model/wire.py)."""
     for shift in (1, 2, 3, 5):
         mapping = mapping_of(np.frombuffer(bytes(shift) + counted().tobytes(), np.uint8))
@@ -118,8 +113,7 @@ def _unaligned_tensors_load(_folder: Path) -> str:
     return "float tensors at bytes 1, 2, 3 and 5"
 
 
-@contract
-def _read_only_buffers_are_accepted(folder: Path) -> str:
+def read_only_buffers_are_accepted(folder: Path) -> str:
     """A read-only mapping of a file, and bytes, are as good as writable buffers (model/tensors.py, `ByteSource.buffer`)."""
     for name, buffer in {
         "mapping": mapped_file(folder / "w", counted().tobytes(), mmap.ACCESS_READ),
@@ -129,8 +123,7 @@ def _read_only_buffers_are_accepted(folder: Path) -> str:
     return "a read-only mapping and bytes"
 
 
-@contract
-def _files_in_memory_are_all_or_nothing(folder: Path) -> str:
+def files_in_memory_are_all_or_nothing(folder: Path) -> str:
     """Once one file is in memory, ONNX Runtime looks for none on disk: all of a model's files are handed over, and never on
     the caller's options, where they would break the next model (ort/buffers.py)."""
     (folder / "on_disk").write_bytes(counted().tobytes())
@@ -143,8 +136,7 @@ def _files_in_memory_are_all_or_nothing(folder: Path) -> str:
     return expect_refusal(lambda: load(str(path), borrowing(in_memory=values)), otherwise)
 
 
-@contract
-def _borrowed_buffers_survive_set_providers(_folder: Path) -> str:
+def borrowed_buffers_survive_set_providers(_folder: Path) -> str:
     """set_providers makes a new native session from the same options, on the same buffers (session.py, `load`)."""
     mapping = mapping_of(counted())
     session = load(sum_of_file(), borrowing(w=mapping))
@@ -154,20 +146,18 @@ def _borrowed_buffers_survive_set_providers(_folder: Path) -> str:
     return "the second native session uses the buffer, too"
 
 
-@contract
-def _dropping_pages_during_the_load_is_harmless(folder: Path) -> str:
+def dropping_pages_during_the_load_is_harmless(folder: Path) -> str:
     """MADV_DONTNEED on a shared file mapping drops pages from the process alone, at any moment, also while ONNX Runtime
     reads them (ort/buffers.py, `trimming`)."""
     k, n = 1024, 4096
-    rng = np.random.default_rng(2)
-    b, scales = rng.integers(0, 256, k * n // 2, np.uint8), rng.random(k * n // 32, np.float32)
-    tensors = [
-        external_tensor("b", TensorProto.UINT8, (n, k // 32, 16), "packed", 0, b.nbytes),
-        external_tensor("s", TensorProto.FLOAT, (k * n // 32,), "packed", b.nbytes, scales.nbytes),
-    ]
-    model = product_model(tensors, k, n)
-    mapping = mapped_file(folder / "packed", b.tobytes() + scales.tobytes())
-    x = rng.standard_normal((3, k), np.float32)
+    operands, data, tensors = random_operands(k, n), b"", []
+    for tensor in operands:
+        where = (len(data), len(tensor.raw_data))
+        tensors.append(external_tensor(tensor.name, tensor.data_type, tensor.dims, "packed", *where))
+        data += tensor.raw_data
+    model = product_model(k, n, tensors)
+    mapping = mapped_file(folder / "packed", data)
+    x = np.random.default_rng(2).standard_normal((3, k), np.float32)
     options = borrowing(packed=mapping)
     expected = result_of(load(model, options), x)
     drops = 0
@@ -184,26 +174,18 @@ def _dropping_pages_during_the_load_is_harmless(folder: Path) -> str:
     return f"{drops} times during 3 loads, equal results"
 
 
-@contract
-def _parallel_prepacking_changes_nothing(_folder: Path) -> str:
+def parallel_prepacking_changes_nothing(_folder: Path) -> str:
     """session.prepack.enable_parallel=1 gives the same bits (ort/buffers.py sets it where the caller did not)."""
     k, n, count = 256, 512, 6
-    rng = np.random.default_rng(3)
-    canvas, products = Canvas(), []
-    for index in range(count):
-        b, scales = rng.integers(0, 256, (n, k // 32, 16), np.uint8), rng.random(n * k // 32, np.float32)
-        operands = [inline_tensor(f"b{index}", b, TensorProto.UINT8), inline_tensor(f"s{index}", scales)]
-        products.append(product(canvas, operands, k, n))
-    model = model_of(canvas, canvas.node("Concat", products, axis=0), [2, k])
-    x = rng.standard_normal((2, k), np.float32)
-    parallel = options_with(**{PARALLEL_KEY: "1"})
+    model = product_model(k, n, *(random_operands(k, n, seed) for seed in range(count)))
+    x = np.random.default_rng(3).standard_normal((2, k), np.float32)
+    parallel = options_with({PARALLEL_KEY: "1"})
     parallel.intra_op_num_threads = 2
     expect_equal(result_of(load(model, parallel), x), result_of(load(model), x), "the results differ")
     return f"{count} products on 2 threads, equal results"
 
 
-@contract
-def _models_may_refer_into_themselves(folder: Path) -> str:
+def models_may_refer_into_themselves(folder: Path) -> str:
     """An initializer's raw_data may become external data that points at the same bytes of the same .onnx file, or of the
     caller's bytes, with the same result: weights inside a model are never parsed (model/wire.py, model/skeleton.py)."""
     inline = sum_model(inline_tensor("w", counted()))

@@ -7,18 +7,14 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto
 
-from conformance.contracts.contract import contract, expect_equal
-from conformance.contracts.loading import inline_tensor, load, options_with, product_model, result_of
+from conformance.contracts.contract import expect_equal, inline_tensor, load, options_with, product_model, result_of
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import ELEMENTS, Array, pack
-
-__all__: list[str] = []
 
 _BLOCK = 32
 
 
-@contract
-def _transpose_takes_bare_pointers(_folder: Path) -> str:
+def transpose_takes_bare_pointers(_folder: Path) -> str:
     """A session of one Transpose node reads and writes memory given by address, for elements of 1, 2 and 4 bytes
     (packing/bits.py, `Transposer`)."""
     rng = np.random.default_rng(5)
@@ -47,7 +43,7 @@ def _dequantized_by_nbits(elements: Array, scales: Array, bits: int, zero_points
     tensors = [inline_tensor("b", pack(padded, bits), TensorProto.UINT8), inline_tensor("s", scales.reshape(-1))]
     if zero_points is not None:
         tensors.append(inline_tensor("z", pack(zero_points, bits).reshape(-1), TensorProto.UINT8))
-    model = product_model(tensors, k, n, bits=bits, level=0)
+    model = product_model(k, n, tensors, bits=bits, level=0)
     return result_of(load(model), np.eye(k, dtype=np.float32))
 
 
@@ -75,8 +71,7 @@ def _random_weights() -> Iterator[tuple[int, Array, Array, Array]]:
         yield bits, elements, scales, rng.integers(0, 1 << bits, (n, 3), np.uint8)
 
 
-@contract
-def _packed_operands_mean_what_dequantize_linear_means(_folder: Path) -> str:
+def packed_operands_mean_what_dequantize_linear_means(_folder: Path) -> str:
     """MatMulNBits' operands, in the order that packing/layout.py writes, stand for DequantizeLinear's numbers."""
     for bits, elements, scales, zero_points in _random_weights():
         theirs = _dequantized_by_dq(elements, scales, bits, zero_points, signed=False)
@@ -85,8 +80,7 @@ def _packed_operands_mean_what_dequantize_linear_means(_folder: Path) -> str:
     return "2, 4 and 8 bits, odd shapes"
 
 
-@contract
-def _signed_weights_are_flipped_unsigned_ones(_folder: Path) -> str:
+def signed_weights_are_flipped_unsigned_ones(_folder: Path) -> str:
     """Signed elements, with zero points or without, equal unsigned ones with each top bit flipped (packing/layout.py)."""
     for bits, elements, scales, zero_points in _random_weights():
         top = np.uint8(1 << (bits - 1))
@@ -98,8 +92,7 @@ def _signed_weights_are_flipped_unsigned_ones(_folder: Path) -> str:
     return "2, 4 and 8 bits, with zero points and without"
 
 
-@contract
-def _missing_zero_points_are_the_middle(_folder: Path) -> str:
+def missing_zero_points_are_the_middle(_folder: Path) -> str:
     """Without zero points MatMulNBits takes 2**(bits-1) and DequantizeLinear takes 0 (packing/layout.py)."""
     for bits, elements, scales, zero_points in _random_weights():
         middle = np.full_like(zero_points, 1 << (bits - 1))

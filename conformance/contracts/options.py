@@ -3,6 +3,7 @@
 import gc
 import os
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,34 +12,32 @@ import onnxruntime as ort
 from onnx import helper
 from onnxruntime.capi import _pybind_state as native
 
-from conformance.contracts.contract import borrowing, contract, expect, expect_equal, expect_refusal, sum_of_file
-from conformance.contracts.loading import (
+from conformance.contracts.contract import (
     FOLDER_KEY,
     PARALLEL_KEY,
+    borrowing,
     counted,
+    expect,
+    expect_equal,
+    expect_refusal,
     identity_model,
     inline_tensor,
-    last_sentence,
     load,
     mapping_of,
     model_of,
     options_with,
-    refusal_of,
     result_of,
     sum_model,
-    with_files,
+    sum_of_file,
 )
 from conformance.drawing.canvas import Canvas
 
-__all__: list[str] = []
 
-
-@contract
-def _native_sessions_copy_options(_folder: Path) -> str:
+def native_sessions_copy_options(_folder: Path) -> str:
     """The options of a native session that was never initialized are an independent copy of those it was given, with config
     entries, plain attributes, free dimensions and added files, and outlive it (ort/copies.py, `private_options`)."""
     key = "session.qdq_matmulnbits_accuracy_level"
-    options = options_with(**{key: "2"})
+    options = options_with({key: "2"})
     options.inter_op_num_threads = 3
     options.enable_mem_pattern = False
     options.logid = "contract"
@@ -65,8 +64,7 @@ def _copied(options: Any) -> Any:
     return native.InferenceSession(options, identity_model(), False, False).session_options
 
 
-@contract
-def _copied_options_lose_providers_and_custom_operators(_folder: Path) -> str:
+def copied_options_lose_providers_and_custom_operators(_folder: Path) -> str:
     """Such a copy does not have added providers (has_providers tells) or custom-op libraries: those models go by path
     (ort/copies.py, `copy_loses_something`)."""
     options = options_with()
@@ -88,8 +86,7 @@ def _copied_options_lose_providers_and_custom_operators(_folder: Path) -> str:
     return "both are lost"
 
 
-@contract
-def _unset_config_entries_raise(_folder: Path) -> str:
+def unset_config_entries_raise(_folder: Path) -> str:
     """get_session_config_entry raises RuntimeError for an entry that is not set (options.py, `config_entry`)."""
     seen = "RuntimeError"
     with suppress(RuntimeError):
@@ -105,12 +102,11 @@ def _model_beside_its_data(folder: Path) -> Path:
     return path
 
 
-@contract
-def _empty_entries_count_as_unset(folder: Path) -> str:
+def empty_entries_count_as_unset(folder: Path) -> str:
     """The folder and the parallel pre-packing entries, once set and then put back to the empty string, behave as if they had
     never been set (ort/buffers.py, `by_path`)."""
     path = _model_beside_its_data(folder)
-    options = options_with(**{FOLDER_KEY: "/", PARALLEL_KEY: "1"})
+    options = options_with({FOLDER_KEY: "/", PARALLEL_KEY: "1"})
     expect_refusal(lambda: load(str(path), options), "the folder entry is not heeded for a path")
     for key in (FOLDER_KEY, PARALLEL_KEY):
         options.add_session_config_entry(key, "")
@@ -120,18 +116,16 @@ def _empty_entries_count_as_unset(folder: Path) -> str:
     return "models by path and from bytes load"
 
 
-@contract
-def _the_folder_entry_takes_the_root_directory(folder: Path) -> str:
+def the_folder_entry_takes_the_root_directory(folder: Path) -> str:
     """A model given as bytes finds external data anywhere below the folder entry, also when that is the root directory
     (ort/buffers.py, `by_path`)."""
     (folder / "data").write_bytes(counted().tobytes())
     location = os.path.relpath(os.path.realpath(folder / "data"), os.sep)
-    expect_equal(result_of(load(sum_of_file(location), options_with(**{FOLDER_KEY: os.sep}))), counted())
+    expect_equal(result_of(load(sum_of_file(location), options_with({FOLDER_KEY: os.sep}))), counted())
     return "a file in a temporary folder, by its path below /"
 
 
-@contract
-def _external_files_by_path_may_be_unlinked(folder: Path) -> str:
+def external_files_by_path_may_be_unlinked(folder: Path) -> str:
     """Once a session exists, the external files that it was given by path may lose their names (session.py)."""
     path = _model_beside_its_data(folder)
     session = load(str(path))
@@ -141,23 +135,20 @@ def _external_files_by_path_may_be_unlinked(folder: Path) -> str:
     return "results stay"
 
 
-@contract
-def _initializers_on_the_options_can_be_told(_folder: Path) -> str:
+def initializers_on_the_options_can_be_told(_folder: Path) -> str:
     """A model whose external file does not exist fails with "External data path validation failed", unless the caller added
     initializers or files to the options: then it fails otherwise (ort/copies.py, `supplies_initializers`)."""
     model = sum_of_file("no-such-file")
     added = options_with()
     added.add_external_initializers(["v"], [ort.OrtValue.ortvalue_from_numpy(counted())])
-    in_memory = with_files(options_with(), other=counted().tobytes())
+    in_memory = options_with(other=counted().tobytes())
     for name, options, expected in (("none", options_with(), True), ("added", added, False), ("files", in_memory, False)):
-        said = refusal_of(lambda options=options: load(model, _copied(options)))  # type: ignore[misc]
-        expect(said is not None, f"{name}: it loads")
-        expect(("External data path validation failed" in (said or "")) is expected, f"{name}: {last_sentence(said or '')}")
+        said = expect_refusal(partial(load, model, _copied(options)), f"{name}: it loads")
+        expect(("External data path validation failed" in said) is expected, f"{name}: {said}")
     return "by the error that a probing model gives"
 
 
-@contract
-def _external_data_outside_the_folder_is_refused(folder: Path) -> str:
+def external_data_outside_the_folder_is_refused(folder: Path) -> str:
     """ONNX Runtime refuses absolute locations, `..` and symbolic links out of the model's folder; handing a file over in
     memory skips that check, so that this package makes it itself (model/tensors.py, `ExternalFiles`)."""
     inside = folder / "inside"
@@ -172,8 +163,7 @@ def _external_data_outside_the_folder_is_refused(folder: Path) -> str:
     return "absolute, .. and a symbolic link"
 
 
-@contract
-def _links_inside_the_folder_are_accepted(folder: Path) -> str:
+def links_inside_the_folder_are_accepted(folder: Path) -> str:
     """Symbolic links are fine while they stay in the model's real folder, as in Hugging Face's cache, where the model and
     its data are both links to neighbours elsewhere (model/tensors.py, `ExternalFiles`)."""
     blobs, snapshot = folder / "blobs", folder / "snapshots" / "main"

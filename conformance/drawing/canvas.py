@@ -52,12 +52,10 @@ class Canvas:
             self.nodes.append(node)
 
     def input(self, name: str, shape: Sequence[Dim], kind: str = "float") -> str:
-        """Adds a graph input."""
         self.inputs.append(helper.make_tensor_value_info(name, TYPES[kind], shape))
         return name
 
     def output(self, name: str, shape: Sequence[Dim] | None, kind: str = "float") -> str:
-        """Adds a graph output."""
         self.outputs.append(helper.make_tensor_value_info(name, TYPES[kind], shape))
         return name
 
@@ -71,7 +69,6 @@ class Canvas:
             self.opset = max(self.opset, 25)
 
     def graph(self, name: str) -> onnx.GraphProto:
-        """What was drawn, as a graph."""
         return helper.make_graph(
             self.nodes, name, inputs=self.inputs, outputs=self.outputs, initializer=self.initializers, value_info=self.values
         )

@@ -61,10 +61,6 @@ class Draft(Canvas):
         """Adds a 1-D int64 constant: a shape, or axes."""
         return self.constant(raw_tensor(name, TensorProto.INT64, [len(values)], np.array(values, "<i8").tobytes()))
 
-    def cast(self, value: str, to: str, output: str = "c") -> str:
-        """Adds a Cast, and gives its output."""
-        return self.node("Cast", [value], output, to=FLOATS[to])
-
     def dequantize(
         self,
         name: str,
@@ -77,7 +73,6 @@ class Draft(Canvas):
         scale: str = "float",
         scale_shape: Sequence[int] | None = None,
         scale_range: tuple[float, float] = (0.01, 0.03),
-        output: str | None = None,
         domain: str = "",
         **attributes: Any,
     ) -> str:
@@ -98,7 +93,7 @@ class Draft(Canvas):
             attributes = {"axis": axis, **attributes}
         if block > 0:
             attributes = {"block_size": block, **attributes}
-        return self.node("DequantizeLinear", inputs, output or f"{name}_d", domain=domain, **attributes)
+        return self.node("DequantizeLinear", inputs, f"{name}_d", domain=domain, **attributes)
 
     def weight(self, weight: Weight, name: str = "w", **rest: Any) -> str:
         """Adds a weight and its DequantizeLinear."""

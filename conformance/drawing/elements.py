@@ -32,7 +32,6 @@ class Element:
 
     @property
     def low(self) -> int:
-        """The smallest value."""
         return -(1 << self.bits - 1) if self.signed else 0
 
     @property

@@ -28,12 +28,10 @@ class Weight:
 
     @property
     def kind(self) -> Element:
-        """Its element type."""
         return ELEMENTS[self.element]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The stored shape."""
         return (self.n, self.k) if self.n_major else (self.k, self.n)
 
     @property

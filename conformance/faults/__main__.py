@@ -14,21 +14,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from conformance.checks import chosen, parser
-from conformance.faults.catalogue import FAULTS
+from conformance.checks import parser, run
 from conformance.faults.child import do_job
-from conformance.faults.fault import run_fault
 from conformance.faults.job import Job
-from conformance.faults.scene import Scene
-from conformance.markdown import table
+from conformance.faults.limits import CONTROL_GROUPS, LIMITS
+from conformance.faults.scene import Fault, Scene, Skipped
+from conformance.faults.signals import SIGNALS
+from conformance.faults.sources import SOURCES
+from conformance.faults.spilling import DIRECTORIES, DISKS
 
-__all__ = ["main"]
-
-_COLUMNS = ("fault", "how it is injected", "where", "outcome", "left on disk")
+FAULTS: tuple[Fault, ...] = DISKS + DIRECTORIES + LIMITS + CONTROL_GROUPS + SIGNALS + SOURCES
+_COLUMNS = ("fault", "how it is injected", "where", "outcome", "left on disk", "seconds")
 
 
 def _as_root_of_a_namespace() -> None:
@@ -39,31 +41,35 @@ def _as_root_of_a_namespace() -> None:
         os.execvp("unshare", ["unshare", "-rm", sys.executable, "-m", "conformance.faults", *sys.argv[1:]])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; 1 if a row fails."""
+def _row(scene: Scene, fault: Fault) -> tuple[list[str], list[str]]:
+    """What became of a fault's loads, in words, and what is wrong."""
+    start = time.perf_counter()
+    try:
+        verdicts = fault.run(scene)
+    except Skipped as reason:
+        return [fault.name, fault.how, fault.stage, f"skipped: {reason}", "", ""], []
+    problems = [verdict.problem for verdict in verdicts if verdict.problem]
+    counts = Counter(f"FAIL: {verdict.problem}" if verdict.problem else verdict.what for verdict in verdicts)
+    outcome = "; ".join(f"{count} x {what}" if len(verdicts) > 1 else what for what, count in counts.items())
+    left, seconds = sum(verdict.left for verdict in verdicts), time.perf_counter() - start
+    return [fault.name, fault.how, fault.stage, outcome, str(left or "nothing"), f"{seconds:.1f}"], problems
+
+
+def main() -> int:
     options = parser(__doc__, quick="tiny models, and rows of seconds only")
     options.add_argument("--kills", type=int, default=100, help="of each route; a fifth as many interrupts")
     options.add_argument("--child", help=argparse.SUPPRESS)
-    args = options.parse_args(argv)
+    args = options.parse_args()
     if args.child:
         print(json.dumps(asdict(do_job(Job(**json.loads(args.child))))), flush=True)
         return 0
-    if argv is None:
-        _as_root_of_a_namespace()
-    rows = []
+    _as_root_of_a_namespace()
     with tempfile.TemporaryDirectory(prefix="fault-table-") as name:
         folder = Path(name).resolve()
         folder.chmod(0o755)
         scene = Scene(folder, args.quick, args.kills)
-        for fault in chosen(FAULTS, args):
-            if fault.quick or not args.quick:
-                rows.append(run_fault(fault, scene))
-                print(f"{rows[-1].seconds:6.1f} s  {fault.name}: {rows[-1].outcome}", file=sys.stderr, flush=True)
-    text = "\n".join(table(_COLUMNS, [row.cells for row in rows]))
-    print(text)
-    if args.markdown:
-        args.markdown.write_text(text + "\n")
-    return int(any(row.problems for row in rows))
+        faults = {fault.name: fault for fault in FAULTS if fault.quick or not args.quick}
+        return run(faults, partial(_row, scene), _COLUMNS, args, "# The fault table")
 
 
 if __name__ == "__main__":

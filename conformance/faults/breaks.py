@@ -11,50 +11,37 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from conformance.faults.internals import on_every_stage
-from conformance.faults.job import MB, Job
-from conformance.faults.processes import FILLER
+from conformance.faults.job import FILLER, MB, Job
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["BREAKS", "fill_disk", "missed", "progress"]
+__all__ = ["BREAKS", "entering", "fill_disk", "missed", "progress"]
 
-_Action = Callable[[], object]
-_awaited: list[str] = []
-_happened: list[str] = []
-_packing: list[tuple[bool, _Action]] = []
+_PACKING, _PACKED = "progress of packing", "end of packing"
+"""Moments that are no stages of a load."""
+_awaited: list[tuple[str, Callable[[], object]]] = []
 
 
-def _when_packing(action: _Action, *, finished: bool = False) -> None:
-    """Call it once: when packing next tells of its progress, or when it tells that all is packed."""
-    _awaited.append("packing")
-    _packing.append((finished, action))
+def _at(moment: str, *actions: Callable[[], object]) -> None:
+    """Call one each time that a stage of this name begins, or a moment of packing comes."""
+    _awaited.extend((moment, action) for action in actions)
+
+
+def entering(moment: str) -> None:
+    """Do what is to be done at this moment: a load tells of each."""
+    if _awaited and _awaited[0][0] == moment:
+        _awaited.pop(0)[1]()
 
 
 def progress(done: int, total: int) -> None:
     """The progress callback of the loads."""
-    while _packing and (done == total or not _packing[-1][0]):
-        _happened.append("packing")
-        _packing.pop()[1]()
-
-
-def _at_stage(name: str, occurrence: int, action: _Action) -> None:
-    """Call it when the load enters a stage of this name for that time, counted from 1."""
-    _awaited.append(name)
-    entered = 0
-
-    def entering(stage: str) -> None:
-        nonlocal entered
-        entered += stage == name
-        if stage == name and entered == occurrence:
-            _happened.append(name)
-            action()
-
-    on_every_stage(entering)
+    entering(_PACKING)
+    if done == total:
+        entering(_PACKED)
 
 
 def missed() -> bool:
     """Whether something was to happen at a moment that never came."""
-    return bool(_awaited) and not _happened
+    return bool(_awaited)
 
 
 def _limit(which: int, value: int) -> None:
@@ -69,6 +56,8 @@ def _join_group(job: Job) -> None:
     """Enter a control group and lower a limit of it: job.paths is (group, file of the limit)."""
     folder, limit = job.paths
     group = Path(folder)
+    # As it was before a load that has left it.
+    (group / limit).write_text("-1" if limit == "memory.limit_in_bytes" else "max")
     (group / "cgroup.procs").write_text(str(os.getpid()))
     usage = {"memory.limit_in_bytes": "memory.usage_in_bytes", "memory.max": "memory.current"}
     present = _threads() if limit == "pids.max" else int((group / usage[limit]).read_text())
@@ -90,14 +79,12 @@ def _write_back(job: Job) -> None:
 
 
 def fill_disk(folder: Path) -> None:
-    """Fill the disk that the folder is on."""
     with open(folder / FILLER, "wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(MB))
 
 
 def _change_file(kind: str, target: str, other: str) -> None:
-    """Do to the file what somebody else might."""
     if kind == "replaced":
         shutil.copy(other, target + ".new")
         os.replace(target + ".new", target)
@@ -117,11 +104,9 @@ def _change_source(job: Job) -> None:
     """job.paths is (kind, moment, file to change, file with other content)."""
     kind, moment, target, other = job.paths
     change = partial(_change_file, kind, target, other)
-    if moment == "while packing":
-        _when_packing(change)
-    else:
-        # Before the session, weights are packed.
-        _at_stage("pack" if moment == "before packing" else "assemble", 1, change)
+    # Before the session, weights are packed.
+    moments = {"while packing": _PACKING, "before packing": "pack", "before the session": "assemble"}
+    _at(moments[moment], change)
 
 
 BREAKS: Mapping[str, Callable[[Job], object]] = {
@@ -135,13 +120,14 @@ BREAKS: Mapping[str, Callable[[Job], object]] = {
     "threads": lambda job: _limit(resource.RLIMIT_NPROC, _threads() + job.value),
     "group": _join_group,
     "overpromise": _overpromise,
-    "write back": lambda job: _when_packing(partial(_write_back, job), finished=True),
-    "fill later": lambda job: _at_stage("match", 2, partial(fill_disk, Path(job.spill_dir or ""))),  # with a session alive
-    "interrupt packing": lambda job: _when_packing(partial(os.kill, os.getpid(), signal.SIGINT)),
-    "interrupt initialization": lambda job: _at_stage(
-        "create session", 1, threading.Timer(job.value / 1000, os.kill, (os.getpid(), signal.SIGINT)).start
+    "write back": lambda job: _at(_PACKED, partial(_write_back, job)),
+    # With a session alive.
+    "fill later": lambda job: _at("match", bool, partial(fill_disk, Path(job.spill_dir or ""))),
+    "interrupt packing": lambda job: _at(_PACKING, partial(os.kill, os.getpid(), signal.SIGINT)),
+    "interrupt initialization": lambda job: _at(
+        "create session", threading.Timer(job.value / 1000, os.kill, (os.getpid(), signal.SIGINT)).start
     ),
-    "terminate packing": lambda job: _when_packing(partial(os.kill, os.getpid(), signal.SIGTERM)),
+    "terminate packing": lambda job: _at(_PACKING, partial(os.kill, os.getpid(), signal.SIGTERM)),
     "source": _change_source,
 }
 """How a process breaks things for itself, by the names that jobs call them."""

@@ -12,11 +12,12 @@ from typing import Any
 
 import onnxruntime as ort
 
-from conformance.faults.breaks import BREAKS, missed, progress
-from conformance.faults.internals import import_everything, on_every_stage
+from conformance.drawing.draft import stack
+from conformance.faults.breaks import BREAKS, entering, missed, progress
 from conformance.faults.job import LOADED, Job, Outcome
 from conformance.sessions import CPU, SILENT, digest_of, quiet_options
-from ort_qdq_plugin import Options, create_session, report_of
+from ort_qdq_plugin import Options, create_session, inspect, report_of
+from ort_qdq_plugin.load.journal import Journal
 
 __all__ = ["do_job"]
 
@@ -24,6 +25,19 @@ __all__ = ["do_job"]
 def _announce(what: str) -> None:
     """Print a line in one piece, whatever signal comes meanwhile."""
     os.write(1, f"{what}\n".encode())
+
+
+def _follow_stages() -> None:
+    """Tell of each stage that a load enters from now on. There is no public way to hear of it: the journal is told."""
+    journal: Any = Journal
+    original = journal.stage
+
+    def stage(self: Journal, name: str) -> Any:
+        _announce(name)
+        entering(name)
+        return original(self, name)
+
+    journal.stage = stage
 
 
 def _load(job: Job) -> Any:
@@ -38,9 +52,8 @@ def _load(job: Job) -> Any:
 
 
 def do_job(job: Job) -> Outcome:
-    """Do a job in this process."""
-    # What is limited is what the load itself needs.
-    import_everything()
+    # Imports all of this package: what is limited is what the load itself needs.
+    inspect(stack(1, 128).SerializeToString())
     ort.set_default_logger_severity(SILENT)
     listener = BufferingHandler(capacity=1000)
     listener.setLevel(logging.WARNING)
@@ -55,16 +68,14 @@ def do_job(job: Job) -> Outcome:
     if job.breaks:
         BREAKS[job.breaks](job)
     try:
+        _follow_stages()
         if job.wait:
-            # So that whoever ends this process knows where it was.
-            on_every_stage(_announce)
             _announce("ready")
             sys.stdin.readline()
         start = time.perf_counter()
         session = _load(job)
         seconds = time.perf_counter() - start
-        if job.wait:
-            _announce(LOADED)
+        _announce(LOADED)
         report = report_of(session)
         route = "stock, asked" if report is None else report.route
         outcome = replace(outcome, result=digest_of(session), route=route, seconds=seconds)

@@ -1,13 +1,25 @@
-"""What a process must do, what becomes of it, and whether that is right: judged by what stock ONNX Runtime makes of it."""
+"""What a process must do, what becomes of it and what it leaves behind, judged by what stock ONNX Runtime makes of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from ort_qdq_plugin.options import Buffer
 
-__all__ = ["LOADED", "MB", "Job", "Outcome", "Verdict", "judge"]
+__all__ = ["FILLER", "LOADED", "MB", "Job", "LoadProcess", "Outcome", "Verdict", "judge", "listing", "settled_listing"]
 
 MB = 1 << 20
+_TIMEOUT = 40.0  # seconds; a load takes less than two
+FILLER = "filler"
+"""Name of the file that fills a disk."""
 LOADED = "loaded"
 """What a process prints when it has a session."""
 
@@ -61,11 +73,16 @@ _UNREADABLE = "SourceUnreadableError"
 
 @dataclass(frozen=True)
 class Verdict:
-    """One load, judged: what is wrong with it, or nothing, and a few words on it."""
+    """One load, judged: what is wrong with it, or nothing, a few words on it, and how many files it left behind."""
 
     what: str
     problem: str = ""
     left: int = 0
+
+    @staticmethod
+    def of(what: str, problem: str, left: Collection[str]) -> Verdict:
+        """A verdict, for which files that were left are a problem."""
+        return Verdict(what, problem or (f"left behind: {sorted(left)}" if left else ""), len(left))
 
 
 def judge(ours: Outcome, stock: Outcome, results: set[str], left: set[str], alike: frozenset[str] = frozenset()) -> Verdict:
@@ -92,8 +109,72 @@ def judge(ours: Outcome, stock: Outcome, results: set[str], left: set[str], alik
         problem = f"a traceback: {ours.messages[-300:]}"
     if ours.missed:
         problem = problem or "the moment never came"
-    if left or ours.left:
-        problem = problem or f"left behind: {sorted(left) or ours.left}"
     if ours.result and ours.warnings:
         what += " and a warning"
-    return Verdict(what, problem, len(left))
+    return Verdict.of(what, problem, left | {*ours.left})
+
+
+class LoadProcess:
+    """A process that does a job, with temporary files and home where they are told to be."""
+
+    def __init__(self, job: Job, temporary: str, home: str) -> None:
+        root = str(Path(__file__).parents[2])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "conformance.faults", "--child", json.dumps(asdict(job))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # ONNX Runtime keeps a data base of its own in the home directory.
+            env={**os.environ, "TMPDIR": temporary, "HOME": home, "PYTHONPATH": root},
+        )
+        self.send_signal = self._process.send_signal
+
+    def begin(self) -> bool:
+        """Let a process that waits begin with its load; False if it did not come so far."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != "ready\n":
+            return False
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return True
+
+    def outcome(self) -> Outcome:
+        """Wait for its end, and see what became of the job, and in which stage."""
+        try:
+            out, messages = self._process.communicate(timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            return Outcome(died="hangs")
+        lines = out.strip().splitlines()
+        stages = [line for line in lines if not line.startswith("{")]
+        outcome = Outcome(messages=messages, stage=stages[-1] if stages else "open")
+        code = self._process.returncode
+        if code < 0:
+            return replace(outcome, died=f"killed by {signal.Signals(-code).name}")
+        if code:
+            tail = messages.strip().splitlines()[-1:] or [""]
+            return replace(outcome, died=f"exit code {code}: {tail[0][:200]}")
+        said = json.loads(lines[-1])
+        return Outcome(**{**said, "stage": outcome.stage, **({"messages": messages} if "Traceback" in messages else {})})
+
+
+def listing(folders: Sequence[str | Path]) -> set[str]:
+    """Everything in these folders."""
+    return {
+        os.path.join(where, name)
+        for folder in folders
+        for where, below, files in os.walk(folder)
+        for name in (*below, *files)
+        if name not in ("lost+found", FILLER)
+    }
+
+
+def settled_listing(watched: Sequence[str | Path], before: set[str], seconds: float = 2.0) -> set[str]:
+    """What is there that was not, once whoever cleans up had the time for it."""
+    end = time.monotonic() + seconds
+    while (left := listing(watched) - before) and time.monotonic() < end:
+        time.sleep(0.01)
+    return left

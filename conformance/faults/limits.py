@@ -9,9 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from conformance.faults.fault import Fault
 from conformance.faults.job import MB, Verdict
-from conformance.faults.scene import UNUSED_UID, Scene, Skipped, needs_other_users, needs_root
+from conformance.faults.scene import UNUSED_UID, Fault, Scene, Skipped, needs_root
 
 __all__ = ["CONTROL_GROUPS", "LIMITS", "MEMORY_LIMITS", "control_group"]
 
@@ -31,8 +30,6 @@ def _ladder(
     scene: Scene, breaks: str, values: Sequence[int], *, threads: Sequence[int] = (2,), uid: int = 0, **how: Any
 ) -> list[Verdict]:
     """Every model and route with one limit after another; `how` they are compared."""
-    if uid:
-        needs_other_users()
     results = scene.results_of("packed", "in place")
     return [
         scene.compare(scene.job(name, loader=loader, breaks=breaks, value=value, uid=uid, threads=count), results, **how)
@@ -85,15 +82,13 @@ def control_group(controller: str, limits: Sequence[str]) -> Iterator[Path]:
 
 
 def _in_group(scene: Scene, controller: str, limits: Sequence[str], values: Sequence[int]) -> list[Verdict]:
-    """Every model and route in a group of its own, with one limit after another."""
     results = scene.results_of("packed", "in place")
     verdicts = []
     for (name, loader), value in product(scene.contenders, values):
         with control_group(controller, limits) as limit:
             paths = (str(limit.parent), limit.name)
             job = scene.job(name, loader=loader, breaks="group", value=value, paths=paths)
-            unlimited = partial(limit.write_text, "-1" if limit.name == "memory.limit_in_bytes" else "max")
-            verdicts.append(scene.compare(job, results, tries=_TRIES, restore=unlimited))
+            verdicts.append(scene.compare(job, results, tries=_TRIES))
     return verdicts
 
 

@@ -2,17 +2,16 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.big_models import Pair, write_pair
-from conformance.faults.job import Job, Outcome, Verdict, judge
-from conformance.faults.processes import LoadProcess, listing, settled_listing
+from conformance.faults.job import Job, LoadProcess, Outcome, Verdict, judge, listing, settled_listing
 from ort_qdq_plugin.cli.demo_model import Decoder
 
-__all__ = ["UNUSED_UID", "PairName", "Scene", "Skipped", "needs_other_users", "needs_root"]
+__all__ = ["UNUSED_UID", "Fault", "PairName", "Scene", "Skipped", "needs_root"]
 
 UNUSED_UID = 54321
 """An ordinary user that no machine has."""
@@ -40,13 +39,6 @@ def needs_root() -> None:
         raise Skipped("needs root")
 
 
-def needs_other_users() -> None:
-    """Skips the row where root is all there is."""
-    needs_root()
-    if Path("/proc/self/uid_map").read_text().split()[2] == "1":
-        raise Skipped("needs other users, this namespace has none")
-
-
 class Scene:
     """A folder with the models, and what rows need again and again."""
 
@@ -54,7 +46,6 @@ class Scene:
         self.folder = folder
         self.kills = kills
         self._shape = _QUICK_SHAPE if quick else _SHAPE
-        self._pairs: dict[PairName, Pair] = {}
         self._results: dict[Path, str] = {}
         self.spill, self.temporary, self.home = (folder / name for name in ("spill", "tmp", "home"))
         for made in (self.spill, self.temporary, self.home):
@@ -74,10 +65,8 @@ class Scene:
 
     def pair(self, name: PairName) -> Pair:
         """A model in QDQ form and in ONNX Runtime's own, written when it is first asked for."""
-        if name not in self._pairs:
-            variant, changes = _PAIRS[name]
-            self._pairs[name] = write_pair(self.folder / name, variant, self._shape, **changes)
-        return self._pairs[name]
+        variant, changes = _PAIRS[name]
+        return write_pair(self.folder / name, variant, self._shape, **changes)
 
     def results_of(self, *names: PairName) -> set[str]:
         """What stock ONNX Runtime makes of models, of the QDQ form and of the fused one."""
@@ -90,15 +79,17 @@ class Scene:
         return {self._results[path] for path in paths}
 
     def job(self, name: PairName = "packed", **changes: Any) -> Job:
-        """A job for a model with its spill file here."""
+        """A job for a model with its spill file here; skips the row where it needs another user and there is none."""
+        if changes.get("uid"):
+            needs_root()
+            if Path("/proc/self/uid_map").read_text().split()[2] == "1":
+                raise Skipped("needs other users, this namespace has none")
         return replace(Job(str(self.pair(name).qdq), spill_dir=str(self.spill)), **changes)
 
     def start(self, job: Job) -> LoadProcess:
-        """A fresh process for the job."""
         return LoadProcess(job, job.temporary or str(self.temporary), str(self.home))
 
     def run(self, job: Job) -> Outcome:
-        """A job in a fresh process."""
         return self.start(job).outcome()
 
     def watch(self, job: Job, run: Callable[[Job], Outcome] | None = None) -> tuple[Outcome, set[str]]:
@@ -108,34 +99,22 @@ class Scene:
         return (run or self.run)(job), settled_listing(watched, before)
 
     def compare(
-        self,
-        job: Job,
-        results: set[str],
-        *,
-        restore: Callable[[], object] = bool,
-        tries: int = 1,
-        slack: Sequence[int] = (),
-        alike: frozenset[str] = frozenset(),
+        self, job: Job, results: set[str], *, tries: int = 1, slack: Sequence[int] = (), alike: frozenset[str] = frozenset()
     ) -> Verdict:
-        """The job by us and by stock ONNX Runtime, judged; `restore` is called before each.
+        """The job by us and by stock ONNX Runtime, judged.
 
         `slack` is by how much more of what is limited we may need: stock may have failed with that much less.
         """
-
-        def run(job: Job) -> tuple[Outcome, set[str]]:
-            restore()
-            return self.watch(job)
-
         verdict = Verdict("", "not run")
         stock_job = replace(job, loader="stock", again=False)
         for _ in range(tries):
-            ours, left = run(job)
+            ours, left = self.watch(job)
             # Where we have a session, stock ONNX Runtime does not matter.
-            verdict = judge(ours, ours if ours.result else run(stock_job)[0], results, left, alike)
+            verdict = judge(ours, ours if ours.result else self.watch(stock_job)[0], results, left, alike)
             if not verdict.problem:
                 return verdict
         for less in slack if not ours.result else ():
-            stock, _ = run(replace(stock_job, value=job.value - less))
+            stock, _ = self.watch(replace(stock_job, value=job.value - less))
             with_less = judge(ours, stock, results, left, alike)
             if not with_less.problem:
                 return replace(with_less, what=f"{with_less.what} with a little less")
@@ -145,3 +124,14 @@ class Scene:
         """A model by each of our routes, unless it is changed one whose weights are packed."""
         results = self.results_of(name)
         return [self.compare(self.job(loader=loader, **changes), results) for loader in self.loaders]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of the table: what is broken, how, at which stage of a load, and the judged loads that meet it."""
+
+    name: str
+    how: str
+    stage: str
+    run: Callable[[Scene], list[Verdict]]
+    quick: bool = False

@@ -9,9 +9,8 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from conformance.faults.fault import Fault
 from conformance.faults.job import LOADED, Job, Outcome, Verdict
-from conformance.faults.scene import PairName, Scene, Skipped
+from conformance.faults.scene import Fault, PairName, Scene, Skipped
 
 __all__ = ["SIGNALS", "strike"]
 
@@ -21,8 +20,7 @@ def _interrupted(scene: Scene, name: PairName = "packed", **changes: Any) -> Ver
     results = scene.results_of("packed", "in place")
     ours, left = scene.watch(scene.job(name, again=True, **changes))
     good = ours.error == "KeyboardInterrupt" and ours.again in results and not ours.warnings and not ours.left
-    problem = "" if good else f"{ours}"
-    return Verdict("KeyboardInterrupt, then a session", problem or (f"left: {left}" if left else ""), len(left))
+    return Verdict.of("KeyboardInterrupt, then a session", "" if good else f"{ours}", left)
 
 
 def _interrupted_initialization(scene: Scene) -> list[Verdict]:
@@ -37,8 +35,7 @@ def _terminated(scene: Scene) -> list[Verdict]:
     verdicts = []
     for loader in scene.loaders:
         ours, left = scene.watch(scene.job(loader=loader, breaks="terminate packing"))
-        problem = "" if ours.died == "killed by SIGTERM" and not left else f"{ours.short}, left {left}"
-        verdicts.append(Verdict("ended by SIGTERM", problem, len(left)))
+        verdicts.append(Verdict.of("ended by SIGTERM", "" if ours.died == "killed by SIGTERM" else ours.short, left))
     return verdicts
 
 
@@ -62,13 +59,10 @@ def strike(scene: Scene, job: Job, number: int, count: int) -> list[Verdict]:
         after = (nth + dice.random()) / count * seconds
         ours, left = scene.watch(job, partial(_send_during_load, scene, number=number, after=after))
         during = ours.stage != LOADED
-        ended = not during or expected in (ours.died, ours.error)
-        problem = "" if ended else f"{ours.short} {ours.messages[-300:]}"
-        if left:
-            problem = problem or f"left in stage {ours.stage}: {sorted(left)}"
-            for path in left:
-                os.unlink(path)
-        verdicts.append(Verdict(f"in {ours.stage}" if during else "after the load", problem, len(left)))
+        problem = f"{ours.short} {ours.messages[-300:]}" if during and expected not in (ours.died, ours.error) else ""
+        verdicts.append(Verdict.of(f"in {ours.stage}" if during else "after the load", problem, left))
+        for path in left:
+            os.unlink(path)
     return verdicts
 
 

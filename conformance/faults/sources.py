@@ -3,9 +3,8 @@
 import shutil
 from functools import partial
 
-from conformance.faults.fault import Fault
 from conformance.faults.job import Job, Verdict, judge
-from conformance.faults.scene import PairName, Scene
+from conformance.faults.scene import Fault, PairName, Scene
 
 __all__ = ["SOURCES"]
 

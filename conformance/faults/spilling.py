@@ -5,13 +5,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from conformance.faults.breaks import fill_disk
-from conformance.faults.fault import Fault, Loads
 from conformance.faults.job import MB, Verdict
-from conformance.faults.scene import UNUSED_UID, PairName, Scene, Skipped, needs_other_users, needs_root
+from conformance.faults.scene import UNUSED_UID, Fault, PairName, Scene, Skipped, needs_root
 
 __all__ = ["DIRECTORIES", "DISKS"]
 
@@ -20,23 +20,20 @@ _Place = Callable[[Scene], AbstractContextManager[Path]]
 _BLOCK = 4096  # in which filefrag is asked to count
 
 
-def _needs(*tools: str) -> None:
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing:
-        raise Skipped(f"needs {', '.join(missing)}")
-
-
-def _command(*words: object) -> None:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Skipped(f"{words[0]} fails here: {done.stderr.strip()[:200]}")
+def _command(*words: object) -> str:
+    """What a command prints; skips the row where it is missing, or fails."""
+    try:
+        return subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        raise Skipped(f"needs {words[0]}") from None
+    except subprocess.CalledProcessError as error:
+        raise Skipped(f"{words[0]} fails here: {error.stderr.strip()[:200]}") from None
 
 
 @contextmanager
 def _mounted_at(folder: Path, *options: object) -> Iterator[Path]:
     """A file system, mounted for as long as it is needed."""
     needs_root()
-    _needs("mount", "umount")
     folder.mkdir(exist_ok=True)
     try:
         _command("mount", *options, folder)
@@ -58,10 +55,9 @@ def _tmpfs(size: str, *options: str) -> _Place:
 def _ext4_image(image: Path, megabytes: int) -> Iterator[Path]:
     """A file that holds a file system, to be mounted by `loop`."""
     needs_root()
-    _needs("mkfs.ext4", "losetup")
     try:
-        with open(image, "wb") as file:
-            file.truncate(megabytes * MB)
+        image.touch()
+        os.truncate(image, megabytes * MB)
         _command("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", 0, image)
         yield image
     finally:
@@ -71,7 +67,6 @@ def _ext4_image(image: Path, megabytes: int) -> Iterator[Path]:
 @contextmanager
 def _bad_disk(scene: Scene, name: PairName, victim: str) -> Iterator[Path]:
     """A file system with the model's files, whose blocks from the middle of file `victim` on cannot be read."""
-    _needs("filefrag")
     pair = scene.pair(name)
     size = sum(path.stat().st_size for path in pair.qdq.parent.iterdir()) // MB
     with _ext4_image(scene.folder / "image", 2 * size + 16) as image:
@@ -80,9 +75,7 @@ def _bad_disk(scene: Scene, name: PairName, victim: str) -> Iterator[Path]:
             for path in sorted(pair.qdq.parent.glob("qdq*"), key=lambda path: path.name == victim):
                 shutil.copy(path, folder)
             os.sync()
-            out = subprocess.run(
-                ["filefrag", "-v", f"-b{_BLOCK}", str(folder / victim)], capture_output=True, text=True, check=True
-            ).stdout
+            out = _command("filefrag", "-v", f"-b{_BLOCK}", folder / victim)
         lines = (line.split(":") for line in out.splitlines() if line.strip()[:1].isdigit())
         first, length = max((int(physical.split("..")[0]), int(length)) for _, _, physical, length, *_ in lines)
         with _mounted_at(scene.folder / "disk", "-o", "ro,loop", image) as folder:
@@ -90,7 +83,7 @@ def _bad_disk(scene: Scene, name: PairName, victim: str) -> Iterator[Path]:
             yield folder
 
 
-def _spilling_to(place: _Place, **changes: Any) -> Loads:
+def _spilling_to(place: _Place, **changes: Any) -> Callable[[Scene], list[Verdict]]:
     """Both routes with packed weights there."""
 
     def loads(scene: Scene) -> list[Verdict]:
@@ -123,14 +116,10 @@ def _filled_later(scene: Scene) -> list[Verdict]:
         return [scene.compare(job, scene.results_of("packed"))]
 
 
-def _on__bad_disk(name: PairName, victim: str) -> Loads:
+def _on_bad_disk(scene: Scene, name: PairName, victim: str) -> list[Verdict]:
     """Every route, with the end of one of the model's files unreadable."""
-
-    def loads(scene: Scene) -> list[Verdict]:
-        with _bad_disk(scene, name, victim) as folder:
-            return scene.both_routes(name, model=str(folder / "qdq.onnx"))
-
-    return loads
+    with _bad_disk(scene, name, victim) as folder:
+        return scene.both_routes(name, model=str(folder / "qdq.onnx"))
 
 
 _CUT_OFF = "loop-mounted ext4, image cut off within the external data"
@@ -141,53 +130,47 @@ DISKS = (
           _spilling_to(_tmpfs("1m"), breaks="overpromise"), quick=True),
     Fault("ENOSPC later", "tmpfs is filled while a session lives, then a second load", "reserving",
           _filled_later, quick=True),
-    Fault("EIO, packed weights", _CUT_OFF, "packing", _on__bad_disk("packed", "qdq.onnx.data")),
-    Fault("EIO, weights in place", _CUT_OFF, "initialization", _on__bad_disk("in place", "qdq.onnx.data")),
+    Fault("EIO, packed weights", _CUT_OFF, "packing",
+          partial(_on_bad_disk, name="packed", victim="qdq.onnx.data")),
+    Fault("EIO, weights in place", _CUT_OFF, "initialization",
+          partial(_on_bad_disk, name="in place", victim="qdq.onnx.data")),
     Fault("EIO, the model's file", "loop-mounted ext4, image cut off within it", "opening, packing",
-          _on__bad_disk("inline", "qdq.onnx")),
+          partial(_on_bad_disk, name="inline", victim="qdq.onnx")),
     Fault("EIO, spill file", "64 MB ext4, loop-mounted from an image on a 12 MB tmpfs; pages go", "packing",
           _spilling_to(_ext4_on_a_small_disk, breaks="write back")),
 )  # fmt: skip
 
 
-def _missing(scene: Scene) -> AbstractContextManager[Path]:
-    return nullcontext(scene.folder / "nowhere")
+_FILE, _NOWHERE = "packed/qdq.onnx", "nowhere"
 
 
-def _file(scene: Scene) -> AbstractContextManager[Path]:
-    file = scene.folder / "file"
-    file.write_bytes(b"")
-    return nullcontext(file)
+def _at(name: str, mode: int = 0) -> _Place:
+    """A path in the scene's folder, of a directory that is made with this mode if one is given."""
 
+    def place(scene: Scene) -> AbstractContextManager[Path]:
+        path = scene.folder / name
+        if mode:
+            path.mkdir(exist_ok=True)
+            path.chmod(mode)
+        return nullcontext(path)
 
-def _closed(scene: Scene) -> AbstractContextManager[Path]:
-    needs_other_users()
-    closed = scene.folder / "closed"
-    closed.mkdir(mode=0o700, exist_ok=True)
-    return nullcontext(closed)
-
-
-def _unsafe(scene: Scene) -> AbstractContextManager[Path]:
-    unsafe = scene.folder / "unsafe"
-    unsafe.mkdir(exist_ok=True)
-    unsafe.chmod(0o777)
-    return nullcontext(unsafe)
+    return place
 
 
 def _bad_tmpdir(scene: Scene) -> list[Verdict]:
     verdicts = []
-    for place in (_file, _missing):
-        with place(scene) as temporary:
-            verdicts += scene.both_routes(spill_dir=None, temporary=str(temporary))
+    for name in (_FILE, _NOWHERE):
+        verdicts += scene.both_routes(spill_dir=None, temporary=str(scene.folder / name))
     return verdicts
 
 
 DIRECTORIES = (
     Fault("read-only directory", "tmpfs mounted read-only", "reserving", _spilling_to(_tmpfs("64m", "ro")), quick=True),
-    Fault("missing directory", "spill_dir does not exist", "reserving", _spilling_to(_missing), quick=True),
-    Fault("directory is a file", "spill_dir is a file", "reserving", _spilling_to(_file), quick=True),
+    Fault("missing directory", "spill_dir does not exist", "reserving", _spilling_to(_at(_NOWHERE)), quick=True),
+    Fault("directory is a file", "spill_dir is a file", "reserving", _spilling_to(_at(_FILE)), quick=True),
     Fault("TMPDIR unusable", "TMPDIR is a file, or missing", "reserving", _bad_tmpdir),
     Fault("no permission", "spill_dir of mode 0700 of another user", "reserving",
-          _spilling_to(_closed, uid=UNUSED_UID), quick=True),
-    Fault("unsafe directory", "spill_dir that others can write to, not sticky", "naming", _spilling_to(_unsafe), quick=True),
+          _spilling_to(_at("closed", 0o700), uid=UNUSED_UID), quick=True),
+    Fault("unsafe directory", "spill_dir that others can write to, not sticky", "naming",
+          _spilling_to(_at("unsafe", 0o777)), quick=True),
 )  # fmt: skip

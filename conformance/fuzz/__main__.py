@@ -24,10 +24,7 @@ from hypothesis import strategies as st
 
 from conformance.fuzz.coverage import fuzz_by_coverage
 from conformance.fuzz.judge import Judge, Verdict
-from conformance.fuzz.mutate import mutated_models
-from conformance.fuzz.surroundings import beside_a_model
-
-__all__ = ["main"]
+from conformance.fuzz.mutate import beside_a_model, mutated_models
 
 _ONCE = settings(database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
@@ -61,7 +58,6 @@ def _judge_mutations(count: int, seed: int, failures: Path) -> Counter[tuple[Ver
 
 
 def main() -> None:
-    """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coverage-guided", type=float, metavar="MINUTES")
     parser.add_argument("--corpus", type=Path, default=Path("fuzz-corpus"), help="folder for the coverage-guided fuzzer's")

@@ -9,10 +9,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from conformance.fuzz.mutate import mutate
-from conformance.fuzz.outcome import MAX_BYTES, MAX_SECONDS
+from conformance.fuzz.mutate import beside_a_model, mutate
 from conformance.fuzz.seeds import seed_models
-from conformance.fuzz.surroundings import beside_a_model
+from conformance.fuzz.worker import MAX_BYTES, MAX_SECONDS
 
 __all__ = ["fuzz_by_coverage"]
 

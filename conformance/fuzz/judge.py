@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.fuzz.outcome import MAX_BYTES, MAX_SECONDS, Outcome
-from conformance.fuzz.worker import Worker
+from conformance.fuzz.worker import MAX_BYTES, MAX_SECONDS, Outcome, Worker
 from conformance.worker import Crash
 
 __all__ = ["Judge", "Verdict"]
@@ -50,7 +49,6 @@ class Judge:
         self.fused = 0
 
     def close(self) -> None:
-        """End both."""
         self._ours.close()
         self._stock.close()
 

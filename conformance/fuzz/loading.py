@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 from conformance.drawing.elements import Array
-from conformance.fuzz.outcome import Failure, Outcome, Way
+from conformance.fuzz.worker import Failure, Outcome, Way
 from conformance.sessions import CPU, quiet_options
 from ort_qdq_plugin import create_session, inspect, report_of
 from ort_qdq_plugin.system.platform import host

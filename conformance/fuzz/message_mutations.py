@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import onnx
@@ -16,8 +17,7 @@ _LOCATIONS = (
     "model.data", "./model.data", "sub/../model.data", "link.data", "leaving.data", "sub", "fifo", "zero", "missing",
     "../outside.data", "/dev/zero", "/proc/self/mem", "model.onnx", "a\0b", "x" * 5000, "", ".", "..",
 )  # fmt: skip
-"""External data locations. What stands beside a mutated model is the caller's to provide: a file `model.data`, a folder
-`sub`, the links `link.data` (to it), `leaving.data` (to ../outside.data) and `zero` (to /dev/zero), and a FIFO `fifo`."""
+"""External data locations, among them all that `beside_a_model` of `mutate` makes."""
 _SIZES = (
     -(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 100, 127, 128, 129, 256,
     512, 1024, 4096, 2**16, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**40, 2**62, 2**63 - 1,
@@ -35,9 +35,12 @@ _ATTRIBUTES = ("axis", "axes", "block_size", "output_dtype", "perm", "to", "tran
                "bits", "K", "N", "value", "then_branch", "body")  # fmt: skip
 _VALUES: Any = (*_SIZES, 0.5, float("nan"), float("inf"), "text", [1, 0], [0], [-1], [])
 _NUMBERS_AS_BYTES = (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x88\x88\x88\x88")
-_LONG = 5000
+_NAMES = ("", "n" * 5000, "other", "\0", "w_d.MatMulNBits.B")
+_Fields = Sequence[tuple[str, Sequence[object]]]
+"""Names of fields, and what may stand there; nothing: one of the model's names, or an odd one."""
 Random = random.Random
 Mutation = Callable[[Random, onnx.ModelProto], None]
+_Some = Callable[[Random, onnx.ModelProto], Any]
 
 
 def _some_graph(rng: Random, model: onnx.ModelProto) -> Any:
@@ -64,67 +67,53 @@ def _some_tensor(rng: Random, model: onnx.ModelProto) -> TensorProto:
 
 
 def _names_of(model: onnx.ModelProto) -> list[str]:
-    """Every name of a value."""
     names = [value.name for graph in graphs_of(model.graph) for value in (*graph.input, *graph.initializer)]
     names += [name for graph in graphs_of(model.graph) for node in graph.node for name in node.output]
     return names or ["x"]
 
 
-def _dims(rng: Random, model: onnx.ModelProto) -> None:
-    dims = _some_tensor(rng, model).dims
-    kind = rng.randrange(6)
-    if kind < 3 and dims:
-        dims[rng.randrange(len(dims))] = rng.choice(_SIZES)
-    elif kind == 3 and dims:
-        del dims[rng.randrange(len(dims))]
-    elif kind == 4:
-        dims.insert(rng.randrange(len(dims) + 1), rng.choice((1, *_SIZES)))
+def _field(rng: Random, model: onnx.ModelProto, some: _Some, fields: _Fields) -> None:
+    """Another value in a field of some message, or none; in a repeated field, also one more or one less, or many."""
+    message, (name, choices) = some(rng, model), rng.choice(fields)
+    new = rng.choice(choices or (*_NAMES, *rng.choices(_names_of(model), k=len(_NAMES))))
+    values, kind = getattr(message, name), rng.randrange(16)
+    if kind == 0:
+        message.ClearField(name)
+    elif isinstance(values, str | int):
+        setattr(message, name, new)
+    elif kind == 1 and isinstance(new, int):
+        values.extend([new] * rng.choice((62, 63, 1000, 20_000)))
+    elif kind < 6 or not values:
+        values.insert(rng.randrange(len(values) + 1), new)
+    elif kind < 9:
+        del values[rng.randrange(len(values))]
     else:
-        dims.extend([rng.choice((1, 2, 2**62))] * rng.choice((1, 62, 63, 1000, 20_000)))
+        values[rng.randrange(len(values))] = new
+
+
+def _repeated(rng: Random, model: onnx.ModelProto) -> None:
+    """A message of a repeated field once more, or not at all."""
+    graph, node = rng.choice([*graphs_of(model.graph)]), _some_node(rng, model)
+    of_model = (model.opset_import, model.functions)
+    messages = rng.choice((node.attribute, graph.node, graph.initializer, graph.input, graph.output, *of_model))
+    if messages:
+        at = rng.randrange(len(messages))
+        if rng.random() < 0.5:
+            messages.insert(rng.randrange(len(messages)), messages[at])
+        else:
+            del messages[at]
 
 
 def _swapped_dims(rng: Random, model: onnx.ModelProto) -> None:
     """The same number of elements in another shape."""
     dims = _some_tensor(rng, model).dims
-    sizes = list(dims)
-    rng.shuffle(sizes)
-    dims[:] = sizes
+    dims[:] = rng.sample(dims, len(dims))
 
 
-def _data_type(rng: Random, model: onnx.ModelProto) -> None:
-    _some_tensor(rng, model).data_type = rng.choice((*range(28), 99, -1))
-
-
-def _attribute(rng: Random, model: onnx.ModelProto) -> None:
-    node = _some_node(rng, model)
-    kind = rng.randrange(7)
-    if kind == 0 or not node.attribute:
-        name, value = rng.choice(_ATTRIBUTES), rng.choice(_VALUES)
-        if value == []:
-            node.attribute.add(name=name, type=AttributeProto.INTS)
-        else:
-            node.attribute.append(helper.make_attribute(name, value))
-        return
-    attr = rng.choice(node.attribute)
-    if kind == 1:
-        node.attribute.remove(attr)
-    elif kind == 2:
-        node.attribute.append(attr)
-    elif kind == 3:
-        attr.name = rng.choice(_ATTRIBUTES)
-    elif kind == 4:
-        attr.type = rng.randrange(15)
-    elif attr.ints and kind == 5:
-        attr.ints[rng.randrange(len(attr.ints))] = rng.choice(_SIZES)
-    else:
-        attr.i = rng.choice(_SIZES)
-
-
-def _scalar(rng: Random, model: onnx.ModelProto) -> None:
-    """alpha and beta."""
-    attributes = _some_node(rng, model).attribute
-    name, value = rng.choice(("alpha", "beta")), rng.choice((0.0, -1.0, 0.5, 1e30, 3e38, float("nan")))
-    attributes.append(helper.make_attribute(name, value))
+def _new_attribute(rng: Random, model: onnx.ModelProto, names: Sequence[str] = _ATTRIBUTES, values: Any = _VALUES) -> None:
+    value = rng.choice(values)
+    kind = AttributeProto.INTS if value == [] else None
+    _some_node(rng, model).attribute.append(helper.make_attribute(rng.choice(names), value, attr_type=kind))
 
 
 def _external(rng: Random, model: onnx.ModelProto) -> None:
@@ -167,65 +156,22 @@ def _bytes_of_a_tensor(rng: Random, model: onnx.ModelProto) -> None:
         tensor.raw_data = bytes(raw)
 
 
-def _name(rng: Random, model: onnx.ModelProto) -> None:
-    names = _names_of(model)
-    new = rng.choice((rng.choice(names), "", "n" * _LONG, "other", "\0", "w_d.MatMulNBits.B"))
-    node = _some_node(rng, model)
-    kind = rng.randrange(4)
-    if kind == 0 and node.output:
-        node.output[rng.randrange(len(node.output))] = new
-    elif kind == 1:
-        _some_tensor(rng, model).name = new
-    elif kind == 2:
-        node.name = new
-    elif node.input:
-        node.input[rng.randrange(len(node.input))] = new
-
-
-def _inputs(rng: Random, model: onnx.ModelProto) -> None:
-    node = _some_node(rng, model)
-    kind = rng.randrange(4)
-    if kind == 0 and node.input:
-        del node.input[rng.randrange(len(node.input))]
-    elif kind == 1:
-        node.input.append(rng.choice(_names_of(model)))
-    elif kind == 2:
-        node.output.append("another")
-    elif node.input:
-        node.input[rng.randrange(len(node.input))] = rng.choice(_names_of(model))
-
-
 def _nodes(rng: Random, model: onnx.ModelProto) -> None:
     nodes = _some_graph(rng, model).node
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    if not kept:
-        return
-    at, kind = rng.randrange(len(kept)), rng.randrange(5)
+    kept, kind = list(onnx.GraphProto(node=nodes).node), rng.randrange(3)
+    rng.shuffle(kept)
     if kind == 0:
-        rng.shuffle(kept)
-    elif kind == 1:
-        del kept[at]
-    elif kind == 2:
-        kept.insert(rng.randrange(len(kept)), kept[at])
-    elif kind == 3:
-        kept[at].output[:] = [f"{name}.again" for name in kept[at].output]
-        kept.append(kept[at])
-    else:
+        del nodes[:]
+        nodes.extend(kept)
+    elif kept and kind == 1:
+        kept[0].output[:] = [f"{name}.again" for name in kept[0].output]
+        nodes.append(kept[0])
+    elif nodes:
         # A node of a kind that is looked through, between two others.
-        name = kept[at].input[0] if kept[at].input else "x"
-        kept.insert(at, helper.make_node(rng.choice(_OPERATORS), [name], [f"{name}.through"]))
-        if kept[at + 1].input:
-            kept[at + 1].input[0] = f"{name}.through"
-    del nodes[:]
-    nodes.extend(kept)
-
-
-def _operator(rng: Random, model: onnx.ModelProto) -> None:
-    node = _some_node(rng, model)
-    if rng.random() < 0.7:
-        node.op_type = rng.choice(_OPERATORS)
-    else:
-        node.domain = rng.choice(_DOMAINS)
+        at = rng.randrange(len(nodes))
+        name = nodes[at].input[0] if nodes[at].input else "x"
+        nodes[at].input[:1] = [f"{name}.through"]
+        nodes.insert(at, helper.make_node(rng.choice(_OPERATORS), [name], [f"{name}.through"]))
 
 
 def _subgraph(rng: Random, model: onnx.ModelProto) -> None:
@@ -239,20 +185,12 @@ def _subgraph(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def _function(rng: Random, model: onnx.ModelProto) -> None:
-    """Some of the graph's nodes as a function, called in their place, and sometimes by itself."""
-    kind = rng.randrange(4)
-    if model.functions and kind == 0:
-        model.functions.append(rng.choice(model.functions))
-        return
-    if model.functions and kind == 1:
-        del model.functions[rng.randrange(len(model.functions))]
-        return
+    """One of the graph's nodes as a function, called in its place, and sometimes by itself."""
     if not model.graph.node:
         return
-    at = rng.randrange(len(model.graph.node))
-    node = model.graph.node[at]
+    node = rng.choice(model.graph.node)
     body = [onnx.NodeProto.FromString(node.SerializeToString())]
-    if kind == 2:
+    if rng.random() < 0.3:
         body.append(helper.make_node("made", node.input, [f"{name}.inner" for name in node.output], domain="local"))
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("local", 1)]
     inputs = list(dict.fromkeys(node.input))
@@ -261,59 +199,45 @@ def _function(rng: Random, model: onnx.ModelProto) -> None:
     del node.attribute[:]
     node.input[:] = inputs
     if rng.random() < 0.8:
-        model.opset_import.append(helper.make_opsetid("local", 1))
-
-
-def _opset(rng: Random, model: onnx.ModelProto) -> None:
-    kind = rng.randrange(4)
-    if kind == 0 and model.opset_import:
-        del model.opset_import[rng.randrange(len(model.opset_import))]
-    elif kind == 1 and model.opset_import:
-        rng.choice(model.opset_import).version = rng.choice((*_SIZES, 9, 10, 11, 13, 17, 19, 21, 23, 24, 25))
-    else:
-        model.opset_import.append(helper.make_opsetid(rng.choice(_DOMAINS), rng.choice((*_SIZES, 13, 21))))
-
-
-def _version(rng: Random, model: onnx.ModelProto) -> None:
-    if rng.random() < 0.2:
-        model.ClearField("ir_version")
-    else:
-        model.ir_version = rng.choice((*_SIZES, 3, 4, 8, 10, 11, 13))
+        model.opset_import.append(opsets[1])
 
 
 def _interface(rng: Random, model: onnx.ModelProto) -> None:
-    """Inputs, outputs and stated shapes."""
-    graph = rng.choice([*graphs_of(model.graph)])
-    name = rng.choice(_names_of(model))
+    graph, name = rng.choice([*graphs_of(model.graph)]), rng.choice(_names_of(model))
     shape: list[Any] = [rng.choice((*_SIZES, "m", "")) for _ in range(rng.choice((0, 1, 2, 2, 3, 70)))]
     value = helper.make_tensor_value_info(name, rng.choice((TensorProto.FLOAT, *range(27))), shape)
     rng.choice((graph.input, graph.output, graph.value_info)).append(value)
-    if rng.random() < 0.3:
-        fields = [field for field in (graph.input, graph.output) if field]
-        if fields:
-            field = rng.choice(fields)
-            del field[rng.randrange(len(field))]
 
 
 def _initializer(rng: Random, model: onnx.ModelProto) -> None:
+    """An initializer that is an input, too, or the value of a Constant node instead."""
     graph = rng.choice([*graphs_of(model.graph)])
     if not graph.initializer:
         return
-    at, kind = rng.randrange(len(graph.initializer)), rng.randrange(4)
+    at = rng.randrange(len(graph.initializer))
     tensor = graph.initializer[at]
-    if kind == 0:
-        del graph.initializer[at]
-    elif kind == 1:
-        graph.initializer.append(tensor)
-    elif kind == 2:
+    if rng.random() < 0.5:
         graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type or 1, list(tensor.dims)[:70]))
     else:
         graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
         del graph.initializer[at]
 
 
+_scale = partial(_new_attribute, names=("alpha", "beta"), values=(0.0, -1.0, 0.5, 1e30, 3e38, float("nan")))
+# How often, of which messages, and which fields.
+_PLACES: tuple[tuple[int, _Some, _Fields], ...] = (
+    (2, _some_tensor, [("dims", (1, *_SIZES))]),
+    (2, _some_tensor, [("data_type", (*range(28), 99, -1)), ("name", ())]),
+    (3, _some_node, [("input", ()), ("input", ()), ("output", ()), ("name", ())]),
+    (1, _some_node, [("op_type", _OPERATORS), ("op_type", _OPERATORS), ("domain", _DOMAINS)]),
+    (1, lambda rng, model: rng.choice(_some_node(rng, model).attribute or [AttributeProto()]),
+     [("name", _ATTRIBUTES), ("type", range(15)), ("ints", _SIZES), ("i", _SIZES)]),
+    (1, lambda rng, model: rng.choice(model.opset_import or [model.opset_import.add()]),
+     [("version", (*_SIZES, 9, 10, 11, 13, 17, 19, 21, 23, 24, 25)), ("domain", _DOMAINS)]),
+    (1, lambda rng, model: model, [("ir_version", (*_SIZES, 3, 4, 8, 10, 11, 13))]),
+)  # fmt: skip
 MESSAGE_MUTATIONS: Sequence[Mutation] = (
-    _dims, _dims, _swapped_dims, _data_type, _attribute, _attribute, _scalar, _external, _external, _raw_data, _raw_data,
-    _bytes_of_a_tensor, _name, _name, _inputs, _nodes, _operator, _subgraph, _function, _opset, _version, _interface,
-    _initializer,
+    _repeated, _repeated, _swapped_dims, _new_attribute, _scale, _external, _external, _raw_data, _raw_data,
+    _bytes_of_a_tensor, _nodes, _subgraph, _function, _interface, _initializer,
+    *(partial(_field, some=some, fields=fields) for count, some, fields in _PLACES for _ in range(count)),
 )  # fmt: skip

@@ -5,6 +5,13 @@ Every choice is asked of a `random.Random`. Hypothesis supplies one whose choice
 coverage-guided fuzzer one with the seed that it gives its mutators.
 """
 
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import onnx
 from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
@@ -12,7 +19,7 @@ from hypothesis import strategies as st
 from conformance.fuzz.message_mutations import MESSAGE_MUTATIONS, Random
 from conformance.fuzz.seeds import seed_models
 
-__all__ = ["mutate", "mutated_models"]
+__all__ = ["beside_a_model", "mutate", "mutated_models"]
 
 _NOT_UTF8 = b"\xff\xfe"
 
@@ -80,6 +87,22 @@ def mutate(rng: Random, data: bytes) -> bytes:
 
 @st.composite
 def mutated_models(draw: st.DrawFn) -> bytes:
-    """A seed model, mutated."""
     seed = draw(st.sampled_from(seed_models()))
     return mutate(draw(st.randoms(use_true_random=False)), seed)
+
+
+@contextmanager
+def beside_a_model() -> Iterator[Path]:
+    """A folder with all that mutated models refer to; in memory where that can be had."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.path.isdir(memory) else None) as outer:
+        folder = Path(outer) / "inside"
+        (folder / "sub").mkdir(parents=True)
+        data = random.Random(0).randbytes(1 << 14)
+        (folder / "model.data").write_bytes(data)
+        (Path(outer) / "outside.data").write_bytes(data)
+        (folder / "link.data").symlink_to("model.data")
+        (folder / "leaving.data").symlink_to("../outside.data")
+        (folder / "zero").symlink_to("/dev/zero")
+        os.mkfifo(folder / "fifo")
+        yield folder

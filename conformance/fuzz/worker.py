@@ -1,18 +1,48 @@
-"""A process that loads models which may crash it, and tells what came of each."""
+"""A process that loads models which may crash it, and tells what came of each, and what that cost."""
 
 import gc
 import logging
 import os
 import resource
 import sys
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from conformance import worker
-from conformance.fuzz.outcome import Outcome, Way
+from conformance.drawing.elements import Array
 from conformance.fuzz.seeds import seed_models
 
-__all__ = ["Worker"]
+__all__ = ["MAX_BYTES", "MAX_SECONDS", "Failure", "Outcome", "Way", "Worker"]
 
 _WORKER_BYTES = 8 << 30  # of address space
+# What a model may cost beyond what stock ONNX Runtime takes for it.
+MAX_SECONDS = 2  # of processor time
+MAX_BYTES = 256 << 20
+Way = str
+"""How a model is loaded: "ours", "stock", "unoptimized" (by stock), or "inspect" for its report alone."""
+
+
+class Failure(NamedTuple):
+    """An exception: its class, and its text without addresses, which are never the same."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a model: `values` of its outputs, or the `error` of `stage` "load" or "run".
+
+    Without either it was loaded and not run, for want of inputs. `fused`: what this package made of it. `seconds` of
+    processor time, and how far memory grew beyond what was there before, in `nbytes`.
+    """
+
+    stage: str
+    error: Failure | None
+    values: tuple[Array, ...] | None
+    fused: int
+    seconds: float
+    nbytes: int
 
 
 class Worker(worker.Worker):

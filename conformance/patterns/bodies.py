@@ -27,8 +27,8 @@ def _stored(weight: Weight, name: str = "w") -> Step:
 
 def _branches(d: Draft, nodes: str, one: str, two: str, *weights: Weight) -> dict[str, onnx.GraphProto]:
     """Two bodies with a product, of a weight of their own or of one outside, times a factor."""
-    branches = []
-    for index, name in enumerate((one, two)):
+    branches = {}
+    for index, (attribute, name) in enumerate((("then_branch", one), ("else_branch", two))):
         branch = Draft(parent=d)
         if weights:
             branch.weight(weights[index])
@@ -37,8 +37,8 @@ def _branches(d: Draft, nodes: str, one: str, two: str, *weights: Weight) -> dic
         branch.scalar(factor, index + 1.0)
         branch.write(f"{name}_y = Mul({name}_h, {factor})")
         branch.output(f"{name}_y", [ROWS, 64])
-        branches.append(branch.graph(name))
-    return {"then_branch": branches[0], "else_branch": branches[1]}
+        branches[attribute] = branch.graph(name)
+    return branches
 
 
 def _if(nodes: str, *weights: Weight) -> Step:
@@ -83,18 +83,16 @@ def _scan(d: Draft) -> None:
 
 
 SUBGRAPHS = (
-    fused("if-own-weights", "weights inside the branches, under the same names",
-          _if(_PRODUCT, Weight(), Weight("int8")), fusions=2, quick=True),
-    fused("if-outer-weights", "DQ and MatMul in the branches, weights outside: stock fails to load it",
-          _stored(Weight()), _if(_DQ), fusions=2, quick=True),
-    fused("if-outer-weights-n-major", "DQ, Transpose and MatMul in the branches, weights outside",
-          _stored(Weight(n_major=True)), _if(_DQ_N_MAJOR), fusions=2),
-    fused("if-outer-constant-nodes", "Constant nodes outside", _stored(Weight()), _if(_DQ), constant_nodes=True, fusions=2),
-    fused("if-outer-dq", "the DQ outside, a MatMul in each branch", Weight(), _if(_PRODUCT), fusions=2),
-    fused("if-nested", "an If in an If, weights outside both", _stored(Weight()), _nested, fusions=3),
-    fused("loop-own-weights", "the weight inside the body", lambda d: _loop(d, outer=False), y=[ROWS, 128], quick=True),
-    fused("loop-outer-weights", "the weight outside, the DQ inside", lambda d: _loop(d, outer=True), y=[ROWS, 128]),
-    fused("scan", "a Scan over the rows, the weight inside", _scan),
+    fused("if-own-weights", _if(_PRODUCT, Weight(), Weight("int8")), fusions=2, quick=True),
+    # Stock fails to load DQ and MatMul in the branches with weights outside.
+    fused("if-outer-weights", _stored(Weight()), _if(_DQ), fusions=2, quick=True),
+    fused("if-outer-weights-n-major", _stored(Weight(n_major=True)), _if(_DQ_N_MAJOR), fusions=2),
+    fused("if-outer-constant-nodes", _stored(Weight()), _if(_DQ), constant_nodes=True, fusions=2),
+    fused("if-outer-dq", Weight(), _if(_PRODUCT), fusions=2),
+    fused("if-nested", _stored(Weight()), _nested, fusions=3),
+    fused("loop-own-weights", lambda d: _loop(d, outer=False), y=[ROWS, 128], quick=True),
+    fused("loop-outer-weights", lambda d: _loop(d, outer=True), y=[ROWS, 128]),
+    fused("scan", _scan),
 )  # fmt: skip
 
 
@@ -116,20 +114,18 @@ def _function(signature: str, nodes: str, *constants: Weight) -> Step:
 
 
 _DQ_OF_INPUTS = "DequantizeLinear <axis = 0, block_size = 32> (w, s, z)"
+_DQ_IN_BLOCKS = """
+    d = DequantizeLinear <axis = 1, block_size: int = @block> (w, s, z)
+    out = Transpose <perm = [1, 0]> (d)
+"""
 FUNCTIONS = (
-    fused("function-called-twice", "DQ and MatMul in a function that is called twice, its weights passed in",
-          _function("Linear (a, w, s, z)", f"d = {_DQ_OF_INPUTS}  out = MatMul(a, d)"),
-          _stored(Weight(n=128), "w1"), "h = local.Linear(x, w1, w1_s, w1_z)",
-          _stored(Weight(), "w2"), "y = local.Linear(h, w2, w2_s, w2_z)", fusions=2, quick=True),
-    fused("function-constants", "the weights are Constant nodes of the function",
-          _function("Linear (a)", "out = MatMul(a, w_d)", Weight()), "y = local.Linear(x)"),
-    fused("function-nested", "a function in a function, and the block size an attribute of the call",
-          _function("Dequantized <block> (w, s, z)",
-                    "d = DequantizeLinear <axis = 1, block_size: int = @block> (w, s, z)"
-                    "  out = Transpose <perm = [1, 0]> (d)"),
+    fused("function-called-twice", _function("Linear (a, w, s, z)", f"d = {_DQ_OF_INPUTS}  out = MatMul(a, d)"),
+          _stored(Weight(n=128), "w1"), "h = local.Linear(x, w1, w1_s, w1_z)", _stored(Weight(), "w2"),
+          "y = local.Linear(h, w2, w2_s, w2_z)", fusions=2, quick=True),
+    fused("function-constants", _function("Linear (a)", "out = MatMul(a, w_d)", Weight()), "y = local.Linear(x)"),
+    fused("function-nested", _function("Dequantized <block> (w, s, z)", _DQ_IN_BLOCKS),
           _function("Linear (a, w, s, z)", "t = local.Dequantized <block = 32> (w, s, z)  out = MatMul(a, t)"),
           _stored(Weight("uint8", n_major=True)), "y = local.Linear(x, w, w_s, w_z)"),
-    fused("function-dq-only", "only the DequantizeLinear is in the function",
-          _function("Dequantized (w, s, z)", f"out = {_DQ_OF_INPUTS}"), _stored(Weight()),
+    fused("function-dq-only", _function("Dequantized (w, s, z)", f"out = {_DQ_OF_INPUTS}"), _stored(Weight()),
           f"w_d = local.Dequantized(w, w_s, w_z)  {MATMUL}"),
 )  # fmt: skip

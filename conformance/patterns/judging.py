@@ -5,7 +5,6 @@ was fused, against what the pattern expects.
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,13 +21,13 @@ from conformance.patterns.pattern import MAX_IDS, Pattern
 from conformance.sessions import CPU, quiet_options
 from ort_qdq_plugin import create_session, inspect, report_of
 
-__all__ = ["FORMS", "FUSION_KEY", "LEVELS", "ROW_COUNTS", "Form", "Row", "check"]
+__all__ = ["COLUMNS", "FUSION_KEY", "LEVELS", "ROW_COUNTS", "Form", "Row", "check"]
 
 Form = Literal["bytes", "file", "external"]
 _MakeSession = Callable[[str | bytes, ort.SessionOptions], ort.InferenceSession]
 _Outputs = tuple[tuple[Array, ...], ...]
 """A model's outputs for each of ROW_COUNTS."""
-FORMS: tuple[Form, ...] = ("bytes", "file", "external")
+COLUMNS = ("pattern", "group", "stock", "stock+key", "this package", "identical", "error L0", "error L4", "verdict")
 LEVELS = (0, 4)
 ROW_COUNTS = (1, 3, 17)
 """One token, a few (MatMulNBits still goes row by row), and enough for its batched path."""
@@ -50,7 +49,7 @@ never loses."""
 class _Result(NamedTuple):
     """What one way of running made of a model."""
 
-    error: str | None = None  # why it did not load or run
+    error: str = ""  # why it did not load or run
     outputs: _Outputs = ()
     ends: tuple[tuple[str | int | None, ...], ...] = ()  # name, type and shape of inputs and outputs
     fused: tuple[str, ...] = ()  # fused nodes, with their scales' types, in the graph that ORT really runs
@@ -60,7 +59,7 @@ class _Result(NamedTuple):
     @property
     def verdict(self) -> str:
         """One word for the table."""
-        if self.error is not None:
+        if self.error:
             return "fails to load"
         return "no" if not self.fused else f"partly ({len(self.fused)})" if self.left else "fused"
 
@@ -72,9 +71,9 @@ def _feeds(model: onnx.ModelProto, rows: int) -> dict[str, Array]:
     initializers = {tensor.name for tensor in model.graph.initializer}
     fed: dict[str, Array] = {}
     for value in model.graph.input:
-        kind = value.type.tensor_type
         if value.name in initializers and not odd_one:
             continue
+        kind = value.type.tensor_type
         shape = [rows if dim.dim_param == ROWS else dim.dim_value for dim in kind.shape.dim]
         if kind.elem_type == TensorProto.BOOL:
             drawn: Any = odd_one
@@ -130,7 +129,7 @@ def _run(
         return _Result(error=f"{type(error).__name__}: {str(error)[:300]}")
     fused, left = _census(onnx.load(optimized, load_external_data=False))
     ends = tuple((value.name, value.type, *value.shape) for value in [*session.get_inputs(), *session.get_outputs()])
-    return _Result(None, outputs, ends, fused, left, report_of(session))
+    return _Result("", outputs, ends, fused, left, report_of(session))
 
 
 def _reference_outputs(model: onnx.ModelProto) -> _Outputs:
@@ -160,18 +159,11 @@ def _store(model: onnx.ModelProto, folder: Path, form: Form) -> str | bytes:
     return str(path)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A pattern, what the table shows of it, and where its expectation does not hold."""
+class Row(NamedTuple):
+    """What the table shows of a pattern, and where its expectation does not hold."""
 
-    pattern: Pattern
-    cells: tuple[str, ...]
-    problems: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether the pattern's expectation holds."""
-        return not self.problems
+    cells: list[str]
+    problems: list[str]
 
 
 def _error(ours: _Result, reference: _Outputs) -> float:
@@ -179,9 +171,8 @@ def _error(ours: _Result, reference: _Outputs) -> float:
     if not ours.outputs:
         return float("nan")
     worst = 0.0
-    for index in range(len(reference[0])):
-        a = np.concatenate([np.ravel(outputs[index]).astype(np.float64) for outputs in reference])
-        b = np.concatenate([np.ravel(outputs[index]).astype(np.float64) for outputs in ours.outputs])
+    for pair in zip(zip(*reference, strict=True), zip(*ours.outputs, strict=True), strict=True):
+        a, b = (np.concatenate([np.ravel(output).astype(np.float64) for output in outputs]) for outputs in pair)
         if a.shape != b.shape or not np.isfinite(b).all():
             return float("inf")
         worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), np.finfo(np.float64).tiny)))
@@ -190,7 +181,7 @@ def _error(ours: _Result, reference: _Outputs) -> float:
 
 def _equal(one: _Result, two: _Result) -> bool:
     """Whether both ran and gave the same bits, types and shapes."""
-    if one.error is not None or two.error is not None:
+    if one.error or two.error:
         return False
     pairs = [pair for a, b in zip(one.outputs, two.outputs, strict=True) for pair in zip(a, b, strict=True)]
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
@@ -198,11 +189,9 @@ def _equal(one: _Result, two: _Result) -> bool:
 
 def _describe(ours: _Result) -> str:
     """This package's column: kinds, layouts, and where the bytes are."""
-    if ours.error is not None:
-        return "fails to load"
     report = ours.report
-    if report is None:
-        return "no report"
+    if ours.error or report is None:
+        return "fails to load" if ours.error else "no report"
     if not report.fused:
         reasons = sorted({str(unfused.reason) for unfused in report.unfused})
         return "no: " + ("; ".join(reasons) or report.stock_message or "no reason")
@@ -218,7 +207,7 @@ def _describe(ours: _Result) -> str:
 def _broken_promises(pattern: Pattern, ours: _Result, report: Any) -> list[str]:
     """Where the report and the graph that runs differ from each other or from what the pattern expects."""
     fused, reasons = (0, 0) if report is None else (len(report.fused), len(report.unfused))
-    ran, silent = ours.error is None, ours.left - pattern.stays - reasons
+    ran, silent = not ours.error, ours.left - pattern.stays - reasons
     folded = any(_BIASED in entry for entry in ours.fused)
     explained = fused or reasons or (report is None and not ran)
     broken = {
@@ -251,33 +240,31 @@ def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Fo
             for make, keyed in ((_make_stock, False), (_make_stock, True), (make_session, False))
         )
         last, report = ours[4], ours[4].report
-        if last.error is not None:
+        if last.error:
             with suppress(Exception):  # no report either, then
                 report = inspect(stored)
 
     problems += _broken_promises(pattern, last, report)
-    if last.error is not None and (stock[4].error is None or pattern.expects == "fused"):
+    if last.error and (not stock[4].error or pattern.expects == "fused"):
         problems.append(last.error)
-    if last.error is None and stock[4].error is None and last.ends != stock[4].ends:
+    if not last.error and not stock[4].error and last.ends != stock[4].ends:
         problems.append(f"inputs and outputs {last.ends} instead of {stock[4].ends}")
 
     def errors_of(results: dict[int, _Result]) -> list[float]:
         return [_error(results[level], reference) for level in LEVELS]
 
-    limits = [_LIMITS[pattern.precision, level] for level in LEVELS]
-    errors = errors_of(ours)
-    for level, error, limit in zip(LEVELS, errors, limits, strict=True):
-        if error > limit:
-            problems.append(f"error {error:.1e} at level {level}")
+    limits, errors = [_LIMITS[pattern.precision, level] for level in LEVELS], errors_of(ours)
+    exceeded = [error > limit for error, limit in zip(errors, limits, strict=True)]
+    problems += [f"error {errors[index]:.1e} at level {LEVELS[index]}" for index in np.flatnonzero(exceeded)]
 
     verdicts, shown = [], []
     for name, others in (("stock", stock), ("stock+key", keyed)):
         right = all(error <= limit for error, limit in zip(errors_of(others), limits, strict=True))
         other = others[4]
-        verdicts.append(other.verdict + (", wrong" if other.error is None and not right else ""))
+        verdicts.append(other.verdict + (", wrong" if not other.error and not right else ""))
         # Bits must agree where stock fused just as much as this package, or neither did anything.
         comparable = (len(other.fused), other.left) == (len(last.fused), last.left) if last.fused else name == "stock"
-        if other.error is not None or not right or not comparable:
+        if other.error or not right or not comparable:
             continue
         equal = [level for level in LEVELS if _equal(ours[level], others[level])]
         text = "yes" if len(equal) == len(LEVELS) else f"only L{equal[0]}" if equal else "no"
@@ -289,5 +276,6 @@ def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Fo
             problems.append(f"differs from {name} ({text})")
     figures = ["-" if np.isnan(error) else f"{error:.1e}" if error else "0" for error in errors]
     verdict = "pass" if not problems else "**FAIL**: " + "; ".join(problems)
-    cells = (pattern.name, *verdicts, _describe(last), ", ".join(shown) or "-", *figures, verdict)
-    return Row(pattern, tuple(" ".join(cell.split()) for cell in cells), tuple(problems))
+    group = "plain" if pattern.group == 2 else "as exporters write"
+    cells = (pattern.name, group, *verdicts, _describe(last), ", ".join(shown) or "-", *figures, verdict)
+    return Row([" ".join(cell.split()) for cell in cells], problems)

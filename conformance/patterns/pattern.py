@@ -42,7 +42,6 @@ class Pattern:
     name: str
     build: Callable[[], onnx.ModelProto]
     expects: Expectation
-    note: str = ""
     group: int = 3  # of the table: 2, the plain layouts, or 3, those that exporters write besides
     precision: Literal["float", "float16", "bfloat16"] = "float"
     fusions: int = 1
@@ -54,7 +53,6 @@ class Pattern:
 def pattern(
     expects: Expectation,
     name: str,
-    note: str,
     *steps: Step,
     x: Sequence[Dim] | None = None,
     y: Sequence[Dim] | None = None,
@@ -85,12 +83,11 @@ def pattern(
                 step(draft)
         return draft.model()
 
-    return Pattern(name, build, expects, note, **facts)
+    return Pattern(name, build, expects, **facts)
 
 
 fused, either, reason = partial(pattern, "fused"), partial(pattern, "either"), partial(pattern, "reason")
 
 
 def bias(*shape: int, kind: str = "float") -> Step:
-    """A bias of that shape."""
     return lambda d: d.floats("bias", shape, kind, low=-1, high=1)

@@ -1,12 +1,11 @@
 """Weights stored in other types, blocks and opsets, tables of embeddings, and activations that are quantized too."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from onnx import TensorProto
 
 from conformance.drawing.draft import ROWS, Draft
-from conformance.drawing.elements import FLOATS, MS, Dim, raw_tensor
+from conformance.drawing.elements import FLOATS, MS, raw_tensor
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight, Zero
 from conformance.patterns.pattern import MATMUL, TRANSPOSE, Expectation, Pattern, Step, either, fused, pattern, reason
 
@@ -14,10 +13,9 @@ __all__ = ["DEFAULT_ZEROS", "EMBEDDINGS", "HALF_PRECISION", "ODD_BLOCKS", "OLD_O
 
 
 def _odd_block(block: int, k: int, expects: Expectation, n_major: bool) -> Pattern:
-    """Blocks of a size that MatMulNBits lacks."""
     name, quick = f"block-{block}-of-{k}{'-n-major' if n_major else ''}", block in (48, 100) and not n_major
     steps: tuple[Step, ...] = Weight(k=k, block=block, n_major=n_major), TRANSPOSE if n_major else MATMUL
-    return pattern(expects, name, "K as one block" if block >= k else "no power of two", *steps, quick=quick)
+    return pattern(expects, name, *steps, quick=quick)
 
 
 _BLOCKS: tuple[tuple[int, int, Expectation], ...] = (
@@ -26,59 +24,47 @@ _BLOCKS: tuple[tuple[int, int, Expectation], ...] = (
 )  # fmt: skip
 ODD_BLOCKS = (
     *(_odd_block(*block, n_major) for block in _BLOCKS for n_major in (False, True)),
-    either("block-8-int8", "below the smallest block", Weight("int8", block=8, zero="none"), MATMUL),
-    either("block-48-uint2", "scales weigh as much as the weights", Weight("uint2", k=144, block=48), MATMUL),
-    *(fused(f"block-{block}-of-{k}-{element}", "K as one block", Weight(element, k=k, block=block), MATMUL)
+    either("block-8-int8", Weight("int8", block=8, zero="none"), MATMUL),
+    # Scales weigh as much as the weights.
+    either("block-48-uint2", Weight("uint2", k=144, block=48), MATMUL),
+    *(fused(f"block-{block}-of-{k}-{element}", Weight(element, k=k, block=block), MATMUL)
       for element in ("uint2", "int4", "uint8", "int8") for block, k in ((64, 20), (256, 36), (4096, 300))),
 )  # fmt: skip
 
 
-def _gather(
-    expects: Expectation,
-    name: str,
-    note: str,
-    nodes: str = "y = Gather(w_d, x)",
-    *,
-    ids: Sequence[Dim] = (ROWS,),
-    y: Sequence[Dim] | None = None,
-    kind: str | None = None,
-    quick: bool = False,
-    fusions: int = 1,
-    **stored: Any,
-) -> Pattern:
-    """Gather from a table of [64, 128], with blocks along the columns, unless it is `stored` otherwise."""
-    how: dict[str, Any] = {"shape": (64, 128), "axis": 1, "scale": "float"} | stored
-    ends: dict[str, Any] = {"x": ids, "x_kind": "int64", "y": y or (*ids, 128), "kind": kind or how["scale"]}
-    facts: dict[str, Any] = {"precision": how["scale"], "quick": quick, "fusions": fusions}
-    return pattern(expects, name, note, lambda d: d.dequantize("w", **how), nodes, **ends, **facts)
+def _gather(expects: Expectation, name: str, nodes: str = "y = Gather(w_d, x)", **other: Any) -> Pattern:
+    """Gather from a table of [64, 128], with blocks along the columns, unless it is stored, or ends, otherwise."""
+    how = {name: other.pop(name) for name in ("shape", "axis", "block", "element", "zero", "scale") if name in other}
+    stored: dict[str, Any] = {"shape": (64, 128), "axis": 1, "scale": "float"} | how
+    ids = other.pop("ids", (ROWS,))
+    ends = {"x": ids, "x_kind": "int64", "y": (*ids, 128), "kind": stored["scale"], "precision": stored["scale"]}
+    return pattern(expects, name, lambda d: d.dequantize("w", **stored), nodes, **(ends | other))
 
 
 _ZEROS: tuple[tuple[Zero, str], ...] = (("none", "sym"), ("random", "zp"))
 _V = "v_d = DequantizeLinear <axis = 1, block_size = 32> (w, w_s, w_z)"
 _TIED = "h = Gather(w_d, x)  {}  t = Transpose <perm = [1, 0]> ({})  y = MatMul(h, t)"
 EMBEDDINGS = (
-    *(_gather("either" if element.endswith("int8") else "fused", f"gather-{element}-{suffix}", "block-wise on the last axis",
+    *(_gather("either" if element.endswith("int8") else "fused", f"gather-{element}-{suffix}",
               element=element, zero=zero, quick=element == "uint4")
       for element in ("uint4", "int4", "uint8", "int8") for zero, suffix in _ZEROS),
-    _gather("fused", "gather-ids-2d", "", ids=(2, ROWS)),
-    _gather("fused", "gather-axis-1", "axis = -1", axis=-1),
-    _gather("fused", "gather-block-128", "a scale per row, as a block", block=128),
-    _gather("either", "gather-block-48", "no power of two", block=48),
-    _gather("fused", "gather-float16", "", scale="float16"),
-    _gather("fused", "gather-float16-cast", "", "h = Gather(w_d, x)  y = Cast <to = 1> (h)", scale="float16", kind="float"),
-    _gather("either", "gather-uint2", "", element="uint2"),
-    _gather("either", "gather-per-row", "a scale per row", axis=0, block=PER_CHANNEL, quick=True),
-    _gather("either", "gather-per-tensor", "one scale", block=PER_TENSOR),
-    _gather("either", "gather-blocks-along-rows", "blocks along the vocabulary", axis=0),
-    _gather("either", "gather-columns", "Gather along the columns",
-            "y = Gather <axis = 1> (w_d, x)", shape=(128, 64), axis=0, y=(128, ROWS)),
-    _gather("fused", "tied-one-dq", "embedding and head on one weight",
-            _TIED.format("", "w_d"), y=(ROWS, 64), fusions=2, quick=True),
-    _gather("fused", "tied-two-dqs", "embedding and head on one weight", _TIED.format(_V, "v_d"), y=(ROWS, 64), fusions=2),
+    _gather("fused", "gather-ids-2d", ids=(2, ROWS)),
+    _gather("fused", "gather-axis-1", axis=-1),
+    _gather("fused", "gather-block-128", block=128),
+    _gather("either", "gather-block-48", block=48),
+    _gather("fused", "gather-float16", scale="float16"),
+    _gather("fused", "gather-float16-cast", "h = Gather(w_d, x)  y = Cast <to = 1> (h)", scale="float16", kind="float"),
+    _gather("either", "gather-uint2", element="uint2"),
+    _gather("either", "gather-per-row", axis=0, block=PER_CHANNEL, quick=True),
+    _gather("either", "gather-per-tensor", block=PER_TENSOR),
+    _gather("either", "gather-blocks-along-rows", axis=0),
+    _gather("either", "gather-columns", "y = Gather <axis = 1> (w_d, x)", shape=(128, 64), axis=0, y=(128, ROWS)),
+    _gather("fused", "tied-one-dq", _TIED.format("", "w_d"), y=(ROWS, 64), fusions=2, quick=True),
+    _gather("fused", "tied-two-dqs", _TIED.format(_V, "v_d"), y=(ROWS, 64), fusions=2),
 )  # fmt: skip
 
 
-def _half_layers(expects: Expectation, kind: str, note: str, n_major: bool) -> Pattern:
+def _half_layers(expects: Expectation, kind: str, n_major: bool) -> Pattern:
     """Two layers with a Relu between, computed in `kind`, float at both ends."""
     one = Weight(n=96, scale=kind, n_major=n_major)
     two = Weight("int4", 96, 64, zero="none", scale=kind, n_major=n_major)
@@ -86,18 +72,14 @@ def _half_layers(expects: Expectation, kind: str, note: str, n_major: bool) -> P
     w1, w2 = ("t1", "t2") if n_major else ("w1_d", "w2_d")
     nodes = f"a = Cast <to = {FLOATS[kind]}> (x)  h1 = MatMul(a, {w1})  h2 = Relu(h1)  h3 = MatMul(h2, {w2})"
     return pattern(
-        expects, f"{kind}-layers{'-n-major' if n_major else ''}", note,
+        expects, f"{kind}-layers{'-n-major' if n_major else ''}",
         lambda d: d.weight(one, "w1"), lambda d: d.weight(two, "w2"), f"{transposes}  {nodes}  y = Cast <to = 1> (h3)",
         precision=kind, fusions=2, quick=True)  # fmt: skip
 
 
-_NO_KERNELS = "the CPU provider has no bfloat16 kernels: stock fails to load it"
-HALF_PRECISION = (
-    _half_layers("fused", "float16", "", n_major=False),
-    _half_layers("either", "bfloat16", _NO_KERNELS, n_major=False),
-    _half_layers("fused", "float16", "", n_major=True),
-    _half_layers("either", "bfloat16", _NO_KERNELS, n_major=True),
-)
+# The CPU provider has no bfloat16 kernels: stock fails to load it.
+_HALVES: tuple[tuple[Expectation, str], ...] = (("fused", "float16"), ("either", "bfloat16"))
+HALF_PRECISION = tuple(_half_layers(*half, n_major) for n_major in (False, True) for half in _HALVES)
 
 
 def _contrib(weight: Weight) -> Step:
@@ -107,7 +89,6 @@ def _contrib(weight: Weight) -> Step:
 
 _CHANNEL, _CHANNEL_N_MAJOR = Weight("uint8", block=PER_CHANNEL), Weight("uint8", block=PER_CHANNEL, n_major=True)
 _CHANNEL_SYM, _TENSOR = Weight("int8", block=PER_CHANNEL, zero="none"), Weight("uint8", block=PER_TENSOR)
-_CONTRIB = "com.microsoft DequantizeLinear, as ORT's quantizer writes it"
 _OLD: tuple[tuple[str, Weight], ...] = (
     ("int8-channel", _CHANNEL_SYM),
     ("uint8-channel", _CHANNEL),
@@ -121,15 +102,14 @@ _OLD: tuple[tuple[str, Weight], ...] = (
 )
 _QUICK_OLD = ("int8-channel", "uint4-channel-n-major")
 OLD_OPSETS = (
-    *(fused(f"opset-17-contrib-{name}", _CONTRIB, _contrib(weight), TRANSPOSE if weight.n_major else MATMUL,
+    *(fused(f"opset-17-contrib-{name}", _contrib(weight), TRANSPOSE if weight.n_major else MATMUL,
             kind=weight.scale, precision=weight.scale, opset=17, quick=name in _QUICK_OLD) for name, weight in _OLD),
-    fused("opset-17-contrib-gemm-transB", "com.microsoft DequantizeLinear",
-          _contrib(_CHANNEL_N_MAJOR), "y = Gemm <transB = 1> (x, w_d)", opset=17),
-    either("opset-17-contrib-blocks", "ORT's schema has no block_size there: no valid model",
-           _contrib(Weight()), MATMUL, opset=17),
-    *(fused(f"opset-{opset}-channel", "the standard DequantizeLinear before blocks", _CHANNEL_SYM, MATMUL,
+    fused("opset-17-contrib-gemm-transB", _contrib(_CHANNEL_N_MAJOR), "y = Gemm <transB = 1> (x, w_d)", opset=17),
+    # ORT's schema has no block_size there: no valid model.
+    either("opset-17-contrib-blocks", _contrib(Weight()), MATMUL, opset=17),
+    *(fused(f"opset-{opset}-channel", _CHANNEL_SYM, MATMUL,
             opset=opset, group=2) for opset in (13, 19)),
-    fused("opset-10-tensor", "the first DequantizeLinear", _TENSOR, MATMUL, opset=10, group=2),
+    fused("opset-10-tensor", _TENSOR, MATMUL, opset=10, group=2),
 )  # fmt: skip
 
 
@@ -145,22 +125,20 @@ def _quantized_result(d: Draft) -> None:
     d.write("h_q = QuantizeLinear(h, h_s, a_z)  h_d = DequantizeLinear(h_q, h_s, a_z)")
 
 
-_INTEGER_KERNEL = "an integer kernel takes it; leave it alone"
 _FLOAT_RESULT = "h = MatMul(x_d, w_d)  y = Identity(h)"
 STATIC = (
-    reason("static-qdq-tensor", _INTEGER_KERNEL,
-           _quantized_input, _TENSOR, _quantized_result, "y = Identity(h_d)", quick=True),
-    reason("static-qdq-channel", _INTEGER_KERNEL, _quantized_input, _CHANNEL_SYM, _quantized_result, "y = Identity(h_d)"),
-    reason("static-qdq-input-only", "MatMulIntegerToFloat takes it", _quantized_input, _TENSOR, _FLOAT_RESULT),
-    fused("static-qdq-and-weight-only", "only the second layer is weight-only",
-          _quantized_input, _TENSOR, _quantized_result, lambda d: d.dequantize("v", [64, 48], axis=0),
-          "y0 = MatMul(h_d, v_d)  y = Identity(y0)", y=[ROWS, 48]),
-    either("static-qdq-4-bit-weight", "no integer kernel takes 4 bits in blocks", _quantized_input, Weight(), _FLOAT_RESULT),
+    # An integer kernel takes it; leave it alone.
+    reason("static-qdq-tensor", _quantized_input, _TENSOR, _quantized_result, "y = Identity(h_d)", quick=True),
+    reason("static-qdq-channel", _quantized_input, _CHANNEL_SYM, _quantized_result, "y = Identity(h_d)"),
+    reason("static-qdq-input-only", _quantized_input, _TENSOR, _FLOAT_RESULT),
+    fused("static-qdq-and-weight-only", _quantized_input, _TENSOR, _quantized_result,
+          lambda d: d.dequantize("v", [64, 48], axis=0), "y0 = MatMul(h_d, v_d)  y = Identity(y0)", y=[ROWS, 48]),
+    # No integer kernel takes 4 bits in blocks.
+    either("static-qdq-4-bit-weight", _quantized_input, Weight(), _FLOAT_RESULT),
 )  # fmt: skip
 
-_DEFAULT_ZEROS = "zero points that MatMulNBits takes anyway"
 DEFAULT_ZEROS = (
-    *(fused(f"default-zero-{element}", _DEFAULT_ZEROS, Weight(element, zero="default"), MATMUL, quick=element == "uint4")
+    *(fused(f"default-zero-{element}", Weight(element, zero="default"), MATMUL, quick=element == "uint4")
       for element in ("uint4", "int4", "uint8", "int8", "uint2")),
-    fused("default-zero-n-major", _DEFAULT_ZEROS, Weight(zero="default", n_major=True), TRANSPOSE),
+    fused("default-zero-n-major", Weight(zero="default", n_major=True), TRANSPOSE),
 )  # fmt: skip

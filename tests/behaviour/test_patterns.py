@@ -41,4 +41,4 @@ def test_a_pattern(pattern: Pattern, wanted: str, buffer: Buffer, form: Form) ->
         return session
 
     row = check(pattern, make_session=make, form=form)
-    assert row.passed, "; ".join(row.problems)
+    assert not row.problems, "; ".join(row.problems)

@@ -120,7 +120,7 @@ def test_inputs_make_sense_to_a_decoder(tmp_path: Path) -> None:
         draft.input(name, shape, "int64")
     draft.input("past", ["batch", 2, "past_sequence_length", 8])
     embedded = draft.node("Gather", [draft.weight(Weight(k=50, n=64, block=32), "table", axis=1), "ids"], "embedded")
-    seen = draft.node("Unsqueeze", [draft.cast("mask", "float", "seen"), draft.ints("axes", [2])], "column")
+    seen = draft.node("Unsqueeze", [draft.node("Cast", ["mask"], "seen", to=1), draft.ints("axes", [2])], "column")
     draft.output(draft.node("Mul", [embedded, seen], "y"), ["batch", "sequence", 64])
     draft.output(draft.node("Identity", ["past"], "present"), ["batch", 2, "past_sequence_length", 8])
     inputs = inputs_of(draft, tmp_path, {"ids": (1, 400), "mask": (1, 400)})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conformance.fuzz.judge import Judge, Verdict
-from conformance.fuzz.surroundings import beside_a_model
+from conformance.fuzz.mutate import beside_a_model
 from conformance.fuzz.worker import Worker
 from tests.withstands.outcomes import assert_cheap
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import onnxruntime as ort
 
-from conformance.fuzz.outcome import MAX_BYTES, MAX_SECONDS
-from conformance.fuzz.outcome import Outcome as Measured
+from conformance.fuzz.worker import MAX_BYTES, MAX_SECONDS
+from conformance.fuzz.worker import Outcome as Measured
 from tests.support import Array, quiet, result, stock
 
 __all__ = ["Outcome", "assert_cheap", "assert_like", "outcome", "unoptimized"]

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from conformance.faults.catalogue import FAULTS
-from conformance.faults.fault import Fault, run_fault
+from conformance.faults.__main__ import FAULTS
 from conformance.faults.job import Outcome, judge
-from conformance.faults.scene import Scene
+from conformance.faults.scene import Fault, Scene, Skipped
 from conformance.faults.signals import strike
 
 # Of the rows that are a matter of seconds, one of each kind in the quick suite.
@@ -30,11 +29,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 @pytest.mark.parametrize("fault", QUICK)
 def test_a_fault_ends_as_with_stock_or_in_a_session(scene: Scene, fault: Fault) -> None:
-    row = run_fault(fault, scene)
-    if row.skipped:
-        pytest.skip(row.skipped)
-    assert row.verdicts
-    assert not row.problems
+    try:
+        verdicts = fault.run(scene)
+    except Skipped as reason:
+        pytest.skip(str(reason))
+    assert verdicts
+    assert not [verdict.problem for verdict in verdicts if verdict.problem]
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conformance.fuzz.surroundings import beside_a_model
+from conformance.fuzz.mutate import beside_a_model
 from tests.support import external_tensor, linear, python
 from tests.withstands.hostile import SMALL
 

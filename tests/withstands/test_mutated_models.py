@@ -5,9 +5,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conformance.fuzz.judge import Judge
-from conformance.fuzz.mutate import mutated_models
+from conformance.fuzz.mutate import beside_a_model, mutated_models
 from conformance.fuzz.seeds import seed_models
-from conformance.fuzz.surroundings import beside_a_model
 
 
 @pytest.mark.slow
