@@ -23,7 +23,7 @@ from onnx import GraphProto, TensorProto, numpy_helper
 
 from conformance.drawing.canvas import Canvas
 from conformance.drawing.elements import ELEMENTS, FLOATS, MS, Array, Bytes, Dim, external_tensor, pack, raw_tensor, unpack
-from conformance.drawing.weight import Weight
+from conformance.drawing.weight import Weight, Zero
 from ort_qdq_plugin.cli.demo_model import PHI_3_MINI, Decoder
 
 __all__ = ["BigWeight", "Pair", "Sheet", "write_pair"]
@@ -52,9 +52,8 @@ class BigWeight(Weight):
         """Random numbers, N-major; scales keep a product's output about as large as its input."""
         bits, blocks = self.kind.bits, self.k // self.block
         rng = np.random.default_rng((self.seed, *self.name.encode()))
-        scales = (rng.random((self.n, blocks), dtype=np.float32) + np.float32(0.5)) * np.float32(
-            2 / (2**bits * math.sqrt(self.k))
-        )
+        largest = np.float32(2 / (2**bits * math.sqrt(self.k)))
+        scales = (rng.random((self.n, blocks), dtype=np.float32) + np.float32(0.5)) * largest
         return _Numbers(
             rng.integers(0, 256, (self.n, self.k * bits // 8), dtype=np.uint8),
             scales.astype(_DTYPES[self.scale]),
@@ -123,6 +122,11 @@ class Sheet(Canvas):
         """Adds a weight and its DequantizeLinear."""
         return self.dequantize(w, self.operands(w))
 
+    def product(self, x: str, w: BigWeight) -> str:
+        """Adds a weight, its DequantizeLinear, a Transpose where it is N-major, and a MatMul."""
+        dense = self.dequantized(w)
+        return self.node("MatMul", [x, self.node("Transpose", [dense], perm=[1, 0]) if w.n_major else dense])
+
     def fused_operands(self, w: BigWeight, block: int = 0, alpha: float = 1.0, scale: str = "") -> list[str]:
         """Adds a weight as MatMulNBits takes it, in blocks of its own size or of a divisor, scales repeated, times alpha.
 
@@ -178,40 +182,25 @@ class Pair(NamedTuple):
 
 
 def write_pair(
-    folder: Path,
-    variant: str = "uint4",
-    shape: Decoder = PHI_3_MINI,
-    *,
-    storage: str = "external",
-    level: int = 4,
-    seed: int = 0,
+    folder: Path, variant: str, shape: Decoder = PHI_3_MINI, *, storage: str = "external", level: int = 4, seed: int = 0
 ) -> Pair:
     """A variant's two models, written unless the folder has just these; `level` is the accuracy level of the second."""
     element, *flags = variant.split("-")
     if element not in ELEMENTS or not {"nmajor", "zp", "nozp", "fp16"}.issuperset(flags):
         raise ValueError(f"unknown variant {variant!r}")
     zeros = "zp" in flags or ("nozp" not in flags and not ELEMENTS[element].signed)
-    weight = BigWeight(
-        element,
-        zero="random" if zeros else "none",
-        scale="float16" if "fp16" in flags else "float",
-        n_major="nmajor" in flags,
-        seed=seed,
-    )
+    zero: Zero = "random" if zeros else "none"
+    scale = "float16" if "fp16" in flags else "float"
+    weight = BigWeight(element, zero=zero, scale=scale, n_major="nmajor" in flags, seed=seed)
     pair = Pair(shape, weight, folder / "qdq.onnx", folder / "qop.onnx")
     stamp, wanted = folder / "pair.txt", repr((variant, shape, storage, level, seed))
     if not stamp.exists() or stamp.read_text() != wanted:
         folder.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
-        _draw(Sheet(pair.qdq, storage), pair, _qdq_product)
+        _draw(Sheet(pair.qdq, storage), pair, Sheet.product)
         _draw(Sheet(pair.qop, storage), pair, lambda s, x, w: s.fused(x, w, s.fused_operands(w), level=level))
         stamp.write_text(wanted)
     return pair
-
-
-def _qdq_product(s: Sheet, x: str, w: BigWeight) -> str:
-    dense = s.dequantized(w)
-    return s.node("MatMul", [x, s.node("Transpose", [dense], perm=[1, 0]) if w.n_major else dense])
 
 
 def _draw(s: Sheet, pair: Pair, product: Callable[[Sheet, str, BigWeight], str]) -> None:

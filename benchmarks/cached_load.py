@@ -10,7 +10,6 @@ After that, some processes hold a session each at the same time, and one process
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from benchmarks.ways import jobs, measure, peers, title
 from ort_qdq_plugin.cli.bench import Figure
 from ort_qdq_plugin.cli.demo_model import PHI_3_MINI
 from ort_qdq_plugin.cli.measure import Job, Peer, difference, measured, start
-
-__all__ = ["main"]
 
 _OWN = Figure("outside ONNX Runtime ms", lambda run: own_seconds(run) * MS, 0)
 _MAPPED = Figure("mapped weights MB", lambda run: run.facts.get("shared_bytes", 0) / MB, 0)
@@ -88,15 +85,14 @@ def _measured(results: Results, args: argparse.Namespace, folder: Path) -> None:
     results.target(contenders, _MAPPED, "shared", pair.weight_bytes / MB, at_least=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; 1 if something is wrong."""
+def main() -> int:
     parser, results = command("cached_load", __doc__, 5), Results("Loads from the cache")
     parser.add_argument("--layers", type=int, default=32, help="of the decoder (default 32)")
     parser.add_argument("--processes", type=int, default=4, help="sessions at the same time (default 4)")
     parser.add_argument("--threads", type=int, default=2, help="intra-op (default 2)")
     parser.add_argument("--accuracy-level", type=int, default=4)
     parser.add_argument("--dir", type=Path, help="where the model is kept (default: a temporary folder)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cache-table-") as temporary:
         _measured(results, args, (args.dir or Path(temporary)).resolve())
     return results.finish(args)

@@ -20,7 +20,7 @@ from ort_qdq_plugin.cli.bench import Figure
 from ort_qdq_plugin.cli.measure import Job, Peer
 from ort_qdq_plugin.model.files import data_files
 
-__all__ = ["AGAIN", "main", "small_loads"]
+__all__ = ["AGAIN", "small_loads"]
 
 _INLINE = "encoder, 54 MB, inline"
 _SECOND = (_INLINE, "encoder, 54 MB, external", "QDQ stack, 64 MB, external")
@@ -42,13 +42,12 @@ def small_loads(titles: Iterable[str], ways: Sequence[str], runs: int, args: arg
     return contenders
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; the exit status."""
+def main() -> int:
     parser, results = command("first_load", __doc__, 15), Results("First and second loads of small models")
     parser.add_argument(
         "--only", nargs="+", default=list(SMALL_MODELS), choices=list(SMALL_MODELS), help="these models alone"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     contenders = small_loads(args.only, ("stock-qdq", "ours-qdq", "cached"), args.runs, args)
     shown = (_FIRST, _CPU, AGAIN, "load peak")
     results.table(contenders, [_FIRST, _CPU, "faults", AGAIN, "load peak"], shown, ["stock-qdq"])

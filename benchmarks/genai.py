@@ -10,7 +10,6 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from benchmarks.results import Results, command
 from benchmarks.ways import measure, peers
 from ort_qdq_plugin.cli.bench import Figure
 from ort_qdq_plugin.cli.measure import Job
-
-__all__ = ["main"]
 
 
 def _measured(results: Results, args: argparse.Namespace, scratch: Path) -> None:
@@ -56,14 +53,13 @@ def _measured(results: Results, args: argparse.Namespace, scratch: Path) -> None
         results.target(contenders, "peak", "cached", 0.9, by="stock-qdq")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; 1 if something is wrong."""
+def main() -> int:
     parser, results = command("genai", __doc__, 5), Results("onnxruntime-genai")
     parser.add_argument("--qdq", type=Path, required=True, help="the folder with a QDQ model")
     parser.add_argument("--qoperator", type=Path, help="the folder with the same model, of MatMulNBits nodes")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of the prompt (default 128)")
     parser.add_argument("--tokens", type=int, default=48, help="tokens to decode (default 48)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ort-qdq-genai-table-", dir=args.qdq.resolve().parent) as folder:
         _measured(results, args, Path(folder))
     return results.finish(args)

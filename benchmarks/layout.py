@@ -12,7 +12,6 @@ Models are written one at a time into a temporary folder and deleted behind it.
 """
 
 import argparse
-import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +24,10 @@ import numpy as np
 
 from benchmarks.big_models import BigWeight, Sheet
 from benchmarks.layouts import LAYOUTS, TABLE
-from benchmarks.results import MB, Results, command, own_seconds
+from benchmarks.results import MB, Results, command, own_seconds, stage_seconds
 from benchmarks.ways import jobs, measure, peers
 from ort_qdq_plugin.cli.bench import Figure
-from ort_qdq_plugin.cli.measure import Peer, Run
-
-__all__ = ["main"]
+from ort_qdq_plugin.cli.measure import Peer
 
 _WAYS = ("stock-qdq", "ours-qdq")
 _IDS = 2048  # of a prompt that reads all of a table
@@ -41,11 +38,11 @@ def _contest(
     args: argparse.Namespace, outputs: Path, model: str, ways: Sequence[str], *writers: _Write, **fields: Any
 ) -> dict[str, Peer]:
     """Write models, the last one for the ways that load a QOperator model, measure what loads them, and delete them."""
-    with tempfile.TemporaryDirectory(prefix="layout-table-", dir=args.dir) as folder:
+    with tempfile.TemporaryDirectory(prefix="layout-table-") as folder:
         paths = [Path(folder, f"{number}.onnx") for number in range(len(writers))]
         for path, write in zip(paths, writers, strict=True):
             write(path)
-        made = peers(ways, jobs(folder, *paths, threads=args.threads, **fields), outputs, args.against, model)
+        made = peers(ways, jobs(folder, *paths, **fields), outputs, args.against, model)
         measure(made, args.runs)
     return made
 
@@ -57,7 +54,6 @@ def _expect(results: Results, contenders: Mapping[str, Peer], model: str, fusion
 
 
 def _latency(results: Results, args: argparse.Namespace, outputs: Path) -> None:
-    """Every layout's one-token latency."""
     results.say(
         f"\n## One token on layouts that stock leaves unfused\n\n4-bit weights with zero points, block 32 where not said "
         f"otherwise, accuracy level 4; {args.runs} runs each. QOperator models are written by hand.\n"
@@ -84,9 +80,8 @@ def _write_tied(path: Path, storage: str, rows: int, columns: int, tied: bool) -
     s = Sheet(path, storage)
     head = BigWeight(k=columns, n=rows, n_major=True)
     dense = s.dequantized(head)
-    embedded = s.node(
-        "Gather", [dense if tied else s.dequantized(replace(head, name="table")), s.input("ids", ["s"], "int64")]
-    )
+    words = dense if tied else s.dequantized(replace(head, name="table"))
+    embedded = s.node("Gather", [words, s.input("ids", ["s"], "int64")])
     last = s.node("Gather", [embedded, s.small("last", np.array([-1]))], axis=0)
     s.output(s.node("MatMul", [last, s.node("Transpose", [dense], perm=[1, 0])]), [1, rows])
     s.save()
@@ -140,39 +135,31 @@ def _matching(results: Results, args: argparse.Namespace, outputs: Path) -> None
     """What deciding costs on graphs of many nodes, every tenth of which is a product."""
     results.say("\n## Matching\n")
     nodes = 2_000 if args.quick else 20_000
-    deciding, own = (
-        Figure("open and match s", _open_and_match, 3),
-        Figure("beside packing and ONNX Runtime s", own_seconds, 3),
-    )
-    graphs = ((nodes, False, deciding, 1.0), (nodes, True, deciding, 1.0), (nodes // 4, False, own, 1.5))
-    models = [
-        f"{number:,} nodes, {'one weight' if shared else 'a weight for each product'}: " for number, shared, *_ in graphs
-    ]
+    deciding = Figure("open and match s", lambda run: stage_seconds(run, "open", "match"), 3)
+    own = Figure("beside packing and ONNX Runtime s", own_seconds, 3)
+    graphs = {
+        f"{nodes:,} nodes, a weight for each product: ": (nodes, False, deciding, 1.0),
+        f"{nodes:,} nodes, one weight: ": (nodes, True, deciding, 1.0),
+        f"{nodes // 4:,} nodes, a weight for each product: ": (nodes // 4, False, own, 1.5),
+    }
     contenders: dict[str, Peer] = {}
-    for model, (number, shared, *_) in zip(models, graphs, strict=True):
+    for model, (number, shared, *_) in graphs.items():
         write = partial(_write_fanout, nodes=number, products=number // 10, one_weight=shared)
         contenders |= _contest(args, outputs, model, _WAYS, write, inputs="")
     results.table(contenders, [deciding, own, "init", "cpu"], ["init", "cpu"], ["stock-qdq"])
-    for model, (number, _, figure, limit) in zip(models, graphs, strict=True):
+    for model, (number, _, figure, limit) in graphs.items():
         _expect(results, contenders, model, number // 10)
         results.target(contenders, figure, "ours-qdq", limit, model=model)
-
-
-def _open_and_match(run: Run) -> float:
-    return math.fsum(run.facts.get("seconds", {}).get(stage, 0.0) for stage in ("open", "match"))
 
 
 _SECTIONS = {"latency": _latency, "tied": _tied, "matching": _matching}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for; 1 if something is wrong."""
+def main() -> int:
     parser, results = command("layout", __doc__), Results("Layout table")
     parser.add_argument("--sections", nargs="+", default=list(_SECTIONS), choices=list(_SECTIONS))
     parser.add_argument("--only", nargs="+", default=[""], help="layouts whose name contains one of these")
-    parser.add_argument("--threads", type=int, default=0, help="intra-op; 0: ONNX Runtime's own choice")
-    parser.add_argument("--dir", type=Path, help="where models are written for a while (default: the temporary folder)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     args.runs = args.runs or (1 if args.quick else 5)
     with tempfile.TemporaryDirectory(prefix="layout-table-") as folder:
         for name in args.sections:

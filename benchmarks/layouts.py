@@ -33,11 +33,6 @@ def _turned(s: Sheet, value: str) -> str:
     return s.node("Transpose", [value], perm=[1, 0])
 
 
-def _matmul(s: Sheet, x: str, w: BigWeight) -> str:
-    dense = s.dequantized(w)
-    return s.node("MatMul", [x, _turned(s, dense) if w.n_major else dense])
-
-
 def _blocked(s: Sheet, x: str, w: BigWeight) -> str:
     blocks = w.k // w.block
     dense = s.dequantize(w, s.operands(w, (w.n, blocks, w.block), (w.n, blocks, 1)), 2)
@@ -150,8 +145,8 @@ def _then(op: str, product: Draw) -> Draw:
 
 
 LAYOUTS = (
-    Layout("DQ(axis 1), Transpose, MatMul", _matmul, weight=_N_MAJOR),
-    Layout("the same, int4", _matmul, weight=replace(_N_MAJOR, element="int4")),
+    Layout("DQ(axis 1), Transpose, MatMul", Sheet.product, weight=_N_MAJOR),
+    Layout("the same, int4", Sheet.product, weight=replace(_N_MAJOR, element="int4")),
     Layout("DQ(axis 1), Gemm(transB=1)", _trans_b("Gemm"), weight=_N_MAJOR, feed="rows"),
     Layout("DQ(axis 1), FusedMatMul(transB=1)", _trans_b("FusedMatMul", MS), weight=_N_MAJOR),
     Layout("DQ float16, Cast, MatMul", _cast, weight=BigWeight(scale="float16")),
@@ -160,14 +155,14 @@ LAYOUTS = (
     Layout("weight [1, K, N], no shapes declared", _lead_one, declared=False),
     Layout("Gemm(alpha, beta)", *_GEMM, feed="rows"),
     Layout("one DQ, two MatMuls", _shared, _shared_twin, sizes=_SQUARE[:4], each=2),
-    Layout("MatMul, Relu", _then("Relu", _matmul), _then("Relu", _twin())),
-    Layout("block 48", _matmul, _twin(16), BigWeight(block=48), _ODD),
-    Layout("block 96", _matmul, _twin(32), BigWeight(block=96), _ODD),
-    Layout("K as one block", _matmul, _twin(32), BigWeight(block=0)),
+    Layout("MatMul, Relu", _then("Relu", Sheet.product), _then("Relu", _twin())),
+    Layout("block 48", Sheet.product, _twin(16), BigWeight(block=48), _ODD),
+    Layout("block 96", Sheet.product, _twin(32), BigWeight(block=96), _ODD),
+    Layout("K as one block", Sheet.product, _twin(32), BigWeight(block=0)),
     Layout("weight on the left", *_LEFT, weight=_N_MAJOR, feed="column"),
     Layout("weight on the left, no shapes declared", *_LEFT, weight=_N_MAJOR, feed="column", declared=False),
     Layout("Gather, one id", _gather, _gather_twin, _N_MAJOR, TABLE, "ids"),
-    Layout("2-D MatMul, Add of a residual", _then("Add", _matmul), _then("Add", _twin()), sizes=_SQUARE, feed="rows"),
-    Layout("in an If, weights outside", _matmul, in_branch=True),
-    Layout("the same, DQ(axis 1), Transpose, MatMul", _matmul, weight=_N_MAJOR, in_branch=True),
+    Layout("2-D MatMul, Add of a residual", _then("Add", Sheet.product), _then("Add", _twin()), sizes=_SQUARE, feed="rows"),
+    Layout("in an If, weights outside", Sheet.product, in_branch=True),
+    Layout("the same, DQ(axis 1), Transpose, MatMul", Sheet.product, weight=_N_MAJOR, in_branch=True),
 )

@@ -12,7 +12,6 @@ import argparse
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from benchmarks.ways import WAYS, jobs, measure, peers
 from ort_qdq_plugin.cli.bench import Figure
 from ort_qdq_plugin.cli.demo_model import PHI_3_MINI, Decoder
 from ort_qdq_plugin.cli.measure import Job, Run, difference
-
-__all__ = ["main"]
 
 _WAYS = ["stock-qop", "stock-qdq", "openvino", "ours-qdq", "ours-qop"]
 _TIMES = ("init", "cpu", "faults", "first", "steady", "run cpu")
@@ -50,7 +47,6 @@ _LATE_SECONDS = 0.01  # by which a sample may be older than its time
 
 
 def _pair(args: argparse.Namespace, variant: str, storage: str = "external", layers: int = 0) -> Pair:
-    """A variant's models, written unless they are there."""
     shape = Decoder(0, 256, 512, 1024) if args.quick else PHI_3_MINI
     shape = shape._replace(layers=layers or args.layers)
     name = "-".join([variant, str(shape.layers), *storage.replace(",", "").split(), *["quick"] * args.quick])
@@ -58,7 +54,6 @@ def _pair(args: argparse.Namespace, variant: str, storage: str = "external", lay
 
 
 def _load(results: Results, args: argparse.Namespace, variant: str, storage: str = "external", layers: int = 0) -> None:
-    """The table of one variant."""
     pair = _pair(args, variant, storage, layers)
     weight = pair.weight
     results.say(
@@ -73,7 +68,7 @@ def _load(results: Results, args: argparse.Namespace, variant: str, storage: str
         common: dict[str, Any] = {"level": args.accuracy_level, "threads": args.threads, "runs": (1, 7, 8.0)}
         contenders = peers(names, jobs(folder, pair.qdq, pair.qop, **common), folder, args.against)
         if "stock-dense" in contenders:
-            contenders["stock-dense"].most = args.dense_runs
+            contenders["stock-dense"].most = 1
         measure(contenders, args.runs)
         reference = "stock-qop" if "stock-qop" in names else names[0]
         results.table(
@@ -132,27 +127,24 @@ def _overhead(results: Results, args: argparse.Namespace) -> None:
         results.target(contenders, load, "ours-qdq", limit, over="stock-qdq", model=model)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for; 1 if something is wrong."""
+def main() -> int:
     parser, results = command("load", __doc__), Results("Load table")
     parser.add_argument("--layers", type=int, help="default 32; with --quick 2")
     parser.add_argument("--variants", nargs="+", default=["uint4", "int4", "uint4-nmajor"])
     parser.add_argument("--contenders", nargs="+", default=_WAYS, choices=list(WAYS), metavar="WAY")
     parser.add_argument("--dense", action="store_true", help="also stock with disable_quant_qdq (much memory)")
-    parser.add_argument("--dense-runs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="intra-op; 0: the library's own choice")
     parser.add_argument("--accuracy-level", type=int, default=4)
     parser.add_argument("--dir", type=Path, help="where models are kept (default: a temporary folder)")
-    parser.add_argument("--table", action="store_true", help="the load table: what is done if nothing is asked")
-    parser.add_argument("--packing", action="store_true", help="packing's speed and scratch")
+    parser.add_argument("--packing", action="store_true", help="not the table, but packing's speed and scratch")
     parser.add_argument("--inline", action="store_true", help="weights inside the .onnx")
     parser.add_argument("--overhead", action="store_true", help="models without QDQ")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     args.layers = args.layers or (2 if args.quick else PHI_3_MINI.layers)
     args.runs = args.runs or (2 if args.quick else 5)
     with tempfile.TemporaryDirectory(prefix="load-table-") as temporary:
         args.dir = (args.dir or Path(temporary)).resolve()
-        for variant in args.variants if args.table or not (args.packing or args.inline or args.overhead) else ():
+        for variant in () if args.packing or args.inline or args.overhead else args.variants:
             _load(results, args, variant)
         for variant in args.variants if args.packing else ():
             _packing(results, args, variant)

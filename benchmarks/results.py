@@ -16,7 +16,7 @@ from ort_qdq_plugin.cli import bench
 from ort_qdq_plugin.cli.bench import Figure, agreement, spread
 from ort_qdq_plugin.cli.measure import Peer, Run, difference
 
-__all__ = ["MB", "MS", "Results", "command", "own_seconds"]
+__all__ = ["MB", "MS", "Results", "command", "own_seconds", "stage_seconds"]
 
 MB, MS = 1e6, 1e3
 _FIGURES = {
@@ -31,10 +31,14 @@ _FIGURES = {
 }
 
 
+def stage_seconds(run: Run, *stages: str) -> float:
+    """Seconds of these stages of a load."""
+    return math.fsum(run.facts.get("seconds", {}).get(stage, 0.0) for stage in stages)
+
+
 def own_seconds(run: Run) -> float:
     """Seconds of a load outside packing and ONNX Runtime's own, and without what was imported."""
-    seconds = run.facts.get("seconds", {})
-    return run.init - run.imported - math.fsum(seconds.get(stage, 0.0) for stage in ("pack", "create session"))
+    return run.init - run.imported - stage_seconds(run, "pack", "create session")
 
 
 def command(name: str, doc: str | None, runs: int = 0) -> argparse.ArgumentParser:
@@ -62,7 +66,6 @@ class Results:
         self._missed = self._wrong = False
 
     def say(self, text: str) -> None:
-        """Add a line."""
         self._lines.append(text)
 
     def error(self, text: str) -> None:
@@ -155,6 +158,5 @@ def _figure(named: Figure | str) -> Figure:
 
 
 def _median(contenders: Mapping[str, Peer], key: str, figure: Figure) -> float | None:
-    """The median of a contender; None where it has none."""
     peer = contenders.get(key)
     return peer.median(figure.of) if peer and peer.runs else None

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from conformance.drawing.draft import ROWS, Draft
+from conformance.drawing.draft import ROWS, Draft, stack
 from conformance.drawing.elements import raw_tensor
 from conformance.drawing.weight import PER_CHANNEL, Weight
 
@@ -52,17 +52,12 @@ def _normal(draft: Draft, x: str) -> str:
 
 
 def _chain(product: Callable[[Draft, str, str, int], str], layers: int, width: int) -> onnx.ModelProto:
-    """Square products, one behind the other."""
     draft = Draft(f"{layers} {width}")
     value = draft.input("x", [ROWS, width])
     for layer in range(layers):
         value = draft.node("Tanh", [product(draft, value, f"w{layer}", width)])
     draft.output(value, [ROWS, width])
     return draft.model()
-
-
-def _quantized(draft: Draft, x: str, name: str, width: int) -> str:
-    return draft.node("MatMul", [x, draft.weight(Weight(k=width, n=width), name)])
 
 
 def _float(draft: Draft, x: str, name: str, width: int) -> str:
@@ -81,8 +76,8 @@ def _static(draft: Draft, x: str, name: str, width: int) -> str:
 SMALL_MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
     "encoder, 54 MB, inline": (_encoder, False),
     "encoder, 54 MB, external": (_encoder, True),
-    "MLP, 1 MB": (partial(_chain, _quantized, 8, 512), False),
-    "QDQ stack, 64 MB, external": (partial(_chain, _quantized, 24, 2048), True),
+    "MLP, 1 MB": (partial(stack, 8, 512), False),
+    "QDQ stack, 64 MB, external": (partial(stack, 24, 2048), True),
     "static QDQ, 20 MB": (partial(_chain, _static, 20, 1024), False),
     "float, 1 kB": (partial(_chain, _float, 1, 16), False),
     "float, 50 MB, inline": (partial(_chain, _float, 12, 1024), False),

@@ -17,17 +17,17 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
+
+import numpy as np
 
 from benchmarks.results import MS, Results, command
 from benchmarks.ways import HERE
+from conformance.drawing.elements import Array
 from conformance.markdown import table
 from ort_qdq_plugin.system.environment import PREFIX
-
-__all__ = ["main"]
 
 _HEAVY = ("numpy", "onnx", "onnxruntime")
 _COLUMNS = ("start of an interpreter", "min ms", "median ms", "CPU ms", "difference ms", "ratio")
@@ -75,25 +75,22 @@ def _environment(folder: Path, *places: object, variable: str = "") -> dict[str,
     return {**kept, "PYTHONPATH": path, "PYTHONPYCACHEPREFIX": compiled, **({PREFIX: variable} if variable else {})}
 
 
-def _table(results: Results, title: str, contenders: Mapping[str, _Contender], runs: int) -> list[float]:
+def _table(results: Results, title: str, contenders: Mapping[str, _Contender], runs: int) -> Array:
     """Add every start, turn by turn, to the results: by how many milliseconds each took longer than the first.
 
     The first turn only warms the caches.
     """
-    names = list(contenders)
-    starts: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    starts = np.zeros((len(contenders), runs + 1, 2))
     for turn in range(runs + 1):
         # Who starts behind whom changes, so that none is always behind the slowest.
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = contenders[name].start()
-            starts[name] += [start] if turn else []
-    rows, over = [], []
-    base = [passed for passed, _ in starts[names[0]]]
-    for name, own in starts.items():
-        passed, cpu = ([start[figure] for start in own] for figure in (0, 1))
-        over.append(median((ours - other) * MS for ours, other in zip(passed, base, strict=True)))
-        figures = [f"{seconds * MS:.2f}" for seconds in (min(passed), median(passed), median(cpu))]
-        rows.append([name, *figures, f"{over[-1]:+.2f}", f"{median(passed) / median(base):.3f}"])
+        for index in np.roll(range(len(contenders)), -turn):
+            starts[index, turn] = list(contenders.values())[index].start()
+    passed, cpu = MS * starts[:, 1:].transpose(2, 0, 1)  # [contenders, turns] each
+    middle = np.median(passed, axis=1)
+    over: Array = np.median(passed - passed[0], axis=1)
+    figures = zip(contenders, passed.min(axis=1), middle, np.median(cpu, axis=1), over, middle / middle[0], strict=True)
+    rows = [[name, f"{least:.2f}", f"{mid:.2f}", f"{own:.2f}", f"{more:+.2f}", f"{part:.3f}"]
+            for name, least, mid, own, more, part in figures]  # fmt: skip
     results.say("\n".join([f"\n## {title}\n", *table(_COLUMNS, rows), ""]))
     return over
 
@@ -120,9 +117,8 @@ def _measure(results: Results, folder: Path, args: argparse.Namespace) -> None:
     _table(results, "import onnxruntime", importing, max(1, args.runs // 5))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and judge; 1 where a target is missed."""
-    args, results = command("startup", __doc__, 50).parse_args(argv), Results("Starts of an interpreter")
+def main() -> int:
+    args, results = command("startup", __doc__, 50).parse_args(), Results("Starts of an interpreter")
     args.check = True
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

@@ -9,7 +9,6 @@ __all__ = ["loader"]
 
 
 def loader(job: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Callable[[Any], Any], None]]:
-    """What compiles the job's model."""
     config = {"INFERENCE_NUM_THREADS": job["threads"]} if job["threads"] else {}
     core = openvino.Core()
 

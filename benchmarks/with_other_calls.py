@@ -18,7 +18,6 @@ _TRIM_SECONDS = 0.01
 
 
 def loader(job: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Callable[[Any], Any], None]]:
-    """What loads a job's model."""
     return _load
 
 
