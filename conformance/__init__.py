@@ -10,5 +10,3 @@
 
 `drawing` has what they write their models with. What loading takes is measured in the folder `benchmarks`.
 """
-
-__all__: list[str] = []

@@ -62,7 +62,6 @@ def _load(model: Path, cache: Path | None, verify: Verify = "stat") -> _Loaded:
 
 
 def leftovers(cache: Path) -> list[str]:
-    """What unfinished or removed entries have left."""
     return [path.name for path in cache.iterdir() if path.suffix in (".tmp", ".old")]
 
 
@@ -94,11 +93,10 @@ def _many_at_once(folder: Path, processes: int, rounds: int, timed: bool) -> lis
             problems.append(f"packed {ways['made']} times")
         if {loaded.digest for loaded in outcomes} != {wanted}:
             problems.append("wrong results")
-    last, allowed = median(empty), median(filled) + _SLOWDOWN * alone
-    print(
-        f"{processes} at once, {rounds} times: last ready after {last:.2f} s; after {median(filled):.2f} s with a filled "
-        f"cache; one first load alone {alone:.2f} s; allowed {allowed:.2f} s"
-    )
+    last, used = median(empty), median(filled)
+    allowed = used + _SLOWDOWN * alone
+    print(f"{processes} at once, {rounds} times: last ready after {last:.2f} s, allowed {allowed:.2f} s")
+    print(f"with a filled cache after {used:.2f} s; one first load alone {alone:.2f} s")
     if timed and last > allowed:
         problems.append(f"the last was ready after {last:.2f} s")
     return problems
@@ -140,10 +138,8 @@ def _damage(rng: random.Random, entry: Path, other: Path) -> tuple[str, bool]:
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     elif how == "truncate":
         del data[rng.randrange(len(data)) :]
-    elif twin.exists() and twin.read_bytes() != data:
-        data = bytearray(twin.read_bytes())
     else:
-        del data[:]
+        data[:] = twin.read_bytes() if twin.exists() and twin.read_bytes() != data else b""
     path.write_bytes(data)
     path.chmod(0o400)
     is_weight = name.startswith("packed-")
@@ -155,8 +151,7 @@ def _corrupted(folder: Path, corruptions: int) -> list[str]:
     rng, problems, seen = random.Random(1), [], Counter[str]()
     wanted = _load(models[0], None).digest
     for verify in ("content", "stat"):
-        cache = folder / verify
-        entries = []
+        cache, entries = folder / verify, list[Path]()
         for model in models:
             _load(model, cache, verify)
             entries.append(next(path for path in cache.iterdir() if path.is_dir() and path not in entries))

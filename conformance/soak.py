@@ -17,8 +17,9 @@ import random
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,19 @@ class _Kind(NamedTuple):
             options.add_provider(CPU[0], {})
         return options
 
+    def create(self, options: Any, spill: Path | None, dice: random.Random) -> Any:
+        """A session by this package with a folder for packed weights, or else by stock ONNX Runtime."""
+        providers = None if self.by_path else CPU
+        if spill is None:
+            return ort.InferenceSession(self.model, options, providers=providers)
+        buffer: Buffer = "file" if self.by_path else dice.choice(["auto", "file", "memory"])
+        ours = Options(buffer=buffer, spill_dir=spill, threads=dice.randint(1, 2), strict=True)
+        session = create_session(self.model, options, providers, options=ours)
+        report = report_of(session)
+        if report is None or report.route != ("by path" if self.by_path else "borrowed"):
+            raise AssertionError(f"{self.name}: {report}")
+        return session
+
 
 def _sample(cycles: int, folder: Path) -> _Sample:
     """Look at this process, and at what lies in the folder."""
@@ -93,55 +107,33 @@ def _kinds(folder: Path) -> list[_Kind]:
     return kinds
 
 
-class _Soak:
-    """Sessions of all kinds, created by `create`, for threads that take one after another."""
-
-    def __init__(self, folder: Path, stock: bool) -> None:
-        self._spill_dir = folder / "spill"
-        self._spill_dir.mkdir()
-        self._stock = stock
-        self._kinds = _kinds(folder)
-        self._shared = {kind.name: kind.options(2) for kind in self._kinds}
-        self._wanted = {kind.name: digest_of(self._create(kind, random.Random(0))) for kind in self._kinds}
-
-    def work(self, seed: int, cycles: int) -> None:
-        """Create, run and drop sessions; some live on for a while."""
-        dice = random.Random(seed)
-        alive: list[tuple[_Kind, Any]] = []
-        for _ in range(cycles):
-            kind = dice.choice(self._kinds)
-            session = self._create(kind, dice)
-            if dice.random() < _IN_CYCLES:
-                session.myself = [session]
-            alive.append((kind, session))
-            if len(alive) > _MOST_ALIVE:
-                del alive[dice.randrange(len(alive))]
-            for kind, session in alive:
-                if digest_of(session) != self._wanted[kind.name]:
-                    raise AssertionError(f"{kind.name}: other results")
-
-    def _create(self, kind: _Kind, dice: random.Random) -> Any:
-        options = self._shared[kind.name] if dice.random() < 0.5 else kind.options(dice.randint(1, 2))
-        providers = None if kind.by_path else CPU
-        if self._stock:
-            return ort.InferenceSession(kind.model, options, providers=providers)
-        buffer: Buffer = "file" if kind.by_path else dice.choice(["auto", "file", "memory"])
-        ours = Options(buffer=buffer, spill_dir=self._spill_dir, threads=dice.randint(1, 2), strict=True)
-        session = create_session(kind.model, options, providers, options=ours)
-        report = report_of(session)
-        if report is None or report.route != ("by path" if kind.by_path else "borrowed"):
-            raise AssertionError(f"{kind.name}: {report}")
-        return session
+def _work(shared: Mapping[_Kind, Any], wanted: Mapping[_Kind, str], spill: Path | None, seed: int, cycles: int) -> None:
+    """Create, run and drop sessions, half of them with shared options; some live on for a while."""
+    dice = random.Random(seed)
+    alive: list[tuple[_Kind, Any]] = []
+    for _ in range(cycles):
+        kind = dice.choice(list(shared))
+        options = shared[kind] if dice.random() < 0.5 else kind.options(dice.randint(1, 2))
+        session = kind.create(options, spill, dice)
+        if dice.random() < _IN_CYCLES:
+            session.myself = [session]
+        alive.append((kind, session))
+        if len(alive) > _MOST_ALIVE:
+            del alive[dice.randrange(len(alive))]
+        for kind, session in alive:
+            if digest_of(session) != wanted[kind]:
+                raise AssertionError(f"{kind.name}: other results")
 
 
 def _samples(cycles: int, threads: int, stock: bool) -> list[_Sample]:
-    """Run the soak in this process, with a look at it after every round."""
     # Putting back an entry of shared options is worth a warning to ONNX Runtime.
     ort.set_default_logger_severity(SILENT)
     samples: list[_Sample] = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(threads) as executor:
         folder = Path(os.path.realpath(name))
-        soak = _Soak(folder, stock)
+        spill = None if stock else Path(tempfile.mkdtemp(dir=folder))
+        shared = {kind: kind.options(2) for kind in _kinds(folder)}
+        wanted = {kind: digest_of(kind.create(options, spill, random.Random(0))) for kind, options in shared.items()}
         # All of them: an executor starts threads only when the others are busy.
         barrier = threading.Barrier(threads)
         list(executor.map(lambda _: barrier.wait(), range(threads)))
@@ -149,7 +141,7 @@ def _samples(cycles: int, threads: int, stock: bool) -> list[_Sample]:
         while done < cycles:
             several = min(_ROUND, max(threads, cycles // 3), cycles - done)
             shares = [several // threads + (number < several % threads) for number in range(threads)]
-            list(executor.map(soak.work, range(done, done + threads), shares))
+            list(executor.map(partial(_work, shared, wanted, spill), range(done, done + threads), shares))
             done += several
             samples.append(_sample(done, folder))
     return samples

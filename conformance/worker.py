@@ -49,6 +49,12 @@ class Worker:
         self.close()
         raise Crash(reason)
 
+    def call(self, function: Callable[..., _T], *arguments: object, seconds: float | None = None) -> _T:
+        """What the function returns; errors are those of `answer`."""
+        self.send(function, *arguments)
+        result: _T = self.answer(seconds)
+        return result
+
     def is_alive(self) -> bool:
         """Whether it was started and not closed."""
         return self._connection is not None
@@ -63,9 +69,7 @@ class Worker:
 
 def in_fresh_process(function: Callable[..., _T], *arguments: object) -> _T:
     with closing(Worker()) as worker:
-        worker.send(function, *arguments)
-        result: _T = worker.answer()
-        return result
+        return worker.call(function, *arguments)
 
 
 def _work(connection: Connection[Any, Any], setup: Callable[[], object] | None) -> None:

@@ -40,7 +40,6 @@ class Draft(Canvas):
         return tensor.name
 
     def quantized(self, name: str, element: str, shape: Sequence[int]) -> str:
-        """Adds a random quantized constant."""
         kind = ELEMENTS[element]
         self.require(kind.bits)
         bits = min(kind.bits, 12)  # int32 and uint16 stay in a range where float adds up exactly enough
@@ -49,7 +48,6 @@ class Draft(Canvas):
         return self.constant(raw_tensor(name, kind.code, shape, raw_quantized(values, kind.bits)))
 
     def floats(self, name: str, shape: Sequence[int], kind: str = "float", *, low: float = 0.01, high: float = 0.03) -> str:
-        """Adds a random float constant."""
         values = self.rng.uniform(low, high, tuple(shape))
         return self.constant(raw_tensor(name, FLOATS[kind], shape, raw_float(np.asarray(values), kind)))
 
@@ -86,8 +84,7 @@ class Draft(Canvas):
             inputs.append(self.quantized(f"{name}_z", element, scale_shape))
         elif zero == "default":
             kind = ELEMENTS[element]
-            zeros = np.full(tuple(scale_shape), kind.default_zero)
-            raw = raw_quantized(zeros, kind.bits)
+            raw = raw_quantized(np.full(tuple(scale_shape), kind.default_zero), kind.bits)
             inputs.append(self.constant(raw_tensor(f"{name}_z", kind.code, scale_shape, raw)))
         if block != PER_TENSOR:
             attributes = {"axis": axis, **attributes}
@@ -96,7 +93,6 @@ class Draft(Canvas):
         return self.node("DequantizeLinear", inputs, f"{name}_d", domain=domain, **attributes)
 
     def weight(self, weight: Weight, name: str = "w", **rest: Any) -> str:
-        """Adds a weight and its DequantizeLinear."""
         stored = {name: getattr(weight, name) for name in ("axis", "block", "element", "zero", "scale")}
         return self.dequantize(name, weight.shape, **(stored | rest))
 

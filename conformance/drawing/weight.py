@@ -42,7 +42,6 @@ class Weight:
 
     @property
     def scale_shape(self) -> list[int]:
-        """The shape of its scales and zero points."""
         return scale_shape_of(self.shape, self.axis, self.block)
 
 

@@ -24,9 +24,8 @@ from conformance.checks import parser, run
 from conformance.faults.child import do_job
 from conformance.faults.job import Job
 from conformance.faults.limits import CONTROL_GROUPS, LIMITS
+from conformance.faults.meanwhile import SIGNALS, SOURCES
 from conformance.faults.scene import Fault, Scene, Skipped
-from conformance.faults.signals import SIGNALS
-from conformance.faults.sources import SOURCES
 from conformance.faults.spilling import DIRECTORIES, DISKS
 
 FAULTS: tuple[Fault, ...] = DISKS + DIRECTORIES + LIMITS + CONTROL_GROUPS + SIGNALS + SOURCES

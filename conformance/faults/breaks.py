@@ -33,7 +33,6 @@ def entering(moment: str) -> None:
 
 
 def progress(done: int, total: int) -> None:
-    """The progress callback of the loads."""
     entering(_PACKING)
     if done == total:
         entering(_PACKED)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ort_qdq_plugin.options import Buffer
 
@@ -118,22 +119,15 @@ class LoadProcess:
     """A process that does a job, with temporary files and home where they are told to be."""
 
     def __init__(self, job: Job, temporary: str, home: str) -> None:
-        root = str(Path(__file__).parents[2])
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "conformance.faults", "--child", json.dumps(asdict(job))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # ONNX Runtime keeps a data base of its own in the home directory.
-            env={**os.environ, "TMPDIR": temporary, "HOME": home, "PYTHONPATH": root},
-        )
+        command = [sys.executable, "-m", "conformance.faults", "--child", json.dumps(asdict(job))]
+        # ONNX Runtime keeps a data base of its own in the home directory.
+        places = {"TMPDIR": temporary, "HOME": home, "PYTHONPATH": str(Path(__file__).parents[2])}
+        pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self._process: Any = subprocess.Popen(command, text=True, env={**os.environ, **places}, **pipes)
         self.send_signal = self._process.send_signal
 
     def begin(self) -> bool:
         """Let a process that waits begin with its load; False if it did not come so far."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
             return False
         self._process.stdin.write("\n")
@@ -162,7 +156,6 @@ class LoadProcess:
 
 
 def listing(folders: Sequence[str | Path]) -> set[str]:
-    """Everything in these folders."""
     return {
         os.path.join(where, name)
         for folder in folders

@@ -84,7 +84,6 @@ def _bad_disk(scene: Scene, name: PairName, victim: str) -> Iterator[Path]:
 
 
 def _spilling_to(place: _Place, **changes: Any) -> Callable[[Scene], list[Verdict]]:
-    """Both routes with packed weights there."""
 
     def loads(scene: Scene) -> list[Verdict]:
         with place(scene) as spill:

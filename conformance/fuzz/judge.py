@@ -36,7 +36,6 @@ class Verdict(Enum):
 
     @property
     def failed(self) -> bool:
-        """Whether it must not be."""
         return list(Verdict).index(self) >= list(Verdict).index(Verdict.WRONG)
 
 

@@ -22,6 +22,7 @@ from conformance.fuzz.seeds import seed_models
 __all__ = ["beside_a_model", "mutate", "mutated_models"]
 
 _NOT_UTF8 = b"\xff\xfe"
+_UNKNOWN = (b"\xa0\x1f\x01", b"\xa3\x1f\xa4\x1f", b"\xa2\x1f\x03abc", b"\xa3\x1f", b"\xa4\x1f", b"\xa1\x1f" + bytes(8))
 
 
 def _truncated(rng: Random, data: bytes) -> bytes:
@@ -60,9 +61,7 @@ def _padded_varint(rng: Random, data: bytes) -> bytes:
 
 
 def _unknown_fields(rng: Random, data: bytes) -> bytes:
-    unknown = rng.choice(
-        (b"\xa0\x1f\x01", b"\xa3\x1f\xa4\x1f", b"\xa2\x1f\x03abc", b"\xa3\x1f", b"\xa4\x1f", b"\xa1\x1f" + bytes(8))
-    )
+    unknown = rng.choice(_UNKNOWN)
     return unknown + data if rng.random() < 0.5 else data + unknown
 
 

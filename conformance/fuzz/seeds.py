@@ -2,60 +2,16 @@
 
 from functools import cache
 
-import onnx
-
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
 from conformance.patterns.catalogue import PATTERNS
+from conformance.patterns.pattern import either
 
 __all__ = ["seed_models"]
 
 
-@cache
-def seed_models() -> tuple[bytes, ...]:
-    """Small valid models, one at least of every kind in the pattern table, and some that it has no need of."""
-    small = [pattern.build() for pattern in PATTERNS]
-    chosen = [model for model in small if model.ByteSize() < 1000 or model.graph.node[0].op_type in ("If", "Loop", "Scan")]
-    chosen += [pattern.build() for pattern in PATTERNS if pattern.group == 3]
-    chosen += [_fused_already(), _all_kinds_of_views(), _with_subgraphs()]
-    stored = dict.fromkeys(bytes(model.SerializeToString()) for model in chosen)
-    return tuple(model for model in stored if len(model) < 6000)
-
-
-def _fused_already() -> onnx.ModelProto:
-    """ONNX Runtime's own operator, and a weight beside it that is not fused."""
-    draft = Draft("fused already")
-    draft.input("x", ["m", 32])
-    draft.quantized("b", "uint8", [16, 1, 16])
-    draft.floats("s", [16])
-    draft.write("h = com.microsoft.MatMulNBits <K = 32, N = 16, bits = 4, block_size = 32> (x, b, s)")
-    draft.weight(Weight(k=16, n=8, block=16))
-    draft.write("y = MatMul(h, w_d)")
-    draft.output("y", ["m", 8])
-    return draft.model()
-
-
-def _all_kinds_of_views() -> onnx.ModelProto:
-    """A weight behind one view after another."""
-    draft = Draft("views")
-    draft.input("x", ["m", 32])
-    draft.weight(Weight(k=32, n=16, n_major=True))
-    draft.ints("axes", [0])
-    draft.ints("shape", [0, -1])
-    draft.floats("bias", [16])
-    draft.write("""
-        v0 = Unsqueeze(w_d, axes)  v1 = Transpose <perm = [0, 2, 1]> (v0)  v2 = Squeeze(v1, axes)  v3 = Reshape(v2, shape)
-        v4 = Flatten(v3)  v5 = Identity(v4)  v6 = Cast <to = 1> (v5)
-        y = Gemm <alpha = 0.5, beta = 2.0> (x, v6, bias)
-    """)
-    draft.output("y", ["m", 16])
-    return draft.model()
-
-
-def _with_subgraphs() -> onnx.ModelProto:
+def _subgraphs(draft: Draft) -> None:
     """A weight outside that two branches read, one of which has another inside."""
-    draft = Draft("subgraphs")
-    draft.input("x", ["m", 32])
     draft.input("c", [], "bool")
     draft.weight(Weight(k=32, n=16), "outer")
     one, other = Draft(parent=draft), Draft(parent=draft)
@@ -66,10 +22,32 @@ def _with_subgraphs() -> onnx.ModelProto:
     one.output("then_y", ["m", 16])
     other.output("else_y", ["m", 16])
     draft.node("If", ["c"], "y", then_branch=one.graph("then"), else_branch=other.graph("else"))
-    draft.output("y", ["m", 16])
     draft.quantized("t", "uint8", [8])
     draft.floats("t_s", [])
     draft.write("t_d = DequantizeLinear(t, t_s)")
     draft.output("t_d", [8])
     draft.weight(Weight(k=32, n=16, block=PER_TENSOR), "unread")
-    return draft.model()
+
+
+# What the pattern table has no need of: ONNX Runtime's own operator and a weight beside it; a weight behind many views.
+_MORE = (
+    either("fused already", lambda d: d.quantized("b", "uint8", [16, 1, 16]), lambda d: d.floats("s", [16]),
+           "h = com.microsoft.MatMulNBits <K = 32, N = 16, bits = 4, block_size = 32> (x, b, s)",
+           Weight(k=16, n=8, block=16), "y = MatMul(h, w_d)", x=["m", 32]),
+    either("views", Weight(k=32, n=16, n_major=True),
+           lambda d: d.ints("axes", [0]), lambda d: d.ints("shape", [0, -1]), lambda d: d.floats("bias", [16]),
+           """v0 = Unsqueeze(w_d, axes)  v1 = Transpose <perm = [0, 2, 1]> (v0)  v2 = Squeeze(v1, axes)
+              v3 = Reshape(v2, shape)  v4 = Flatten(v3)  v5 = Identity(v4)  v6 = Cast <to = 1> (v5)
+              y = Gemm <alpha = 0.5, beta = 2.0> (x, v6, bias)"""),
+    either("subgraphs", _subgraphs, x=["m", 32], y=["m", 16]),
+)  # fmt: skip
+
+
+@cache
+def seed_models() -> tuple[bytes, ...]:
+    """Small valid models, one at least of every kind in the pattern table, and some that it has no need of."""
+    small = [pattern.build() for pattern in PATTERNS]
+    chosen = [model for model in small if model.ByteSize() < 1000 or model.graph.node[0].op_type in ("If", "Loop", "Scan")]
+    chosen += [pattern.build() for pattern in (*PATTERNS, *_MORE) if pattern.group == 3]
+    stored = dict.fromkeys(bytes(model.SerializeToString()) for model in chosen)
+    return tuple(model for model in stored if len(model) < 6000)

@@ -1,20 +1,35 @@
 """A process that loads models which may crash it, and tells what came of each, and what that cost."""
 
+import ctypes
 import gc
 import logging
 import os
+import re
 import resource
 import sys
+import time
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
 
 from conformance import worker
 from conformance.drawing.elements import Array
 from conformance.fuzz.seeds import seed_models
+from conformance.sessions import CPU, quiet_options
 
 __all__ = ["MAX_BYTES", "MAX_SECONDS", "Failure", "Outcome", "Way", "Worker"]
 
 _WORKER_BYTES = 8 << 30  # of address space
+_MAX_INPUT_ELEMENTS = 1 << 20
+_SYMBOLIC = 5  # what a dimension without a size gets
+_NUMPY_TYPES = {
+    "float": np.float32, "float16": np.float16, "double": np.float64, "bool": np.bool_, "int8": np.int8, "uint8": np.uint8,
+    "int16": np.int16, "uint16": np.uint16, "int32": np.int32, "uint32": np.uint32, "int64": np.int64, "uint64": np.uint64,
+}  # fmt: skip
 # What a model may cost beyond what stock ONNX Runtime takes for it.
 MAX_SECONDS = 2  # of processor time
 MAX_BYTES = 256 << 20
@@ -53,12 +68,7 @@ class Worker(worker.Worker):
 
     def run(self, way: Way, model: str | bytes, seconds: float = 60) -> Outcome:
         """The outcome; raises Crash where the process does not live to tell it, or not within that time."""
-        self.send(_outcome_of, way, model)
-        try:
-            outcome: Outcome = self.answer(seconds)
-        except worker.Crash as crash:
-            raise worker.Crash(f"{way}: {crash}") from None
-        return outcome
+        return self.call(_outcome_of, way, model, seconds=seconds)
 
 
 def _set_up() -> None:
@@ -76,6 +86,51 @@ def _set_up() -> None:
 
 def _outcome_of(way: Way, model: str | bytes) -> Outcome:
     # Not at the top: atheris must instrument this package before the process that fuzzes imports it.
-    from conformance.fuzz.loading import outcome_of
+    from ort_qdq_plugin import create_session, inspect, report_of
+    from ort_qdq_plugin.system.platform import host
 
-    return outcome_of(way, model)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before, start = host.sizes_of()["VmRSS"], time.process_time()
+    stage, error, values, session, fused = "load", None, None, None, 0
+    try:
+        if way == "inspect":
+            report = inspect(model)
+            assert report.to_dict()
+            assert str(report)
+            fused = len(report.fused)
+        else:
+            options = quiet_options()
+            # Activations stay as they are: then right numbers are close ones, whatever the weights.
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+            if way == "unoptimized":
+                options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            create = create_session if way == "ours" else onnxruntime.InferenceSession
+            session = create(model, options, providers=CPU)
+            stage, made = "run", report_of(session)
+            fused = 0 if made is None or made.stock_reason else len(made.fused)
+            if (inputs := _inputs(session)) is not None:
+                values = tuple(session.run(None, inputs))
+    except UnicodeDecodeError as problem:
+        # ONNX Runtime's error quotes a name that is not UTF-8, and so lost its class on its way into Python.
+        text = problem.object.decode("utf-8", "replace")
+        error = Failure("NotImplemented" if ": NOT_IMPLEMENTED :" in text else type(problem).__name__, text)
+    except Exception as problem:
+        error = Failure(type(problem).__name__, re.sub(r"0x[0-9a-f]+", "0x", str(problem)))
+    seconds, nbytes = time.process_time() - start, host.sizes_of()["VmHWM"] - before
+    return Outcome(stage, error, values, fused=fused, seconds=seconds, nbytes=nbytes)
+
+
+def _inputs(session: onnxruntime.InferenceSession) -> dict[str, Array] | None:
+    """Inputs that depend on nothing but their names and shapes; None where they would be large or of an odd type."""
+    inputs: dict[str, Array] = {}
+    for value in session.get_inputs():
+        kind = _NUMPY_TYPES.get(value.type.removeprefix("tensor(").removesuffix(")"))
+        shape = [size if isinstance(size, int) and size >= 0 else _SYMBOLIC for size in value.shape]
+        if kind is None or np.prod(shape, dtype=object) > _MAX_INPUT_ELEMENTS:
+            return None
+        rng = np.random.default_rng(zlib.crc32(value.name.encode(errors="replace")))
+        drawn = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(0, 2, shape)
+        inputs[value.name] = np.asarray(drawn).astype(kind)
+    return inputs

@@ -13,9 +13,9 @@ from typing import Any
 
 from conformance.drawing.draft import ROWS
 from conformance.drawing.elements import Dim
-from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight, Zero
+from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
 from conformance.patterns.bodies import FUNCTIONS, SUBGRAPHS
-from conformance.patterns.pattern import ADD, GEMM_T, MATMUL, TRANSPOSE, Expectation, Pattern, Step, bias, pattern
+from conformance.patterns.pattern import ADD, GEMM_T, MATMUL, TRANSPOSE, ZEROS, Expectation, Pattern, Step, bias, pattern
 from conformance.patterns.products import CHAINS, GEMMS, LEFT, SHARED
 from conformance.patterns.storage import DEFAULT_ZEROS, EMBEDDINGS, HALF_PRECISION, ODD_BLOCKS, OLD_OPSETS, STATIC
 from conformance.patterns.traps import REFUSED, TRAPS
@@ -98,9 +98,8 @@ def _consumed(consumer: str, weight: Weight, rank: int = 2, quick: bool = False)
     steps.append(nodes)
     if "stays" in facts:
         steps.append(lambda d: d.output("w_d", w.shape, w.scale))
-    zero = "sym" if w.zero == "none" else "zp"
     block = {PER_CHANNEL: "channel", PER_TENSOR: "tensor"}.get(w.block, f"b{w.block}")
-    name = f"{consumer}-{w.element}-{zero}-{block}-{w.scale}-{w.k}x{w.n}-A{rank}d"
+    name = f"{consumer}-{w.element}-{dict(ZEROS)[w.zero]}-{block}-{w.scale}-{w.k}x{w.n}-A{rank}d"
     # Not every release's kernel takes a block above 256: there a reason is as right as re-blocking.
     expects: Expectation = "either" if w.block > _LARGEST_BLOCK else "fused"
     ends: dict[str, Any] = {"x": _a_shape(w.k, rank), "y": _a_shape(w.n, rank), "kind": w.scale}
@@ -109,30 +108,22 @@ def _consumed(consumer: str, weight: Weight, rank: int = 2, quick: bool = False)
 
 def _cover() -> Iterator[Pattern]:
     """The pairwise cover, then each type with and without zero points on the two main layouts where that lacks them."""
-    drawn: Counter[str] = Counter()
-    seen: set[str] = set()
+    drawn, seen = Counter[str](), set()
     for choice in _pairwise():
-        (k, n), consumer = choice["shape"], choice["consumer"]
-        weight = Weight(choice["element"], k, n, block=choice["block"], zero=choice["zero"], scale=choice["scale"])
-        drawn[consumer] += 1
-        covering = _consumed(consumer, weight, choice["rank"], quick=drawn[consumer] <= _QUICK_EACH)
+        k, n = choice["shape"]
+        weight = Weight(choice["element"], k, n, choice["block"], choice["zero"], choice["scale"])
+        drawn[choice["consumer"]] += 1
+        quick = drawn[choice["consumer"]] <= _QUICK_EACH
+        yield (covering := _consumed(choice["consumer"], weight, choice["rank"], quick))
         seen.add(covering.name)
-        yield covering
-    zeros: tuple[Zero, ...] = ("none", "random")
-    for consumer, element, zero in product(("matmul", "transpose-matmul"), _FACTORS["element"], zeros):
-        plain = _consumed(consumer, Weight(element, zero=zero))
-        if plain.name not in seen:
+    for consumer, element, zero in product(("matmul", "transpose-matmul"), _FACTORS["element"], _FACTORS["zero"]):
+        if (plain := _consumed(consumer, Weight(element, zero=zero))).name not in seen:
             yield plain
 
 
-_BY_HAND = (
-    SHARED, CHAINS, GEMMS, ODD_BLOCKS, EMBEDDINGS, LEFT, SUBGRAPHS, FUNCTIONS, HALF_PRECISION, OLD_OPSETS, STATIC,
-    DEFAULT_ZEROS,
-)  # fmt: skip
+_BY_HAND = SHARED + CHAINS + GEMMS + ODD_BLOCKS + EMBEDDINGS + LEFT + SUBGRAPHS + FUNCTIONS + HALF_PRECISION + OLD_OPSETS
 _PLAIN = (*_cover(), *(replace(trap, group=2) for trap in TRAPS + REFUSED))
-PATTERNS: tuple[Pattern, ...] = tuple(
-    sorted([*_PLAIN, *(pattern for rows in _BY_HAND for pattern in rows)], key=lambda pattern: pattern.group)
-)
+PATTERNS = tuple(sorted(_PLAIN + _BY_HAND + STATIC + DEFAULT_ZEROS, key=lambda pattern: pattern.group))
 
 
 def quick_patterns() -> tuple[Pattern, ...]:

@@ -3,6 +3,7 @@ was fused, against what the pattern expects.
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -58,7 +59,6 @@ class _Result(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """One word for the table."""
         if self.error:
             return "fails to load"
         return "no" if not self.fused else f"partly ({len(self.fused)})" if self.left else "fused"
@@ -68,11 +68,9 @@ def _feeds(model: onnx.ModelProto, rows: int) -> dict[str, Array]:
     """Random inputs of that many rows. Conditions alternate; overridable initializers are given on every second count."""
     rng = np.random.default_rng(rows)
     odd_one = ROW_COUNTS.index(rows) % 2 == 1
-    initializers = {tensor.name for tensor in model.graph.initializer}
+    left_out = () if odd_one else {tensor.name for tensor in model.graph.initializer}
     fed: dict[str, Array] = {}
-    for value in model.graph.input:
-        if value.name in initializers and not odd_one:
-            continue
+    for value in (value for value in model.graph.input if value.name not in left_out):
         kind = value.type.tensor_type
         shape = [rows if dim.dim_param == ROWS else dim.dim_value for dim in kind.shape.dim]
         if kind.elem_type == TensorProto.BOOL:
@@ -91,9 +89,8 @@ def _outputs(model: onnx.ModelProto, session: Any) -> _Outputs:
 
 def _census(model: onnx.ModelProto) -> tuple[tuple[str, ...], int]:
     """A model's fused nodes, with biases and scales' types, and how many DequantizeLinear of constants but biases stay."""
-    graphs = list(graphs_of(model.graph))
-    nodes = [node for graph in graphs for node in graph.node]
-    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
+    constants = {tensor.name: tensor for graph in graphs_of(model.graph) for tensor in graph.initializer}
     constants |= {node.output[0]: node.attribute[0].t for node in nodes if node.op_type == "Constant"}
     fused = []
     for node in nodes:
@@ -139,8 +136,7 @@ def _reference_outputs(model: onnx.ModelProto) -> _Outputs:
     try:
         return _outputs(model, _make_stock(model.SerializeToString(), options))
     except Exception:
-        standard = onnx.ModelProto()
-        standard.CopyFrom(model)
+        standard = onnx.ModelProto.FromString(model.SerializeToString())
         for node in standard.graph.node:
             node.domain = "" if node.domain == MS else node.domain
         for opset in standard.opset_import:
@@ -150,11 +146,10 @@ def _reference_outputs(model: onnx.ModelProto) -> _Outputs:
 
 def _store(model: onnx.ModelProto, folder: Path, form: Form) -> str | bytes:
     """The model as it is handed to a session."""
+    stored, path = bytes(model.SerializeToString()), folder / "pattern.onnx"
     if form == "bytes":
-        return bytes(model.SerializeToString())
-    path, copy = folder / "pattern.onnx", onnx.ModelProto()
-    copy.CopyFrom(model)
-    external = form == "external"
+        return stored
+    copy, external = onnx.ModelProto.FromString(stored), form == "external"
     onnx.save_model(copy, path, save_as_external_data=external, location="pattern.data", size_threshold=0)
     return str(path)
 
@@ -195,13 +190,12 @@ def _describe(ours: _Result) -> str:
     if not report.fused:
         reasons = sorted({str(unfused.reason) for unfused in report.unfused})
         return "no: " + ("; ".join(reasons) or report.stock_message or "no reason")
-    shown = []
+    shown = Counter[str]()
     for fusion in report.fused:
         place = "in place" if not fusion.packed_bytes else "packed" if not fusion.borrowed_bytes else "packed in part"
-        bias = " + bias" if fusion.has_bias else ""
-        shown.append(f"{fusion.kind}{bias}, {fusion.layout}, {place}")
-    text = "; ".join(f"{shown.count(entry)}x {entry}" if shown.count(entry) > 1 else entry for entry in dict.fromkeys(shown))
-    return text + (f"; {len(report.unfused)} left" if report.unfused else "")
+        shown[f"{fusion.kind}{_BIASED * fusion.has_bias}, {fusion.layout}, {place}"] += 1
+    parts = [f"{count}x {what}" if count > 1 else what for what, count in shown.items()]
+    return "; ".join(parts + [f"{len(report.unfused)} left"] * bool(report.unfused))
 
 
 def _broken_promises(pattern: Pattern, ours: _Result, report: Any) -> list[str]:
@@ -250,16 +244,14 @@ def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Fo
     if not last.error and not stock[4].error and last.ends != stock[4].ends:
         problems.append(f"inputs and outputs {last.ends} instead of {stock[4].ends}")
 
-    def errors_of(results: dict[int, _Result]) -> list[float]:
-        return [_error(results[level], reference) for level in LEVELS]
-
-    limits, errors = [_LIMITS[pattern.precision, level] for level in LEVELS], errors_of(ours)
+    limits = [_LIMITS[pattern.precision, level] for level in LEVELS]
+    errors, *others_errors = ([_error(of[level], reference) for level in LEVELS] for of in (ours, stock, keyed))
     exceeded = [error > limit for error, limit in zip(errors, limits, strict=True)]
     problems += [f"error {errors[index]:.1e} at level {LEVELS[index]}" for index in np.flatnonzero(exceeded)]
 
     verdicts, shown = [], []
-    for name, others in (("stock", stock), ("stock+key", keyed)):
-        right = all(error <= limit for error, limit in zip(errors_of(others), limits, strict=True))
+    for name, others, theirs in zip(("stock", "stock+key"), (stock, keyed), others_errors, strict=True):
+        right = all(error <= limit for error, limit in zip(theirs, limits, strict=True))
         other = others[4]
         verdicts.append(other.verdict + (", wrong" if not other.error and not right else ""))
         # Bits must agree where stock fused just as much as this package, or neither did anything.

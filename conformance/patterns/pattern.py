@@ -9,11 +9,11 @@ import onnx
 
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import Dim
-from conformance.drawing.weight import Weight
+from conformance.drawing.weight import Weight, Zero
 
 __all__ = [
-    "ADD", "GEMM_T", "MATMUL", "MAX_IDS", "TO_FLOAT", "TRANSPOSE", "Expectation", "Pattern", "Step", "bias", "either",
-    "fused", "pattern", "reason",
+    "ADD", "GEMM_T", "MATMUL", "MAX_IDS", "TO_FLOAT", "TRANSPOSE", "ZEROS", "Expectation", "Pattern", "Step", "bias",
+    "either", "fused", "pattern", "reason",
 ]  # fmt: skip
 
 Expectation = Literal["fused", "reason", "either", "unfused"]
@@ -28,6 +28,8 @@ MATMUL = "y = MatMul(x, w_d)"
 TRANSPOSE = "t = Transpose <perm = [1, 0]> (w_d)  y = MatMul(x, t)"
 GEMM_T = "y = Gemm <transB = 1> (x, w_d)"
 ADD = "h = MatMul(x, w_d)  y = Add(h, bias)"
+ZEROS: tuple[tuple[Zero, str], ...] = (("none", "sym"), ("random", "zp"))
+"""Without zero points and with, and what that is called in a pattern's name."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.weight import PER_TENSOR, Weight, Zero
-from conformance.patterns.pattern import MATMUL, TO_FLOAT, TRANSPOSE, Pattern, Step, bias, either, fused, reason
+from conformance.patterns.pattern import MATMUL, TO_FLOAT, TRANSPOSE, ZEROS, Pattern, Step, bias, either, fused, reason
 
 __all__ = ["CHAINS", "GEMMS", "LEFT", "SHARED"]
 
@@ -43,7 +43,6 @@ SHARED = (
 
 
 def _gemms(trans_b: bool) -> Iterator[Pattern]:
-    """A Gemm with each attribute, and with a bias of each shape."""
     for name, alpha, beta, shape in (
         ("alpha", 0.5, 1.0, None),
         ("beta", 1.0, 2.0, (64,)),
@@ -111,7 +110,6 @@ def _to(*shape: int) -> Step:
     return lambda d: d.ints("to", shape)
 
 
-_ZEROS: tuple[tuple[Zero, str], ...] = (("none", "sym"), ("random", "zp"))
 _BLOCKS_TO_K_N = "r = Reshape(w_d, to)  t = Transpose <perm = [1, 0]> (r)"
 _LEAD: dict[str, Any] = {"x": (4, ROWS, 128), "y": (4, ROWS, 64)}
 CHAINS = (
@@ -129,7 +127,7 @@ CHAINS = (
     fused("output-dtype", lambda d: d.weight(_HALF, output_dtype=1), MATMUL, opset=23, precision="float16"),
     *(fused(f"reshape-transpose-{element}-{suffix}", _blocks(element, zero), _to(64, -1),
             f"{_BLOCKS_TO_K_N}  y = MatMul(x, t)", quick=element == "uint4")
-      for element in ("uint4", "int4", "uint8") for zero, suffix in _ZEROS),
+      for element in ("uint4", "int4", "uint8") for zero, suffix in ZEROS),
     fused("reshape-transpose-cast", _blocks(scale="float16"), _to(64, -1),
           f"{_BLOCKS_TO_K_N}  c = Cast <to = 1> (t)  y = MatMul(x, c)", precision="float16", quick=True),
     fused("transpose-reshape", _blocks(), _to(128, 64),

@@ -6,24 +6,21 @@ from onnx import TensorProto
 
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import FLOATS, MS, raw_tensor
-from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight, Zero
-from conformance.patterns.pattern import MATMUL, TRANSPOSE, Expectation, Pattern, Step, either, fused, pattern, reason
+from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
+from conformance.patterns.pattern import MATMUL, TRANSPOSE, ZEROS, Expectation, Pattern, Step, either, fused, pattern, reason
 
 __all__ = ["DEFAULT_ZEROS", "EMBEDDINGS", "HALF_PRECISION", "ODD_BLOCKS", "OLD_OPSETS", "STATIC"]
 
 
-def _odd_block(block: int, k: int, expects: Expectation, n_major: bool) -> Pattern:
-    name, quick = f"block-{block}-of-{k}{'-n-major' if n_major else ''}", block in (48, 100) and not n_major
-    steps: tuple[Step, ...] = Weight(k=k, block=block, n_major=n_major), TRANSPOSE if n_major else MATMUL
-    return pattern(expects, name, *steps, quick=quick)
-
-
+# Sizes that MatMulNBits lacks.
 _BLOCKS: tuple[tuple[int, int, Expectation], ...] = (
     (8, 128, "either"), (48, 144, "fused"), (96, 192, "fused"), (80, 200, "fused"), (192, 192, "fused"), (100, 100, "fused"),
     (256, 72, "fused"), (4096, 72, "fused"), (20, 120, "reason"),
 )  # fmt: skip
 ODD_BLOCKS = (
-    *(_odd_block(*block, n_major) for block in _BLOCKS for n_major in (False, True)),
+    *(pattern(expects, f"block-{block}-of-{k}{'-n-major' if n_major else ''}", Weight(k=k, block=block, n_major=n_major),
+              TRANSPOSE if n_major else MATMUL, quick=block in (48, 100) and not n_major)
+      for block, k, expects in _BLOCKS for n_major in (False, True)),
     either("block-8-int8", Weight("int8", block=8, zero="none"), MATMUL),
     # Scales weigh as much as the weights.
     either("block-48-uint2", Weight("uint2", k=144, block=48), MATMUL),
@@ -41,13 +38,12 @@ def _gather(expects: Expectation, name: str, nodes: str = "y = Gather(w_d, x)", 
     return pattern(expects, name, lambda d: d.dequantize("w", **stored), nodes, **(ends | other))
 
 
-_ZEROS: tuple[tuple[Zero, str], ...] = (("none", "sym"), ("random", "zp"))
 _V = "v_d = DequantizeLinear <axis = 1, block_size = 32> (w, w_s, w_z)"
 _TIED = "h = Gather(w_d, x)  {}  t = Transpose <perm = [1, 0]> ({})  y = MatMul(h, t)"
 EMBEDDINGS = (
     *(_gather("either" if element.endswith("int8") else "fused", f"gather-{element}-{suffix}",
               element=element, zero=zero, quick=element == "uint4")
-      for element in ("uint4", "int4", "uint8", "int8") for zero, suffix in _ZEROS),
+      for element in ("uint4", "int4", "uint8", "int8") for zero, suffix in ZEROS),
     _gather("fused", "gather-ids-2d", ids=(2, ROWS)),
     _gather("fused", "gather-axis-1", axis=-1),
     _gather("fused", "gather-block-128", block=128),

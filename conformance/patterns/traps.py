@@ -1,11 +1,13 @@
 """Plain layouts with something about them that a careless fusion would get wrong, and those that must be left alone."""
 
+from functools import partial
+
 from onnx import helper
 
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import Dim
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
-from conformance.patterns.pattern import ADD, GEMM_T, MATMUL, TRANSPOSE, Expectation, Pattern, bias, fused, pattern, reason
+from conformance.patterns.pattern import ADD, GEMM_T, MATMUL, TRANSPOSE, Expectation, bias, fused, pattern, reason
 
 __all__ = ["REFUSED", "TRAPS"]
 
@@ -58,20 +60,18 @@ TRAPS = (
 )  # fmt: skip
 
 
-def _overridable(expects: Expectation, label: str, name: str) -> Pattern:
-    """A weight with an initializer that is a graph input, too: it can be overridden."""
-
-    def override(d: Draft) -> None:
-        (tensor,) = (tensor for tensor in d.initializers if tensor.name == name)
-        d.inputs.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
-
-    return pattern(expects, f"overridable-{label}", Weight("uint8", block=PER_CHANNEL), MATMUL, override, quick=True)
+def _override(d: Draft, name: str) -> None:
+    """Has an initializer be a graph input, too."""
+    (tensor,) = (tensor for tensor in d.initializers if tensor.name == name)
+    d.inputs.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
 
 
+_OVERRIDDEN: tuple[tuple[str, str, Expectation], ...] = (
+    ("scale", "w_s", "reason"), ("zero-point", "w_z", "reason"), ("weight", "w", "unfused"),
+)  # fmt: skip
 REFUSED = (
-    _overridable("reason", "scale", "w_s"),
-    _overridable("reason", "zero-point", "w_z"),
-    _overridable("unfused", "weight", "w"),
+    *(pattern(expects, f"overridable-{label}", Weight("uint8", block=PER_CHANNEL), MATMUL, partial(_override, name=name),
+              quick=True) for label, name, expects in _OVERRIDDEN),
     pattern("unfused", "weight-is-input", lambda d: d.input("w", [128, 64], "uint8"), lambda d: d.floats("s", []),
             f"w_d = DequantizeLinear(w, s)  {MATMUL}"),
     reason("zero-point-is-input", lambda d: d.input("z", [], "uint8"), lambda d: d.quantized("w", "uint8", [128, 64]),

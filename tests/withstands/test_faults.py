@@ -7,8 +7,8 @@ import pytest
 
 from conformance.faults.__main__ import FAULTS
 from conformance.faults.job import Outcome, judge
+from conformance.faults.meanwhile import strike
 from conformance.faults.scene import Fault, Scene, Skipped
-from conformance.faults.signals import strike
 
 # Of the rows that are a matter of seconds, one of each kind in the quick suite.
 QUICKEST = {"ENOSPC later", "ENOSPC when writing", "SIGTERM", "directory is a file", "source rewritten while packing"}
