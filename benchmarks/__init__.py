@@ -8,5 +8,3 @@
 - `big_models`: the one writer of models of any size; `layouts`: what it writes for the layout table
 - `small_models`: drawn with `conformance.drawing`
 """
-
-__all__: list[str] = []

@@ -83,7 +83,6 @@ class Sheet(Canvas):
         self._data.unlink(missing_ok=True)
 
     def small(self, name: str, value: Array) -> str:
-        """Adds a small constant."""
         self.initializers.append(numpy_helper.from_array(value, name))
         return name
 
@@ -115,11 +114,9 @@ class Sheet(Canvas):
         return added
 
     def dequantize(self, w: BigWeight, operands: Sequence[str], axis: int | None = None) -> str:
-        """Adds a DequantizeLinear on what `operands` added."""
         return self.node("DequantizeLinear", operands, axis=w.axis if axis is None else axis, block_size=w.block)
 
     def dequantized(self, w: BigWeight) -> str:
-        """Adds a weight and its DequantizeLinear."""
         return self.dequantize(w, self.operands(w))
 
     def product(self, x: str, w: BigWeight) -> str:

@@ -44,9 +44,7 @@ def small_loads(titles: Iterable[str], ways: Sequence[str], runs: int, args: arg
 
 def main() -> int:
     parser, results = command("first_load", __doc__, 15), Results("First and second loads of small models")
-    parser.add_argument(
-        "--only", nargs="+", default=list(SMALL_MODELS), choices=list(SMALL_MODELS), help="these models alone"
-    )
+    parser.add_argument("--only", nargs="+", default=[*SMALL_MODELS], choices=[*SMALL_MODELS], help="these models alone")
     args = parser.parse_args()
     contenders = small_loads(args.only, ("stock-qdq", "ours-qdq", "cached"), args.runs, args)
     shown = (_FIRST, _CPU, AGAIN, "load peak")

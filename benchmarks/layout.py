@@ -68,9 +68,9 @@ def _latency(results: Results, args: argparse.Namespace, outputs: Path) -> None:
     both = ("steady", "run cpu")
     results.table(contenders, both, both, ["stock-qdq", "stock-qop"], reference="stock-qop", may_fail=["stock-qdq"])
     for layout in layouts:
-        _expect(results, contenders, f"{layout.name}: ", layout.fusions)
+        model = f"{layout.name}: "
+        _expect(results, contenders, model, layout.fusions)
         if not args.quick:
-            model = f"{layout.name}: "
             results.target(contenders, "steady", "stock-qdq", 15, by="ours-qdq", at_least=True, model=model)
             results.target(contenders, "steady", "ours-qdq", 1.10, by="stock-qop", model=model)
 

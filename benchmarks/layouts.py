@@ -88,12 +88,10 @@ class Layout:
 
     @property
     def fusions(self) -> int:
-        """How many nodes are to be fused."""
         return self.each * (len(self.sizes) - 1)
 
     @property
     def small(self) -> Layout:
-        """The same with little tensors."""
         # Multiples of every block size used.
         small = (1024, 192) if self.feed == "ids" else tuple(192 if size < _WIDE else 384 for size in self.sizes)
         return replace(self, sizes=small)

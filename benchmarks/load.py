@@ -93,7 +93,6 @@ def _load(results: Results, args: argparse.Namespace, variant: str, storage: str
 
 
 def _packing(results: Results, args: argparse.Namespace, variant: str) -> None:
-    """How fast weights are packed, and with how much memory."""
     pair = _pair(args, variant)
     results.say(f"\n## Packing, {variant}\n\n{pair.weight_bytes / MB:.0f} MB of weights, beside scales and zero points.\n")
     job = Job(str(pair.qdq), threads=args.threads, files=(str(pair.qdq), f"{pair.qdq}.data"))

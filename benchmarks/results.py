@@ -69,7 +69,6 @@ class Results:
         self._lines.append(text)
 
     def error(self, text: str) -> None:
-        """Add something that is not as it should be."""
         self._wrong = True
         self.say(f"- ERROR: {text}")
 
@@ -97,15 +96,10 @@ class Results:
         self, contenders: Mapping[str, Peer], figures: Iterable[Figure | str], divided: Iterable[Figure | str],
         bases: Sequence[str], *, reference: str = "", may_fail: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Add a table with a row for each contender.
+        """Add a table with a row for each contender that `peers` made: medians of figures, with the least and the most.
 
-        Args:
-            contenders: As `peers` made them, measured.
-            figures: Whose medians are shown, with the least and the most.
-            divided: Those that are also divided by others' medians.
-            bases: The ways of loading the same model that these others are, and the same way by other checkouts.
-            reference: The way whose outputs are compared with; "" has none compared.
-            may_fail: Ways that may.
+        Some are also divided by those of other ways, `bases`, and of other checkouts. Outputs are compared with those of the
+        way `reference`, if there is one.
         """
         shown = [_figure(named) for named in figures]
         others = [base for base in bases if any(key.endswith(base) for key in contenders)]

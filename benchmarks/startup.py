@@ -3,8 +3,8 @@
     python -m benchmarks.startup [--runs 50] [--against PATH]
 
 Two bare virtual environments are made, one with this package's start-up file and one without, and a further one for each
-other checkout. Interpreters are started in turns, each pinned to one processor where that is possible, and timed from
-outside. Exit status 1 where a target is missed.
+other checkout. Interpreters are started in turns, each pinned to one processor, and timed from outside. Exit status 1 where
+a target is missed.
 
 Other work on the machine slows down some starts and not others: differences are medians over the turns of what two starts of
 one turn differ by, and processor time stands beside the time that passed.
@@ -51,7 +51,6 @@ class _Contender(NamedTuple):
         return passed, usage.ru_utime + usage.ru_stime
 
     def modules(self) -> set[str]:
-        """What is imported by then."""
         command = [str(self.python), "-c", "import sys; print(*sys.modules)"]
         return set(subprocess.check_output(command, env=dict(self.environment), text=True).split())
 
@@ -120,8 +119,7 @@ def _measure(results: Results, folder: Path, args: argparse.Namespace) -> None:
 def main() -> int:
     args, results = command("startup", __doc__, 50).parse_args(), Results("Starts of an interpreter")
     args.check = True
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory(prefix="ort-qdq-startup-") as folder:
         _measure(results, Path(folder), args)
     return results.finish(args)

@@ -28,7 +28,7 @@ class Way(NamedTuple):
 
 
 # Strict: a fallback to stock ONNX Runtime must not pass for this package's figure.
-_OURS = {"strict": True}
+_OURS, _CALLS = {"strict": True}, "with_other_calls.py"
 WAYS = {
     "stock-qop": Way("stock, QOperator", fused=True),
     "stock-qdq": Way("stock, QDQ"),
@@ -38,16 +38,11 @@ WAYS = {
     "ours-qop": Way("**this package**, QOperator", _OURS, fused=True),
     "cached": Way("**this package**, from the cache", _OURS, cached=True),
     "shared": Way("**this package**, from the cache, shared weights", {**_OURS, "share_weights": True}, cached=True),
-    **{
-        way: Way(title, {"way": way}, fused=True, engine="with_other_calls.py")
-        for way, title in (
-            ("by path", "external data on disk, by path"),
-            ("added", "`add_external_initializers`"),
-            ("copied", "files in memory, copied"),
-            ("borrowed", "files in memory, borrowed"),
-            ("trimmed", "files in memory, borrowed, pages dropped"),
-        )
-    },
+    "by path": Way("external data on disk, by path", {"way": "by path"}, fused=True, engine=_CALLS),
+    "added": Way("`add_external_initializers`", {"way": "added"}, fused=True, engine=_CALLS),
+    "copied": Way("files in memory, copied", {"way": "copied"}, fused=True, engine=_CALLS),
+    "borrowed": Way("files in memory, borrowed", {"way": "borrowed"}, fused=True, engine=_CALLS),
+    "trimmed": Way("files in memory, borrowed, pages dropped", {"way": "trimmed"}, fused=True, engine=_CALLS),
 }
 
 
@@ -90,14 +85,10 @@ def jobs(
 def peers(
     names: Iterable[str], models: Sequence[Job], scratch: str | Path, against: Sequence[Checkout], model: str = ""
 ) -> dict[str, Peer]:
-    """The contenders of these ways, and those of this package by each other checkout too.
+    """The contenders of the ways with these names, and those of this package by each other checkout too.
 
-    Args:
-        names: Of the ways.
-        models: The job of loading the QDQ model, and last that of the QOperator model.
-        scratch: A folder for outputs and caches.
-        against: The other checkouts.
-        model: What stands before the names, where several models are compared.
+    `models` are the job of loading the QDQ model, and last that of the QOperator model; `scratch` is for outputs and caches;
+    `model` stands before the names, where several models are compared.
     """
     made = {}
     for name in names:
@@ -124,7 +115,6 @@ def title(key: str) -> str:
 
 
 def measure(contenders: Mapping[str, Peer], runs: int) -> None:
-    """Have them load and run their models in turns."""
     # What is installed has its bytecode.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     print(", ".join(contenders), file=sys.stderr)

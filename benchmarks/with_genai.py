@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai
 
-__all__ = ["loader"]
-
 
 def loader(job: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Callable[[Any], Any], None]]:
     """What loads the job's folder, as it is or as this package prepares it."""

@@ -5,8 +5,6 @@ from typing import Any
 
 import openvino
 
-__all__ = ["loader"]
-
 
 def loader(job: dict[str, Any]) -> Callable[[dict[str, Any]], tuple[Callable[[Any], Any], None]]:
     config = {"INFERENCE_NUM_THREADS": job["threads"]} if job["threads"] else {}

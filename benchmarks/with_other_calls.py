@@ -11,8 +11,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-__all__ = ["loader"]
-
 _CPU = ["CPUExecutionProvider"]
 _TRIM_SECONDS = 0.01
 
