@@ -242,7 +242,7 @@ def test_processors_that_this_process_may_use() -> None:
 
 
 def test_the_heap_keeps_no_pages_that_nothing_is_in() -> None:
-    """Of blocks that the C library does not map one by one, the last one is kept, so that the heap cannot shrink by itself."""
+    """Of blocks that the C library does not map one by one, the last is kept, so that the heap cannot shrink by itself."""
     code = """
 import ctypes
 from ort_qdq_plugin.system.platform import host
