@@ -9,7 +9,7 @@ import numpy as np
 
 from ort_qdq_plugin.model.elements import INT64
 from ort_qdq_plugin.model.graph import Scope, scopes
-from ort_qdq_plugin.model.messages import NodeProto, TensorProto, made_node, made_tensor
+from ort_qdq_plugin.model.messages import NodeProto, TensorProto, add_values, made_node, made_tensor, text
 from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN
 
 __all__ = ["FreshNames", "NodeEmitter"]
@@ -75,10 +75,11 @@ class NodeEmitter:
 
     def finished(self) -> list[NodeProto]:
         """The nodes."""
-        self._nodes[-1].output[0] = self._output
+        del self._nodes[-1].output[:]
+        add_values(self._nodes[-1], outputs=[self._output])
         return self._nodes
 
     def _add(self, op_type: str, inputs: Sequence[str], name: str, domain: str, numbers: dict[str, Any]) -> str:
-        output = self._names.fresh(f"{self._output}.{op_type}")
+        output = self._names.fresh(f"{text(self._output)}.{op_type}")
         self._nodes.append(made_node(op_type, inputs, [output], name=name or output, domain=domain, **numbers))
         return output

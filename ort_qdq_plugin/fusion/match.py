@@ -14,7 +14,7 @@ from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
-from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute
+from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, text
 from ort_qdq_plugin.model.operators import OPERATORS, operator_of
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, shape_of, tensor_bytes
 from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
@@ -84,7 +84,7 @@ class _WeightMatch:
         self._context = context
         node = scope.nodes[index]
         output = node.output[0] if node.output else ""
-        self._name = node.name or output
+        self._name = text(node.name or output)
         try:
             dequantized = read_dequantize(scope, node, context.locate, context.is_centred)
             _check((scope, index))
@@ -131,7 +131,7 @@ class _WeightMatch:
             dequantize=self._name,
             weight=use.name,
             kind=node.op_type,
-            name=node.name or output,
+            name=text(node.name or output),
             output=output,
             replaced=(use.node_ref,),
         )
@@ -160,8 +160,8 @@ def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> UnfusedWeight:
     shape = tuple(weight.dims) if weight is not None and has_shape else (0,)
     element_bytes = 4 if scales is None or scales.data_type == FLOAT else 2
     return UnfusedWeight(
-        dequantize=node.name or node.output[0],
-        weight=node.input[0],
+        dequantize=text(node.name or node.output[0]),
+        weight=text(node.input[0]),
         reason=reason,
         shape=shape,
         bits=bits_of(weight.data_type) if weight is not None and weight.data_type in ELEMENTS else 0,

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ort_qdq_plugin.model.encoding import bytes_field
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "NodeProto",
     "OperatorSetIdProto",
     "TensorProto",
+    "add_values",
     "attribute",
     "attributes",
     "external_data",
@@ -40,6 +42,7 @@ __all__ = [
     "onnx_library",
     "refer",
     "subgraphs",
+    "text",
 ]
 
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -133,13 +136,26 @@ def made_node(
     op_type: str, inputs: Iterable[str], outputs: Iterable[str], *, name: str = "", domain: str = "", **numbers: Any
 ) -> NodeProto:
     """A node. Its attributes, `numbers`, are whole numbers or sequences of them."""
-    node = NodeProto(op_type=op_type, input=inputs, output=outputs, name=name, domain=domain)
+    node = NodeProto(op_type=op_type, name=name, domain=domain)
+    add_values(node, inputs, outputs)
     for key, value in numbers.items():
         if isinstance(value, int):
             node.attribute.add(name=key, type=AttributeProto.INT, i=value)
         else:
             node.attribute.add(name=key, type=AttributeProto.INTS, ints=value)
     return node
+
+
+def add_values(node: NodeProto, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
+    """Add names of values to a node. One that is not UTF-8 protobuf gives as bytes, and takes by parsing alone."""
+    for number, names in enumerate((inputs, outputs), 1):
+        for name in names:
+            node.MergeFromString(bytes_field(number, name if isinstance(name, bytes) else name.encode()))
+
+
+def text(name: str) -> str:
+    """A name that can be shown and stored: one that is not UTF-8, which ONNX Runtime does not mind, has escapes."""
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
 
 
 def made_tensor(data_type: int, shape: Sequence[int], raw_data: bytes, name: str = "") -> TensorProto:

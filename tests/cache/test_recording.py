@@ -1,22 +1,25 @@
 """Entries that cannot be completed: the load goes on with what was packed, and one warning says why nothing is kept."""
 
 import errno
+import json
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, QdqPluginError, warm
 from ort_qdq_plugin.cache import store as store_module
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.cache.writer import EntryWriter
-from tests.cache.support import entries, leftovers, load, saved
-from tests.support import refuse, stack
+from ort_qdq_plugin.system.threads import Work
+from tests.cache.support import digest_of_results, entries, leftovers, load, saved
+from tests.support import refuse, stack, stock
 
 Act = Callable[[Path], object]
 
@@ -205,27 +208,36 @@ def test_a_system_that_brings_nothing_to_the_disk(
 
 
 def test_no_thread_to_bring_it_to_the_disk(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = threading.Thread.start
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
 
-    def start(thread: threading.Thread) -> None:
-        if thread.name == "ort-qdq-cache":
-            raise RuntimeError("can't start new thread")
-        real(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", start)
-    assert [load(model, cache).report.cache for _ in range(2)] == ["made", "used"]
+    monkeypatch.setattr(Work, "start", start)
+    assert load(model, cache).report.cache == "made"
+    assert (entries(cache)[0] / "on-disk").exists()
+    assert load(model, cache).report.cache == "used"
 
 
 # ---- names
 
 
-@pytest.mark.parametrize("name", [b"t0", b"w0", b"p0"])
-def test_names_that_are_no_utf_8(tmp_path: Path, cache: Path, name: bytes) -> None:
+@pytest.mark.parametrize("name", ["weight", "product", "node", "between", "dequantized"])
+def test_names_that_are_no_utf_8(tmp_path: Path, cache: Path, name: str) -> None:
     """ONNX Runtime does not mind them."""
-    model = saved(stack(1, 128), tmp_path / "model", "file")
-    model.write_bytes(model.read_bytes().replace(name, b"\xff\xfe"))
-    without = load(model, None)
-    loaded = [load(model, cache) for _ in range(2)]
-    assert {one.digest for one in loaded} == {without.digest}
-    if without.report.route != "stock":
-        assert [one.report.cache for one in loaded] == ["made", "used"]
+    draft = Draft("names")
+    draft.weight(Weight(k=128, n=128), "weight")
+    draft.nodes[-1].output[0] = "dequantized"
+    draft.input("x", ["m", 128])
+    draft.node("Tanh", ["x"], "between")
+    draft.node("MatMul", ["between", "dequantized"], "product")
+    draft.nodes[-1].name = "node"
+    draft.node("Tanh", ["product"], "y")
+    draft.output("y", ["m", 128])
+    model = saved(draft.model(), tmp_path / "model", "file")
+    model.write_bytes(model.read_bytes().replace(name.encode(), b"\xff" * len(name)))
+    with_stock = digest_of_results(stock(str(model)))
+    loaded = [load(model, None), *(load(model, cache) for _ in range(2))]
+    assert {one.digest for one in loaded} == {with_stock}
+    assert [one.report.cache for one in loaded] == ["", "made", "used"]
+    for one in loaded:
+        assert len(one.report.fused) == 1
+        json.dumps(one.report.to_dict())
