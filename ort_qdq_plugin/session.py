@@ -18,6 +18,7 @@ from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.providers import check_providers, provider_names
+from ort_qdq_plugin.ort.runs import RUN_METHODS, counted, creating
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -108,8 +109,12 @@ class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxrunti
     """An InferenceSession whose native session this package creates, in its constructor and again in set_providers."""
 
     def _create_inference_session(self, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
-        create_native_session(self, self._ort_qdq_state, CreateCall(providers, provider_options, disabled_optimizers))
+        with creating(self):
+            create_native_session(self, self._ort_qdq_state, CreateCall(providers, provider_options, disabled_optimizers))
 
+
+for _method in RUN_METHODS:
+    setattr(_Session, _method, counted(onnxruntime.InferenceSession, _method))
 
 # To users it looks like the class of a stock session: onnxruntime.InferenceSession.
 for _attribute in ("__module__", "__name__", "__qualname__", "__doc__"):

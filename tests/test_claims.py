@@ -23,8 +23,21 @@ import ort_qdq_plugin
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, Report, StockReason, create_session, export, inspect, report_of
+from ort_qdq_plugin.ort import runs
 from tests import support
-from tests.support import CPU, ROOT, added_provider, linear, made_report, mapped, quiet, raised, save, stack, stock
+from tests.support import (
+    CPU,
+    ROOT,
+    added_provider,
+    linear,
+    made_report,
+    mapped,
+    quiet,
+    raised,
+    save,
+    stack,
+    stock,
+)
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
@@ -175,6 +188,10 @@ def modules_are_those(_folder: Path) -> None:
     assert sorted(named) == sorted({*modules} - {"__init__"})
 
 
+def forks_wait_two_seconds(_folder: Path) -> None:
+    assert runs._RUN_SECONDS == 2
+
+
 # A page, words on it, and what has to hold.
 CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("docs/troubleshooting.md", "below 1 MiB in all", file_from_1_mib),
@@ -187,6 +204,8 @@ CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("docs/how-it-works.md", "There are two exceptions", two_exceptions),
     ("docs/how-it-works.md", "at least as long as K, it counts as one scale for each column", one_block_is_one_scale),
     ("docs/troubleshooting.md", "about 11 MB of memory that stays", inference_costs),
+    ("docs/robustness.md", "within 2 seconds is waited for no longer", forks_wait_two_seconds),
+    ("docs/troubleshooting.md", "that did not end within 2 seconds", forks_wait_two_seconds),
     ("conformance/__init__.py", "Each of these is one subject, and one command", commands_exist),
     ("conformance/drawing/__init__.py", "Models, drawn node by node", modules_are_those),
 ]

@@ -3,11 +3,13 @@
 import gc
 import inspect
 import os
+import signal
 import time
 import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import _pybind_state as native
 
@@ -123,3 +125,25 @@ def sessions_are_created_where_we_override(_folder: Path) -> str:
     session.set_providers(CPU)
     expect(len(seen) == 2, "set_providers does not call it")
     return f"({', '.join(expected)}), once per load"
+
+
+def a_forked_child_can_run_an_idle_session(_folder: Path) -> str:
+    """Once a session's threads sleep, a forked child can run it: the thread that runs it does the work of those that the
+    child does not have (ort/runs.py)."""
+    k, n, threads, runs = 256, 1024, 4, 20
+    options = options_with()
+    options.intra_op_num_threads = threads
+    session = load(product_model(k, n, random_operands(k, n)), options)
+    x = np.random.default_rng(4).random((64, k), np.float32)
+    expected = result_of(session, x)
+    time.sleep(1)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        try:
+            os._exit(not all(np.array_equal(result_of(session, x), expected) for _ in range(runs)))
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    expect(status == 0, f"it ended with {status}")
+    return f"{runs} runs of a session with {threads} threads"

@@ -1,7 +1,8 @@
 """Switching this package on for programs that create InferenceSessions themselves.
 
-The class stays. Only the method by which it creates its native session is replaced. So references to the class, its
-subclasses, ``isinstance``, its signature and pickles stay what they are, whichever module imported it, and when.
+The class stays. Only the method by which it creates its native session is replaced, and those that run it (ort/runs.py). So
+references to the class, its subclasses, ``isinstance``, its signature and pickles stay what they are, whichever module
+imported it, and when.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import os
 import sys
 import threading
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 # Nothing that imports onnxruntime: this module is imported while onnxruntime is being imported (startup.py), perhaps by a
@@ -28,7 +29,7 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _lock = threading.Lock()
 _options = Options()
-_stock: Any = None
+_stock: dict[tuple[type, str], Any] = {}  # the methods that are replaced, by their class and name
 
 
 @in_forked_child
@@ -46,21 +47,26 @@ def activate(options: Options | None = None) -> None:
     Args:
         options: Those of all sessions and models. A second call replaces them.
     """
-    global _options, _stock
+    global _options
     # Before the lock: another thread may be importing onnxruntime, and wait for the lock afterwards (startup.py).
     import onnxruntime
 
+    from ort_qdq_plugin.ort.runs import RUN_METHODS, counted
+
     with _lock:
         _options = options or Options()
-        if _stock is None:
-            _stock = getattr(onnxruntime.InferenceSession, CREATE_METHOD)
-            setattr(onnxruntime.InferenceSession, CREATE_METHOD, _replacement_of(_stock))
+        if not _stock:
+            for name in (CREATE_METHOD, *RUN_METHODS):
+                owner = next(owner for owner in onnxruntime.InferenceSession.__mro__ if name in vars(owner))
+                stock = _stock[owner, name] = vars(owner)[name]
+                replaced = SimpleNamespace(**{name: stock})
+                setattr(owner, name, _replacement_of(stock) if name == CREATE_METHOD else counted(replaced, name))
     when_imported("onnxruntime_genai", activate_genai)
 
 
 def activate_genai(module: ModuleType) -> None:
     """`activate` for the module onnxruntime_genai, which was just imported."""
-    if _stock is None:
+    if not _stock:
         return
     try:
         from ort_qdq_plugin.genai import models
@@ -73,13 +79,10 @@ def activate_genai(module: ModuleType) -> None:
 
 def deactivate() -> None:
     """Undo `activate`. Sessions and models that exist stay as they are."""
-    global _stock
-    import onnxruntime
-
     with _lock:
-        if _stock is not None:
-            setattr(onnxruntime.InferenceSession, CREATE_METHOD, _stock)
-            _stock = None
+        for (owner, name), method in _stock.items():
+            setattr(owner, name, method)
+        _stock.clear()
     if "ort_qdq_plugin.genai.models" in sys.modules:
         from ort_qdq_plugin.genai import models
 
@@ -98,6 +101,7 @@ def _replacement_of(stock: Any) -> Any:
         try:
             from ort_qdq_plugin.load.journey import SessionState, create_native_session
             from ort_qdq_plugin.ort.hook import CreateCall
+            from ort_qdq_plugin.ort.runs import creating
         except Exception as error:
             log.warning("cannot be used: %s: %s", type(error).__name__, error)
             stock(self, providers, provider_options, disabled_optimizers)
@@ -105,7 +109,8 @@ def _replacement_of(stock: Any) -> Any:
         state = self.__dict__.get("_ort_qdq_state")
         if state is None:
             state = self._ort_qdq_state = SessionState(_options)
-        create_native_session(self, state, CreateCall(providers, provider_options, disabled_optimizers))
+        with creating(self):
+            create_native_session(self, state, CreateCall(providers, provider_options, disabled_optimizers))
 
     create._ort_qdq_stock = stock  # type: ignore[attr-defined]  # for ort/hook.py, should it be imported only now
     return create
