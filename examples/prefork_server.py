@@ -1,12 +1,20 @@
-"""A pre-fork HTTP server: the model is packed before the workers are forked, and every worker maps it.
+"""A pre-fork HTTP server: the model is packed, or even loaded, before the workers are forked.
 
-    pip install '.[gunicorn]' && python examples/prefork_server.py [--workers 4] [--bind 127.0.0.1:8000] [--model MODEL]
+    pip install '.[gunicorn]'
+    python examples/prefork_server.py [--preload] [--workers 4] [--bind 127.0.0.1:8000] [--model MODEL]
     curl --data-binary @batch.npy http://127.0.0.1:8000/ --output result.npy
 
-The process that forks has no session: threads do not survive a fork, and ONNX Runtime has some as soon as there is one. It
-only fills the cache (`warm`). Each worker creates its session once it runs, and logs what that took. GET / tells what the
-worker that answers has.
+The process that forks fills the cache (`warm`). Each worker creates its session once it runs, and logs what that took. GET /
+tells what the worker that answers has.
+
+With --preload, the process that forks creates the session, and all workers run that one. They start at once, and have one
+copy of the weights. A run takes one core then: a forked child has none of the session's other threads.
 """
+
+import os
+
+# When it is imported, ONNX Runtime starts a thread for its telemetry. Workers do not have it, and crash waiting for its end.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import io
 import json
@@ -28,7 +36,7 @@ _worker: Worker
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
-    """gunicorn with workers that have a session each."""
+    """gunicorn with workers that have a session each, or all the same."""
 
     def __init__(self, asked: Work, **settings: Any) -> None:
         self._asked = asked
@@ -41,14 +49,20 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
             self.cfg.set(name, value)
 
     def load(self) -> Callable[..., Iterable[bytes]]:
-        """The WSGI application."""
+        """The WSGI application; with `preload_app`, before the fork."""
+        if self.cfg.preload_app:
+            self._create_session(threads=1)
         return answer
 
     def _begin(self, worker: Any) -> None:
-        """Give a worker its session."""
-        global _worker
-        _worker = Worker(self._asked.model, str(self._asked.folder), self._asked.share)
+        """Make a worker ready."""
+        if not self.cfg.preload_app:
+            self._create_session()
         worker.log.info("session ready: %s", json.dumps(_worker.facts()))
+
+    def _create_session(self, threads: int = 0) -> None:
+        global _worker
+        _worker = Worker(self._asked.model, str(self._asked.folder), self._asked.share, threads=threads)
 
 
 def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -72,14 +86,16 @@ def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Itera
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fill the cache, then serve until interrupted."""
-    described = parser("A pre-fork server: packed before the workers are forked, mapped by each of them.")
+    """Serve until interrupted."""
+    described = parser("A pre-fork server: the model is packed, or loaded, before the workers are forked.")
     described.add_argument("--workers", type=int, default=4, help="processes (default 4)")
     described.add_argument("--bind", default="127.0.0.1:8000", help="address and port (default 127.0.0.1:8000)")
+    described.add_argument("--preload", action="store_true", help="create the session before the workers are forked")
     given = described.parse_args(arguments)
     with work(given) as asked:
-        warm(asked.model, options=Options(cache_dir=asked.folder, share_weights=asked.share))
-        Server(asked, bind=given.bind, workers=given.workers).run()
+        if not given.preload:
+            warm(asked.model, options=Options(cache_dir=asked.folder, share_weights=asked.share))
+        Server(asked, bind=given.bind, workers=given.workers, preload_app=given.preload).run()
     return 0
 
 

@@ -24,6 +24,7 @@ from tests.support import ROOT, stock
 
 EXAMPLES = ROOT / "examples"
 WORKERS = 3
+_GRACE_SECONDS = 25  # gunicorn kills workers that have not ended within 30
 
 
 def needs(module: str) -> pytest.MarkDecorator:
@@ -86,31 +87,39 @@ def test_ray_actors(model: Path, environment: dict[str, str], tmp_path: Path) ->
 
 @pytest.mark.scale_out
 @needs("gunicorn")
-def test_prefork_server(model: Path, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arguments", "cache"), [([], "used"), (["--preload"], "made")])
+def test_prefork_server(model: Path, environment: dict[str, str], tmp_path: Path, arguments: list[str], cache: str) -> None:
     inputs, expected = batches_and_results(model)
-    with server(model, environment, tmp_path) as port:
+    with server(model, environment, tmp_path, *arguments) as port:
         results = [post(port, batch) for batch in inputs]
         facts = json.loads(exchange(port, "GET", b"")[1])
         status, message = exchange(port, "POST", b"no array at all")
     assert np.array_equal(np.stack(results), expected)
-    assert facts["cache"] == "used"
+    assert facts["cache"] == cache
     assert (status, b"Error" in message) == (400, True)
     log = (tmp_path / "log").read_text()
-    assert len(re.findall(r'session ready: .*"cache": "used"', log)) == WORKERS
+    assert len(re.findall(rf'session ready: .*"cache": "{cache}"', log)) == WORKERS
     assert "Traceback" not in log
+    # What the master says of a worker that a signal has ended, or that has ended with an error.
+    assert not re.findall(r"Worker \(pid:.*", log)
     assert not list((tmp_path / "tmp").glob("ort-qdq-example-*"))
 
 
 @contextmanager
-def server(model: Path, environment: dict[str, str], tmp_path: Path) -> Iterator[int]:
+def server(model: Path, environment: dict[str, str], tmp_path: Path, *arguments: str) -> Iterator[int]:
     """The server, ready to answer; its port."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    command = [sys.executable, str(EXAMPLES / "prefork_server.py"), "--model", str(model)]
+    # With the telemetry on, workers cannot end.
+    variables = {name: value for name, value in environment.items() if name != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, str(EXAMPLES / "prefork_server.py"), "--model", str(model), *arguments]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
-            [*command, "--workers", str(WORKERS), "--bind", f"127.0.0.1:{port}"], env=environment, stdout=log, stderr=log
+            [*command, "--workers", str(WORKERS), "--bind", f"127.0.0.1:{port}"],
+            env=variables,
+            stdout=log,
+            stderr=log,
         )
     try:
         end = time.monotonic() + 60
@@ -121,7 +130,9 @@ def server(model: Path, environment: dict[str, str], tmp_path: Path) -> Iterator
         yield port
     finally:
         process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + _GRACE_SECONDS
         assert process.wait(60) == 0
+        assert time.monotonic() < end, "workers had to be killed"
 
 
 def post(port: int, batch: np.ndarray) -> np.ndarray:
