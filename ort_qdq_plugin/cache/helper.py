@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.system.environment import PREFIX
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.system.threads import Work
 
 __all__ = ["prepacked_in_another_process"]
 
@@ -21,6 +25,7 @@ _NEEDED = ("ort_qdq_plugin", "onnxruntime", "onnx", "numpy", "google.protobuf", 
 
 # How long it may take at the most: far more than any machine needs, and an end for one that hangs.
 _SECONDS, _BYTES_PER_SECOND = 120, 10_000_000
+_POLL_SECONDS = 0.02
 
 
 def prepacked_in_another_process(folder: str) -> int:
@@ -32,32 +37,57 @@ def prepacked_in_another_process(folder: str) -> int:
     if not _is_plain_python():
         log.warning("weights are not shared between processes: %r is not a Python interpreter", sys.executable)
         return 0
+    size = sum(os.stat(os.path.join(folder, name)).st_size for name in os.listdir(folder))
+    end = time.monotonic() + _SECONDS + size / _BYTES_PER_SECOND
+    # A thread of its own starts the process and waits for it: an interrupt of this one would lose what it has open.
+    given_up = list[bool]()
+    work = Work(partial(_run, folder, lambda: bool(given_up) or time.monotonic() > end))
+    try:
+        work.start()
+        while not work.ended:
+            time.sleep(_POLL_SECONDS)
+        problem = work.take_error()
+        if problem is None:
+            return work.result
+    except RuntimeError as no_thread:  # the interpreter is ending
+        problem = no_thread
+    finally:
+        given_up.append(True)
+    log.warning("weights are not shared between processes: %s", problem)
+    return 0
+
+
+def _run(folder: str, is_over: Callable[[], bool]) -> int:
+    """What the process prints; it is killed as soon as it `is_over`.
+
+    Raises:
+        Exception: It failed.
+    """
     with fork_lock:
         import subprocess
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    size = sum(os.stat(os.path.join(folder, name)).st_size for name in os.listdir(folder))
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", _BOOTSTRAP, folder, *_search_path()],
-            check=False,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            cwd=folder,
-            # Its sessions are no events of the user's.
-            env={**environment, "ORT_DISABLE_TELEMETRY": "1"},
-            timeout=_SECONDS + size / _BYTES_PER_SECOND,
-        )
-        if done.returncode == 0:
-            return int(done.stdout.split()[-1])
-        problem = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    except subprocess.TimeoutExpired:
-        problem = "the helper process took too long"
-    # RuntimeError: the interpreter is ending, and starts no processes any more.
-    except (OSError, ValueError, IndexError, RuntimeError) as error:
-        problem = str(error)
-    log.warning("weights are not shared between processes: %s", problem)
-    return 0
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", _BOOTSTRAP, folder, *_search_path()],
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=folder,
+        # Its sessions are no events of the user's.
+        env={**environment, "ORT_DISABLE_TELEMETRY": "1"},
+    ) as process:
+        while True:
+            try:
+                out, messages = process.communicate(timeout=_POLL_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                if is_over():
+                    process.kill()
+                    process.communicate()
+                    raise TimeoutError("the helper process took too long") from None
+    if process.returncode:
+        raise OSError((messages.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
+    return int(out.split()[-1])
 
 
 def _is_plain_python() -> bool:

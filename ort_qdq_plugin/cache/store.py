@@ -100,13 +100,15 @@ class Store:
             lock.write(b".")
         return entry
 
-    def begin(self, key: str) -> str:
-        """Make a folder for the files of a new entry with this key; its path. An unusable entry with the key is removed."""
-        path = f"{self.path_of(key)}.{os.urandom(_RANDOM_BYTES).hex()}{_UNFINISHED}"
+    def unfinished_path(self, key: str) -> str:
+        """Where the files of a new entry with this key can be, until it is complete."""
+        return f"{self.path_of(key)}.{os.urandom(_RANDOM_BYTES).hex()}{_UNFINISHED}"
+
+    def begin(self, key: str, path: str) -> None:
+        """Make a folder, at such a path, for the files of a new entry. An unusable entry with the key is removed."""
         os.mkdir(path, 0o700)
         if os.path.lexists(self.path_of(key)):
             self.discard(self.path_of(key))
-        return path
 
     def commit(self, key: str, path: str, manifest: Manifest, mode: int = 0o400) -> files.File:
         """Write the manifest, a file of this mode, into an unfinished folder, and make that the entry with this key.

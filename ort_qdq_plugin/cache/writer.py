@@ -148,7 +148,9 @@ class EntryWriter:
 
     def _begun(self) -> str:
         if not self._folder:
-            self._folder = self._store.begin(self._key)
+            # First, so that it is removed wherever an interrupt comes.
+            self._folder = self._store.unfinished_path(self._key)
+            self._store.begin(self._key, self._folder)
         return self._folder
 
     @contextmanager

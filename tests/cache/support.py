@@ -32,6 +32,7 @@ __all__ = [
     "KEY",
     "PACKED",
     "Loaded",
+    "begun",
     "digest_of_results",
     "empty",
     "entries",
@@ -150,6 +151,13 @@ def without_locks(monkeypatch: pytest.MonkeyPatch, problem: int = errno.ENOLCK) 
     refuse(monkeypatch, fcntl, "flock", problem)
 
 
+def begun(store: Store, key: str = KEY) -> str:
+    """A folder for the files of a new entry."""
+    path = store.unfinished_path(key)
+    store.begin(key, path)
+    return path
+
+
 def make_entry(
     store: Store, *, source: Path, key: str = KEY, path: str = "", names: tuple[str, ...] = (), location: str = "",
     verify: bool = True, packed: bytes = b"packed",
@@ -158,7 +166,7 @@ def make_entry(
 
     `names` by which the model names the file, and the `location` by which the entry's model does; `verify`: with digests.
     """
-    path = path or store.begin(key)
+    path = path or begun(store, key)
     contents = {MODEL: b"the rewritten model", PACKED: packed}
     for name, data in contents.items():
         write_file(os.path.join(path, name), data)

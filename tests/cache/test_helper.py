@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ort_qdq_plugin import Options, warm
 from ort_qdq_plugin.cache import helper
 from ort_qdq_plugin.cache.helper import prepacked_in_another_process
 from tests.cache.support import entries
-from tests.support import save, stack
+from tests.support import descriptors, save, stack
 
 
 @pytest.fixture
@@ -71,13 +72,32 @@ def test_a_failure_is_one_warning(
     assert problem in record.message
 
 
+def test_no_process_is_left_by_an_interrupt(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter(tmp_path / "python3", f"echo $$ > {tmp_path}/pid; exec sleep 60", monkeypatch)
+    before, sleep = descriptors(), time.sleep
+
+    def interrupted(seconds: float) -> None:
+        if (tmp_path / "pid").exists():
+            raise KeyboardInterrupt
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepacked_in_another_process(str(folder))
+    monkeypatch.undo()
+    end = time.monotonic() + 10
+    while descriptors() != before or Path("/proc", (tmp_path / "pid").read_text().strip()).exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_an_interpreter_that_ends_starts_no_process(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("can't fork at interpreter shutdown")
 
-    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
     assert prepacked_in_another_process(str(folder)) == 0
     assert "can't fork" in caplog.text
 
@@ -88,7 +108,7 @@ def test_programs_that_are_no_interpreter_are_not_run(
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     if executable != "/no/such/python3":
-        monkeypatch.setattr(subprocess, "run", None)
+        monkeypatch.setattr(subprocess, "Popen", None)
     assert prepacked_in_another_process(str(folder)) == 0
     assert str(executable) in caplog.text
 
@@ -97,7 +117,7 @@ def test_frozen_programs_are_not_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
     assert prepacked_in_another_process(str(folder)) == 0
     assert "not a Python interpreter" in caplog.text
 

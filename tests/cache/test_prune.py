@@ -12,7 +12,7 @@ from ort_qdq_plugin.cache.key import Identity, entry_key
 from ort_qdq_plugin.cache.prune import KEPT, StoredEntry, keep_recent, prune, stored_entries
 from ort_qdq_plugin.cache.store import LOCK, Store
 from ort_qdq_plugin.system.platform import files
-from tests.cache.support import PACKED, entries, locked_elsewhere, make_entry, without_locks, written_back
+from tests.cache.support import PACKED, begun, entries, locked_elsewhere, make_entry, without_locks, written_back
 
 NBYTES = 100_000  # about as many as the source has
 YEAR = 365 * 24 * 3600.0
@@ -71,7 +71,7 @@ def test_a_sparse_file_takes_what_is_on_the_disk(store: Store) -> None:
 
 
 def test_what_is_no_entry_is_not_counted(store: Store) -> None:
-    store.begin(NEW)
+    begun(store, NEW)
     Path(store.folder, "folder").mkdir()
     Path(store.folder, "folder", MANIFEST).write_text("{}")
     Path(store.folder, "file").touch()

@@ -20,7 +20,7 @@ from ort_qdq_plugin.cache.manifest import Manifest
 from ort_qdq_plugin.cache.store import LOCK, Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from tests.cache import support
-from tests.cache.support import KEY, PACKED, in_use, is_found, locked_by_others, locked_elsewhere, make_entry
+from tests.cache.support import KEY, PACKED, begun, in_use, is_found, locked_by_others, locked_elsewhere, make_entry
 from tests.support import refuse
 
 
@@ -87,7 +87,7 @@ def test_what_is_committed_is_found(store: Store, entry: Path, verify: bool) -> 
 
 
 def test_an_unfinished_entry_is_not_found(store: Store) -> None:
-    path = store.begin(KEY)
+    path = begun(store)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
     assert os.path.dirname(path) == store.folder
     assert not os.path.exists(store.path_of(KEY))
@@ -113,7 +113,7 @@ def test_whatever_is_in_the_way_goes(store: Store, source: Path, obstacle: str) 
 
 def test_of_two_that_make_the_same_entry_one_stays(store: Store, source: Path) -> None:
     """As on file systems without locks."""
-    for path in [store.begin(KEY) for _ in range(2)]:
+    for path in [begun(store) for _ in range(2)]:
         make_entry(store, source=source, path=path)
     assert is_found(store)
     assert not support.leftovers(Path(store.folder))
@@ -123,13 +123,13 @@ def test_a_manifest_that_nobody_would_read_is_not_written(store: Store, monkeypa
     manifest = Manifest(KEY, (), Report("stock"), "")
     monkeypatch.setattr(store_module, "MAX_BYTES", len(manifest.to_bytes()) - 1)
     with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as refused:
-        store.commit(KEY, store.begin(KEY), manifest)
+        store.commit(KEY, begun(store), manifest)
     assert refused.value.errno == errno.EFBIG
     assert not is_found(store)
 
 
 def test_an_entry_that_cannot_get_its_name(store: Store, source: Path) -> None:
-    path = store.begin(KEY)
+    path = begun(store)
     Path(store.path_of(KEY)).touch()
     with pytest.raises(NotADirectoryError):
         make_entry(store, source=source, path=path)
@@ -164,7 +164,7 @@ def test_an_entry_that_is_removed_before_it_is_on_disk(store: Store, source: Pat
 
 
 def test_what_is_committed_is_held(store: Store, source: Path) -> None:
-    holder = store.commit(KEY, store.begin(KEY), Manifest(KEY, (), Report("stock"), ""))
+    holder = store.commit(KEY, begun(store), Manifest(KEY, (), Report("stock"), ""))
     with pytest.raises(BlockingIOError), locked_by_others(Path(store.path_of(KEY)), shared=False):
         pass
     holder.close()
@@ -177,7 +177,7 @@ def test_what_is_committed_is_held(store: Store, source: Path) -> None:
 
 def test_who_makes_an_entry_is_alone_and_sweeps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "_PATIENCE", 0.0)
-    unfinished, other = store.begin(KEY), store.begin("other")
+    unfinished, other = begun(store), begun(store, "other")
     condemned = Path(store.folder, f"{KEY}.0123.old")
     condemned.mkdir()
     with locked_elsewhere(Path(store.path_of(KEY) + LOCK)), pytest.raises(TimeoutError), store.locked(KEY):
@@ -215,7 +215,7 @@ def growing(path: Path) -> Iterator[None]:
 def test_whoever_makes_progress_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is not, in the end."""
     monkeypatch.setattr(store_module, "_PATIENCE", 0.1)
-    unfinished = Path(store.begin(KEY), PACKED)
+    unfinished = Path(begun(store), PACKED)
     with locked_elsewhere(Path(store.path_of(KEY) + LOCK)) as other:
         start = time.monotonic()
         with pytest.raises(TimeoutError), store.locked(KEY):
@@ -235,7 +235,7 @@ def test_whoever_makes_progress_is_waited_for(store: Store, monkeypatch: pytest.
 
 def test_without_locks_nothing_is_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others may be writing it."""
-    unfinished = store.begin(KEY)
+    unfinished = begun(store)
     support.without_locks(monkeypatch)
     with store.locked(KEY):
         assert os.path.exists(unfinished)

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import os
 import resource
 import stat
@@ -184,13 +183,6 @@ def test_it_gets_a_name_that_nothing_has(tmp_path: Path) -> None:
         assert (tmp_path / "name").read_bytes() == CONTENT
 
 
-def test_a_hard_link_of_a_link_is_that_link(path: Path, tmp_path: Path) -> None:
-    files.hard_link(str(path), str(tmp_path / "second"))
-    files.hard_link(str(made(tmp_path / "link", "link")), str(tmp_path / "third"))
-    assert (tmp_path / "second").samefile(path)
-    assert (tmp_path / "third").is_symlink()
-
-
 # ---- content
 
 
@@ -224,27 +216,6 @@ def test_a_range_comes_in_pieces(path: Path, offset: int, nbytes: int | None) ->
         pieces = [bytes(piece) for piece in files.chunks(file, offset, *[] if nbytes is None else [nbytes])]
     assert b"".join(pieces) == content[offset : None if nbytes is None else offset + nbytes]
     assert all(0 < len(piece) <= CHUNK for piece in pieces)
-
-
-@pytest.mark.parametrize("clones", [True, False])
-def test_a_copy_shares_blocks_where_it_can(
-    path: Path, tmp_path: Path, clones: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content, asked = os.urandom(CHUNK + 17), []
-    path.write_bytes(content)
-
-    def ioctl(_target: object, *what: int) -> None:
-        asked.append(what[0])
-        if not clones:
-            raise OSError(errno.EOPNOTSUPP, "no")
-
-    monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    files.copy_file(str(made(tmp_path / "link", "link")), str(tmp_path / "copy"))
-    assert (tmp_path / "copy").read_bytes() == (b"" if clones else content)
-    assert asked == [0x40049409]
-    assert stat.S_IMODE((tmp_path / "copy").stat().st_mode) == 0o400
-    with pytest.raises(FileExistsError):
-        files.copy_file(str(path), str(tmp_path / "copy"))
 
 
 def test_a_sandbox_that_hides_the_limits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,11 +30,9 @@ __all__ = [
     "NotRegularError",
     "check_written_back",
     "chunks",
-    "copy_file",
     "copy_range",
     "create",
     "give_name",
-    "hard_link",
     "is_own",
     "is_private",
     "lock",
@@ -56,7 +54,6 @@ __all__ = [
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _CHUNK_BYTES = 1 << 20
 _RANDOM_BYTES = 8
-_FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlonerange(2)
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1  # <linux/fs.h>
 # What a file system or a sandbox without locks says, and what is said if others hold a lock.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
@@ -181,11 +178,6 @@ def _path_of(file: File) -> str:
     return f"/proc/self/fd/{file.fileno()}"
 
 
-def hard_link(path: str, name: str) -> None:
-    """Give a file a second name; a symbolic link gets it itself."""
-    os.link(path, name, follow_symlinks=False)
-
-
 def read_at(file: File, offset: int, target: memoryview) -> int:
     """Read bytes at an offset into a buffer; how many, which can be fewer than it has, and is 0 where the file ends."""
     return os.preadv(file.fileno(), [target], offset)
@@ -205,18 +197,6 @@ def chunks(file: File, offset: int = 0, nbytes: int = sys.maxsize) -> Iterator[m
     while count := read_at(file, offset, chunk[:nbytes]):
         yield chunk[:count]
         offset, nbytes = offset + count, nbytes - count
-
-
-def copy_file(path: str, copy: str) -> None:
-    """Copy a file into a new one of mode 0400, sharing its blocks where the file system can."""
-    with open_to_read(path, follow_link=True) as source, create(copy, 0o400) as target:
-        try:
-            fcntl.ioctl(target, _FICLONE, source.fileno())
-        except OSError:
-            done = 0
-            for chunk in chunks(source):
-                write_at(target, done, chunk)
-                done += len(chunk)
 
 
 def reserve(file: File, size: int) -> None:
