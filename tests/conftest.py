@@ -1,11 +1,13 @@
 """What all tests find: interrupts that work, and processes that load models which nobody trusts."""
 
 import gc
+import grp
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,3 +65,9 @@ def worker(_counted: None) -> Iterator[Worker]:
 def judge(_counted: None) -> Iterator[Judge]:
     with closing(Judge()) as judge:
         yield judge
+
+
+@pytest.fixture
+def shared_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's group has other members."""
+    monkeypatch.setattr(grp, "getgrgid", lambda _: SimpleNamespace(gr_name="all", gr_mem=["you"]))

@@ -65,6 +65,7 @@ CHANGES = [support.longer, support.empty, removed, fifo, subfolder, *NOT_PRIVATE
     [(name, how) for name in (MANIFEST, MODEL, PACKED) for how in (*CHANGES, endless)]
     + [("", how) for how in (*NOT_PRIVATE, with_more)],
 )
+@pytest.mark.usefixtures("shared_group")
 def test_an_entry_that_is_not_what_it_was(store: Store, entry: Path, name: str, how: Callable[[Path], None]) -> None:
     assert is_found(store)
     how(entry / name)

@@ -47,6 +47,7 @@ def test_directories_that_it_makes_are_the_users_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unsafe", ["parent", "parent/cache"])
 @pytest.mark.parametrize("mode", [0o770, 0o777])
+@pytest.mark.usefixtures("shared_group")
 def test_a_directory_in_which_others_can_replace_files(tmp_path: Path, unsafe: str, mode: int) -> None:
     folder = tmp_path / "parent" / "cache"
     folder.mkdir(parents=True)

@@ -2,7 +2,9 @@
 
 import ctypes
 import errno
+import grp
 import os
+import pwd
 import resource
 import stat
 from collections.abc import Callable
@@ -268,9 +270,30 @@ def given_away(path: Path) -> None:
         (given_away, False, False),
     ],
 )
+@pytest.mark.usefixtures("shared_group")
 def test_whose_a_file_is(path: Path, change: Callable[[Path], None], own: bool, private: bool) -> None:
     change(path)
     assert (files.is_own(path.stat()), files.is_private(path.stat())) == (own, private)
+
+
+@pytest.mark.parametrize(
+    ("group", "members", "private"),
+    [("me", [], True), ("me", ["me"], True), ("me", ["me", "you"], False), ("us", [], False)],
+)
+def test_a_group_of_ones_own(
+    group: str, members: list[str], private: bool, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on systems that give each user one, and let it write to all that the user makes."""
+    gid = path.stat().st_gid
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: SimpleNamespace(pw_name="me", pw_gid=gid))
+    monkeypatch.setattr(grp, "getgrgid", {gid: SimpleNamespace(gr_name=group, gr_mem=members)}.__getitem__)
+    for writable in (path, tmp_path):
+        writable.chmod(0o770)
+    assert files.is_private(path.stat()) == private
+    with nullcontext() if private else pytest.raises(PermissionError):
+        files.safe_directory(str(tmp_path))
+    monkeypatch.setattr(grp, "getgrgid", {}.__getitem__)  # a group without a name
+    assert not files.is_private(path.stat())
 
 
 def test_a_safe_directory_is_told_by_its_real_path(tmp_path: Path) -> None:
@@ -295,6 +318,7 @@ def test_a_directory_is_safe_if_others_cannot_exchange_its_files(tmp_path: Path,
         (given_away, rf"another user \({OTHER_USER}\)"),
     ],
 )
+@pytest.mark.usefixtures("shared_group")
 def test_a_directory_is_unsafe_if_others_can(tmp_path: Path, change: Callable[[Path], None], problem: str) -> None:
     change(tmp_path)
     with pytest.raises(PermissionError, match=f"{problem}.*{tmp_path}'"):

@@ -274,7 +274,24 @@ def is_own(status: os.stat_result) -> bool:
 def is_private(status: os.stat_result, owners: Collection[int] = ()) -> bool:
     """Whether what has this status is this user's, or one's of `owners`, and no other one can write to it."""
     is_ours = is_own(status) or status.st_uid in owners
-    return is_ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return is_ours and not _others_can_write(status)
+
+
+def _others_can_write(status: os.stat_result) -> bool:
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not _has_only_this_user(status.st_gid)
+
+
+def _has_only_this_user(group: int) -> bool:
+    """Whether it is the user's own: of the same name, with no other member. Some systems let it write to all that is made."""
+    import grp
+    import pwd
+
+    with suppress(KeyError):
+        own, members = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+        return own.pw_gid == group and own.pw_name == members.gr_name and set(members.gr_mem) <= {own.pw_name}
+    return False
 
 
 def owners_of(path: str) -> set[int]:
@@ -294,7 +311,7 @@ def safe_directory(directory: str, owners: Collection[int] = ()) -> str:
         status = os.stat(folder)
         if status.st_uid not in (0, os.geteuid(), *owners):
             raise PermissionError(errno.EPERM, f"belongs to another user ({status.st_uid})", folder)
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+        if _others_can_write(status) and not status.st_mode & stat.S_ISVTX:
             raise PermissionError(errno.EPERM, "others can write to it, and it is not sticky", folder)
         if folder == os.path.dirname(folder):
             return real
