@@ -284,7 +284,7 @@ def _others_can_write(status: os.stat_result) -> bool:
 
 
 def _has_only_this_user(group: int) -> bool:
-    """Whether it is the user's own: of the same name, with no other member. Some systems let it write to all that is made."""
+    """Whether it is the user's own: of the same name, with no other member. Some systems let it write to all files."""
     import grp
     import pwd
 
