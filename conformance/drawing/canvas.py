@@ -51,7 +51,7 @@ class Canvas:
             node.name = f"{node.output[0]}_node"
             self.nodes.append(node)
 
-    def input(self, name: str, shape: Sequence[Dim], kind: str = "float") -> str:
+    def input(self, name: str, shape: Sequence[Dim] | None, kind: str = "float") -> str:
         self.inputs.append(helper.make_tensor_value_info(name, TYPES[kind], shape))
         return name
 

@@ -42,7 +42,7 @@ class Element:
 
 ELEMENTS: Mapping[str, Element] = {
     name: Element(TensorProto.DataType.Value(name.upper()), int(name.lstrip("uint")), signed=not name.startswith("u"))
-    for name in ("uint2", "int2", "uint4", "int4", "uint8", "int8", "uint16", "uint32", "int32")
+    for name in ("uint2", "int2", "uint4", "int4", "uint8", "int8", "uint16", "int16", "uint32", "int32")
 }
 FLOATS: Mapping[str, int] = {name: TensorProto.DataType.Value(name.upper()) for name in ("float", "float16", "bfloat16")}
 TYPES: Mapping[str, int] = {

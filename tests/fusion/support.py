@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from conformance.drawing.canvas import Canvas
 from conformance.drawing.draft import Draft
-from ort_qdq_plugin.errors import NotFusable
+from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
@@ -20,7 +21,9 @@ from ort_qdq_plugin.model.tensors import StoredTensor, stored_tensor
 from ort_qdq_plugin.report.weights import Reason
 from tests.support import Array
 
-__all__ = ["SETTINGS", "drawn", "emitted", "evaluated", "integers_of", "locate", "read", "refused", "scope_and_site"]
+__all__ = [
+    "SETTINGS", "drawn", "emitted", "evaluated", "integers_of", "locate", "missing", "read", "refused", "scope_and_site",
+]  # fmt: skip
 
 SETTINGS = FusionSettings(block_size=0, accuracy_level=4)
 
@@ -28,6 +31,11 @@ SETTINGS = FusionSettings(block_size=0, accuracy_level=4)
 def locate(tensor: TensorProto) -> StoredTensor:
     """Where the tensor's bytes are: in itself."""
     return stored_tensor(tensor, ExternalFiles.none(), MemorySource(b""), "")
+
+
+def missing(_: TensorProto) -> StoredTensor:
+    """Says of every tensor that its bytes are not there."""
+    raise ModelError("not there")
 
 
 @contextmanager
@@ -92,16 +100,10 @@ def evaluated(
             bias = known[node.input[5]] if len(node.input) > 5 else 0
             known[node.output[0]] = known[node.input[0]] @ known[node.input[1]] + bias
         else:
-            model = helper.make_model(
-                helper.make_graph(
-                    [node],
-                    "g",
-                    [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(node.input)],
-                    [helper.make_empty_tensor_value_info(node.output[0])],
-                ),
-                opset_imports=[helper.make_opsetid("", opset)],
-            )
-            feeds = {name: np.asarray(known[name]) for name in node.input}
-            (known[node.output[0]],) = ReferenceEvaluator(model).run(None, feeds)
+            canvas = Canvas(opset)
+            canvas.nodes.append(node)
+            feeds = {name: np.asarray(known[canvas.input(name, None)]) for name in dict.fromkeys(node.input)}
+            canvas.output(node.output[0], None)
+            (known[node.output[0]],) = ReferenceEvaluator(canvas.model()).run(None, feeds)
     result: Array = known[output]
     return result

@@ -9,22 +9,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, raw_tensor
-from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Addend, Bias, check_bias, following_bias, own_bias
 from ort_qdq_plugin.model.graph import model_scope
-from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, StoredTensor
+from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason
-from tests.fusion.support import drawn, locate, refused
+from tests.fusion.support import drawn, locate, missing, refused
 from tests.support import Array
 
 Shape = Sequence[int | str] | None
 N = 8
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
 MAX_NEW_BIAS_BYTES = 4096
-
-
-def missing(_: TensorProto) -> StoredTensor:
-    raise ModelError("not there")
 
 
 # Checking
@@ -104,10 +99,9 @@ def constant(shape: Sequence[int], dtype: Any = np.float32) -> tuple[TensorProto
 
 
 @pytest.mark.parametrize(("dtype", "data_type"), [(np.float32, FLOAT), (np.float16, FLOAT16)])
-@pytest.mark.parametrize(
-    ("shape", "beta"),
-    [((N,), 0.5), ((N,), -3.0), ((1, N), 1.0), ((1, 1, N), 2.0), ((), 1.0), ((1,), 1.0), ((1,), 0.25), ((1, 1), 1.0)],
-)
+@pytest.mark.parametrize(("shape", "beta"), [
+    ((N,), 0.5), ((N,), -3.0), ((1, N), 1.0), ((1, 1, N), 2.0), ((), 1.0), ((1,), 1.0), ((1,), 0.25), ((1, 1), 1.0),
+])  # fmt: skip
 def test_what_is_scaled_or_repeated_is_made_anew(shape: tuple[int, ...], beta: float, dtype: Any, data_type: int) -> None:
     tensor, values = constant(shape, dtype)
     made = own(tensor, beta, data_type=data_type)
@@ -153,20 +147,15 @@ def test_a_constant_that_is_not_all_there_is_refused() -> None:
 
 
 # A value that is no constant: its shape, Gemm's beta, and the node that makes it of integers; whether the model holds these.
-COMPUTED: dict[str, tuple[list[int], float, str, bool]] = {
-    "a row": ([N], 1.0, "DequantizeLinear", True),
-    "scaled": ([N], 0.5, "DequantizeLinear", True),
-    "of two axes": ([1, N], 1.0, "DequantizeLinear", True),
-    "of one element": ([1], 1.0, "DequantizeLinear", True),
-    "computed": ([N], 1.0, "DequantizeLinear", False),
-    "made by another node": ([N], 1.0, "Custom", True),
-    "an input": ([N], 1.0, "", False),
-}
+DQ = "DequantizeLinear"
+A_ROW = ([N], 1.0, DQ, True)
 
 
-@pytest.mark.parametrize("name", COMPUTED)
-def test_of_what_is_no_constant_only_a_dequantized_row_is_taken(name: str) -> None:
-    shape, beta, op, held = COMPUTED[name]
+@pytest.mark.parametrize(("shape", "beta", "op", "held"), [
+    A_ROW, ([N], 0.5, DQ, True), ([1, N], 1.0, DQ, True), ([1], 1.0, DQ, True), ([N], 1.0, DQ, False),
+    ([N], 1.0, "Custom", True), ([N], 1.0, "", False),
+])  # fmt: skip
+def test_of_what_is_no_constant_only_a_dequantized_row_is_taken(shape: list[int], beta: float, op: str, held: bool) -> None:
     draft = Draft("bias")
     q = draft.quantized("q", "int32", shape) if held else draft.input("q", shape, "int32")
     if op:
@@ -174,7 +163,7 @@ def test_of_what_is_no_constant_only_a_dequantized_row_is_taken(name: str) -> No
     else:
         draft.input("c", shape)
     bias = own_bias(model_scope(draft.model()), Addend("c", beta), N, FLOAT, locate)
-    assert bias == (Bias(own="c") if name == "a row" else Bias(addend=Addend("c", beta)))
+    assert bias == (Bias(own="c") if (shape, beta, op, held) == A_ROW else Bias(addend=Addend("c", beta)))
 
 
 # One that follows

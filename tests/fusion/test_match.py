@@ -75,18 +75,6 @@ def test_every_reader_is_a_fusion_of_its_own() -> None:
     assert not matches.unfused
 
 
-def test_branches_are_looked_into() -> None:
-    inner = Draft("inner")
-    inner.weight(Weight(), "v")
-    inner.node("MatMul", ["x", "v_d"], "b")
-    inner.node("MatMul", ["x", "w_d"], "c")
-    draft = draft_of()
-    draft.node("If", ["k"], "y", then_branch=inner.graph("branch"))
-    matches = matched(draft)
-    assert decided(matches) == (["c", "b"], [])
-    assert [fusion.site.replaced[0][0].graph.name for fusion in matches.fusions] == ["branch", "branch"]
-
-
 # Reasons
 
 UNKNOWN: dict[str, Any] = {"unknown": 1}  # as an attribute, it is one that no opset has
@@ -150,10 +138,8 @@ def test_each_weight_is_told_of_in_order() -> None:
     draft.weight(Weight(), "v")
     draft.node("Mul", ["v_d", "x"], "y")
     entries = matched(draft).unfused
-    assert [(entry.dequantize, entry.weight, entry.reason) for entry in entries] == [
-        ("w_d_node", "w", Reason.UNUSED),
-        ("v_d_node", "v", Reason.CONSUMER),
-    ]
+    told = [(entry.dequantize, entry.weight, entry.reason) for entry in entries]
+    assert told == [("w_d_node", "w", Reason.UNUSED), ("v_d_node", "v", Reason.CONSUMER)]
 
 
 @pytest.mark.parametrize(("scale", "element_bytes"), [("float", 4), ("float16", 2), ("bfloat16", 2)])
@@ -168,8 +154,7 @@ def test_what_a_weight_that_stays_costs_for_each_run(scale: str, element_bytes: 
 
 
 @pytest.mark.parametrize(
-    ("dims", "nbytes"),
-    [([2**62, 2**62], 2**63 - 1), ([-1, 64], 0), ([1] * MAX_RANK, 4), ([2] * (MAX_RANK + 1), 0)],
+    ("dims", "nbytes"), [([2**62, 2**62], 2**63 - 1), ([-1, 64], 0), ([1] * MAX_RANK, 4), ([2] * (MAX_RANK + 1), 0)]
 )
 def test_sizes_that_no_tensor_can_have_are_told_within_bounds(dims: list[int], nbytes: int) -> None:
     draft = draft_of()

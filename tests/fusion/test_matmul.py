@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, unpack
@@ -162,8 +162,9 @@ def test_gemm(on_left: bool, turns: tuple[bool, bool], bias: Any, constant: bool
 # What is written
 
 
-def test_a_plain_product_is_one_node() -> None:
-    fusion = fused(product_of(weight={"block": 16}), FusionSettings(block_size=0, accuracy_level=2))
+@pytest.mark.parametrize("x", [("m", 64), ("a", "b", "m", 64), None])
+def test_a_plain_product_is_one_node_and_needs_no_shape(x: Sequence[str | int] | None) -> None:
+    fusion = fused(product_of(x=x, weight={"block": 16}), FusionSettings(block_size=0, accuracy_level=2))
     (node,), constants = emitted(fusion)
     assert (node.op_type, node.domain, node.name) == ("MatMulNBits", "com.microsoft", "y_node")
     assert list(node.input) == ["x", "B", "scales", "zero_points"]
@@ -187,19 +188,6 @@ def test_a_bias_that_is_made_anew_is_a_constant_of_its_own() -> None:
     assert (constant.name, list(constant.dims)) == ("y_node.bias", [32])
     assert node.input[5] == "y_node.bias"
     assert fusion.entry().has_bias
-
-
-def test_the_add_that_follows_goes_with_the_product() -> None:
-    draft = product_of()
-    draft.node("Add", ["y", draft.floats("c", [32])], "z")
-    scope, site = scope_and_site(draft)
-    site = site._replace(replaced=((scope, 1),), output="y", name="y_node", kind="MatMul")
-    found = read(scope)
-    fusion = fuse(site, found, found.view, SETTINGS, locate)
-    assert fusion.site.replaced == ((scope, 1), (scope, 2))
-    (node,), _ = emitted(fusion)
-    assert list(node.output) == ["z"]
-    assert node.input[5] == "c"
 
 
 @pytest.mark.parametrize(
@@ -316,16 +304,6 @@ def test_factors_up_to_the_limit_are_taken(alpha: float) -> None:
     conversion = fused(product_of("Gemm", alpha=alpha)).operands["scales"].conversion
     assert conversion is not None
     assert conversion.factor == alpha
-
-
-@pytest.mark.parametrize("x", [None, ("a", "b", "m", 64)])
-def test_a_plain_product_needs_no_shape(x: Sequence[str | int] | None) -> None:
-    assert len(emitted(fused(product_of(x=x)))[0]) == 1
-
-
-def test_a_product_in_double_is_refused() -> None:
-    with refused(Reason.PRODUCT_TYPE):
-        fused(product_of(), data_type=TensorProto.DOUBLE)
 
 
 @pytest.mark.parametrize(("element", "block", "activation", "reason"), [

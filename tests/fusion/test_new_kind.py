@@ -1,8 +1,6 @@
 """CONTRIBUTING.md's way to a new operator to fuse, followed in a copy of the package: one file, one row, and it works."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from ort_qdq_plugin.model.operators import Operator
 from tests.fusion.test_validity import test_operators_are_as_onnx_has_them as check_row
-from tests.support import save, stock, x_of
+from tests.support import python, save, stock, x_of
 
 FILE = Path(__file__).with_name("toy.py")
 ROW = Operator(
@@ -64,14 +62,8 @@ def check_loads(model: str, package: Path, fused: str, reasons: str) -> None:
     inputs = x_of(session)
     folder = Path(model).parent
     np.save(folder / "x.npy", inputs["x"])
-    done = subprocess.run(
-        [sys.executable, "-c", LOADS, model, folder / "x.npy", folder / "y.npy"],
-        cwd=folder,
-        env={"PYTHONPATH": str(package)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python(LOADS, model, folder / "x.npy", folder / "y.npy", cwd=folder, variables={"PYTHONPATH": str(package)})
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(package / "ort_qdq_plugin" / "__init__.py"), fused, reasons]
     np.testing.assert_array_equal(np.load(folder / "y.npy"), session.run(None, inputs)[0])
 

@@ -67,6 +67,10 @@ def draft_of(op: str, *inputs: str, domain: str = "", **attributes: Any) -> Draf
     return draft
 
 
+def dequantize(**attributes: Any) -> Draft:
+    return draft_of("DequantizeLinear", "w", "w_s", **{"axis": 0, "block_size": 4, **attributes})
+
+
 # What is as it should be
 
 FINE: dict[str, Draft] = {
@@ -86,7 +90,7 @@ FINE: dict[str, Draft] = {
     "Squeeze": draft_of("Squeeze", "x"),
     "Transpose": draft_of("Transpose", "x", perm=[1, 0]),
     "Unsqueeze": draft_of("Unsqueeze", "x", "axes"),
-    "DequantizeLinear-of-microsoft": draft_of("DequantizeLinear", "w", "w_s", domain=MS, axis=0),
+    "DequantizeLinear-of-microsoft": dequantize(domain=MS, block_size=None),
     "FusedMatMul": draft_of(
         "FusedMatMul", "x", "w_d", domain=MS, alpha=0.5, transA=1, transB=0, transBatchA=0, transBatchB=1
     ),
@@ -112,7 +116,7 @@ REFUSED: dict[str, Draft] = {
     "indices of a type that it does not take": draft_of("Gather", "w_d", "w_s"),
     "an attribute of another operator": draft_of("MatMul", "x", "w_d", alpha=1.0),
     "an attribute of another type": draft_of("Transpose", "x", perm=1),
-    "an attribute of the standard operator": draft_of("DequantizeLinear", "w", "w_s", domain=MS, axis=0, block_size=4),
+    "an attribute of the standard operator": dequantize(domain=MS),
     "an input that is nowhere": draft_of("MatMul", "x", "nowhere"),
     "an input that it makes itself": draft_of("MatMul", "x", "out"),
     "a Gemm of three axes": draft_of("Gemm", "batch", "w_d"),
@@ -133,54 +137,44 @@ def test_there_is_one_output(outputs: list[str], wanted: bool) -> None:
     assert fits(draft) == wanted
 
 
-@pytest.mark.parametrize(
-    ("draft", "opset", "wanted"),
-    [
-        (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4), 20, False),
-        (draft_of("DequantizeLinear", "w", "w_s", axis=0, output_dtype=FLOAT), 21, False),
-        (draft_of("DequantizeLinear", "w", "w_s", axis=0, output_dtype=FLOAT), 23, True),
-        (draft_of("Unsqueeze", "x", axes=[0]), 12, True),
-        (draft_of("Unsqueeze", "x", axes=[0]), 13, False),
-        (draft_of("Unsqueeze", "x", "axes"), 12, False),
-        (draft_of("Reshape", "x", "axes", allowzero=1), 13, False),
-        (draft_of("Reshape", "x", "axes", allowzero=1), 14, True),
-        (draft_of("Gemm", "x", "w_d"), 10, False),
-        (draft_of("Gemm", "x", "w_d"), 11, True),
-        (draft_of("MatMul", "x", "w_d"), 0, False),
-        (draft_of("FusedMatMul", "x", "w_d", domain=MS), 1, True),
-    ],
-)
-def test_what_an_opset_has(draft: Draft, opset: int, wanted: bool) -> None:
-    assert fits(draft, opset) == wanted
+# What is drawn, the opset that has it, and one that does not.
+@pytest.mark.parametrize(("draft", "has", "has_not"), [
+    (dequantize(), 21, 20), (dequantize(block_size=None, output_dtype=FLOAT), 23, 21),
+    (draft_of("Unsqueeze", "x", axes=[0]), 12, 13), (draft_of("Unsqueeze", "x", "axes"), 13, 12),
+    (draft_of("Reshape", "x", "axes", allowzero=1), 14, 13), (draft_of("Gemm", "x", "w_d"), 11, 10),
+    (draft_of("MatMul", "x", "w_d"), 1, 0),
+])  # fmt: skip
+def test_what_an_opset_has(draft: Draft, has: int, has_not: int) -> None:
+    assert fits(draft, has)
+    assert not fits(draft, has_not)
+
+
+def test_operators_of_onnx_runtime_are_those_of_all_opsets() -> None:
+    assert fits(draft_of("FusedMatMul", "x", "w_d", domain=MS), 1)
 
 
 def attribute(name: str = "perm", kind: AttributeProto.AttributeType = AttributeProto.INTS, **value: Any) -> AttributeProto:
     return AttributeProto(name=name, type=kind, **value)
 
 
-@pytest.mark.parametrize(
-    ("attributes", "wanted"),
-    [
-        ([attribute(ints=[1, 0])], True),
-        ([attribute()], True),
-        ([attribute(ints=[1, 0], i=1)], False),
-        ([attribute(floats=[1.0])], False),
-        ([attribute(ints=[1, 0]), attribute(ints=[1, 0])], False),
-        ([attribute(kind=AttributeProto.UNDEFINED, ints=[1, 0])], False),
-        ([attribute(kind=AttributeProto.FLOATS, ints=[1, 0])], False),
-    ],
-    ids=["one", "empty", "two values", "the value of another type", "twice", "no type", "another type"],
-)
-def test_attributes_have_a_value_of_their_type(attributes: list[AttributeProto], wanted: bool) -> None:
-    draft = draft_of("Transpose", "x")
+ONE = attribute(ints=[1, 0])
+ATTRIBUTES: dict[str, tuple[str, list[AttributeProto], bool]] = {
+    "one": ("Transpose", [ONE], True), "empty": ("Transpose", [attribute()], True),
+    "twice": ("Transpose", [ONE, ONE], False),
+    "two values": ("Transpose", [attribute(ints=[1, 0], i=1)], False),
+    "the value of another type": ("Transpose", [attribute(floats=[1.0])], False),
+    "no type": ("Transpose", [attribute(kind=AttributeProto.UNDEFINED, ints=[1, 0])], False),
+    "another type": ("Transpose", [attribute(kind=AttributeProto.FLOATS, ints=[1, 0])], False),
+    "no number": ("Flatten", [attribute("axis", AttributeProto.INT)], False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_attributes_have_a_value_of_their_type(name: str) -> None:
+    op, attributes, wanted = ATTRIBUTES[name]
+    draft = draft_of(op, "x")
     draft.nodes[-1].attribute.extend(attributes)
     assert fits(draft) == wanted
-
-
-def test_a_number_is_not_left_out() -> None:
-    draft = draft_of("Flatten", "x")
-    draft.nodes[-1].attribute.append(attribute("axis", AttributeProto.INT))
-    assert not fits(draft)
 
 
 # What the model states
@@ -196,7 +190,7 @@ STATED: dict[str, tuple[Callable[[Draft], None], bool]] = {
 
 @pytest.mark.parametrize("name", STATED)
 def test_types_are_as_stated(name: str) -> None:
-    draft = draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4)
+    draft = dequantize()
     change, wanted = STATED[name]
     change(draft)
     assert fits(draft) == wanted
@@ -206,9 +200,9 @@ def test_types_are_as_stated(name: str) -> None:
     ("draft", "wanted", "others"),
     [
         (draft_of("Cast", "x", to=FLOAT16), {"float16"}, {"float", "bfloat16"}),
-        (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4), {"float"}, {"float16", "uint4"}),
-        (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4, output_dtype=0), {"float"}, {"float16"}),
-        (draft_of("DequantizeLinear", "w", "w_s", axis=0, block_size=4, output_dtype=FLOAT16), {"float16"}, {"float"}),
+        (dequantize(), {"float"}, {"float16", "uint4"}),
+        (dequantize(output_dtype=0), {"float"}, {"float16"}),
+        (dequantize(output_dtype=FLOAT16), {"float16"}, {"float"}),
         (draft_of("Constant", value=numpy_helper.from_array(np.array(1, np.int64))), {"int64"}, {"float"}),
         (draft_of("Constant", value_int=1), {"float", "float16", "bfloat16"}, {"int64"}),
         (draft_of("Transpose", "w_d"), {"float"}, {"float16"}),
