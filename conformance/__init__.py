@@ -6,6 +6,7 @@
 - `fuzz`: models that nobody trusts
 - `cache`: many processes with one cache, killed and damaged
 - `cache_soak`: one cache in use by many, while models are replaced and processes are killed
+- `interrupts`: loads that a signal interrupts at any moment
 - `soak`: thousands of sessions, none of which may leave anything behind
 
 `drawing` has what they write their models with. What loading takes is measured in the folder `benchmarks`.
