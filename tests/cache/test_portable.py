@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,17 +205,17 @@ print(json.dumps([loaded.report.cache, loaded.report.route, loaded.digest]))
 
 
 @pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of its own, which `read_only` remounts."""
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "none", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only root can mount")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+def mounted() -> Iterator[Path]:
+    """A folder on a file system of its own, which every user can enter."""
+    with tempfile.TemporaryDirectory(prefix="ort-qdq-mounted-", dir="/tmp") as folder:
+        mount = ["mount", "-t", "tmpfs", "none", folder]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+            pytest.skip("only root can mount")
+        os.chmod(folder, 0o755)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_an_image_of_roots_is_read_by_another_user(tmp_path: Path, mounted: Path) -> None:
@@ -227,8 +228,7 @@ def test_an_image_of_roots_is_read_by_another_user(tmp_path: Path, mounted: Path
     ship(model, root / "prepared", share_weights=True)
     without = load(model, None)
     carried(root, mounted / "image")
-    for folder in (tmp_path, *tmp_path.parents[:3], mounted / "image"):
-        folder.chmod(folder.stat().st_mode | 0o055)
+    (mounted / "image").chmod(0o755)
     subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
     command = [sys.executable, "-c", _AS_ANOTHER, str(mounted / "image")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -216,6 +216,7 @@ def test_sweeping_leaves_the_files_of_other_users(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["itself", "above"])
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o757])
+@pytest.mark.usefixtures("shared_group")
 def test_no_name_where_others_could_exchange_the_file(tmp_path: Path, mode: int, where: str) -> None:
     folder = tmp_path / "above" / "below"
     folder.mkdir(parents=True)
