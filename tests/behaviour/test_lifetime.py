@@ -169,6 +169,7 @@ def test_sessions_by_path_hold_no_file(packed: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(result(session), wanted)
 
 
+@pytest.mark.slow
 def test_threads_that_make_run_and_drop(tmp_path: Path) -> None:
     models = [save(stack(2, 128, seed=str(seed), n_major=bool(seed % 2)), tmp_path, "bytes") for seed in range(4)]
     wanted = [result(create_session(model, quiet(), CPU)) for model in models]
@@ -195,6 +196,7 @@ def test_threads_that_make_run_and_drop(tmp_path: Path) -> None:
     assert threading.active_count() == running
 
 
+@pytest.mark.slow
 def test_one_session_run_by_many_threads_while_others_come_and_go(packed: str, tmp_path: Path) -> None:
     session, _ = borrowed(packed, tmp_path)
     wanted = result(session)
@@ -303,6 +305,7 @@ print("end", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_the_interpreter_ends_while_daemon_threads_load(packed: str, empty: Path) -> None:
     """Never with a fault of memory; std::terminate is what stock does, too."""
     for _ in range(4):

@@ -279,6 +279,7 @@ def test_threads_pack_once(model: Path, cache: Path) -> None:
     assert len({one.digest for one in found}) == 1
 
 
+@pytest.mark.slow
 def test_processes_pack_once(model: Path, cache: Path) -> None:
     outcomes = [outcome_of(process) for process in [loading(model, cache) for _ in range(5)]]
     assert sorted(how for how, _ in outcomes) == ["made", *["used"] * 4]

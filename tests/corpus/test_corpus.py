@@ -59,7 +59,8 @@ def test_the_manifest_says_of_every_regression_what_is_wrong_and_what_must_come_
 
 # What once went wrong is tried each time; models that only reach much of the package, in the slow suite.
 FAMILIES = [
-    pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.parent.name == "seeds" else []) for path in CORPUS
+    pytest.param(path, id=path.stem, marks=[] if path in REGRESSIONS and "beta" not in path.stem else pytest.mark.slow)
+    for path in CORPUS
 ]
 
 

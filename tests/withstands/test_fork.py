@@ -146,7 +146,7 @@ finally:
 
 
 @pytest.mark.parametrize("first", ["before", "after"])
-@pytest.mark.parametrize("route", ["borrowed", "by path"])
+@pytest.mark.parametrize("route", ["borrowed", pytest.param("by path", marks=pytest.mark.slow)])
 def test_children_forked_while_threads_create_sessions(stored: str, spill: Path, route: str, first: str) -> None:
     """Neither waits for a thread that only the parent has, `before` or `after` the first session of all."""
     forking(SERVER, stored, spill, route, first)

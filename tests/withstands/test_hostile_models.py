@@ -67,6 +67,7 @@ def sparse(folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_inspecting_a_sparse_file_reads_little_of_it(worker: Worker, tmp_path: Path) -> None:
     assert_cheap(worker.run("inspect", sparse(tmp_path)))
 

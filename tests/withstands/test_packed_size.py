@@ -13,6 +13,7 @@ from tests.support import external_tensor, linear, save
 from tests.withstands.hostile import HOSTILE
 
 
+@pytest.mark.slow
 def test_tensors_that_overlap_do_not_multiply(tmp_path: Path) -> None:
     """Many weights in the same few bytes would become many times these bytes when packed."""
     draft, weights = Draft("overlap"), 90
