@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ort_qdq_plugin.model.elements import FLOAT
-
 __all__ = ["bytes_field", "bytes_head", "external_entries", "number_field", "small_model", "varint"]
 
 _VARINT, _LENGTH = 0, 2  # wire types
 _EXTERNAL = 1  # TensorProto.DataLocation
 _INTS = 7  # AttributeProto.AttributeType
 _IR_VERSION, _OPSET = 8, 17
+_FLOAT = 1  # TensorProto.DataType. The table of types is not imported for it: models that are not quantized need no other
 
 
 def varint(value: int) -> bytes:
@@ -50,7 +49,7 @@ def external_entries(location: str, offset: int, length: int) -> bytes:
 
 
 def small_model(
-    op_type: str, *, data_type: int = FLOAT, dims: Sequence[str | int] = (1,), perm: Sequence[int] = (), file: str = ""
+    op_type: str, *, data_type: int = _FLOAT, dims: Sequence[str | int] = (1,), perm: Sequence[int] = (), file: str = ""
 ) -> bytes:
     """A serialized model of one node, y = op(x), or y = op(x, w) with w a tensor of one element in `file`.
 
