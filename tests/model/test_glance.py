@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conformance.drawing.draft import Draft
-from conformance.drawing.weight import PER_CHANNEL, Zero
 from conformance.patterns.catalogue import PATTERNS
 from conformance.patterns.pattern import Pattern
 from ort_qdq_plugin import inspect
@@ -23,7 +22,7 @@ def says(model: onnx.ModelProto) -> bool:
 
 def product(
     kind: str = "MatMul", activation: str = "uint8", weight: str = "int8", view: str = "", constant_node: bool = False,
-    zero: Zero = "random", quantized: bool = True,
+    zero_points: bool = True, quantized: bool = True,
 ) -> onnx.ModelProto:  # fmt: skip
     """x -> [QuantizeLinear -> DequantizeLinear] -> product with a dequantized weight."""
     draft = Draft("glance")
@@ -33,7 +32,10 @@ def product(
         scale, zero_point = draft.scalar("scale", 0.1), draft.quantized("zero", activation, [])
         x = draft.node("DequantizeLinear", [draft.node("QuantizeLinear", [x, scale, zero_point]), scale, zero_point])
     draft.constant_nodes = constant_node
-    right = draft.dequantize("weight", [WIDTH, WIDTH], axis=1, block=PER_CHANNEL, element=weight, zero=zero)
+    operands = [draft.quantized("weight", weight, [WIDTH, WIDTH])]
+    draft.constant_nodes = False
+    operands += [draft.floats("scales", [WIDTH]), *([draft.quantized("zeros", weight, [WIDTH])] if zero_points else [])]
+    right = draft.node("DequantizeLinear", operands, axis=1)
     if view:
         right = draft.node(view, [right])
     draft.node(kind, [x, right], "y")
@@ -60,7 +62,7 @@ def test_leaves_others_to_matching(how: dict[str, Any]) -> None:
     weight=st.sampled_from(["uint8", "int8", "int16"]),
     view=st.sampled_from(["", "Transpose", "Identity", "Relu"]),
     constant_node=st.booleans(),
-    zero=st.sampled_from(["random", "none"]),
+    zero_points=st.booleans(),
     quantized=st.booleans(),
 )
 @settings(max_examples=300, deadline=None)
