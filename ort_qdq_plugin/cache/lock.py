@@ -6,14 +6,25 @@ import errno
 import os
 import stat
 import time
+from _thread import get_ident
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from ort_qdq_plugin.system.forks import in_forked_child
 from ort_qdq_plugin.system.platform import files
 
 __all__ = ["exclusive", "is_at", "open_lock"]
 
 _POLL_SECONDS = 0.01
+
+# The threads that hold a lock or wait for it, with its path: a signal handler that wants it too would wait for what it has
+# interrupted.
+_inside: set[tuple[int, str]] = set()
+
+
+@in_forked_child
+def _only_this_thread_is_there() -> None:
+    _inside.difference_update([who for who in _inside if who[0] != get_ident()])
 
 
 @contextmanager
@@ -25,8 +36,21 @@ def exclusive(path: str, patience: float) -> Iterator[bool]:
 
     Raises:
         TimeoutError: Another process still holds it after `patience` seconds.
-        OSError: The file cannot be opened.
+        OSError: The file cannot be opened, or this is a signal handler of a thread that is inside such a block.
     """
+    me = get_ident(), path
+    if me in _inside:
+        raise OSError(errno.EDEADLK, "a signal handler cannot wait for what it has interrupted", path)
+    try:
+        _inside.add(me)
+        with _locked(path, patience) as held:
+            yield held
+    finally:
+        _inside.discard(me)
+
+
+@contextmanager
+def _locked(path: str, patience: float) -> Iterator[bool]:
     end = time.monotonic() + patience
     while True:
         with open_lock(path, create=True) as file:

@@ -60,6 +60,14 @@ def test_patience_has_an_end(path: Path, patience: float) -> None:
     assert descriptors() == before
 
 
+def test_a_signal_handler_does_not_wait_for_what_it_has_interrupted(path: Path) -> None:
+    with exclusive(str(path), 60), pytest.raises(OSError, match="signal handler") as raised, exclusive(str(path), 60):
+        pass
+    assert raised.value.errno == errno.EDEADLK
+    with exclusive(str(path), 60) as held:
+        assert held
+
+
 def test_a_holder_that_is_killed_holds_nothing(path: Path) -> None:
     with locked_elsewhere(path) as process:
         threading.Timer(0.2, process.kill).start()
@@ -146,8 +154,13 @@ def test_a_file_that_is_removed_meanwhile_is_not_what_is_locked(path: Path, exis
 
 def test_a_file_system_without_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_locks(monkeypatch)
-    with exclusive(str(path), 0.0) as held, exclusive(str(path), 0.0) as too:
-        assert (held, too) == (False, False)
+
+    def held(_: object) -> bool:
+        with exclusive(str(path), 0) as is_held:
+            return is_held
+
+    with exclusive(str(path), 0) as first, ThreadPoolExecutor(1) as another:
+        assert [first, *another.map(held, [None])] == [False, False]
 
 
 def test_other_errors_are_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from ort_qdq_plugin.cache import store as store_module
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.cache.writer import EntryWriter
 from ort_qdq_plugin.system.threads import Work
-from tests.cache.support import digest_of_results, entries, leftovers, load, saved
+from tests.cache.support import Loaded, digest_of_results, entries, leftovers, load, saved
 from tests.support import refuse, stack, stock
 
 Act = Callable[[Path], object]
@@ -215,6 +215,21 @@ def test_no_thread_to_bring_it_to_the_disk(model: Path, cache: Path, monkeypatch
     assert load(model, cache).report.cache == "made"
     assert (entries(cache)[0] / "on-disk").exists()
     assert load(model, cache).report.cache == "used"
+
+
+def test_a_signal_handler_loads_the_model_while_its_entry_is_made(
+    model: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handled = list[Loaded]()
+
+    def meanwhile(*_: object) -> None:
+        if not handled:
+            handled.append(load(model, cache))
+
+    first = load(model, cache, progress=meanwhile, threads=1)
+    assert (first.report.cache, handled[0].report.cache) == ("made", "")
+    assert handled[0].digest == first.digest
+    assert ["without the cache" in record.message for record in caplog.records] == [True]
 
 
 # ---- names
