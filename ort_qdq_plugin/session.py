@@ -141,11 +141,12 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
         raise ValueError("the options have no cache_dir")
     request, journal = LoadRequest(os.fspath(path), None, options, portable=portable), Journal()
     with fork_lock:
-        from ort_qdq_plugin.load.portable import make_portable
         from ort_qdq_plugin.load.through_cache import wait_until_on_disk
     try:
         check_providers(provider_names(None, None))
         if portable:
+            with fork_lock:
+                from ort_qdq_plugin.load.portable import make_portable
             return make_portable(request, journal, functools.partial(prepare, request, journal))
         prepared = prepare_cached(request, journal, must_record=True)
     except LeaveToStock as stock:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.entry import Entry, digest_at, open_entry
-from ort_qdq_plugin.cache.key import Identity, half
+from ort_qdq_plugin.cache.key import Identity, half, is_key, place_of
 from ort_qdq_plugin.cache.manifest import InvalidEntry, Manifest, SourceFile, digest_of
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.sources import ExternalFiles
@@ -60,7 +60,7 @@ def find_portable(directory: str, place: Iterable[object], model: str, *, verify
     try:
         owners = files.owners_of(directory)
         real = files.safe_directory(directory, owners)
-        names = sorted(name for name in os.listdir(real) if name.startswith(begin) and len(name) == 2 * len(begin))
+        names = sorted(name for name in os.listdir(real) if is_key(name) and place_of(name) == begin)
     except OSError as problem:
         log.warning("prepared models cannot be used: %s", problem)
         return None

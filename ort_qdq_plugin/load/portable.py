@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from ort_qdq_plugin.cache.portable import find_portable, portable_key
 from ort_qdq_plugin.cache.store import LOCK, Store
-from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.key import portable_place
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.load.through_cache import Maker, NotRecordedError, new_entry
+from ort_qdq_plugin.load.through_cache import Maker, NotRecordedError, new_entry, plan_from
 from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.report import Report
 
@@ -32,9 +31,7 @@ def make_portable(request: LoadRequest, journal: Journal, make: Maker) -> Report
     entry = find_portable(directory, place, model, verify=False)
     if entry is not None:
         entry.close()
-        journal.planned(replace(entry.manifest.report, cache="used"))
-        if entry.manifest.report.stock_reason is not None:
-            raise LeaveToStock(entry.manifest.report.stock_reason, entry.manifest.report.stock_detail)
+        plan_from(entry, journal, "used")
         return journal.finished("borrowed")
     key = portable_key(place, [model, *data_files(model)])
     with store.locked(key):

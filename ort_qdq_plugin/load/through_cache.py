@@ -29,7 +29,7 @@ from ort_qdq_plugin.ort.buffers import borrow, prepack_in_parallel
 from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.keys import FOLDER_KEY
-from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.report import CacheUse, Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import host
 
@@ -43,6 +43,7 @@ __all__ = [
     "check_shared",
     "entry_folder_through_cache",
     "new_entry",
+    "plan_from",
     "prepare_through_cache",
     "wait_until_on_disk",
 ]
@@ -52,7 +53,6 @@ Maker = Callable[["EntryWriter | None"], PreparedModel]
 
 # A session takes some megabytes of its own, among which fewer bytes of pre-packed weights cannot be measured.
 _MEASURABLE_BYTES = 16 << 20
-
 
 _TRIES = 3  # at a model whose files are replaced meanwhile
 
@@ -110,7 +110,7 @@ def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Mak
     else:
         entry = found
     with closing(entry):
-        _plan_from(entry, journal)
+        plan_from(entry, journal, "used")
         is_shared = request.options.share_weights and SHARED_MODEL in entry.files
         shared_bytes = entry.manifest.prepacked_bytes if is_shared else 0
         report = replace(journal.finished("by path"), cache="made" if made else "used", shared_bytes=shared_bytes)
@@ -223,7 +223,7 @@ def new_entry(store: Store, key: str, request: LoadRequest, make: Maker) -> tupl
 def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
     """The prepared model that an entry holds."""
     manifest = entry.manifest
-    _plan_from(entry, journal)
+    plan_from(entry, journal, "prepared" if manifest.is_portable else "used")
     initialize_ort_once()
     if supplies_initializers(request.session_options):
         raise LeaveToStock(StockReason.ADDED_INITIALIZERS)
@@ -266,14 +266,14 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
     )
 
 
-def _plan_from(entry: Entry, journal: Journal) -> None:
-    """Record in the journal what was decided when the entry was made.
+def plan_from(entry: Entry, journal: Journal, cache: CacheUse) -> None:
+    """Record in the journal what was decided when the entry was made, and what the cache was used for now.
 
     Raises:
         NothingToDo: The model was left to stock ONNX Runtime.
     """
     report = entry.manifest.report
-    journal.planned(replace(report, cache="prepared" if entry.manifest.is_portable else "used"))
+    journal.planned(replace(report, cache=cache))
     if report.stock_reason is not None:
         raise NothingToDo(report.stock_reason, report.stock_detail)
 

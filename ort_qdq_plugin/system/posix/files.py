@@ -343,5 +343,4 @@ def user() -> int:
 
 def mark(folder: Folder, name: str) -> None:
     """Make an empty file of mode 0400 in a folder; FileExistsError if anything has its name."""
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.close(os.open(name, flags, 0o400, dir_fd=folder.fileno()))
+    _opened(name, _NEW, 0o400, within=folder.fileno()).close()
