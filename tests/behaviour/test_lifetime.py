@@ -279,12 +279,13 @@ SLOW = [pytest.param(*end, marks=pytest.mark.slow) for end in ENDS[:-1]]
 @pytest.mark.parametrize(("daemons", "where"), [ENDS[-1], *SLOW])
 def test_no_memory_goes_while_daemon_threads_still_run(reading_in_place: str, daemons: int, where: str) -> None:
     """A thread that comes back from a run after the interpreter's end is ended by it, which std::terminate takes for an
-    error: that is so with stock, too (Python up to 3.13, pybind11). A fault of memory it must never be."""
+    error; one still running when ONNX Runtime's own objects go says that a node failed. Both are so with stock, too
+    (Python up to 3.13, pybind11). A fault of memory it must never be, nor an exception of this package."""
     for _ in range(4):
         done = python(EXIT, reading_in_place, daemons, where)
         assert done.returncode in (0, -signal.SIGABRT)
         assert done.stdout == "end\n"
-        assert all(line.startswith("terminate called") for line in done.stderr.splitlines())
+        assert "Traceback" not in done.stderr, done.stderr
 
 
 LOADING_AT_EXIT = """
