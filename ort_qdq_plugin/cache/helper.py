@@ -27,6 +27,10 @@ _NEEDED = ("ort_qdq_plugin", "onnxruntime", "onnx", "numpy", "google.protobuf", 
 _SECONDS, _BYTES_PER_SECOND = 120, 10_000_000
 _POLL_SECONDS = 0.02
 
+# Its sessions are no events of the user's. Huge pages: ONNX Runtime allocates the memory of each product anew, and without
+# them a third of the time goes into touching it first (50 instead of 73 ms of CPU for a product with 25 MB of weights).
+_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 
 def prepacked_in_another_process(folder: str) -> int:
     """Run prepack.py on the folder of an entry.
@@ -73,8 +77,7 @@ def _run(folder: str, is_over: Callable[[], bool]) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=folder,
-        # Its sessions are no events of the user's.
-        env={**environment, "ORT_DISABLE_TELEMETRY": "1"},
+        env={**environment, **_ENVIRONMENT},
     ) as process:
         while True:
             try:
