@@ -33,13 +33,12 @@ class StoredEntry(NamedTuple):
 
 def stored_entries(store: Store) -> Iterator[StoredEntry]:
     """All entries, in no order."""
-    with os.scandir(store.folder) as found:
-        for item in found:
-            if not is_key(item.name) or not item.is_dir(follow_symlinks=False):
-                continue
-            with contextlib.suppress(OSError), os.scandir(item.path) as inside:
-                nbytes = sum(file.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES for file in inside)
-                yield StoredEntry(item.name, nbytes, *_last_use(item.path))
+    for key in filter(is_key, os.listdir(store.folder)):
+        path = store.path_of(key)
+        with contextlib.suppress(OSError):
+            if not os.path.islink(path):
+                inside = [os.lstat(os.path.join(path, name)) for name in os.listdir(path)]
+                yield StoredEntry(key, sum(file.st_blocks for file in inside) * _BLOCK_BYTES, *_last_use(path))
 
 
 def keys(store: Store) -> set[str]:

@@ -155,8 +155,7 @@ class Store:
 
     def _leftovers(self, key: str) -> list[str]:
         """Paths of unfinished and discarded folders of this entry."""
-        with os.scandir(self.folder) as found:
-            names = [item.name for item in found if item.name.startswith(f"{key}.")]
+        names = [name for name in os.listdir(self.folder) if name.startswith(f"{key}.")]
         return [os.path.join(self.folder, name) for name in names if name.endswith((_UNFINISHED, _DISCARDED))]
 
 

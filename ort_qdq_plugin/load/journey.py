@@ -164,8 +164,8 @@ def _is_cached(request: LoadRequest) -> bool:
     if request.options.prepared is not None:
         return True
     folder = os.fspath(request.options.cache_dir or "")
-    with suppress(OSError), os.scandir(folder) as found:
-        if next(found, None) is not None:
+    with suppress(OSError):
+        if os.listdir(folder):
             with fork_lock:
                 from ort_qdq_plugin.load.key import key_of
             return os.path.isdir(os.path.join(folder, key_of(request)))

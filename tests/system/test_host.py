@@ -173,7 +173,7 @@ def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(host, "open_to_read", refuse)
     assert (host.anonymous_bytes(), host.sizes_of(), host.free_memory(), host.boot_id()) == (0, {}, 0, "")
     assert host.processor() == os.uname().machine
 
@@ -224,9 +224,8 @@ def test_a_kind_of_processor(
     said = []
     for text in (CPUINFO, CPUINFO.replace(before, after)):
         (tmp_path / "cpuinfo").write_text(text)
-        real = open
         with monkeypatch.context() as patched:
-            patched.setattr("builtins.open", lambda _, **options: real(tmp_path / "cpuinfo", **options))  # noqa: B023
+            patched.setattr(host, "open_to_read", lambda _: files.open_to_read(str(tmp_path / "cpuinfo")))
             said.append(host.processor())
     assert (said[0] != said[1]) == differs
     assert os.uname().machine in said[0]

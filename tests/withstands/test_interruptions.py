@@ -1,5 +1,4 @@
-"""Ctrl-C, `kill -9`, a fork or the end of the interpreter while a model is loaded, and descriptors that the program closes
-afterwards: nothing is left behind, and nothing of others is touched."""
+"""Ctrl-C, `kill -9`, a fork or the end of the interpreter while a model is loaded: nothing is left behind."""
 
 import contextlib
 import gc
@@ -27,6 +26,7 @@ from ort_qdq_plugin.ort.keys import FOLDER_KEY, PARALLEL_KEY, config_entry
 from ort_qdq_plugin.packing import pack
 from tests.interrupting import Left, at_place, interrupted, settled
 from tests.support import ROOT, added_provider, linear, made_report, python, quiet, result, save, stack
+from tests.withstands.loads import KINDS, LOADS
 
 # Where what is open, running or changed comes from: not the rooms that decide, and hold nothing.
 PACKAGE = os.path.dirname(ort_qdq_plugin.__file__)
@@ -134,58 +134,6 @@ def test_an_interrupt_on_a_thread_that_packs_leaves_nothing(
     del caught
     assert settled(spill, before) == before
     assert threading.active_count() == running
-
-
-LOADS = """
-import atexit, gc, os, sys, threading, time
-import numpy as np
-import onnxruntime as ort
-from ort_qdq_plugin import Options, create_session, report_of
-
-folder, kind = sys.argv[1:]
-options = ort.SessionOptions()
-options.intra_op_num_threads = 1
-options.log_severity_level = 4
-if kind == "by path":
-    options.add_provider("CPUExecutionProvider", {})
-cached = dict(cache_dir=f"{folder}/cache", share_weights="shared" in kind) if "entry" in kind else {}
-ours = Options(buffer="memory" if kind == "memory" else "file", spill_dir=folder, strict=True, **cached)
-
-def load():
-    session = create_session(f"{folder}/model.onnx", options, options=ours)
-    assert report_of(session).route != "stock"
-    return session
-
-def run(session):
-    return session.run(None, {"x": np.ones((3, session.get_inputs()[0].shape[1]), np.float32)})[0]
-"""
-
-CLOSES = """
-first = load()
-wanted = run(first)
-os.closerange(3, 1000)
-own = [os.open(f"{folder}/own-{number}", os.O_RDWR | os.O_CREAT) for number in range(20)]
-second = load()
-assert np.array_equal(run(first), wanted)
-assert np.array_equal(run(second), wanted)
-first.set_providers(["CPUExecutionProvider"])
-assert np.array_equal(run(first), wanted)
-del first, second
-gc.collect()
-for number, descriptor in enumerate(own):
-    assert os.readlink(f"/proc/self/fd/{descriptor}") == os.path.realpath(f"{folder}/own-{number}")
-"""
-
-
-KINDS = pytest.mark.parametrize("kind", ["memory", "file", "by path", "entry", "shared entry"])
-
-
-@KINDS
-def test_a_program_may_close_all_descriptors(tmp_path: Path, kind: str) -> None:
-    """Those that it opens then have the numbers of others, and stay open when the sessions go."""
-    save(stack(2, 128, element="int4"), tmp_path, "external")
-    done = python(LOADS + CLOSES, tmp_path, kind)
-    assert done.returncode == 0, done.stderr
 
 
 ENDS = """

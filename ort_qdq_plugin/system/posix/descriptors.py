@@ -8,26 +8,32 @@ import ctypes
 import errno
 import os
 import select
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, compress, islice, starmap, tee
+from operator import attrgetter, methodcaller
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from ort_qdq_plugin.system.forks import in_forked_child
 
-__all__ = ["Opened", "close_in_children", "leave_to_children", "owners", "pipe"]
+__all__ = ["Opened", "call", "close_in_children", "leave_to_children", "owners", "pipe"]
 
 # The one type of the standard library whose objects own a descriptor of any kind, and close it with their last reference
 # without a line of Python code. None of them is used as what the type is for.
 _Owner: Any = getattr(select, "epoll", getattr(select, "kqueue", None))
 
+_identity_of = attrgetter("st_dev", "st_ino")
+_Identity: TypeAlias = tuple[int, int]
+_T = TypeVar("_T")
 
-def owners(descriptors: Iterable[int]) -> Iterator[Any]:
-    """Objects that own what an iterator of the interpreter's own, such as `map`, opens.
+
+def owners(descriptors: Iterable[int]) -> Iterator[tuple[Any, _Identity]]:
+    """Objects that own what an iterator of the interpreter's own, such as `map`, opens; each with what identifies that.
 
     Asked by `next`, it opens and hands over in one step. In ``own(os.open(path))`` an interrupt could come between.
     """
-    return map(_Owner.fromfd, descriptors)
+    opened, seen = tee(map(_Owner.fromfd, descriptors))
+    return zip(opened, map(_identity_of, map(os.fstat, map(methodcaller("fileno"), seen))), strict=True)
 
 
 class Opened:
@@ -41,11 +47,9 @@ class Opened:
     """
 
     _owner: Any = None
-    _status: os.stat_result | None = None
 
-    def __init__(self, owner: Any) -> None:
-        self._owner = owner
-        self._status = os.fstat(owner.fileno())
+    def __init__(self, owner: tuple[Any, _Identity]) -> None:
+        self._owner, self._identity = owner
 
     def fileno(self) -> int:
         """Its number; ValueError if it is closed."""
@@ -58,22 +62,37 @@ class Opened:
         owner, self._owner = self._owner, None
         if owner is None:
             return
-        if self._is_still_open(owner):
-            owner.close()
-        else:
-            # The number is another's, and what owns it must never end.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+        try:
+            for _ in starmap(owner.close, compress([()], self._matches(owner.fileno()))):
+                return
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                return
+        # The number is another's, or will be, and what owns it must never end.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
 
     def __del__(self) -> None:
         self.close()
 
-    def _is_still_open(self, owner: Any) -> bool:
-        if self._status is None:  # it has been open for no time
-            return True
-        try:
-            return os.path.samestat(os.fstat(owner.fileno()), self._status)
-        except OSError as error:
-            return error.errno != errno.EBADF
+    def _matches(self, number: int) -> Iterator[bool]:
+        """Whether a number is still that of what was opened: one answer, once it is asked for."""
+        # Iterators of the interpreter's own: no signal handler runs between the answer and what is done about it.
+        return map(self._identity.__eq__, map(_identity_of, map(os.fstat, (number,))))
+
+
+def call(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function of the interpreter's own that takes descriptors, with those of what is given as `Opened`.
+
+    Raises:
+        OSError: One of them is not what was opened: a program has closed it, and the number may be another file's (EBADF).
+    """
+    given = [
+        compress((number := argument.fileno(),), argument._matches(number)) if isinstance(argument, Opened) else (argument,)
+        for argument in arguments
+    ]
+    for result in map(function, *given):
+        return result
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def pipe() -> tuple[Opened, Opened]:

@@ -18,7 +18,7 @@ from functools import partial
 from io import FileIO
 from typing import Any
 
-from ort_qdq_plugin.system.posix.descriptors import Opened, close_in_children, leave_to_children, owners
+from ort_qdq_plugin.system.posix.descriptors import Opened, call, close_in_children, leave_to_children, owners
 
 if sys.platform != "win32":
     import fcntl
@@ -67,10 +67,10 @@ class NotRegularError(OSError):
 class File(Opened, FileIO):
     """An open file."""
 
-    def __init__(self, owner: Any, mode: str = "r") -> None:
+    def __init__(self, owner: tuple[Any, tuple[int, int]], mode: str = "r") -> None:
         Opened.__init__(self, owner)
         try:
-            FileIO.__init__(self, owner.fileno(), mode, closefd=False)
+            FileIO.__init__(self, Opened.fileno(self), mode, closefd=False)
         except BaseException:
             # The exception refers to this object.
             Opened.close(self)
@@ -79,6 +79,10 @@ class File(Opened, FileIO):
     def fileno(self) -> int:
         """Its number; ValueError if it is closed."""
         return FileIO.fileno(self)
+
+    def write(self, data: Any) -> int:
+        """Write bytes where the last ones ended; how many were written."""
+        return call(os.write, self, data)
 
     def close(self) -> None:
         """Close it, if it is open."""
@@ -103,8 +107,8 @@ class Folder(Opened):
         return os.stat(name, dir_fd=self.fileno(), follow_symlinks=False)
 
 
-def _opened(path: str, flags: int, mode: int = 0o777, *, within: int | None = None) -> Any:
-    """What owns the descriptor of a newly opened file."""
+def _opened(path: str, flags: int, mode: int = 0o777, *, within: int | None = None) -> tuple[Any, tuple[int, int]]:
+    """What owns the descriptor of a newly opened file (`owners`)."""
     return next(owners(map(partial(os.open, dir_fd=within), (path,), (flags | os.O_CLOEXEC,), (mode,))))
 
 
@@ -114,14 +118,14 @@ def open_to_read(path: str, *, folder: Folder | None = None, follow_link: bool =
     # Not even opened if it is a FIFO: opening one waits for its writer, and closing it again can kill the writer.
     _check_regular(os.stat(path, dir_fd=within, follow_symlinks=follow_link), path)
     # The path may lead to a FIFO by now: with O_NONBLOCK, opening it does not wait.
-    owner = _opened(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW), within=within)
+    file = File(_opened(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW), within=within))
     try:
-        _check_regular(os.fstat(owner.fileno()), path)
+        _check_regular(call(os.fstat, file), path)
     except BaseException:
         # The exception refers to this frame.
-        owner.close()
+        file.close()
         raise
-    return File(owner)
+    return file
 
 
 def _check_regular(status: os.stat_result, path: str) -> None:
@@ -180,14 +184,14 @@ def _path_of(file: File) -> str:
 
 def read_at(file: File, offset: int, target: memoryview) -> int:
     """Read bytes at an offset into a buffer; how many, which can be fewer than it has, and is 0 where the file ends."""
-    return os.preadv(file.fileno(), [target], offset)
+    return call(os.preadv, file, [target], offset)
 
 
 def write_at(file: File, offset: int, data: bytes | memoryview) -> None:
     """Write all of a buffer of bytes at an offset."""
     left = memoryview(data)
     while left:
-        count = os.pwrite(file.fileno(), left, offset)
+        count = call(os.pwrite, file, left, offset)
         left, offset = left[count:], offset + count
 
 
@@ -209,7 +213,7 @@ def reserve(file: File, size: int) -> None:
     if limit != resource.RLIM_INFINITY and size > limit:
         # Trying is answered by SIGXFSZ.
         raise OSError(errno.EFBIG, f"files may have {limit} bytes")
-    os.posix_fallocate(file.fileno(), 0, size)
+    call(os.posix_fallocate, file, 0, size)
 
 
 def check_written_back(file: File, size: int) -> None:
@@ -326,7 +330,7 @@ def copy_range(source: File, offset: int, nbytes: int, target: File, at: int) ->
         # Some file systems, and some sandboxes, refuse the call. If there is no room, writing says so.
         with suppress(OSError):
             while done < nbytes:
-                count = copy_in_kernel(source.fileno(), target.fileno(), nbytes - done, offset + done, at + done)
+                count = call(copy_in_kernel, source, target, nbytes - done, offset + done, at + done)
                 if count == 0:
                     break
                 done += count
@@ -343,4 +347,4 @@ def user() -> int:
 
 def mark(folder: Folder, name: str) -> None:
     """Make an empty file of mode 0400 in a folder; FileExistsError if anything has its name."""
-    _opened(name, _NEW, 0o400, within=folder.fileno()).close()
+    Opened(_opened(name, _NEW, 0o400, within=folder.fileno())).close()

@@ -7,11 +7,11 @@ import functools
 import mmap
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from ort_qdq_plugin.system.posix.files import File
+from ort_qdq_plugin.system.posix.descriptors import call
+from ort_qdq_plugin.system.posix.files import File, open_to_read
 
 if sys.platform != "win32":
     import resource
@@ -46,19 +46,19 @@ def map_file(file: File, size: int, *, writable: bool = False) -> mmap.mmap:
 
     access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
     if not hasattr(mmap, "MAP_SHARED"):
-        return mmap.mmap(file.fileno(), size, access=access)
-    if not 0 < size <= os.fstat(file.fileno()).st_size:
+        return call(functools.partial(mmap.mmap, access=access), file, size)
+    if not 0 < size <= call(os.fstat, file).st_size:
         raise ValueError(f"mmap length {size} is 0 or greater than file size")
     # Whether it can be mapped at all: what is refused below may leave a hole, which the object would unmap later, whatever
     # is there by then.
-    mmap.mmap(file.fileno(), 1, access=access).close()
+    call(functools.partial(mmap.mmap, access=access), file, 1).close()
     # A mapping of Python's keeps a descriptor of its own for the file (before Python 3.13 there is no `trackfd`). One of no
     # file has none. So it takes the addresses, and the file is mapped there. Nothing is reserved for it meanwhile.
     protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
     kind = mmap.MAP_SHARED | _MAP_NORESERVE if writable else mmap.MAP_PRIVATE
     mapping = mmap.mmap(-1, size, flags=kind | mmap.MAP_ANONYMOUS, prot=protection)
     address = np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]
-    if _libc_mmap()(address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, file.fileno(), 0) != address:
+    if call(_libc_mmap(), address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, file, 0) != address:
         problem = ctypes.get_errno()
         raise OSError(problem, os.strerror(problem))
     return mapping
@@ -155,7 +155,8 @@ def boot_id() -> str:
     return "".join(_lines("/proc/sys/kernel/random/boot_id")).strip()
 
 
-def _lines(path: str) -> Iterator[str]:
+def _lines(path: str) -> list[str]:
     """Those of a file in which the system tells something; none where it does not."""
-    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        yield from file
+    with suppress(OSError), open_to_read(path) as file:
+        return file.readall().decode("utf-8", "replace").splitlines(keepends=True)
+    return []
