@@ -39,11 +39,16 @@ class Verdict(Enum):
         return list(Verdict).index(self) >= list(Verdict).index(Verdict.WRONG)
 
 
-class Judge:
-    """Gives verdicts; has a process for ours and one for stock's."""
+# Of the largest value. Level 4 rounds activations to 8 bits; else right numbers are close ones, whatever the weights.
+_TOLERANCES = {0: 2e-3, 4: 5e-2}
 
-    def __init__(self) -> None:
+
+class Judge:
+    """Gives verdicts at an accuracy level; has a process for ours and one for stock's."""
+
+    def __init__(self, level: int = 0) -> None:
         self._ours, self._stock = Worker(), Worker()
+        self._level, self._tolerance = level, _TOLERANCES[level]
         self.details = ""
         self.fused = 0
 
@@ -56,9 +61,9 @@ class Judge:
         self.details, self.fused = "", 0
         crashed = Verdict.STOCK_CRASHED
         try:
-            stock, truth = (self._stock.run(way, model) for way in ("stock", "unoptimized"))
+            stock, truth = (self._stock.run(way, model, self._level) for way in ("stock", "unoptimized"))
             crashed = Verdict.CRASHED
-            ours = self._ours.run("ours", model)
+            ours = self._ours.run("ours", model, self._level)
         except Crash as crash:
             self.details = str(crash)
             return crashed
@@ -72,13 +77,13 @@ class Judge:
             return Verdict.SLOW
         if ours.nbytes > nbytes + MAX_BYTES:
             return Verdict.LARGE
-        verdict = _compared(ours, stock, truth)
-        if verdict is Verdict.WRONG and not _close(self._stock.run("stock", model), stock):
+        verdict = _compared(ours, stock, truth, self._tolerance)
+        if verdict is Verdict.WRONG and not _close(self._stock.run("stock", model, self._level), stock, self._tolerance):
             return Verdict.VARIES
         return verdict
 
 
-def _compared(ours: Outcome, stock: Outcome, truth: Outcome) -> Verdict:
+def _compared(ours: Outcome, stock: Outcome, truth: Outcome, tolerance: float) -> Verdict:
     if stock.error is not None:
         if truth.error is not None and stock.error.kind == truth.error.kind == "NotImplemented":
             return Verdict.NO_KERNEL
@@ -93,16 +98,16 @@ def _compared(ours: Outcome, stock: Outcome, truth: Outcome) -> Verdict:
             return Verdict.LIFTED
         if truth.error is not None:
             return Verdict.OTHER_ERROR
-        return Verdict.ONLY_OURS if ours.values is None or _close(ours, truth) else Verdict.WRONG
+        return Verdict.ONLY_OURS if ours.values is None or _close(ours, truth, tolerance) else Verdict.WRONG
     if ours.error is not None:
         return Verdict.OTHER_ERROR
     if ours.values is None or stock.values is None:
         return Verdict.LOADED_BOTH
     if all(map(_identical, ours.values, stock.values)):
         return Verdict.IDENTICAL
-    if _close(ours, stock):
+    if _close(ours, stock, tolerance):
         return Verdict.CLOSE
-    return Verdict.UNOPTIMIZED if truth.values is not None and _close(ours, truth) else Verdict.WRONG
+    return Verdict.UNOPTIMIZED if truth.values is not None and _close(ours, truth, tolerance) else Verdict.WRONG
 
 
 def _identical(a: Any, b: Any) -> bool:
@@ -111,20 +116,20 @@ def _identical(a: Any, b: Any) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def _close(ours: Outcome, theirs: Outcome) -> bool:
+def _close(ours: Outcome, theirs: Outcome, tolerance: float) -> bool:
     if ours.values is None or theirs.values is None:
         return False
-    return all(_identical(a, b) or _nearly(a, b) for a, b in zip(ours.values, theirs.values, strict=True))
+    return all(_identical(a, b) or _nearly(a, b, tolerance) for a, b in zip(ours.values, theirs.values, strict=True))
 
 
-def _nearly(a: Any, b: Any) -> bool:
+def _nearly(a: Any, b: Any, tolerance: float) -> bool:
     if not isinstance(a, np.ndarray) or a.shape != b.shape or a.dtype != b.dtype or not np.issubdtype(a.dtype, np.floating):
         return False
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    # Where float16 overflows, wider intermediate results need not.
+    # What rounds to infinity is as good as the largest number. Where float16 overflows, wider intermediates need not.
+    largest = float(np.finfo(a.dtype).max)
+    a, b = np.nan_to_num(a.astype(np.float64), nan=np.nan, posinf=largest, neginf=-largest), b.astype(np.float64)
     a, b = a[np.isfinite(b)], b[np.isfinite(b)]
-    tolerance = 2e-3 * max(np.abs(b).max(initial=0), 1e-30)
-    return bool((np.abs(a - b) <= tolerance).all())
+    return bool((np.abs(a - b) <= tolerance * max(np.abs(b).max(initial=0), 1e-30)).all())
 
 
 def _said(outcome: Outcome) -> str:

@@ -18,6 +18,7 @@ import onnxruntime
 
 from conformance import worker
 from conformance.drawing.elements import Array
+from conformance.fuzz.drawn import IDS
 from conformance.fuzz.seeds import seed_models
 from conformance.sessions import CPU, quiet_options
 
@@ -66,9 +67,9 @@ class Worker(worker.Worker):
     def __init__(self) -> None:
         super().__init__(_set_up)
 
-    def run(self, way: Way, model: str | bytes, seconds: float = 60) -> Outcome:
-        """The outcome; raises Crash where the process does not live to tell it, or not within that time."""
-        return self.call(_outcome_of, way, model, seconds=seconds)
+    def run(self, way: Way, model: str | bytes, level: int = 0, seconds: float = 60) -> Outcome:
+        """The outcome at an accuracy level; raises Crash where the process does not live to tell it, or not in that time."""
+        return self.call(_outcome_of, way, model, level, seconds=seconds)
 
 
 def _set_up() -> None:
@@ -84,7 +85,7 @@ def _set_up() -> None:
     gc.freeze()
 
 
-def _outcome_of(way: Way, model: str | bytes) -> Outcome:
+def _outcome_of(way: Way, model: str | bytes, level: int = 0) -> Outcome:
     # Not at the top: atheris must instrument this package before the process that fuzzes imports it.
     from ort_qdq_plugin import create_session, inspect, report_of
     from ort_qdq_plugin.system.platform import host
@@ -102,8 +103,7 @@ def _outcome_of(way: Way, model: str | bytes) -> Outcome:
             fused = len(report.fused)
         else:
             options = quiet_options()
-            # Activations stay as they are: then right numbers are close ones, whatever the weights.
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
             if way == "unoptimized":
                 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             create = create_session if way == "ours" else onnxruntime.InferenceSession
@@ -122,6 +122,12 @@ def _outcome_of(way: Way, model: str | bytes) -> Outcome:
     return Outcome(stage, error, values, fused=fused, seconds=seconds, nbytes=nbytes)
 
 
+def _bounds(name: str) -> tuple[int, int]:
+    """Of the values of an integer input; for indices, of which there is a number, those that count from the end too."""
+    indices = re.match(f"{IDS}([0-9]+)_", name)
+    return (-int(indices[1]), int(indices[1])) if indices else (0, 2)
+
+
 def _inputs(session: onnxruntime.InferenceSession) -> dict[str, Array] | None:
     """Inputs that depend on nothing but their names and shapes; None where they would be large or of an odd type."""
     inputs: dict[str, Array] = {}
@@ -131,6 +137,7 @@ def _inputs(session: onnxruntime.InferenceSession) -> dict[str, Array] | None:
         if kind is None or np.prod(shape, dtype=object) > _MAX_INPUT_ELEMENTS:
             return None
         rng = np.random.default_rng(zlib.crc32(value.name.encode(errors="replace")))
-        drawn = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(0, 2, shape)
+        low, high = _bounds(value.name)
+        drawn = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(low, high, shape)
         inputs[value.name] = np.asarray(drawn).astype(kind)
     return inputs
