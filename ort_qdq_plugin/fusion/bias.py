@@ -15,14 +15,11 @@ from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute,
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason
 
-__all__ = ["MAX_FACTOR", "Addend", "Bias", "check_bias", "following_bias", "own_bias"]
+__all__ = ["Addend", "Bias", "check_bias", "following_bias", "own_bias"]
 
 # A bias that has to be scaled or repeated is made anew for each product that reads it, and thousands may. So those that are
 # larger than this are added by a node of their own.
 _MAX_NEW_BIAS_BYTES = 4096
-
-MAX_FACTOR = 2.0**16
-"""Of alpha and beta. They multiply scales and biases, which must not overflow where the product would not, nor lose bits."""
 
 
 class Addend(NamedTuple):
@@ -65,7 +62,7 @@ def check_bias(scope: Scope, node: NodeProto, weight_on_left: bool, n: int, loca
 
 
 def own_bias(scope: Scope, bias: Addend | None, n: int, data_type: int, locate: Locate) -> Bias:
-    """A Gemm's bias as MatMulNBits' own where it is one row, else as something to add.
+    """A Gemm's bias as MatMulNBits' own where that is one row of the same values, else as something to add.
 
     Raises:
         NotFusable: The bias is incomplete.
@@ -82,15 +79,20 @@ def own_bias(scope: Scope, bias: Addend | None, n: int, data_type: int, locate: 
         return Bias(addend=bias)
     if bias.beta == 1.0 and shape == (n,):
         return Bias(own=bias.name)
-    if n * bits_of(data_type) > _MAX_NEW_BIAS_BYTES * 8 or abs(bias.beta) > MAX_FACTOR:
+    if n * bits_of(data_type) > _MAX_NEW_BIAS_BYTES * 8:
         return Bias(addend=bias)
     try:
         stored = locate(tensor)
     except (ModelError, OSError):
         raise NotFusable(Reason.INVALID) from None
     values = stored.read().view(ELEMENTS[data_type].numpy)
-    scaled = np.broadcast_to(values * values.dtype.type(bias.beta), n)
-    return Bias(own=made_tensor(data_type, (n,), np.ascontiguousarray(scaled).tobytes()))
+    # What beta makes of them in float is what the Gemm adds; in float16 they may become others, or infinite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = values.astype(np.float32) * np.float32(bias.beta)
+        made = np.broadcast_to(scaled.astype(values.dtype), n)
+    if not np.array_equal(made, np.broadcast_to(scaled, n), equal_nan=True):
+        return Bias(addend=bias)
+    return Bias(own=made_tensor(data_type, (n,), made.tobytes()))
 
 
 def following_bias(scope: Scope, product: NodeProto, activation: str, n: int, data_type: int) -> Bias:

@@ -5,20 +5,19 @@ Format facts: MatMul and Gemm of the ONNX specification; FusedMatMul and MatMulN
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from ort_qdq_plugin.errors import NotFusable
-from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Addend, Bias, check_bias, following_bias, own_bias
+from ort_qdq_plugin.fusion.bias import Addend, Bias, check_bias, following_bias, own_bias
 from ort_qdq_plugin.fusion.dequantize import Dequantized, QuantizedMatrix, is_dequantize
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, kernel_type, operands_of, shortened_block
 from ort_qdq_plugin.fusion.view import View
-from ort_qdq_plugin.model.elements import ELEMENTS, INT8, UINT8
+from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, INT8, UINT8
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, attributes, made_tensor
 from ort_qdq_plugin.model.operands import Operands
@@ -44,9 +43,10 @@ class MatMulFusion(NamedTuple):
     operands: Operands  # B, scales and zero points, as far as they are needed
     block_size: int  # of the fused node
     kernel_type: int  # TensorProto.DataType that the fused node computes in
-    casts_from: int | None  # the product's own type, if that is another one: casts go before and after the fused node
+    casts_from: int | None  # the product's own type, if that is another one: casts go first and last
     accuracy_level: int  # MatMulNBits' attribute
     activation: str  # the name of the other operand
+    alpha: float  # what the result is multiplied by, before anything is added to it
     bias: Bias
     outer: OuterNodes  # what else stands before and after the fused node
 
@@ -56,7 +56,11 @@ class MatMulFusion(NamedTuple):
         return "MatMulNBits"
 
     def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
-        """Transpose and cast the activation, multiply, and undo both for the result; then add what is not a bias."""
+        """Transpose and cast the activation, multiply, add what is not a bias, and cast back.
+
+        Alpha and beta are factors of their own, as in ONNX Runtime's Gemm. In the scales they could leave the range of the
+        scales' type, or make sums overflow that do not without them: that depends on the activation.
+        """
         value, outer = self.activation, self.outer
         if outer.before is not None:
             value = emitter.node("Transpose", [value], perm=outer.before)
@@ -73,14 +77,16 @@ class MatMulFusion(NamedTuple):
             self.operator, inputs, K=self.matrix.k, N=self.matrix.n, bits=self.matrix.bits, block_size=self.block_size,
             accuracy_level=self.accuracy_level,
         )  # fmt: skip
-        if self.casts_from is not None:
-            value = emitter.node("Cast", [value], to=self.casts_from)
+        if self.alpha != 1.0:
+            value = self._times(value, self.alpha, "alpha", emitter)
         if outer.after is not None:
             value = emitter.node("Transpose", [value], perm=outer.after)
         if outer.new_axes:
             value = emitter.unsqueezed(value, outer.new_axes)
         if self.bias.addend is not None:
-            emitter.node("Add", [value, self._scaled(self.bias.addend, emitter)])
+            value = emitter.node("Add", [value, self._scaled(self.bias.addend, emitter)])
+        if self.casts_from is not None:
+            emitter.node("Cast", [value], to=self.casts_from)
 
     def entry(self) -> FusedWeight:
         """What the report says of it."""
@@ -96,14 +102,15 @@ class MatMulFusion(NamedTuple):
         )
 
     def _scaled(self, addend: Addend, emitter: NodeEmitter) -> str:
-        if addend.beta == 1.0:
-            return addend.name
-        data_type = self.casts_from or self.kernel_type
-        # bfloat16, which NumPy does not have, is the upper half of float.
-        name = ELEMENTS[data_type].numpy
-        raw = np.array(addend.beta, name).tobytes() if name else _bfloat16(addend.beta)
-        beta = emitter.constant(made_tensor(data_type, (), raw), f"{self.site.name}.beta")
-        return emitter.node("Mul", [addend.name, beta])
+        value = addend.name
+        if self.casts_from is not None:
+            value = emitter.node("Cast", [value], to=self.kernel_type)
+        return value if addend.beta == 1.0 else self._times(value, addend.beta, "beta", emitter)
+
+    def _times(self, value: str, factor: float, name: str, emitter: NodeEmitter) -> str:
+        """The value, which is of float, times a factor."""
+        constant = made_tensor(FLOAT, (), np.array(factor, "<f4").tobytes())
+        return emitter.node("Mul", [value, emitter.constant(constant, f"{self.site.name}.{name}")])
 
 
 class _Product(NamedTuple):
@@ -132,22 +139,26 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     check_bias(scope, node, product.weight_on_left, matrix.n, locate)
     block_size = block_size_for(matrix, settings.block_size)
     outer = _outer_nodes(scope, product, len(view.axes))
-    plain = casts_from is None and outer.after is None and not outer.new_axes
+    plain = casts_from is None and product.alpha == 1.0 and outer.after is None and not outer.new_axes
     bias = own_bias(scope, product.bias, matrix.n, view.data_type, locate) if plain else Bias(addend=product.bias)
     if plain and product.bias is None:
         bias = following_bias(scope, node, product.activation, matrix.n, view.data_type)
+    if computed_in == FLOAT16 and (product.alpha != 1.0 or bias.addend is not None):
+        # What is multiplied and added belongs to one operator, which rounds only its result to float16.
+        computed_in, casts_from = FLOAT, FLOAT16
     if bias.add is not None:
         adding, at = bias.add
         site = site._replace(replaced=(*site.replaced, bias.add), output=adding.nodes[at].output[0])
     return MatMulFusion(
         site=site,
         matrix=matrix,
-        operands=operands_of(matrix, block_size, computed_in, product.alpha),
+        operands=operands_of(matrix, block_size, computed_in),
         block_size=block_size,
         kernel_type=computed_in,
         casts_from=casts_from,
         accuracy_level=settings.accuracy_level,
         activation=product.activation,
+        alpha=product.alpha,
         bias=bias,
         outer=outer,
     )
@@ -168,10 +179,6 @@ def _read_product(node: NodeProto, weight: str) -> _Product:
     bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
     beta = given["beta"].f if "beta" in given else 1.0
     alpha = given["alpha"].f if "alpha" in given else 1.0
-    if not math.isfinite(alpha) or not math.isfinite(beta):
-        raise NotFusable(Reason.INVALID)
-    if alpha and not 1 / MAX_FACTOR <= abs(alpha) <= MAX_FACTOR:
-        raise NotFusable(Reason.ALPHA)
     return _Product(
         activation=node.input[1] if on_left else node.input[0],
         weight_on_left=on_left,
@@ -211,9 +218,3 @@ def _is_from_bytes(scope: Scope, name: str) -> bool:
     where, _, node = found
     zero_point = where.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     return zero_point is None or zero_point.data_type in (UINT8, INT8)
-
-
-def _bfloat16(value: float) -> bytes:
-    """The nearest bfloat16, ties to even."""
-    bits = int(np.array(value, "<f4").view("<u4"))
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).to_bytes(2, "little")

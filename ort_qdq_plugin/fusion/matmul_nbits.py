@@ -31,10 +31,10 @@ _SAME_RESULT_FROM = 128
 _MAX_GROWTH = 2
 
 
-def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int, factor: float) -> Operands:
+def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int) -> Operands:
     """The operands that take the place of a quantized matrix, in a fused node with these blocks and this type of scales.
 
-    The block size divides the matrix's own blocks, where it has any. The scales are multiplied by `factor`.
+    The block size divides the matrix's own blocks, where it has any.
     """
     blocks = -(-matrix.k // block_size)
     block_bytes = block_size * matrix.bits // 8
@@ -64,7 +64,7 @@ def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int, facto
             order=per_block,
             bits=bits_of(stored_type),
             repeat=repeat,
-            conversion=None if (stored_type, factor) == (scale_type, 1.0) else Conversion(stored_type, scale_type, factor),
+            conversion=None if stored_type == scale_type else Conversion(stored_type, scale_type),
         ),
     }
     line_bytes = (blocks * matrix.bits + 7) // 8

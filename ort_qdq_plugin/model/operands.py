@@ -32,11 +32,10 @@ class Order(Enum):
 
 
 class Conversion(NamedTuple):
-    """Floating-point elements become those of another type, multiplied by a factor."""
+    """Floating-point elements become those of another type."""
 
     source: int  # the TensorProto.DataType they have
     target: int  # the one they get
-    factor: float
 
 
 class Operand(NamedTuple):

@@ -271,8 +271,6 @@ def _converted(data: np.ndarray, conversion: Conversion) -> np.ndarray:
         values = (data.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
         values = data.view(ELEMENTS[conversion.source].numpy).astype(np.float32)
-    if conversion.factor != 1.0:
-        values = values * np.float32(conversion.factor)
     converted: np.ndarray = values.astype(ELEMENTS[conversion.target].numpy).view(np.uint8)
     return converted
 

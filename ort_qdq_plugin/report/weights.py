@@ -32,7 +32,6 @@ class Reason(Sentence):
     ACTIVATION_RANK = "The weight has leading axes, and the rank of the product's other operand is not known."
     INTEGER_KERNEL = "The activations are quantized too: ONNX Runtime's integer kernels apply."
     GATHER = "GatherBlockQuantized takes tables of 4-bit or unsigned 8-bit rows in blocks along the last axis."
-    ALPHA = "The product's alpha is so large or so small that scales times alpha may leave their type's range."
     UNUSED = "Nothing reads the result."
     GRAPH_OUTPUT = "The result is an output of the graph."
     INVALID = "The operands do not fit together: ONNX Runtime reports what is wrong."

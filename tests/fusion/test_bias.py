@@ -1,5 +1,6 @@
 """What is added to a product: which constants become MatMulNBits' own bias, and with which values."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, raw_tensor
-from ort_qdq_plugin.fusion.bias import MAX_FACTOR, Addend, Bias, check_bias, following_bias, own_bias
+from ort_qdq_plugin.fusion.bias import Addend, Bias, check_bias, following_bias, own_bias
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason
@@ -123,8 +124,10 @@ OWN: list[tuple[TensorProto, float, int, int, str]] = [
     (constant([MOST + 1])[0], 2.0, MOST + 1, FLOAT, "added"),
     (constant([MOST_HALVES], np.float16)[0], 2.0, MOST_HALVES, FLOAT16, "anew"),
     (constant([MOST_HALVES + 1], np.float16)[0], 2.0, MOST_HALVES + 1, FLOAT16, "added"),
-    *((constant([N])[0], factor, N, FLOAT, "anew") for factor in (MAX_FACTOR, -MAX_FACTOR)),
-    *((constant([N])[0], factor * 1.01, N, FLOAT, "added") for factor in (MAX_FACTOR, -MAX_FACTOR)),  # it could overflow
+    # In float, a node that multiplies would give the same, whatever the factor. In float16 only where nothing is rounded.
+    *((constant([N])[0], beta, N, FLOAT, "anew") for beta in (0.3, -65530.0, 1e-30, 3e38, math.inf, math.nan)),
+    *((constant([N], np.float16)[0], beta, N, FLOAT16, "anew") for beta in (2.0**-14, -(2.0**12), 3.0)),
+    *((constant([N], np.float16)[0], beta, N, FLOAT16, "added") for beta in (0.3, 65530.0, 2.0**-26, 1 + 2.0**-11)),
 ]
 
 

@@ -115,19 +115,17 @@ matrices = st.builds(
 @given(matrix=matrices, parts=st.sampled_from([1, 2, 4]))
 def test_operands_are_what_is_dequantized(matrix: QuantizedMatrix, parts: int) -> None:
     block_size = max(matrix.block // parts, 16) if matrix.block else 32
-    operands = operands_of(matrix, block_size, FLOAT, 1.0)
+    operands = operands_of(matrix, block_size, FLOAT)
     assert ("zero_points" in operands) == (not matrix.centred)
     np.testing.assert_array_equal(decoded(operands, matrix, block_size), dequantized(matrix))
 
 
 @pytest.mark.parametrize(
-    ("scale", "wanted", "factor"),
-    [(FLOAT, FLOAT, 1.0), (FLOAT16, FLOAT16, 1.0), (FLOAT, FLOAT, 0.5), (FLOAT16, FLOAT, 1.0), (BFLOAT16, FLOAT, 1.0),
-     (FLOAT, FLOAT16, -2.0)],
-)  # fmt: skip
-def test_scales_of_another_type_are_converted(scale: int, wanted: int, factor: float) -> None:
-    scales = operands_of(matrix_of(k=96, n=8, scale=scale), 32, wanted, factor)["scales"]
-    conversion = None if (scale, factor) == (wanted, 1.0) else Conversion(scale, wanted, factor)
+    ("scale", "wanted"), [(FLOAT, FLOAT), (FLOAT16, FLOAT16), (FLOAT16, FLOAT), (BFLOAT16, FLOAT), (FLOAT, FLOAT16)]
+)
+def test_scales_of_another_type_are_converted(scale: int, wanted: int) -> None:
+    scales = operands_of(matrix_of(k=96, n=8, scale=scale), 32, wanted)["scales"]
+    conversion = None if scale == wanted else Conversion(scale, wanted)
     assert (scales.data_type, scales.bits, scales.conversion) == (wanted, bits_of(scale), conversion)
     assert (scales.nbytes, scales.line_bytes) == (8 * 3 * bits_of(wanted) // 8, 3 * bits_of(wanted) // 8)
 
@@ -140,7 +138,7 @@ def test_scales_of_another_type_are_converted(scale: int, wanted: int, factor: f
     ({"block": 0}, "B"), ({"block": 0, "n": 1, "k": 32, "per_tensor": True}, "B"),
 ])  # fmt: skip
 def test_what_is_in_order_is_used_in_place(given: dict[str, Any], wanted: str) -> None:
-    operands = operands_of(matrix_of(**{"k_major": False, **given}), 32, FLOAT, 1.0)
+    operands = operands_of(matrix_of(**{"k_major": False, **given}), 32, FLOAT)
     assert {name for name, operand in operands.items() if operand.in_place is not None} == {*wanted.split()}
 
 

@@ -74,7 +74,7 @@ def test_the_row_is_as_onnx_has_the_operator(opset: int) -> None:
 
 
 def test_a_new_kind_of_fusion_is_a_file_and_a_row(package: Path, tmp_path: Path) -> None:
-    check_loads(model_of(tmp_path), package, f"('Sub', 'y_node', 64, 128, 4, {64 * 128})", "")
+    check_loads(model_of(tmp_path), package, f"('Sub', 'y_node', 64, 128, {64 * 128}, 4)", "")
 
 
 def test_what_it_cannot_do_it_leaves_with_its_reason(package: Path, tmp_path: Path) -> None:

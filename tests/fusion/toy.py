@@ -1,4 +1,4 @@
-"""A kind of fusion as CONTRIBUTING.md has one made: x minus a dequantized weight, as x plus one with negative scales."""
+"""A kind of fusion as CONTRIBUTING.md has one made: x minus a weight of int8, as x minus the same weight of uint8."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,7 +8,9 @@ from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.view import View
-from ort_qdq_plugin.model.operands import Conversion, Operands, as_stored
+from ort_qdq_plugin.model.elements import INT8, UINT8
+from ort_qdq_plugin.model.messages import made_tensor
+from ort_qdq_plugin.model.operands import Operands, as_stored
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
 
@@ -16,7 +18,7 @@ __all__ = ["SubFusion", "fuse"]
 
 
 class SubFusion(NamedTuple):
-    """One Sub that becomes a DequantizeLinear and an Add."""
+    """One Sub whose weight gets another DequantizeLinear."""
 
     site: Site
     shape: tuple[int, ...]
@@ -29,9 +31,10 @@ class SubFusion(NamedTuple):
         return "DequantizeLinear"
 
     def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
-        """Dequantize with the negative scales, and add that."""
-        negative = emitter.node(self.operator, [operands["x"], operands["x_scale"]])
-        emitter.node("Add", [self.other, negative])
+        """Dequantize unsigned elements, of which the middle is zero, and subtract that."""
+        middle = emitter.constant(made_tensor(UINT8, (), b"\x80"), f"{self.site.name}.middle")
+        unsigned = emitter.node(self.operator, [operands["x"], operands["x_scale"], middle])
+        emitter.node("Sub", [self.other, unsigned])
 
     def entry(self) -> FusedWeight:
         """What the report says of it."""
@@ -40,7 +43,7 @@ class SubFusion(NamedTuple):
 
 
 def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSettings, locate: Locate) -> SubFusion:
-    """Fuse the Sub at a site, of a weight with a single scale and no zero point."""
+    """Fuse the Sub at a site, of a weight of int8 with a single scale and no zero point."""
     scope, index = site.replaced[0]
     other, subtracted = scope.nodes[index].input
     if subtracted != site.weight or other == site.weight:
@@ -48,5 +51,7 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     if dequantized.axis is not None or dequantized.zero_points is not None or view != dequantized.view:
         raise NotFusable(Reason.BLOCKS_ALONG_N)
     weight, scales = dequantized.weight, dequantized.scales
-    negative = as_stored(scales, scales.shape)._replace(conversion=Conversion(scales.data_type, scales.data_type, -1.0))
-    return SubFusion(site, weight.shape, {"x": as_stored(weight, weight.shape), "x_scale": negative}, other)
+    if weight.data_type != INT8:
+        raise NotFusable(Reason.WEIGHT_TYPE)
+    unsigned = as_stored(weight, weight.shape)._replace(data_type=UINT8, flip=True)
+    return SubFusion(site, weight.shape, {"x": unsigned, "x_scale": as_stored(scales, scales.shape)}, other)

@@ -24,7 +24,7 @@ def test_repeated_elements_are_fewer_in_the_source(length: int, repeat: int, wan
 
 CHANGED: dict[str, dict[str, Any]] = {
     "transposed": {"order": Order.TRANSPOSED}, "spread": {"order": Order.SPREAD}, "flipped": {"flip": True},
-    "repeated": {"repeat": 2}, "converted": {"conversion": Conversion(FLOAT, FLOAT, 2.0)}, "zeros": {"source": None},
+    "repeated": {"repeat": 2}, "converted": {"conversion": Conversion(FLOAT, FLOAT)}, "zeros": {"source": None},
     "of another size": {"source": stored(UINT4, (4, 15))}, "lines that are padded": {"length": 15},
 }  # fmt: skip
 

@@ -78,9 +78,9 @@ def operand_lines(operand: Operand) -> Array:
 
 
 def converted(bits: Array, conversion: Conversion) -> Array:
-    """Bits of floating-point numbers of one type -> those of the numbers times a factor, of another one."""
+    """Bits of floating-point numbers of one type -> those of the same numbers of another one."""
     as_float = (bits << 16 if conversion.source == BFLOAT16 else bits).astype(f"u{2 if conversion.source == FLOAT16 else 4}")
-    numbers = as_float.view(f"f{as_float.itemsize}").astype(np.float32) * np.float32(conversion.factor)
+    numbers = as_float.view(f"f{as_float.itemsize}").astype(np.float32)
     size = BITS[conversion.target] // 8
     result: Array = numbers.astype(f"f{size}").view(f"u{size}").astype(np.int64)
     return result
@@ -97,9 +97,9 @@ def packed_lines(operand: Operand) -> Array:
 
 
 CONVERSIONS: dict[int, list[Conversion | None]] = {
-    FLOAT: [None, Conversion(FLOAT, FLOAT16, 1.0), Conversion(FLOAT, FLOAT, 0.37)],
-    FLOAT16: [None, Conversion(FLOAT16, FLOAT, 1.0), Conversion(FLOAT16, FLOAT16, 3.0)],
-    BFLOAT16: [None, Conversion(BFLOAT16, FLOAT, 1.0), Conversion(BFLOAT16, FLOAT16, 1.0)],
+    FLOAT: [None, Conversion(FLOAT, FLOAT16)],
+    FLOAT16: [None, Conversion(FLOAT16, FLOAT)],
+    BFLOAT16: [None, Conversion(BFLOAT16, FLOAT), Conversion(BFLOAT16, FLOAT16)],
 }
 
 
