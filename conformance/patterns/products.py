@@ -48,6 +48,8 @@ def _gemms(trans_b: bool) -> Iterator[Pattern]:
         ("beta", 1.0, 2.0, (64,)),
         ("alpha-beta", 0.3, 0.7, (64,)),
         ("beta-0", 1.0, 0.0, (64,)),
+        ("alpha-0", 0.0, 1.0, (64,)),
+        ("factors-beyond-float16", 0.000015, -65530.0, (64,)),
         ("transA", 1.0, 1.0, (64,)),
         ("bias-1xN", 1.0, 1.0, (1, 64)),
         ("bias-scalar", 1.0, 1.0, ()),
@@ -71,6 +73,12 @@ GEMMS = (
           Weight(n_major=True), "y = Gemm <transB = 1> (x, w_d, b_d)", quick=True),
     fused("matmul-add-bias-dq", Weight(), "h = MatMul(x, w_d)",
           lambda d: d.dequantize("b", [64], axis=0, block=PER_TENSOR, element="int8"), "y = Add(h, b_d)"),
+    *(fused(f"gemm-float16-{name}", Weight(scale="float16"), bias(*shape, kind="float16"),
+            f"y = Gemm <{factors}> (x, w_d, bias)", precision="float16", quick=name == "alpha-beta")
+      for name, factors, shape in (("alpha-beta", "alpha = 0.000061, beta = 0.3", (64,)), ("alpha", "alpha = 300.0", (64,)),
+                                   ("beta", "beta = 65530.0", (1, 64)))),
+    fused("gemm-float16-bias-column", Weight(scale="float16"), bias(5, 1, kind="float16"), "y = Gemm(x, w_d, bias)",
+          x=[5, 128], y=[5, 64], precision="float16"),
     either("fusedmatmul-alpha", Weight(n_major=True), "y = com.microsoft.FusedMatMul <transB = 1, alpha = 0.25> (x, w_d)"),
     either("fusedmatmul-trans-a", Weight(), "y = com.microsoft.FusedMatMul <transA = 1> (x, w_d)", x=[128, ROWS]),
 )  # fmt: skip

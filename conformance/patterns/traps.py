@@ -17,6 +17,11 @@ def _without_names(d: Draft) -> None:
         node.name = ""
 
 
+def _as_vector(d: Draft, at: int) -> None:
+    """Gives the scalar of that number the shape [1]."""
+    d.initializers[at].dims.append(1)
+
+
 # A Gelu behind a product and its bias: ONNX Runtime puts the bias into one or the other.
 _GELUS: tuple[tuple[str, list[Dim], str], ...] = (
     ("gelu-1d", [], "MatMul"), ("gelu-2d", [ROWS], "MatMul"), ("gelu-3d", [2, ROWS], "MatMul"),
@@ -49,6 +54,10 @@ TRAPS = (
     # Of shape [1].
     fused("per-tensor-scale-vector", lambda d: d.weight(Weight("uint8", block=PER_TENSOR), scale_shape=[1]), MATMUL,
           quick=True),
+    # The scale a scalar and its zero point a vector, and the other way round: ONNX Runtime takes both.
+    *(fused(f"per-tensor-vector-{'scale' if at == 1 else 'zero-point'}-{element}",
+            Weight(element, block=PER_TENSOR), partial(_as_vector, at=at), MATMUL)
+      for element in ("uint4", "int8") for at in (1, 2)),
     fused("constant-value-float", lambda d: d.quantized("w", "int8", [128, 64]),
           f"s = Constant <value_float = 0.02> ()  w_d = DequantizeLinear(w, s)  {MATMUL}"),
     fused("block-above-k", Weight(k=40, block=64), MATMUL, quick=True),
@@ -84,6 +93,9 @@ REFUSED = (
            TRANSPOSE),
     reason("blocks-along-n", lambda d: d.dequantize("w", [128, 64], axis=1), MATMUL, quick=True),
     reason("blocks-along-n-gemm", lambda d: d.dequantize("w", [64, 128], axis=0), GEMM_T),
+    # The values are others than those that are dequantized.
+    reason("cast-to-integers", Weight("int8", block=PER_CHANNEL),
+           "i = Cast <to = 6> (w_d)  c = Cast <to = 1> (i)  y = MatMul(x, c)", quick=True),
     # MatMulNBits has no such kernel.
     reason("sixteen-bits", Weight("uint16", zero="none"), MATMUL),
 )  # fmt: skip

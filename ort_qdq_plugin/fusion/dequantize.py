@@ -17,6 +17,9 @@ from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["Centred", "Dequantized", "QuantizedMatrix", "has_constant_weight", "is_dequantize", "read_dequantize"]
 
+# Shapes of a single scale or zero point. ONNX Runtime takes either for either.
+_SINGLE = ((), (1,))
+
 # DequantizeLinear's default axis, in the ONNX specification since version 13 and in ONNX Runtime's contrib operators.
 _DEFAULT_AXIS = 1
 
@@ -59,7 +62,7 @@ class Dequantized(NamedTuple):
 
     weight: StoredTensor  # the quantized tensor
     scales: StoredTensor
-    # its zero points, of the weight's type and the scales' shape; None if the node has none.
+    # its zero points, of the weight's type and the scales' shape (but for () and (1,)); None if the node has none.
     zero_points: StoredTensor | None
     centred: bool  # whether the zero points, given or not, are those that MatMulNBits takes by itself
     axis: int | None  # the axis along which scales differ or blocks lie; None if there is a single scale
@@ -154,10 +157,14 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
         shapes = [shape_of(proto) for proto in protos]
     except ModelError as error:
         raise NotFusable(Reason.INVALID) from error
-    if len(protos) == 3 and (protos[2].data_type != weight.data_type or shapes[2] != shapes[1]):
+    output_type = int_attribute(node, "output_dtype") or scales.data_type
+    if output_type not in SCALE_TYPES or (len(protos) == 3 and protos[2].data_type != weight.data_type):
         raise NotFusable(Reason.INVALID)
     axis, block = int_attribute(node, "axis", _DEFAULT_AXIS), int_attribute(node, "block_size")
     scale_axis, block = _granularity(shapes[0], shapes[1], axis, block)
+    # A single scale and its zero point may be a scalar and a vector, in whichever order.
+    if shapes[2:] and shapes[2] != shapes[1] and (scale_axis is not None or shapes[2] not in _SINGLE):
+        raise NotFusable(Reason.INVALID)
     try:
         located = [locate(proto) for proto in protos]
         zero_points = located[2] if len(located) == 3 else None
@@ -171,7 +178,7 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
         centred=centred,
         axis=scale_axis,
         block=block,
-        output_type=int_attribute(node, "output_dtype") or scales.data_type,
+        output_type=output_type,
     )
 
 
@@ -220,7 +227,7 @@ def _granularity(weight: tuple[int, ...], scales: tuple[int, ...], axis: int, bl
     rank = len(weight)
     if not weight or min(weight) <= 0 or block < 0:
         raise NotFusable(Reason.INVALID)
-    if not block and scales in ((), (1,)):
+    if not block and scales in _SINGLE:
         # A single scale, whatever the axis says.
         return None, 0
     if not -rank <= axis < rank:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
+from ort_qdq_plugin.model.elements import CODES, SCALE_TYPES
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, attribute, int_attribute
 from ort_qdq_plugin.model.operators import role_of
@@ -15,6 +16,9 @@ from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["View", "follow", "view_of"]
+
+# A fused node may leave out what Casts to these round. Casts to other types make other values.
+_FLOATING = SCALE_TYPES | {CODES["double"]}
 
 
 class View(NamedTuple):
@@ -77,6 +81,8 @@ def follow(view: View, scope: Scope, node: NodeProto, locate: Locate) -> View | 
         return view
     if kind == "Cast":
         to = attribute(node, "to")
+        if to is not None and to.i not in _FLOATING:
+            raise NotFusable(Reason.ROUNDED)
         return None if to is None else view._replace(data_type=to.i)
     if kind == "Transpose":
         perm = attribute(node, "perm")

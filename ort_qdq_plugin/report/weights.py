@@ -24,6 +24,7 @@ class Reason(Sentence):
     BATCHED = "The weight is a stack of matrices, one per batch."
     RESHAPE = "A Reshape on the way to the product splits an axis of the stored weight, or its shape is not constant."
     INTERLEAVED = "The axes of the stored weight that make up K and N are interleaved."
+    ROUNDED = "A Cast on the way makes integers, booleans or 8-bit floats of the dequantized values."
     BLOCKS_ALONG_N = "Scales vary along K index by index, or blocks lie along N: the fused operator needs blocks along K."
     BLOCK_SIZE = "No power of two from 16 to 256 divides the block size at a cost below twice the operand's bytes."
     CONSUMER = "The result feeds something other than a matrix product or a Gather."

@@ -90,6 +90,16 @@ def test_the_axis_is_1_where_none_is_given() -> None:
     assert read_from(draft).axis == 1
 
 
+@pytest.mark.parametrize(("of_scale", "of_zero_point"), [([], [1]), ([1], [])])
+def test_a_single_scale_and_its_zero_point_may_be_a_scalar_and_a_vector(of_scale: Shape, of_zero_point: Shape) -> None:
+    draft = draft_of(block=-1, scale_shape=of_scale)
+    but("w_z", dims=of_zero_point)(draft)
+    found = read_from(draft)
+    assert found.zero_points is not None
+    assert (found.scales.shape, found.zero_points.shape) == (tuple(of_scale), tuple(of_zero_point))
+    assert (found.axis, found.block) == (None, 0)
+
+
 def test_a_zero_point_without_a_name_is_none() -> None:
     draft = draft_of(zero="none", element="int4")
     draft.nodes[-1].input.append("")
@@ -126,12 +136,19 @@ def with_attribute(name: str, value: int) -> Callable[[Draft], None]:
     return lambda draft: setattr(next(made for made in draft.nodes[-1].attribute if made.name == name), "i", value)
 
 
+def with_output(data_type: int) -> Callable[[Draft], None]:
+    return lambda draft: draft.nodes[-1].attribute.append(helper.make_attribute("output_dtype", data_type))
+
+
 INVALID: dict[str, Callable[[Draft], None]] = {
     "four-inputs": lambda draft: draft.nodes[-1].input.append("w_s"),
     "four-inputs-one-without-a-name": lambda draft: draft.nodes[-1].input.append(""),
     "zero-points-of-another-type": but("w_z", data_type=TensorProto.INT4),
     "zero-points-of-another-shape": but("w_z", dims=[32, 4]),
     "zero-points-of-other-size": but("w_z", dims=[1]),
+    "a-single-zero-point": but("w_z", dims=[]),
+    "output-dtype-of-a-type-that-is-no-float": with_output(TensorProto.INT32),
+    "output-dtype-of-a-type-that-scales-never-have": with_output(TensorProto.DOUBLE),
     "scales-of-another-shape": but("w_s", dims=[32, 4]),
     "scales-of-more-blocks": but("w", dims=[64 - 16, 32]),
     "scales-of-fewer-axes": but("w_s", dims=[128]),

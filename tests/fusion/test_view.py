@@ -157,7 +157,7 @@ def identity(draw: st.DrawFn, value: Array) -> Step:
 
 
 def cast(draw: st.DrawFn, value: Array) -> Step:
-    to = draw(st.sampled_from([FLOAT, FLOAT16]))
+    to = draw(st.sampled_from([FLOAT, FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE]))
     return Step(helper.make_node("Cast", ["v"], ["o"], to=to), {}, value, to)
 
 
@@ -249,6 +249,10 @@ REFUSED: dict[str, tuple[NodeProto, dict[str, Sequence[int] | TensorProto], Reas
     "unsqueeze-axis-outside-from-the-end": (node("Unsqueeze", axes=[-5]), {}, Reason.INVALID),
     "unsqueeze-axis-twice": (node("Unsqueeze", axes=[0, -5]), {}, Reason.INVALID),
     "unsqueeze-beyond-what-numpy-allows": (node("Unsqueeze", axes=list(range(62))), {}, Reason.INVALID),
+    **{
+        f"cast-to-type-{to}": (node("Cast", to=to), {}, Reason.ROUNDED)
+        for to in (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, 0, 99)
+    },
     "reshape-without-a-shape": (node("Reshape"), {}, Reason.RESHAPE),
     "reshape-shape-not-constant": (node("Reshape", "shape"), {}, Reason.RESHAPE),
     "reshape-with-allowzero": (node("Reshape", "shape", allowzero=1), {"shape": [4, 6]}, Reason.RESHAPE),
