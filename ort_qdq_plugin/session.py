@@ -82,16 +82,20 @@ def _unfused(request: LoadRequest) -> tuple[UnfusedWeight, ...]:
     """The weights of a model that a glance left to stock, each with its reason; () if it cannot be opened any more."""
     journal = Journal()
     with suppress(LeaveToStock, QdqPluginError, OSError):
-        plan_only(request, journal)
+        plan_only(request, journal, check=False)
     return journal.finished("inspect").unfused
 
 
-def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options | None = None) -> Report:
+def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options | None = None, check: bool = True) -> Report:
     """What create_session would do with a model under default session options. Packs nothing and creates no session.
+
+    Operators of custom-op libraries are taken to be there.
 
     Args:
         path_or_bytes: The model, as a path or as bytes.
         options: Options of this package.
+        check: Ask ONNX Runtime whether it takes the model, without its weights; if not, nothing is fused, and
+            `Report.stock_reason` is REFUSED. False: a model that nobody trusts never reaches ONNX Runtime.
 
     Raises:
         ModelError, OSError: The model cannot be opened.
@@ -99,7 +103,8 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     request, journal = LoadRequest(model, None, options or Options()), Journal()
     try:
-        plan_only(request, journal)
+        check_providers(provider_names(None, None))
+        plan_only(request, journal, check=check)
     except LeaveToStock as stock:
         return journal.finished("inspect", stock)
     return journal.finished("inspect")

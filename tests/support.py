@@ -75,6 +75,8 @@ def floating() -> onnx.ModelProto:
 def huge(folder: Path) -> str:
     """The path of a model with a weight of 20 GB, in a file that is only said to be so large."""
     k, n, offset, model = 1 << 18, 160_000, 0, linear(Weight())
+    for value, size in ((model.graph.input[0], k), (model.graph.output[0], n)):
+        value.type.tensor_type.shape.dim[1].dim_value = size
     for tensor in model.graph.initializer:
         rows, element_bytes = {"w": (k, 0.5), "w_s": (k // 32, 4), "w_z": (k // 32, 0.5)}[tensor.name]
         tensor.dims[:] = [rows, n]

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import itertools
 import operator
 import re
 import shlex
@@ -14,7 +15,9 @@ from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 import conformance
@@ -37,6 +40,7 @@ from tests.support import (
     save,
     stack,
     stock,
+    with_entries,
 )
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -192,6 +196,25 @@ def forks_wait_two_seconds(_folder: Path) -> None:
     assert runs._RUN_SECONDS == 2
 
 
+def nan_vanishes(folder: Path) -> None:
+    """By blocks of 32 and more, of every number of bits, in stock's sessions as in ours."""
+    for element, block in itertools.product(("uint2", "uint4", "uint8"), (16, 32, 128)):
+        model = save(linear(Weight(element, block=block)), folder, "bytes")
+        for value, number in itertools.product((np.nan, np.inf), (4, 0)):
+            x = np.ones((2, 128), np.float32)
+            x[0, 3] = value
+            key = with_entries({"session.qdq_matmulnbits_accuracy_level": str(number)})
+            ours, theirs = (
+                make(model, key, providers=CPU).run(None, {"x": x})[0] for make in (create_session, ort.InferenceSession)
+            )
+            np.testing.assert_array_equal(ours, theirs)
+            assert np.isfinite(ours[1]).all()
+            if np.isnan(value):
+                assert np.isfinite(ours[0]).all() if (number, block > 16) == (4, True) else np.isnan(ours[0]).all()
+            elif number and block > 16:
+                assert np.isnan(ours[0]).all()
+
+
 # A page, words on it, and what has to hold.
 CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("docs/troubleshooting.md", "below 1 MiB in all", file_from_1_mib),
@@ -202,6 +225,8 @@ CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("docs/options.md", "| route | how ONNX Runtime got the model |", routes_are_those),
     ("docs/how-it-works.md", "is refused here too, with its own error", two_exceptions),
     ("docs/how-it-works.md", "There are two exceptions", two_exceptions),
+    ("docs/how-it-works.md", "with blocks of 32 or more, a NaN in the input vanishes", nan_vanishes),
+    ("docs/options.md", "At level 4 [a NaN in the input vanishes]", nan_vanishes),
     ("docs/how-it-works.md", "at least as long as K, it counts as one scale for each column", one_block_is_one_scale),
     ("docs/troubleshooting.md", "about 11 MB of memory that stays", inference_costs),
     ("docs/robustness.md", "within 2 seconds is waited for no longer", forks_wait_two_seconds),

@@ -20,7 +20,7 @@ from conformance.drawing.draft import ROWS
 from conformance.drawing.elements import MS, Array
 from conformance.patterns.pattern import MAX_IDS, Pattern
 from conformance.sessions import CPU, quiet_options
-from ort_qdq_plugin import create_session, inspect, report_of
+from ort_qdq_plugin import StockReason, create_session, inspect, report_of
 
 __all__ = ["COLUMNS", "FUSION_KEY", "LEVELS", "ROW_COUNTS", "Form", "Row", "check"]
 
@@ -203,7 +203,8 @@ def _broken_promises(pattern: Pattern, ours: _Result, report: Any) -> list[str]:
     fused, reasons = (0, 0) if report is None else (len(report.fused), len(report.unfused))
     ran, silent = not ours.error, ours.left - pattern.stays - reasons
     folded = any(_BIASED in entry for entry in ours.fused)
-    explained = fused or reasons or (report is None and not ran)
+    refused = report is None or report.stock_reason is StockReason.REFUSED
+    explained = fused or reasons or (refused and not ran)
     broken = {
         "no report": report is None and ran,
         f"{fused} of {pattern.fusions} fused": pattern.expects == "fused" and fused != pattern.fusions,
@@ -233,11 +234,15 @@ def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Fo
             {level: _run(model, stored, make, folder, level, keyed) for level in LEVELS}
             for make, keyed in ((_make_stock, False), (_make_stock, True), (make_session, False))
         )
-        last, report = ours[4], ours[4].report
-        if last.error:
-            with suppress(Exception):  # no report either, then
-                report = inspect(stored)
+        last, report, seen = ours[4], ours[4].report, None
+        with suppress(Exception):  # no report either, then
+            seen = inspect(stored)
 
+    if last.error:
+        report = seen
+        problems += ["inspect says that it is fused"] * bool(seen is not None and seen.fused)
+    elif report is not None and (seen is None or (seen.fused, seen.unfused) != (report.fused, report.unfused)):
+        problems.append("inspect says otherwise than the report")
     problems += _broken_promises(pattern, last, report)
     if last.error and (not stock[4].error or pattern.expects == "fused"):
         problems.append(last.error)

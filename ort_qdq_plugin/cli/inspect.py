@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_table, size
-from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "groups", "models_in", "run"]
@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="an .onnx file, or a folder with a genai_config.json")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
+        "--no-check", action="store_true", help="do not ask ONNX Runtime whether it takes the model, which nobody trusts"
+    )
+    parser.add_argument(
         "--unfused", action="store_true", help="only what stays unfused, by name; exit code 1 if that costs anything"
     )
 
@@ -60,7 +63,7 @@ def run(given: argparse.Namespace) -> int:
 
     is_folder = os.path.isdir(given.model)
     paths = models_in(given.model) if is_folder else [given.model]
-    reports = {path: inspect(path) for path in paths}
+    reports = {path: inspect(path, check=not given.no_check) for path in paths}
     if given.json:
         plain = [{"model": path, **report.to_dict()} for path, report in reports.items()]
         say_json(plain if is_folder else plain[0])
@@ -71,7 +74,8 @@ def run(given: argparse.Namespace) -> int:
             _say_groups(groups(() if given.unfused else report.fused, report.unfused), given.unfused)
             _say_totals(report)
             say(f"Verdict: {_verdict(report)}")
-    return int(given.unfused and any(entry.bytes_per_run for report in reports.values() for entry in report.unfused))
+    costs = given.unfused and any(entry.bytes_per_run for report in reports.values() for entry in report.unfused)
+    return int(costs or any(report.stock_reason is StockReason.REFUSED for report in reports.values()))
 
 
 def models_in(folder: str) -> list[str]:
@@ -144,8 +148,10 @@ def _verdict(report: Report) -> str:
     fused = {entry.dequantize for entry in report.fused} - left
     nbytes = sum(entry.bytes_per_run for entry in report.unfused)
     per_run = f"; {size(nbytes)} of float are written on each run" if nbytes else ""
+    if report.stock_reason is StockReason.REFUSED:
+        return f"no session takes it. {report.stock_message}"
     if report.stock_reason is not None:
-        return f"stock ONNX Runtime loads it as it is{per_run}. {report.stock_message}"
+        return f"left to stock ONNX Runtime as it is{per_run}. {report.stock_message}"
     if not fused and not left:
         return "nothing is left to fuse; its weights are handed over without a copy"
     if not left:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from ort_qdq_plugin.fusion.emit import FreshNames
 from ort_qdq_plugin.fusion.kind import Fusion
 from ort_qdq_plugin.fusion.rewrite import Rewriter, lift_from_subgraphs
-from ort_qdq_plugin.memory.external_data import ExternalData
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import TensorProto, external_tensors
 from ort_qdq_plugin.model.operands import Operand, as_stored
 from ort_qdq_plugin.model.parsed import ParsedModel
+from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.packing.layout import Layout
 
-__all__ = ["assemble"]
+__all__ = ["Places", "assemble"]
 
 _MAX_STEM = 200  # characters of a name that every fused node repeats
 
 
-def assemble(parsed: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layout: Layout, data: ExternalData) -> bytes:
+class Places(Protocol):
+    """Where tensors of the new model find their bytes: `memory.external_data.ExternalData`."""
+
+    def put(self, tensor: TensorProto, stored: StoredTensor) -> None:
+        """Make `tensor` refer to a tensor of the model's own files."""
+
+    def put_packed(self, tensor: TensorProto, segment: int, offset: int, nbytes: int) -> None:
+        """Make `tensor` refer to byte `offset` of a packed buffer."""
+
+
+def assemble(parsed: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layout: Layout, data: Places) -> bytes:
     """Replace the nodes that were fused, give every large tensor a reference to its bytes, and serialize the model.
 
     `parsed` is changed. `scope` is that of its main graph. `data` has the packed buffers and the model's own files.
@@ -49,7 +60,7 @@ def assemble(parsed: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layou
 class _Initializers:
     """Initializers for operands, one for all that are the same."""
 
-    def __init__(self, layout: Layout, data: ExternalData, fresh: Callable[[str], str]) -> None:
+    def __init__(self, layout: Layout, data: Places, fresh: Callable[[str], str]) -> None:
         self.made: list[TensorProto] = []
         self._layout = layout
         self._data = data

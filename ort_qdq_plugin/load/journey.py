@@ -201,11 +201,13 @@ def _opened(request: LoadRequest, journal: Journal) -> Iterator[Skeleton]:
         yield skeleton
 
 
-def plan_only(request: LoadRequest, journal: Journal) -> None:
+def plan_only(request: LoadRequest, journal: Journal, *, check: bool) -> None:
     """Record in the journal what would be fused and what would not, and why. Nothing is packed.
 
+    With `check`, ONNX Runtime is asked whether it takes the model.
+
     Raises:
-        LeaveToStock: There is nothing to do for this model.
+        LeaveToStock: There is nothing to do for this model, or no session would come of it.
         ModelError, OSError: It cannot be opened.
     """
     with journal.stage("open"):
@@ -213,7 +215,17 @@ def plan_only(request: LoadRequest, journal: Journal) -> None:
     with closing(skeleton):
         with fork_lock:
             from ort_qdq_plugin.load.plan import plan_model
+            from ort_qdq_plugin.load.verdict import check_taken
             from ort_qdq_plugin.model.parsed import parse
         with journal.stage("open"):
             parsed = parse(skeleton)
-        plan_model(parsed, request, journal)
+        plan, left = None, None
+        try:
+            plan = plan_model(parsed, request, journal)
+        except LeaveToStock as stock:
+            left = stock
+        if check:
+            with journal.stage("check"):
+                check_taken(parsed, plan, journal)
+        if left is not None:
+            raise left

@@ -26,6 +26,7 @@ __all__ = [
     "initialize_ort_once",
     "private_options",
     "supplies_initializers",
+    "throw_away_session",
 ]
 
 # Operator domains that ONNX Runtime's own builds register.
@@ -46,7 +47,7 @@ def private_options(session_options: Any | None) -> Any:
     """
     if session_options is None:
         return onnxruntime.SessionOptions()
-    session = _throw_away_session(session_options, small_model("Identity"))
+    session = throw_away_session(session_options, small_model("Identity"))
     copy = session.session_options
     if session_options.enable_profiling:
         # The throw-away session has begun a profile of its own.
@@ -88,7 +89,7 @@ def added_providers(session_options: Any) -> tuple[str, ...]:
     if session_options.enable_profiling or session_options.optimized_model_filepath:
         raise LeaveToStock(StockReason.UNKNOWN_PROVIDER)
     initialize_ort_once()
-    session = _throw_away_session(session_options, small_model("Identity"))
+    session = throw_away_session(session_options, small_model("Identity"))
     session.initialize_session([], [], set())
     return tuple(session.get_providers())
 
@@ -105,7 +106,7 @@ def supplies_initializers(session_options: Any | None) -> bool:
     options.enable_profiling, options.optimized_model_filepath = False, ""
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
-    session = _throw_away_session(options, small_model("Add", file="ort-qdq-plugin/no-such-file"))
+    session = throw_away_session(options, small_model("Add", file="ort-qdq-plugin/no-such-file"))
     try:
         # While a C++ exception looks for who handles it, it holds a lock of the dynamic linker's. A child that was forked at
         # that moment would wait for it at its own first exception.
@@ -116,6 +117,7 @@ def supplies_initializers(session_options: Any | None) -> bool:
     return True
 
 
-def _throw_away_session(session_options: Any, model: bytes) -> Any:
+def throw_away_session(session_options: Any, model: bytes) -> Any:
+    """A native session of a model that ONNX Runtime has loaded, but not initialized. Raises what ONNX Runtime does."""
     # ONNX Runtime refuses to read the variable in one session of a process and not in another.
     return _native.InferenceSession(session_options, model, False, options_are_in_models())

@@ -35,6 +35,7 @@ class StockReason(Sentence):
     OPTIONS_IN_MODEL = "The model contains session options, and ORT_LOAD_CONFIG_FROM_MODEL=1 is set."
     PACKED_SIZE = "The model's weights would be far larger when packed than they are stored."
     UNREADABLE = "The model cannot be opened."
+    REFUSED = "ONNX Runtime refuses the model."
     ERROR = "This package failed to load the model."
     GENAI_MODEL_DATA = "The configuration was given models as bytes (Config.add_model_data)."
     GENAI_OVERLAY = "An overlay of the configuration (Config.overlay) changes the model's files."
@@ -63,8 +64,9 @@ class Report(ByFields):
             was found in `Options.prepared`) or "" (none of these).
         shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
         copied_bytes: Of the model's own files, copied into the cache's entry when it was made.
-        seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "pack", "assemble", "share"
-            (pre-packing for other processes) and "create session", which is ONNX Runtime's own work.
+        seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "check" (asking ONNX Runtime
+            whether it takes the model, for `inspect`), "pack", "assemble", "share" (pre-packing for other processes) and
+            "create session", which is ONNX Runtime's own work.
     """
 
     route: Route

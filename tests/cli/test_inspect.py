@@ -56,7 +56,7 @@ def test_what_stays_is_a_finding(model: Path, tmp_path: Path, here: Here) -> Non
 
 def test_a_model_without_weights_of_that_kind(tmp_path: Path, here: Here) -> None:
     said = here.said("inspect", save(unquantized(), tmp_path, "file"))
-    assert said == f"Verdict: stock ONNX Runtime loads it as it is. {StockReason.NOT_QUANTIZED}\n"
+    assert said == f"Verdict: left to stock ONNX Runtime as it is. {StockReason.NOT_QUANTIZED}\n"
 
 
 def test_json_is_the_report(model: Path) -> None:

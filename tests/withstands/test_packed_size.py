@@ -45,6 +45,6 @@ def test_packed_operands_grow_by_padding_only(k: int, n: int, block: int, bits: 
     assert inspect(bytes(model.SerializeToString())).packed_bytes <= 64 * stored + 4096
 
 
-@pytest.mark.parametrize("name", ["scaled-again-and-again", "block-of-2**40", "block-of-2**62"])
+@pytest.mark.parametrize("name", ["block-of-2**40", "block-of-2**62"])
 def test_packing_does_not_multiply_a_model(name: str) -> None:
     assert inspect(HOSTILE[name]()).stock_reason is not None
