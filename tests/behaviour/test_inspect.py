@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, create_session, inspect
+from ort_qdq_plugin import Options, StockReason, create_session, inspect
 from tests.support import huge, linear, made_report, mixed, python, save, stack
 
 SPARSE = """
@@ -43,6 +43,12 @@ def test_inspect_says_the_same(tmp_path: Path, n_major: bool) -> None:
 def test_inspect_takes_options() -> None:
     stored = save(linear(Weight(block=0, k=512)), Path(), "bytes")
     assert inspect(stored, options=Options(block_size=128)).fused[0].block_size == 128
+
+
+def test_inspect_looks_at_the_providers_that_a_session_has_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ort_qdq_plugin.ort.providers.available_providers", lambda: ("TensorrtExecutionProvider",))
+    seen = inspect(mixed())
+    assert (seen.stock_reason, seen.stock_detail, seen.fused) == (StockReason.PROVIDER, "TensorrtExecutionProvider", ())
 
 
 def test_inspect_makes_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
