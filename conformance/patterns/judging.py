@@ -37,6 +37,7 @@ _make_stock: _MakeSession = partial(ort.InferenceSession, providers=CPU)
 _make_ours: _MakeSession = partial(create_session, providers=CPU)
 _BIASED = " + bias"
 _LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
+_BYTES = (TensorProto.UINT8, TensorProto.INT8)
 _INTEGERS = {TensorProto.INT64: MAX_IDS, TensorProto.UINT8: 100, TensorProto.INT8: 100}
 """Integer inputs, which are ids or quantized, stay below this."""
 _LIMITS = {
@@ -98,6 +99,10 @@ def _census(model: onnx.ModelProto) -> tuple[tuple[str, ...], int]:
             scales = constants.get(node.input[2])
             bias = _BIASED if node.op_type == "MatMulNBits" and len(node.input) > 5 and node.input[5] else ""
             fused.append(f"{node.op_type}{bias}:{scales.data_type if scales else 0}")
+        elif node.op_type == "Gather" and node.input[0] in constants:
+            # Of a table's integers, which are dequantized afterwards.
+            kind = constants[node.input[0]].data_type
+            fused += [f"Gather:{kind}"] * (kind in _BYTES)
     matrices = {name for name, tensor in constants.items() if len(tensor.dims) > 1}
     left = sum(node.op_type == "DequantizeLinear" and node.input[0] in matrices for node in nodes)
     return tuple(sorted(fused)), left

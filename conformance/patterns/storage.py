@@ -29,10 +29,16 @@ ODD_BLOCKS = (
 )  # fmt: skip
 
 
+_ROWS_OF_A_TABLE = 3000
+_MANY_ROWS = 10_000
+"""So many that a table is fused, however many indices there are: bytes with a scale for each row need the most."""
+_STORED = ("shape", "axis", "block", "element", "zero", "scale", "output_dtype")
+
+
 def _gather(expects: Expectation, name: str, nodes: str = "y = Gather(w_d, x)", **other: Any) -> Pattern:
-    """Gather from a table of [64, 128], with blocks along the columns, unless it is stored, or ends, otherwise."""
-    how = {name: other.pop(name) for name in ("shape", "axis", "block", "element", "zero", "scale") if name in other}
-    stored: dict[str, Any] = {"shape": (64, 128), "axis": 1, "scale": "float"} | how
+    """Gather from a table of [3000, 128], with blocks along the columns, unless it is stored, or ends, otherwise."""
+    how = {key: other.pop(key) for key in _STORED if key in other}
+    stored: dict[str, Any] = {"shape": (_ROWS_OF_A_TABLE, 128), "axis": 1, "scale": "float"} | how
     ids = other.pop("ids", (ROWS,))
     ends = {"x": ids, "x_kind": "int64", "y": (*ids, 128), "kind": stored["scale"], "precision": stored["scale"]}
     return pattern(expects, name, lambda d: d.dequantize("w", **stored), nodes, **(ends | other))
@@ -41,22 +47,29 @@ def _gather(expects: Expectation, name: str, nodes: str = "y = Gather(w_d, x)", 
 _V = "v_d = DequantizeLinear <axis = 1, block_size = 32> (w, w_s, w_z)"
 _TIED = "h = Gather(w_d, x)  {}  t = Transpose <perm = [1, 0]> ({})  y = MatMul(h, t)"
 EMBEDDINGS = (
-    *(_gather("either" if element.endswith("int8") else "fused", f"gather-{element}-{suffix}",
-              element=element, zero=zero, quick=element == "uint4")
-      for element in ("uint4", "int4", "uint8", "int8") for zero, suffix in ZEROS),
+    *(_gather("fused", f"gather-{element}-{suffix}", element=element, zero=zero, quick=element == "uint4",
+              opset=25 if element.endswith("2") else 21)
+      for element in ("uint2", "int2", "uint4", "int4", "uint8", "int8") for zero, suffix in ZEROS),
+    *(_gather("fused", f"gather-{element}-{name}", shape=(_MANY_ROWS, 128), element=element, axis=axis, block=block,
+              zero=zero)
+      for element, zero in (("uint4", "random"), ("int8", "none"), ("uint8", "random"))
+      for name, axis, block in (("per-row", 0, PER_CHANNEL), ("per-tensor", 1, PER_TENSOR))),
+    *(_gather("fused", f"gather-{element}-per-column", element=element, block=PER_CHANNEL) for element in ("int8", "uint8")),
     _gather("fused", "gather-ids-2d", ids=(2, ROWS)),
     _gather("fused", "gather-axis-1", axis=-1),
     _gather("fused", "gather-block-128", block=128),
-    _gather("either", "gather-block-48", block=48),
+    _gather("reason", "gather-block-48", block=48),
+    _gather("fused", "gather-block-48-int8", block=48, element="int8"),
     _gather("fused", "gather-float16", scale="float16"),
     _gather("fused", "gather-float16-cast", "h = Gather(w_d, x)  y = Cast <to = 1> (h)", scale="float16", kind="float"),
-    _gather("either", "gather-uint2", element="uint2"),
-    _gather("either", "gather-per-row", axis=0, block=PER_CHANNEL, quick=True),
-    _gather("either", "gather-per-tensor", block=PER_TENSOR),
-    _gather("either", "gather-blocks-along-rows", axis=0),
-    _gather("either", "gather-columns", "y = Gather <axis = 1> (w_d, x)", shape=(128, 64), axis=0, y=(128, ROWS)),
-    _gather("fused", "tied-one-dq", _TIED.format("", "w_d"), y=(ROWS, 64), fusions=2, quick=True),
-    _gather("fused", "tied-two-dqs", _TIED.format(_V, "v_d"), y=(ROWS, 64), fusions=2),
+    _gather("fused", "gather-float16-as-float", scale="float16", output_dtype=FLOATS["float"], kind="float", opset=23),
+    _gather("reason", "gather-small-table", shape=(64, 128), quick=True),
+    _gather("fused", "gather-small-table-few-ids", shape=(64, 128), ids=(2, 3)),
+    _gather("reason", "gather-per-column", block=PER_CHANNEL),
+    _gather("reason", "gather-blocks-along-rows", axis=0),
+    _gather("reason", "gather-columns", "y = Gather <axis = 1> (w_d, x)", shape=(128, 64), axis=0, y=(128, ROWS)),
+    _gather("fused", "tied-one-dq", _TIED.format("", "w_d"), y=(ROWS, _ROWS_OF_A_TABLE), fusions=2, quick=True),
+    _gather("fused", "tied-two-dqs", _TIED.format(_V, "v_d"), y=(ROWS, _ROWS_OF_A_TABLE), fusions=2),
 )  # fmt: skip
 
 

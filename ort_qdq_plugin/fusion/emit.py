@@ -64,8 +64,12 @@ class NodeEmitter:
         axes = list(range(count))
         if self._opset < _UNSQUEEZE_AXES_INPUT:
             return self.node("Unsqueeze", [value], axes=axes)
-        tensor = made_tensor(INT64, (count,), np.array(axes, "<i8").tobytes())
-        return self.node("Unsqueeze", [value, self.constant(tensor, "axes")])
+        return self.node("Unsqueeze", [value, self._numbers(axes, "axes")])
+
+    def cut(self, value: str, length: int) -> str:
+        """Add a Slice (opset 10) that leaves the first `length` elements along the last axis. Returns the result's name."""
+        numbers = {"starts": 0, "ends": length, "axes": -1}
+        return self.node("Slice", [value, *(self._numbers([number], name) for name, number in numbers.items())])
 
     def constant(self, tensor: TensorProto, name: str) -> str:
         """Add an initializer. Returns its name, which is `name` if nothing else is called so."""
@@ -78,6 +82,10 @@ class NodeEmitter:
         del self._nodes[-1].output[:]
         add_values(self._nodes[-1], outputs=[self._output])
         return self._nodes
+
+    def _numbers(self, numbers: Sequence[int], name: str) -> str:
+        tensor = made_tensor(INT64, (len(numbers),), np.array(numbers, "<i8").tobytes())
+        return self.constant(tensor, name)
 
     def _add(self, op_type: str, inputs: Sequence[str], name: str, domain: str, numbers: dict[str, Any]) -> str:
         output = self._names.fresh(f"{text(self._output)}.{op_type}")

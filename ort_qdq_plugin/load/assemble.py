@@ -58,7 +58,7 @@ def assemble(parsed: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layou
 
 
 class _Initializers:
-    """Initializers for operands, one for all that are the same."""
+    """Initializers for operands, one for all that are the same bytes of the same shape."""
 
     def __init__(self, layout: Layout, data: Places, fresh: Callable[[str], str]) -> None:
         self.made: list[TensorProto] = []
@@ -69,7 +69,7 @@ class _Initializers:
 
     def of(self, operand: Operand, wanted: str) -> str:
         """The name of the operand's initializer, `wanted` or like it."""
-        key = operand.key
+        key = (operand.shape, *operand.key)
         if key not in self._names:
             name = self._names[key] = self._fresh(wanted)
             self.made.append(TensorProto(name=name, data_type=operand.data_type, dims=operand.shape))

@@ -15,6 +15,7 @@ __all__ = [
     "FLOAT16",
     "INT4",
     "INT8",
+    "INT32",
     "INT64",
     "SCALE_TYPES",
     "UINT4",
@@ -69,7 +70,8 @@ CODES = {element.name: code for code, element in ELEMENTS.items()}
 """Name -> TensorProto.DataType."""
 
 FLOAT, FLOAT16, BFLOAT16 = CODES["float"], CODES["float16"], CODES["bfloat16"]
-UINT8, INT8, INT64 = CODES["uint8"], CODES["int8"], CODES["int64"]
+UINT8, INT8 = CODES["uint8"], CODES["int8"]
+INT32, INT64 = CODES["int32"], CODES["int64"]
 UINT4, INT4 = CODES["uint4"], CODES["int4"]
 
 WEIGHT_TYPES = frozenset(code for code, element in ELEMENTS.items() if element.weight)

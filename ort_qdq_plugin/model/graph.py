@@ -158,6 +158,10 @@ class Scope:
             return scope._followed_shapes[name]
         return self.root._inferred_shapes.get(scope, {}).get(name)
 
+    def stated_shape(self, name: str) -> Shape | None:
+        """The shape of the value called `name` here, where the model says it. Nothing is inferred."""
+        return self.definer(name)._stated_shapes.get(name)
+
     @cached_property
     def _stated_shapes(self) -> dict[str, Shape]:
         return stated_shapes(self.graph)

@@ -84,8 +84,8 @@ class Operand(NamedTuple):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for operands that are the same bytes, made in the same way of the same stored bytes."""
-        return (*self[:5], *self[6:], None if self.source is None else self.source.storage)
+        """Equal for operands that are the same bytes of any shape, made in the same way of the same stored bytes."""
+        return (self.data_type, *self[2:5], *self[6:], None if self.source is None else self.source.storage)
 
 
 Operands = Mapping[str, Operand]

@@ -1,109 +1,121 @@
-"""Gathers of quantized tables: which are fused, and what GatherBlockQuantized is told of them."""
+"""Gathers of quantized tables: which are fused, in which form, and which are left."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from onnx import TensorProto
 
 from conformance.drawing.draft import Draft
-from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
-from ort_qdq_plugin.fusion.gather import GatherFusion, fuse
-from ort_qdq_plugin.fusion.view import View
-from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
+from conformance.drawing.elements import Dim
+from ort_qdq_plugin.fusion.gather_block_quantized import QuantizedLookup
+from ort_qdq_plugin.fusion.gathered_rows import GatheredRows
+from ort_qdq_plugin.fusion.lookups import Form
+from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT16
 from ort_qdq_plugin.report.weights import Reason
-from tests.fusion.support import SETTINGS, emitted, integers_of, locate, read, refused, scope_and_site
+from tests.fusion.support import drawn, emitted, refused
+from tests.fusion.tables import SCALES, fused, gather_of
+
+UNKNOWN: list[Dim] = ["s"]
+ONE_AXIS: list[Dim] = [5]
 
 
-def gather_of(
-    shape: Sequence[int] = (50, 64),
-    inputs: Sequence[str] = ("w_d", "i"),
-    *,
-    outputs: int = 1,
-    gather_axis: int | None = None,
-    **table: Any,
-) -> Draft:
-    """A Gather of rows of a table."""
-    draft = Draft("gather")
-    draft.dequantize("w", shape, **{"axis": 1, "block": 32, **table})
-    draft.input("i", ["b", "s"], "int64")
-    draft.node("Gather", inputs, "y", axis=gather_axis)
-    if not outputs:
-        del draft.nodes[-1].output[:]
-    return draft
-
-
-def fused(draft: Draft, seen: Callable[[View], View] = lambda view: view) -> GatherFusion:
-    scope, site = scope_and_site(draft)
-    found = read(scope)
-    return fuse(site, found, seen(found.view), SETTINGS, locate)
-
-
-# What is written
-
-
-@pytest.mark.parametrize(("element", "bits"), [("uint4", 4), ("int4", 4), ("uint8", 8)])
-@pytest.mark.parametrize(("gather_axis", "block"), [(None, 32), (0, 16), (-2, 64), (None, 128)])
-def test_a_gather_is_one_node_on_the_bytes_as_they_are_stored(
-    element: str, bits: int, gather_axis: int | None, block: int
-) -> None:
-    draft = gather_of(element=element, gather_axis=gather_axis, block=block)
+def form_of(draft: Draft) -> Form:
     fusion = fused(draft)
-    (node,), constants = emitted(fusion)
-    assert (node.op_type, node.domain, node.name) == ("GatherBlockQuantized", "com.microsoft", "y_node")
-    assert (list(node.input), list(node.output)) == (["data", "i", "scales", "zero_points"], ["y"])
-    assert integers_of(node) == {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
-    assert not constants
-    raw = {tensor.name: tensor for tensor in draft.initializers}
-    for operand, name in (("data", "w"), ("scales", "w_s"), ("zero_points", "w_z")):
-        stored = fusion.operands[operand].in_place
-        assert stored is not None
-        assert stored.read().tobytes() == raw[name].raw_data
-        assert fusion.operands[operand].data_type == raw[name].data_type
-        assert fusion.operands[operand].shape == tuple(raw[name].dims)
+    if isinstance(fusion, GatheredRows):
+        return fusion.form
+    assert isinstance(fusion, QuantizedLookup)
+    return Form.QUANTIZED
+
+
+@pytest.mark.parametrize("gather_axis", [None, 0, -2])
+@pytest.mark.parametrize(
+    ("element", "scales", "more", "form"),
+    [
+        ("int8", "one", {}, Form.DEQUANTIZED),
+        ("uint8", "one", {}, Form.DEQUANTIZED),
+        ("uint8", "one", {"scale": "float16"}, Form.QUANTIZED),
+        ("uint8", "one", {"scale": "float16", "zero": "none"}, Form.SCALED),
+        ("int8", "rows", {"zero": "default"}, Form.SCALED),
+        ("int8", "rows", {"zero": "none"}, Form.SCALED),
+        ("int8", "rows", {}, Form.QUANTIZED),
+        ("uint8", "rows", {}, Form.QUANTIZED),
+        ("uint8", "rows", {"indices": ONE_AXIS}, Form.DEQUANTIZED),
+        ("uint8", "rows", {"indices": ONE_AXIS, "scale": "float16"}, Form.QUANTIZED),
+        ("int8", "columns", {"zero": "none"}, Form.SCALED),
+        ("uint8", "columns", {}, Form.SHIFTED),
+        ("uint8", "blocks", {}, Form.QUANTIZED),
+        ("int8", "blocks", {}, Form.QUANTIZED),
+        ("uint8", "blocks", {"block": 10}, Form.DEQUANTIZED),
+        ("uint4", "one", {}, Form.QUANTIZED),
+        ("int4", "rows", {}, Form.QUANTIZED),
+        ("uint4", "blocks", {"zero": "none"}, Form.QUANTIZED),
+    ],
+)
+def test_each_table_gets_its_form(
+    element: str, scales: str, more: dict[str, Any], form: Form, gather_axis: int | None
+) -> None:
+    """What the table of choices says, where the form takes the table."""
+    assert form_of(gather_of(element=element, gather_axis=gather_axis, **{**SCALES[scales], **more})) is form
+
+
+@pytest.mark.parametrize("shape", [(50,), (50, 4, 64)])
+@pytest.mark.parametrize(("scales", "form"), [("one", Form.DEQUANTIZED), ("rows", Form.SHIFTED)])
+def test_tables_of_bytes_may_have_any_rank(shape: tuple[int, ...], scales: str, form: Form) -> None:
+    assert form_of(gather_of(shape, element="uint8", **SCALES[scales])) is form
+
+
+SIZES: list[tuple[int, list[Dim], Reason | None]] = [
+    (50, UNKNOWN, Reason.SMALL_TABLE), (50, [500], Reason.SMALL_TABLE), (50, [5], None), (5000, UNKNOWN, None),
+    (5000, ["s", 3], None),
+]  # fmt: skip
+
+
+def test_a_table_that_may_be_read_often_in_a_run_has_to_have_many_rows() -> None:
+    for rows, indices, reason in SIZES:
+        with refused(reason):
+            fused(gather_of((rows, 16), block=16, indices=indices))
+
+
+def test_another_type_is_cast_to() -> None:
+    nodes, _ = emitted(fused(gather_of(), lambda view: view._replace(data_type=FLOAT16)))
+    assert [node.op_type for node in nodes] == ["Gather", "GatherBlockQuantized", "Cast"]
+
+
+# Rows that ONNX Runtime leaves as they are
+
+
+def quantized_again(*nodes: tuple[Any, ...], **table: Any) -> Draft:
+    """The rows of a table, quantized by something that the nodes say."""
+    draft = gather_of(**{"element": "uint8", **SCALES["one"], **table})
+    draft.quantized("z2", "uint8", [])
+    draft.floats("s2", [], low=2, high=3)
+    return drawn(draft, *nodes)
+
+
+AGAIN = ("QuantizeLinear", "y w_s w_z", "q")
 
 
 @pytest.mark.parametrize(
-    ("element", "zero"), [("int4", "none"), ("uint4", "default"), ("uint4", "random"), ("uint8", "default")]
+    ("draft", "reason"),
+    [
+        (quantized_again(AGAIN), Reason.INTEGER_KERNEL),
+        (quantized_again(AGAIN, ("QuantizeLinear", "y w_s w_z", "r")), Reason.INTEGER_KERNEL),
+        (quantized_again(("QuantizeLinear", "y w_s", "q"), zero="none"), Reason.INTEGER_KERNEL),
+        (quantized_again(AGAIN, ("Relu", "y", "r")), None),
+        (quantized_again(AGAIN, ("output", "2 3 64", "y")), None),
+        (quantized_again(("QuantizeLinear", "y s2 w_z", "q")), None),
+        (quantized_again(("QuantizeLinear", "y w_s z2", "q")), None),
+        (quantized_again(("QuantizeLinear", "y w_s", "q")), None),
+        (quantized_again(AGAIN, element="int8"), None),
+        (quantized_again(("QuantizeLinear", "y s2 z2", "q"), **SCALES["rows"]), None),
+        (quantized_again(("Relu", "y", "q")), None),
+        (quantized_again(), None),
+    ],
 )
-def test_zero_points_are_an_operand_where_there_are_any(element: str, zero: str) -> None:
-    """Those that a product would not need as well: the operator takes 0 for 4 bits by itself, whatever the sign."""
-    fusion = fused(gather_of(element=element, zero=zero))
-    rest = [] if zero == "none" else ["zero_points"]
-    assert [*fusion.operands] == ["data", "scales", *rest]
-    assert list(emitted(fusion)[0][0].input) == ["data", "i", "scales", *rest]
-    assert all(operand.source is not None for operand in fusion.operands.values())
-
-
-@pytest.mark.parametrize(
-    ("columns", "block_size"), [(1, 16), (15, 16), (16, 16), (17, 32), (64, 64), (65, 128), (1000, 1024)]
-)
-def test_a_scale_for_each_row_is_a_block_of_at_least_the_row(columns: int, block_size: int) -> None:
-    fusion = fused(gather_of((50, columns), axis=0, block=PER_CHANNEL))
-    assert fusion.block_size == block_size
-    assert fusion.operands["data"].shape == (50, columns)
-    assert fusion.operands["scales"].shape == fusion.operands["zero_points"].shape == (50, 1)
-    assert 2 * columns > block_size >= columns or block_size == 16
-
-
-@pytest.mark.parametrize(
-    ("scale", "seen", "cast"),
-    [("float", FLOAT, []), ("float16", FLOAT16, []), ("float16", FLOAT, [FLOAT]), ("float", FLOAT16, [FLOAT16])],
-)
-def test_another_type_is_cast_to(scale: str, seen: int, cast: list[int]) -> None:
-    nodes, _ = emitted(fused(gather_of(scale=scale), lambda view: view._replace(data_type=seen)))
-    assert [node.op_type for node in nodes] == ["GatherBlockQuantized", *(["Cast"] * len(cast))]
-    assert nodes[-1].output[0] == "y"
-    assert [integers_of(node) for node in nodes[1:]] == [{"to": to} for to in cast]
-    assert [list(node.input) for node in nodes[1:]] == [list(node.output) for node in nodes[:-1]]
-
-
-def test_what_the_report_says() -> None:
-    entry = fused(gather_of()).entry()
-    assert (entry.node, entry.dequantize, entry.kind) == ("y_node", "w_d_node", "Gather")
-    assert (entry.k, entry.n, entry.bits, entry.block_size, entry.layout) == (64, 50, 4, 32, "N-major")
-    assert (entry.packed_bytes, entry.borrowed_bytes, entry.has_bias) == (0, 50 * 32 + 50 * 2 * 4 + 50, False)
-    assert fused(gather_of()).operator == "GatherBlockQuantized"
+def test_rows_of_which_the_same_bytes_are_made_again_are_left(draft: Draft, reason: Reason | None) -> None:
+    draft.nodes.sort(key=lambda node: node.op_type == "Gather")  # the node that is looked at comes last
+    with refused(reason):
+        fused(draft)
 
 
 # What is refused
@@ -117,18 +129,15 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "columns": (gather_of(gather_axis=1), Reason.GATHER),
     "columns-from-the-end": (gather_of(gather_axis=-1), Reason.GATHER),
     "rows-of-a-cube": (gather_of((5, 10, 64), axis=2), Reason.GATHER),
-    "elements": (gather_of((64,), axis=0), Reason.GATHER),
-    "int8": (gather_of(element="int8"), Reason.GATHER),
-    "uint2": (gather_of(element="uint2"), Reason.GATHER),
-    "uint8-with-zeros-of-0": (gather_of(element="uint8", zero="none"), Reason.GATHER),
+    "half-bytes-in-a-vector": (gather_of((64,), axis=0), Reason.GATHER),
     "bfloat16": (gather_of(scale="bfloat16"), Reason.PRODUCT_TYPE),
     "blocks-of-8": (gather_of(block=8), Reason.GATHER),
     "blocks-of-48": (gather_of((50, 96), block=48), Reason.GATHER),
     "blocks-along-columns": (gather_of(axis=0, block=16), Reason.GATHER),
-    "a-scale-for-each-column": (gather_of(axis=1, block=PER_CHANNEL), Reason.GATHER),
-    "one-scale": (gather_of(block=PER_TENSOR), Reason.GATHER),
+    "a-scale-for-each-column": (gather_of(**SCALES["columns"]), Reason.GATHER),
     "seen-in-bfloat16": (gather_of(), Reason.PRODUCT_TYPE, lambda view: view._replace(data_type=BFLOAT16)),
     "seen-in-double": (gather_of(), Reason.PRODUCT_TYPE, lambda view: view._replace(data_type=TensorProto.DOUBLE)),
+    "made-in-bfloat16": (gather_of(output_dtype=BFLOAT16, opset=23), Reason.PRODUCT_TYPE),
     "transposed": (gather_of((64, 64)), Reason.GATHER, lambda view: view.transposed((1, 0))),
     "with-an-axis-in-between": (gather_of(), Reason.GATHER, lambda view: view.reshaped((50, 1, 64))),
 }

@@ -22,7 +22,7 @@ def draft_of(**weight: Any) -> Draft:
     """Inputs x [m, 128], i and k, and a dequantized weight w_d [128, 64]."""
     draft = Draft("match")
     draft.input("x", ["m", 128])
-    draft.input("i", ["s"], "int64")
+    draft.input("i", [5], "int64")
     draft.input("k", [], "bool")
     draft.weight(Weight(), **weight)
     return draft

@@ -104,13 +104,14 @@ def test_the_same_of_the_same_bytes_has_the_same_key() -> None:
     one, other = stored(UINT4, (4, 16)), stored(UINT4, (4, 16))
     assert matrix(source=one).key == matrix(source=other._replace(name="other")).key
     assert zeros(UINT8, 7).key == zeros(UINT8, 7).key
+    assert matrix(shape=(4, 2, 4)).key == matrix().key
 
 
 OTHERS: dict[str, dict[str, Any]] = {
     **CHANGED,
     "other bytes": {"source": stored(UINT4, (4, 16), seed=1)},
     "the same bytes elsewhere": {"source": stored(UINT4, (4, 16), offset=1)},
-    "another type": {"data_type": UINT4}, "another shape": {"shape": (4, 2, 4)}, "other lines": {"lines": 2},
+    "another type": {"data_type": UINT4}, "other lines": {"lines": 2},
     "other bits": {"bits": 2}, "lines of other bytes": {"line_bytes": 9},
 }  # fmt: skip
 

@@ -1,0 +1,142 @@
+"""Lookups in quantized tables: the exact forms that there are, which of them a table gets, and why.
+
+`CHOICES` is the whole rule. It follows from what the forms cost (``python -m conformance.choices_lookup``), and depends on
+nothing but what a model says of itself.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from itertools import pairwise
+from typing import NamedTuple
+
+from ort_qdq_plugin.errors import NotFusable
+from ort_qdq_plugin.fusion.dequantize import Dequantized
+from ort_qdq_plugin.fusion.kind import Site
+from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16
+from ort_qdq_plugin.model.shapes import Shape
+from ort_qdq_plugin.report.weights import Reason
+
+__all__ = ["CHOICES", "MANY", "Choice", "Form", "Lookup", "Scales", "choice_for", "is_small", "scales_of"]
+
+MANY = 4096
+"""Indices that a run may have where the model does not say how many: the tokens of a long prompt, or of a batch."""
+
+
+class Scales(Enum):
+    """What of a table shares a scale."""
+
+    ONE = "the whole table"
+    ROWS = "a row: what has the same index of the first axis"
+    COLUMNS = "what has the same index of a later axis"
+    BLOCKS = "a block along a later axis"
+
+
+class Form(Enum):
+    """What a lookup becomes. Each is exact: the same arithmetic as the DequantizeLinear's, of the same numbers."""
+
+    QUANTIZED = "GatherBlockQuantized"
+    DEQUANTIZED = "Gather on the integers, scales and zero points; then DequantizeLinear on what was gathered"
+    SCALED = "Gather on the integers and scales; then Cast and Mul. There are no zero points"
+    SHIFTED = "Gather on the integers, scales and zero points; then Cast, Sub and Mul"
+
+
+class Choice(NamedTuple):
+    """What tables of one kind become: the first of the forms that takes a table and its scales.
+
+    Costs are nanoseconds of one thread for an element in cache (ONNX Runtime 1.32.0, AVX-512): they are compared with each
+    other alone.
+    """
+
+    forms: tuple[Form, ...]
+    whole: float  # for an element of the table, when the whole of it is dequantized
+    looked_up: float  # for an element that is looked up, beyond what copying a float takes
+
+
+# - DequantizeLinear is fast on bytes with a single float scale, or with one for each index of the first axis: 0.13 ns for
+#   an element. In blocks, for other axes, on smaller elements and with float16 scales it takes 0.8 to 5 ns.
+# - GatherBlockQuantized takes 0.4 to 0.6 ns whatever the scales and bits, on elements of type uint8 (two or four of them in
+#   a byte, if they are smaller). On elements of type int4 and uint4 it takes 2.3 ns. It takes no int8: such a table is
+#   copied with all top bits flipped, so a form that takes it as it is comes first where it is about as fast.
+# - Cast and Mul take 0.4 ns with a scale for each row, Cast, Sub and Mul 0.8 ns.
+# - Gather takes no elements of less than a byte.
+_SCALED_OR_NOT = (Form.SCALED, Form.QUANTIZED, Form.SHIFTED)
+CHOICES: dict[tuple[int, bool, Scales], Choice] = {
+    # The type of the scales, whether elements are bytes, and what shares a scale.
+    (FLOAT, True, Scales.ONE): Choice((Form.DEQUANTIZED, Form.SCALED, Form.SHIFTED), whole=0.13, looked_up=0.08),
+    (FLOAT, True, Scales.ROWS): Choice((Form.DEQUANTIZED, *_SCALED_OR_NOT), whole=0.13, looked_up=0.29),
+    (FLOAT, True, Scales.COLUMNS): Choice((Form.SCALED, Form.SHIFTED), whole=1.5, looked_up=0.3),
+    (FLOAT, True, Scales.BLOCKS): Choice((Form.QUANTIZED, Form.DEQUANTIZED), whole=1.05, looked_up=0.3),
+    (FLOAT, False, Scales.ONE): Choice((Form.QUANTIZED,), whole=0.85, looked_up=0.4),
+    (FLOAT, False, Scales.ROWS): Choice((Form.QUANTIZED,), whole=0.85, looked_up=0.4),
+    (FLOAT, False, Scales.BLOCKS): Choice((Form.QUANTIZED,), whole=1.45, looked_up=0.46),
+    (FLOAT16, True, Scales.ONE): Choice(_SCALED_OR_NOT, whole=1.7, looked_up=0.3),
+    (FLOAT16, True, Scales.ROWS): Choice(_SCALED_OR_NOT, whole=1.7, looked_up=0.3),
+    (FLOAT16, True, Scales.COLUMNS): Choice((Form.SCALED, Form.SHIFTED), whole=1.7, looked_up=0.4),
+    (FLOAT16, True, Scales.BLOCKS): Choice((Form.QUANTIZED, Form.DEQUANTIZED), whole=2.7, looked_up=0.35),
+    (FLOAT16, False, Scales.ONE): Choice((Form.QUANTIZED,), whole=2.6, looked_up=0.4),
+    (FLOAT16, False, Scales.ROWS): Choice((Form.QUANTIZED,), whole=2.6, looked_up=0.4),
+    (FLOAT16, False, Scales.BLOCKS): Choice((Form.QUANTIZED,), whole=4.5, looked_up=0.5),
+}
+
+
+class Lookup(NamedTuple):
+    """A Gather along the first axis of a dequantized table."""
+
+    site: Site
+    table: Dequantized
+    scales: Scales
+    indices: str  # their name
+    indices_rank: int | None  # None if the model does not say it
+    data_type: int  # the TensorProto.DataType of the result: the table's, or another one that it is cast to
+    opset: int
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether any zero point may be other than 0."""
+        is_zero = self.table.centred and ELEMENTS[self.table.weight.data_type].weight == "signed"
+        return self.table.zero_points is not None and not is_zero
+
+    @property
+    def row_length(self) -> int:
+        """Elements that one index gives."""
+        return math.prod(self.table.weight.shape[1:])
+
+    def casts(self, computed: int) -> list[int]:
+        """The types to cast to, one after another, what is computed in this type: what the model rounds is rounded."""
+        types = (computed, self.table.output_type, self.data_type)
+        return [to for before, to in pairwise(types) if to != before]
+
+
+def scales_of(table: Dequantized) -> Scales:
+    """What of a table shares a scale; raises NotFusable for blocks of rows."""
+    axis, shape = table.axis, table.weight.shape
+    if axis is None:
+        return Scales.ONE
+    if axis == 0:
+        if table.block:
+            raise NotFusable(Reason.GATHER)
+        return Scales.ROWS
+    if not table.block:
+        return Scales.COLUMNS
+    # A block that is as long as a row is the row.
+    return Scales.ROWS if table.block >= shape[axis] and len(shape) == 2 else Scales.BLOCKS
+
+
+def choice_for(table: Dequantized, scales: Scales) -> Choice:
+    """The choice for a table; raises NotFusable if there is none."""
+    choice = CHOICES.get((table.scales.data_type, table.bits == 8, scales))
+    if choice is None:
+        raise NotFusable(Reason.GATHER)
+    return choice
+
+
+def is_small(rows: int, choice: Choice, indices: Shape | None) -> bool:
+    """Whether a table has so few rows that dequantizing all of them may take less than dequantizing what is looked up.
+
+    `indices`: the shape of the indices, as far as it is known.
+    """
+    known = [size for size in indices or (None,) if size is not None]
+    count = math.prod(known) if indices is not None and len(known) == len(indices) else MANY
+    return rows * choice.whole < count * choice.looked_up
