@@ -1,4 +1,4 @@
-"""What MatMulNBits, DequantizeLinear and Transpose compute."""
+"""What MatMulNBits, GatherBlockQuantized, DequantizeLinear and Transpose compute."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from conformance.contracts.contract import expect_equal, inline_tensor, load, options_with, product_model, result_of
 from conformance.drawing.draft import Draft
-from conformance.drawing.elements import ELEMENTS, Array, pack
+from conformance.drawing.elements import ELEMENTS, MS, Array, pack
 
 _BLOCK = 32
 
@@ -69,6 +69,32 @@ def _random_weights() -> Iterator[tuple[int, Array, Array, Array]]:
         n, k = 7, 2 * _BLOCK + 8
         elements, scales = rng.integers(0, 1 << bits, (n, k), np.uint8), rng.random((n, 3), np.float32) + np.float32(0.5)
         yield bits, elements, scales, rng.integers(0, 1 << bits, (n, 3), np.uint8)
+
+
+def _dequantized_by_gather(elements: Array, scales: Array, bits: int, zero_points: Array | None) -> Array:
+    """[N, K] what GatherBlockQuantized makes of all rows of [N, K] unsigned elements. K is whole bytes."""
+    draft = Draft()
+    draft.input("i", ["rows"], "int64")
+    inputs = [draft.constant(inline_tensor("w", pack(elements, bits), TensorProto.UINT8)), "i"]
+    inputs.append(draft.constant(inline_tensor("s", scales)))
+    if zero_points is not None:
+        inputs.append(draft.constant(inline_tensor("z", pack(zero_points, bits), TensorProto.UINT8)))
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": _BLOCK, "bits": bits}
+    draft.output(draft.node("GatherBlockQuantized", inputs, "y", domain=MS, **attributes), ["rows", elements.shape[1]])
+    return np.asarray(load(draft.model().SerializeToString()).run(None, {"i": np.arange(len(elements))})[0])
+
+
+def tables_in_bytes_mean_what_dequantize_linear_means(_folder: Path) -> str:
+    """GatherBlockQuantized on uint8 with 2, 4 and 8 bits gives DequantizeLinear's numbers; without zero points it takes
+    2**(bits-1) (fusion/gather_block_quantized.py)."""
+    for bits, elements, scales, zero_points in _random_weights():
+        for zeros in (None, zero_points):
+            middle = np.full_like(zero_points, 1 << (bits - 1)) if zeros is None else zeros
+            theirs = _dequantized_by_dq(elements, scales, bits, middle, signed=False).T
+            given = "no" if zeros is None else "with"
+            found = _dequantized_by_gather(elements, scales, bits, zeros)
+            expect_equal(found, theirs, f"{bits} bits, {given} zero points: they differ")
+    return "2, 4 and 8 bits, with zero points and without"
 
 
 def packed_operands_mean_what_dequantize_linear_means(_folder: Path) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.gather_block_quantized import quantized_lookup
 from ort_qdq_plugin.fusion.gathered_rows import gathered_rows
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
-from ort_qdq_plugin.fusion.lookups import Form, Lookup, choice_for, is_small, scales_of
+from ort_qdq_plugin.fusion.lookups import MAX_COPY, Form, Lookup, choice_for, is_small, scales_of
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, UINT8
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import int_attribute
+from ort_qdq_plugin.model.operands import packed_bytes
 from ort_qdq_plugin.model.tensors import Locate, StoredTensor
 from ort_qdq_plugin.report.weights import Reason
 
@@ -50,13 +53,17 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
 
 
 def _first_of(lookup: Lookup, forms: tuple[Form, ...]) -> Fusion:
-    """The lookup in the first of these forms that takes it; raises NotFusable if none does."""
+    """The lookup in the first of these forms that takes it without copying much; raises NotFusable if none takes it."""
+    taking: list[Fusion] = []
     for form in forms:
-        try:
-            return quantized_lookup(lookup) if form is Form.QUANTIZED else gathered_rows(lookup, form)
-        except NotFusable as refusal:
-            reason = refusal.reason
-    raise NotFusable(reason)
+        with suppress(NotFusable):
+            fusion = quantized_lookup(lookup) if form is Form.QUANTIZED else gathered_rows(lookup, form)
+            if packed_bytes([fusion.operands["data"]]) <= MAX_COPY:
+                return fusion
+            taking.append(fusion)
+    if not taking:
+        raise NotFusable(Reason.GATHER)
+    return taking[0]
 
 
 def _is_quantized_again(scope: Scope, output: str, table: Dequantized, locate: Locate) -> bool:

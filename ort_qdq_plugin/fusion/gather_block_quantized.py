@@ -81,7 +81,7 @@ class QuantizedLookup(NamedTuple):
 def quantized_lookup(lookup: Lookup) -> QuantizedLookup:
     """A lookup as a GatherBlockQuantized; raises NotFusable where that operator does not take the table."""
     table = lookup.table
-    if len(table.weight.shape) != _MATRIX or table.weight.shape[0] > _MAX_ROWS:
+    if lookup.scales is Scales.COLUMNS or len(table.weight.shape) != _MATRIX or table.weight.shape[0] > _MAX_ROWS:
         raise NotFusable(Reason.GATHER)
     columns = table.weight.shape[1]
     if columns * table.bits % 8 and lookup.opset < _SLICE_INPUTS:

@@ -18,7 +18,7 @@ from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16
 from ort_qdq_plugin.model.shapes import Shape
 from ort_qdq_plugin.report.weights import Reason
 
-__all__ = ["CHOICES", "MANY", "Choice", "Form", "Lookup", "Scales", "choice_for", "is_small", "scales_of"]
+__all__ = ["CHOICES", "MANY", "MAX_COPY", "Choice", "Form", "Lookup", "Scales", "choice_for", "is_small", "scales_of"]
 
 MANY = 4096
 """Indices that a run may have where the model does not say how many: the tokens of a long prompt, or of a batch."""
@@ -43,7 +43,7 @@ class Form(Enum):
 
 
 class Choice(NamedTuple):
-    """What tables of one kind become: the first of the forms that takes a table and its scales.
+    """What tables of one kind become: the first of the forms that takes a table and does not copy too much of it.
 
     Costs are nanoseconds of one thread for an element in cache (ONNX Runtime 1.32.0, AVX-512): they are compared with each
     other alone.
@@ -57,28 +57,34 @@ class Choice(NamedTuple):
 # - DequantizeLinear is fast on bytes with a single float scale, or with one for each index of the first axis: 0.13 ns for
 #   an element. In blocks, for other axes, on smaller elements and with float16 scales it takes 0.8 to 5 ns.
 # - GatherBlockQuantized takes 0.4 to 0.6 ns whatever the scales and bits, on elements of type uint8 (two or four of them in
-#   a byte, if they are smaller). On elements of type int4 and uint4 it takes 2.3 ns. It takes no int8: such a table is
-#   copied with all top bits flipped, so a form that takes it as it is comes first where it is about as fast.
-# - Cast and Mul take 0.4 ns with a scale for each row, Cast, Sub and Mul 0.8 ns.
+#   a byte, if they are smaller). On elements of type int4 and uint4 it takes 2.3 ns.
+# - Cast and Mul take 0.4 ns, Cast, Sub and Mul 0.8 ns. They write floats two or three times: where those leave the cache,
+#   they take twice as long.
 # - Gather takes no elements of less than a byte.
-_SCALED_OR_NOT = (Form.SCALED, Form.QUANTIZED, Form.SHIFTED)
+_BYTES = (Form.QUANTIZED, Form.SCALED, Form.SHIFTED)
+_MULTIPLIED = (Form.SCALED, Form.SHIFTED)
+_QUANTIZED = (Form.QUANTIZED,)
 CHOICES: dict[tuple[int, bool, Scales], Choice] = {
     # The type of the scales, whether elements are bytes, and what shares a scale.
-    (FLOAT, True, Scales.ONE): Choice((Form.DEQUANTIZED, Form.SCALED, Form.SHIFTED), whole=0.13, looked_up=0.08),
-    (FLOAT, True, Scales.ROWS): Choice((Form.DEQUANTIZED, *_SCALED_OR_NOT), whole=0.13, looked_up=0.29),
-    (FLOAT, True, Scales.COLUMNS): Choice((Form.SCALED, Form.SHIFTED), whole=1.5, looked_up=0.3),
+    (FLOAT, True, Scales.ONE): Choice((Form.DEQUANTIZED, *_BYTES), whole=0.13, looked_up=0.08),
+    (FLOAT, True, Scales.ROWS): Choice((Form.DEQUANTIZED, *_BYTES), whole=0.13, looked_up=0.29),
+    (FLOAT, True, Scales.COLUMNS): Choice(_MULTIPLIED, whole=1.4, looked_up=0.8),
     (FLOAT, True, Scales.BLOCKS): Choice((Form.QUANTIZED, Form.DEQUANTIZED), whole=1.05, looked_up=0.3),
-    (FLOAT, False, Scales.ONE): Choice((Form.QUANTIZED,), whole=0.85, looked_up=0.4),
-    (FLOAT, False, Scales.ROWS): Choice((Form.QUANTIZED,), whole=0.85, looked_up=0.4),
-    (FLOAT, False, Scales.BLOCKS): Choice((Form.QUANTIZED,), whole=1.45, looked_up=0.46),
-    (FLOAT16, True, Scales.ONE): Choice(_SCALED_OR_NOT, whole=1.7, looked_up=0.3),
-    (FLOAT16, True, Scales.ROWS): Choice(_SCALED_OR_NOT, whole=1.7, looked_up=0.3),
-    (FLOAT16, True, Scales.COLUMNS): Choice((Form.SCALED, Form.SHIFTED), whole=1.7, looked_up=0.4),
-    (FLOAT16, True, Scales.BLOCKS): Choice((Form.QUANTIZED, Form.DEQUANTIZED), whole=2.7, looked_up=0.35),
-    (FLOAT16, False, Scales.ONE): Choice((Form.QUANTIZED,), whole=2.6, looked_up=0.4),
-    (FLOAT16, False, Scales.ROWS): Choice((Form.QUANTIZED,), whole=2.6, looked_up=0.4),
-    (FLOAT16, False, Scales.BLOCKS): Choice((Form.QUANTIZED,), whole=4.5, looked_up=0.5),
+    (FLOAT, False, Scales.ONE): Choice(_QUANTIZED, whole=0.85, looked_up=0.4),
+    (FLOAT, False, Scales.ROWS): Choice(_QUANTIZED, whole=0.85, looked_up=0.4),
+    (FLOAT, False, Scales.BLOCKS): Choice(_QUANTIZED, whole=1.45, looked_up=0.46),
+    (FLOAT16, True, Scales.ONE): Choice(_BYTES, whole=1.7, looked_up=0.3),
+    (FLOAT16, True, Scales.ROWS): Choice(_BYTES, whole=1.7, looked_up=0.3),
+    (FLOAT16, True, Scales.COLUMNS): Choice(_MULTIPLIED, whole=2.5, looked_up=1.0),
+    (FLOAT16, True, Scales.BLOCKS): Choice((Form.QUANTIZED, Form.DEQUANTIZED), whole=2.6, looked_up=0.35),
+    (FLOAT16, False, Scales.ONE): Choice(_QUANTIZED, whole=2.6, looked_up=0.4),
+    (FLOAT16, False, Scales.ROWS): Choice(_QUANTIZED, whole=2.6, looked_up=0.4),
+    (FLOAT16, False, Scales.BLOCKS): Choice(_QUANTIZED, whole=4.5, looked_up=0.5),
 }
+
+MAX_COPY = 64 << 20
+"""Bytes of a table that are copied although another form would take them where they are stored. GatherBlockQuantized wants
+signed elements with their top bits flipped; this is what makes it up to twice as fast as the others with many indices."""
 
 
 class Lookup(NamedTuple):

@@ -15,6 +15,8 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Zero
 from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin.fusion.lookups import CHOICES, Choice, Form, Scales
+from ort_qdq_plugin.model.elements import CODES
 from tests.support import CPU, Array, made_report, quiet, raised, stock
 
 SCALES: dict[str, dict[str, Any]] = {
@@ -134,11 +136,31 @@ def test_models_of_old_opsets(opset: int, element: str, scales: str, more: dict[
     assert made_report(session).fused
 
 
+@pytest.mark.parametrize("element", ["uint8", "int8"])
+@pytest.mark.parametrize("scales", ["one", "rows", "columns", "blocks"])
+@pytest.mark.parametrize("zero", ["none", "random"])
+@pytest.mark.parametrize("scale", ["float", "float16"])
+def test_every_form_that_takes_a_table_gives_the_same_bits(
+    element: str, scales: str, zero: Zero, scale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those too that are not the first choice."""
+    taken = []
+    for form in Form:
+        for indices in ([7], [2, 3]):
+            model = bytes(table(element, scales, zero, indices, (60, 64), scale=scale).model().SerializeToString())
+            key = (CODES[scale], True, Scales[scales.upper()])
+            monkeypatch.setitem(CHOICES, key, Choice((form,), whole=1, looked_up=0))
+            session, feeds = ours(model), {"i": some_indices(indices, 60)}
+            np.testing.assert_array_equal(session.run(None, feeds)[0], unoptimized(model).run(None, feeds)[0])
+            taken += [form] * len(made_report(session).fused)
+    assert len(taken) >= 2
+
+
 # Indices out of range
 
 FORMS: dict[str, tuple[str, str, Zero]] = {
     "GatherBlockQuantized": ("uint4", "blocks", "random"), "DequantizeLinear": ("int8", "one", "none"),
-    "Cast, Mul": ("int8", "rows", "none"), "Cast, Sub, Mul": ("uint8", "columns", "random"),
+    "Cast, Mul": ("int8", "columns", "none"), "Cast, Sub, Mul": ("uint8", "columns", "random"),
 }  # fmt: skip
 
 

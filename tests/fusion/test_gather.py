@@ -34,9 +34,7 @@ def form_of(draft: Draft) -> Form:
         ("int8", "one", {}, Form.DEQUANTIZED),
         ("uint8", "one", {}, Form.DEQUANTIZED),
         ("uint8", "one", {"scale": "float16"}, Form.QUANTIZED),
-        ("uint8", "one", {"scale": "float16", "zero": "none"}, Form.SCALED),
-        ("int8", "rows", {"zero": "default"}, Form.SCALED),
-        ("int8", "rows", {"zero": "none"}, Form.SCALED),
+        ("int8", "rows", {"zero": "default"}, Form.QUANTIZED),
         ("int8", "rows", {}, Form.QUANTIZED),
         ("uint8", "rows", {}, Form.QUANTIZED),
         ("uint8", "rows", {"indices": ONE_AXIS}, Form.DEQUANTIZED),
@@ -62,6 +60,18 @@ def test_each_table_gets_its_form(
 @pytest.mark.parametrize(("scales", "form"), [("one", Form.DEQUANTIZED), ("rows", Form.SHIFTED)])
 def test_tables_of_bytes_may_have_any_rank(shape: tuple[int, ...], scales: str, form: Form) -> None:
     assert form_of(gather_of(shape, element="uint8", **SCALES[scales])) is form
+
+
+def test_a_large_table_is_not_copied_if_another_form_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ort_qdq_plugin.fusion.gather.MAX_COPY", 50 * 64 - 1)
+    rows, in_blocks = SCALES["rows"], SCALES["blocks"]
+    assert form_of(gather_of(element="int8", zero="none", **rows)) is Form.SCALED
+    assert form_of(gather_of(element="int8", **rows)) is Form.SHIFTED
+    assert form_of(gather_of(element="int8", **in_blocks)) is Form.DEQUANTIZED
+    assert form_of(gather_of(element="uint8", **rows)) is Form.QUANTIZED  # where it is stored
+    assert form_of(gather_of((100, 64), element="int4", **rows)) is Form.QUANTIZED  # as nothing else takes it
+    monkeypatch.setattr("ort_qdq_plugin.fusion.gather.MAX_COPY", 50 * 64)
+    assert form_of(gather_of(element="int8", zero="none", **rows)) is Form.QUANTIZED
 
 
 SIZES: list[tuple[int, list[Dim], Reason | None]] = [

@@ -135,7 +135,7 @@ def test_what_the_report_says() -> None:
 
 REFUSED: dict[str, dict[str, Any]] = {
     "blocks-of-8": {"block": 8}, "blocks-of-48": {"shape": (50, 96), "block": 48},
-    "a-cube": {"shape": (50, 4, 64), "axis": 2},
+    "a-scale-for-each-column": SCALES["columns"], "a-cube": {"shape": (50, 4, 64), "axis": 2},
     "a-vector": {"shape": (50,), **SCALES["one"]}, "half-bytes-before-slices": {"shape": (50, 63), "opset": 9},
     "more-rows-than-can-be-numbered": {"shape": ((1 << 24) + 1, 1), **SCALES["one"]},
 }  # fmt: skip
