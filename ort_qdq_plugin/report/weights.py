@@ -42,7 +42,7 @@ class Reason(Sentence):
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class FusedWeight(ByFields):
-    """A node that became a fused low-bit operator.
+    """A node that became a fused low-bit operator, or a lookup that dequantizes no more than it reads.
 
     Attributes:
         node: The node that was replaced, by its name or its output's.

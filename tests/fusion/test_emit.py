@@ -86,3 +86,12 @@ def test_leading_axes(opset: int, count: int) -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     result = evaluated([node], emitter.constants, {"x": x}, "y", opset)
     np.testing.assert_array_equal(result, x.reshape([1] * count + [2, 3]))
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 7), (2, 1, 7)])
+def test_a_last_axis_that_is_cut(shape: tuple[int, ...]) -> None:
+    emitter = emitter_of(10)
+    emitter.cut("x", 5)
+    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    result = evaluated(emitter.finished(), emitter.constants, {"x": x}, "y", 10)
+    np.testing.assert_array_equal(result, x[..., :5])

@@ -260,6 +260,8 @@ def test_shapes_that_are_stated_or_can_be_inferred() -> None:
     assert [child.shape("inside") for child in scope.children] == [(3, None)] * 2
     assert [child.shape(name) for child in scope.children for name in ("x", "h")] == [(None, 3)] * 4
     assert [scope.shape(name) for name in ("u", "without", "nothing")] == [None] * 3
+    assert [scope.stated_shape(name) for name in ("x", "stated", "h", "nothing")] == [(None, 3), (7, None), None, None]
+    assert [child.stated_shape(name) for child in scope.children for name in ("x", "inside")] == [(None, 3), None] * 2
 
 
 def test_types_that_are_stated() -> None:
