@@ -88,18 +88,21 @@ def quantized_lookup(lookup: Lookup) -> QuantizedLookup:
         raise NotFusable(Reason.GATHER)
     # A scale for each row is one block that is at least as long as the row.
     row_size = max(_MIN_BLOCK_SIZE, 1 << (columns - 1).bit_length())
-    block_size = table.block if lookup.scales is Scales.BLOCKS else row_size
-    if block_size < _MIN_BLOCK_SIZE or block_size & (block_size - 1):
+    # A block of another size is several of the largest power of two that divides it, each with the same scale.
+    block_size = table.block & -table.block if lookup.scales is Scales.BLOCKS else row_size
+    if block_size < _MIN_BLOCK_SIZE:
         raise NotFusable(Reason.GATHER)
     # Float scales, and scales whose results are float, are too fine for float16.
     computed_in = FLOAT16 if (table.scales.data_type, table.output_type) == (FLOAT16, FLOAT16) else FLOAT
-    return QuantizedLookup(lookup, _operands_of(lookup, -(-columns // block_size), computed_in), block_size, computed_in)
+    return QuantizedLookup(lookup, _operands_of(lookup, block_size, computed_in), block_size, computed_in)
 
 
-def _operands_of(lookup: Lookup, blocks: int, computed_in: int) -> Operands:
-    """The operands of a fused node whose scales are of type `computed_in`, [rows, blocks]."""
+def _operands_of(lookup: Lookup, block_size: int, computed_in: int) -> Operands:
+    """The operands of a fused node with these blocks, whose scales are of type `computed_in`."""
     table = lookup.table
     rows, columns = table.weight.shape
+    blocks = -(-columns // block_size)
+    repeat = table.block // block_size if lookup.scales is Scales.BLOCKS else 1
     bits, signed = table.bits, ELEMENTS[table.weight.data_type].weight == "signed"
     row_bytes, zero_bytes = -(-columns * bits // 8), -(-blocks * bits // 8)
     scale_bits, stored_type = bits_of(computed_in), table.scales.data_type
@@ -111,14 +114,14 @@ def _operands_of(lookup: Lookup, blocks: int, computed_in: int) -> Operands:
         ),
         "scales": Operand(
             computed_in, (rows, blocks), lines=rows, length=blocks, line_bytes=blocks * scale_bits // 8,
-            source=table.scales, order=order, bits=bits_of(stored_type),
+            source=table.scales, order=order, bits=bits_of(stored_type), repeat=repeat,
             conversion=None if stored_type == computed_in else Conversion(stored_type, computed_in, 1.0),
         ),
     }  # fmt: skip
     if table.zero_points is not None and not table.centred:
         operands["zero_points"] = Operand(
             UINT8, (rows, zero_bytes), lines=rows, length=blocks, line_bytes=zero_bytes, source=table.zero_points,
-            order=order, bits=bits, flip=signed,
+            order=order, bits=bits, flip=signed, repeat=repeat,
         )  # fmt: skip
     elif not table.centred:
         operands["zero_points"] = zeros(UINT8, rows * zero_bytes)._replace(shape=(rows, zero_bytes))

@@ -22,6 +22,7 @@ from tests.support import CPU, Array, made_report, quiet, raised, stock
 SCALES: dict[str, dict[str, Any]] = {
     "one": {"axis": 1, "block": PER_TENSOR}, "rows": {"axis": 0, "block": PER_CHANNEL},
     "columns": {"axis": 1, "block": PER_CHANNEL}, "blocks": {"axis": 1, "block": 16}, "odd blocks": {"axis": 1, "block": 6},
+    "blocks of blocks": {"axis": 1, "block": 48},
 }  # fmt: skip
 INDICES: tuple[list[int], ...] = ([], [1], [5], [2, 3], [1, 2, 2])
 

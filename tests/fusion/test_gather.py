@@ -142,7 +142,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "half-bytes-in-a-vector": (gather_of((64,), axis=0), Reason.GATHER),
     "bfloat16": (gather_of(scale="bfloat16"), Reason.PRODUCT_TYPE),
     "blocks-of-8": (gather_of(block=8), Reason.GATHER),
-    "blocks-of-48": (gather_of((50, 96), block=48), Reason.GATHER),
+    "blocks-of-40": (gather_of((50, 96), block=40), Reason.GATHER),
     "blocks-along-columns": (gather_of(axis=0, block=16), Reason.GATHER),
     "a-scale-for-each-column": (gather_of(**SCALES["columns"]), Reason.GATHER),
     "seen-in-bfloat16": (gather_of(), Reason.PRODUCT_TYPE, lambda view: view._replace(data_type=BFLOAT16)),

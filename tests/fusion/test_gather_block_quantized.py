@@ -92,6 +92,19 @@ def test_a_scale_for_each_row_is_a_block_of_at_least_the_row(columns: int, block
     np.testing.assert_array_equal(packed_lines(fusion.operands["scales"]).view(np.float32).ravel(), np.resize(values, 50))
 
 
+@pytest.mark.parametrize(("block", "columns", "block_size"), [(48, 96, 16), (48, 100, 16), (96, 100, 32), (80, 90, 16)])
+def test_a_block_of_another_size_is_several_with_one_scale(block: int, columns: int, block_size: int) -> None:
+    fusion = quantized((50, columns), element="uint8", block=block)
+    assert fusion.block_size == block_size
+    blocks, of_each = -(-columns // block_size), np.arange(0, columns, block_size) // block
+    for name, kind in (("scales", np.float32), ("zero_points", np.uint8)):
+        operand = fusion.operands[name]
+        assert operand.source is not None
+        assert operand.shape == (50, blocks)
+        stored = operand.source.read().view(kind).reshape(50, -1)
+        np.testing.assert_array_equal(packed_lines(operand).view(kind).reshape(50, blocks), stored[:, of_each])
+
+
 @pytest.mark.parametrize(
     ("element", "columns", "slices"), [("uint4", 63, 1), ("int2", 66, 1), ("uint2", 64, 0), ("uint8", 63, 0)]
 )
@@ -134,7 +147,7 @@ def test_what_the_report_says() -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "blocks-of-8": {"block": 8}, "blocks-of-48": {"shape": (50, 96), "block": 48},
+    "blocks-of-8": {"block": 8}, "blocks-of-40": {"shape": (50, 96), "block": 40},
     "a-scale-for-each-column": SCALES["columns"], "a-cube": {"shape": (50, 4, 64), "axis": 2},
     "a-vector": {"shape": (50,), **SCALES["one"]}, "half-bytes-before-slices": {"shape": (50, 63), "opset": 9},
     "more-rows-than-can-be-numbered": {"shape": ((1 << 24) + 1, 1), **SCALES["one"]},
