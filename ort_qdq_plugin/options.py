@@ -30,7 +30,8 @@ class Options(ByFields):
         accuracy_level: MatMulNBits' attribute, 0 (activations stay float) to 4 (they are rounded to 8 bits: mostly faster).
             At 4, with blocks of 32 or more, a NaN in the input vanishes in the kernel, which is that of ONNX Runtime's own
             fusion, and an infinity makes NaN. None takes ``session.qdq_matmulnbits_accuracy_level`` of the session's
-            options, else 4.
+            options, else 4. It holds for all products of the session, also for those that ONNX Runtime fuses itself; so does
+            `block_size`.
         block_size: For weights without blocks: a power of two from 16 to 256, 0 for ONNX Runtime's default of 32, or -1 for
             the one that pads K least. None takes ``session.qdq_matmulnbits_block_size``, else 0.
         buffer: Where packed weights go: "file" (a temporary file without a name), "memory", or "auto" (a file, unless they

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,11 @@ from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.buffers import by_path, keep_until_destroyed, trimming
 from ort_qdq_plugin.ort.copies import private_options
 from ort_qdq_plugin.ort.hook import CreateCall
+from ort_qdq_plugin.ort.options_lock import with_entries
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["hand_over"]
+__all__ = ["create_stock_with", "hand_over"]
 
 
 def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report:
@@ -35,7 +37,7 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     try:
         with hook.substituted(session, prepared.model, prepared.session_options), journal.stage("create session"):
             if prepared.by_path:
-                by_path(prepared.session_options, create)
+                by_path(prepared.session_options, prepared.entries, create)
             else:
                 with trimming(prepared.mappings, prepared.report.shared_bytes):
                     create()
@@ -54,3 +56,17 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
 
         report = check_shared(report, host.anonymous_bytes() - anonymous_before)
     return replace(report, seconds=journal.finished(report.route).seconds)
+
+
+def create_stock_with(session: Any, entries: Mapping[str, str], call: CreateCall) -> None:
+    """Create the native session of an InferenceSession as ONNX Runtime does, but with these config entries."""
+    model, session_options = hook.constructor_arguments(session)
+    reported_options = private_options(session_options)
+    create = functools.partial(hook.create_stock, session, call)
+    if session_options is None:
+        with hook.substituted(session, model, private_options(None, entries)):
+            create()
+    else:
+        # Not with a copy: that could lack the library that has the model's operators.
+        with_entries(session_options, entries, create)
+    hook.set_reported_options(session, reported_options)

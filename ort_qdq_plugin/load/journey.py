@@ -27,10 +27,11 @@ from ort_qdq_plugin.errors import (
 )
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.open import glance_at, leave_unreadable_to_stock, open_model
-from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import CreateCall
+from ort_qdq_plugin.ort.keys import config_entry
 from ort_qdq_plugin.ort.options_lock import reading
 from ort_qdq_plugin.ort.providers import check_providers, provider_names
 from ort_qdq_plugin.report import Report, StockReason
@@ -65,9 +66,24 @@ def create_native_session(session: Any, state: SessionState, call: CreateCall) -
         return
     if not _created_from_prepared(session, state, call):
         state.prepared = None
+        _create_stock(session, state, call)
+    log.info("%s: %s", model if isinstance(model, str) else "<bytes>", state.report.summary())
+
+
+def _create_stock(session: Any, state: SessionState, call: CreateCall) -> None:
+    """Have ONNX Runtime create the native session from the untouched model, and fuse as this package's options say."""
+    session_options = hook.constructor_arguments(session)[1]
+    # Without DequantizeLinear it has nothing to fuse.
+    fuses = state.report.stock_reason is not StockReason.NOT_QUANTIZED
+    given = entries_of(state.options) if fuses else {}
+    entries = {key: value for key, value in given.items() if config_entry(session_options, key) != value}
+    if entries:
+        with fork_lock:
+            from ort_qdq_plugin.load.hand_over import create_stock_with
+        create_stock_with(session, entries, call)
+    else:
         with reading(session_options):
             hook.create_stock(session, call)
-    log.info("%s: %s", model if isinstance(model, str) else "<bytes>", state.report.summary())
 
 
 def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) -> bool:

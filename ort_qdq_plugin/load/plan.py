@@ -74,11 +74,10 @@ def goes_by_path(plan: Plan, request: LoadRequest) -> bool:
     Raises:
         LeaveToStock: The session's options allow neither that nor that it borrows them.
     """
-    session_options = request.session_options
-    if supplies_initializers(session_options):
+    if supplies_initializers(request.session_options):
         raise LeaveToStock(StockReason.ADDED_INITIALIZERS)
-    by_path = copy_loses_something(session_options, foreign_domains(plan.domains))
-    if session_options is not None and by_path and session_options.optimized_model_filepath:
+    by_path = copy_loses_something(request.session_options, foreign_domains(plan.domains))
+    if by_path and request.saves_model:
         raise LeaveToStock(StockReason.OPTIMIZED_MODEL)
     return by_path
 

@@ -56,7 +56,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
             model = assemble(parsed, plan.scope, plan.matches.fusions, plan.layout, external_data)
             session_options = request.session_options
             if not by_path:
-                session_options = private_options(session_options)
+                session_options = private_options(session_options, request.entries)
                 if uses_extensions:
                     register_extensions(session_options)
                 borrow(session_options, external_data.buffers)
@@ -78,6 +78,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
         buffers=external_data.buffers,
         mappings=external_data.mappings,
         packed=tuple(packed),
+        entries=request.entries,
         report=journal.finished("by path" if by_path else "borrowed"),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer
@@ -27,6 +28,8 @@ class PreparedModel(NamedTuple):
     # Buffers that were packed for this session. By path, their files have names until it exists.
     packed: tuple[PackedBuffer, ...]
     report: Report
+    # Config entries that the options get for as long as the session is created, by path. A private copy has them already.
+    entries: Mapping[str, str] = MappingProxyType({})
     holder: object = None  # another object that must live as long as the native session
     # The entry of the cache that ONNX Runtime opens files of by path; None: it opens none.
     entry: Entry | None = None

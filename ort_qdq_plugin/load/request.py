@@ -10,10 +10,10 @@ import onnxruntime
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.options import Options, is_accuracy_level, is_block_size
-from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, NO_QDQ_KEY, config_entry
+from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, DISABLED_KEY, NO_QDQ_KEY, config_entry
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["LoadRequest"]
+__all__ = ["LoadRequest", "entries_of"]
 
 _DEFAULT_ACCURACY_LEVEL = 4  # what ONNX Runtime's own fusion takes
 _DEFAULT_BLOCK_SIZE = 0
@@ -52,14 +52,20 @@ class LoadRequest(NamedTuple):
         """
         return self._setting(self.options.block_size, BLOCK_SIZE_KEY, _DEFAULT_BLOCK_SIZE, is_block_size)
 
+    @property
+    def entries(self) -> dict[str, str]:
+        """Config entries that the session's options get, by key."""
+        return entries_of(self.options)
+
     def _setting(self, ours: int | None, key: str, default: int, allows: Callable[[int], bool]) -> int:
         if ours is not None:
             return ours
         text = config_entry(self.session_options, key)
-        if not text:
+        if text is None:
             return default
         with suppress(ValueError):
-            if allows(value := int(text)):
+            # Python reads more as a number than ONNX Runtime does.
+            if allows(value := int(text)) and text == str(value):
                 return value
         raise ModelError(f"session option {key} is {text!r}")
 
@@ -69,7 +75,14 @@ class LoadRequest(NamedTuple):
         level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options = self.session_options
         below = options is not None and options.graph_optimization_level.value < level.value
-        return not (below or config_entry(options, NO_QDQ_KEY) == "1" or _QDQ_OPTIMIZER in self.disabled_optimizers)
+        # ONNX Runtime takes the names in the entry as they are, spaces too, and none of them if the argument has names.
+        disabled = self.disabled_optimizers or (config_entry(options, DISABLED_KEY) or "").split(";")
+        return not (below or config_entry(options, NO_QDQ_KEY) == "1" or _QDQ_OPTIMIZER in disabled)
+
+    @property
+    def saves_model(self) -> bool:
+        """Whether ONNX Runtime writes the optimized model to a file."""
+        return self.session_options is not None and bool(self.session_options.optimized_model_filepath)
 
     @property
     def threads(self) -> int:
@@ -80,3 +93,9 @@ class LoadRequest(NamedTuple):
             return 1
         intra_op = 0 if self.session_options is None else int(self.session_options.intra_op_num_threads)
         return intra_op if intra_op > 0 else host.available_processors()
+
+
+def entries_of(options: Options) -> dict[str, str]:
+    """Config entries that a session gets by these options, for the products that ONNX Runtime fuses."""
+    values = {ACCURACY_KEY: options.accuracy_level, BLOCK_SIZE_KEY: options.block_size}
+    return {key: str(value) for key, value in values.items() if value is not None}

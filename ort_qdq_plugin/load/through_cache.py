@@ -229,10 +229,12 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         raise LeaveToStock(StockReason.ADDED_INITIALIZERS)
     if copy_loses_something(request.session_options, manifest.foreign):
         raise NotFromCache
-    session_options = private_options(request.session_options)
+    session_options = private_options(request.session_options, request.entries)
     if manifest.extensions:
         register_extensions(session_options)
-    is_shared = request.options.share_weights and SHARED_MODEL in entry.files
+    # There may be nothing that ONNX Runtime pre-packs: then all is shared as it is. What it opens itself, an optimized model
+    # refers to where it is, in the cache; what it borrows is written into it.
+    is_shared = request.options.share_weights and manifest.prepacked_bytes > 0 and not request.saves_model
     if is_shared and manifest.processor != kind_of_processor():
         log.warning("weights are not shared between processes: they were pre-packed for another kind of processor")
         is_shared = False
@@ -242,7 +244,7 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         prepack_in_parallel(session_options)
         model = entry.files[SHARED_MODEL].readall()
         report = replace(journal.finished("shared"), shared_bytes=manifest.prepacked_bytes)
-        return PreparedModel(model, session_options, False, {}, (), (), report, entry.holder, entry)
+        return PreparedModel(model, session_options, False, {}, (), (), report, holder=entry.holder, entry=entry)
     buffers: dict[str, mmap.mmap | bytes] = {}
     for file in manifest.files:
         if file.name not in (MODEL, SHARED_MODEL):

@@ -106,9 +106,12 @@ def _trim(mappings: Sequence[mmap.mmap]) -> None:
         host.drop_pages(mapping, 0, len(mapping))
 
 
-def by_path(session_options: Any, create: Callable[[], None]) -> None:
-    """Call `create` while sessions created with the caller's options look for external data below the root directory."""
-    entries = {FOLDER_KEY: os.sep}
+def by_path(session_options: Any, given: Mapping[str, str], create: Callable[[], None]) -> None:
+    """Call `create` while sessions created with the caller's options look for external data below the root directory.
+
+    Meanwhile the options have the `given` config entries too.
+    """
+    entries = {**given, FOLDER_KEY: os.sep}
     if config_entry(session_options, PARALLEL_KEY) is None:
         entries[PARALLEL_KEY] = "1"
     with_entries(session_options, entries, create)

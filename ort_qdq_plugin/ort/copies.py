@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 import onnxruntime
@@ -39,20 +40,23 @@ _FATAL = 4  # OrtLoggingLevel
 _NO_SUCH_FILE = "External data path validation failed"
 
 
-def private_options(session_options: Any | None) -> Any:
-    """A copy of the caller's SessionOptions.
+def private_options(session_options: Any | None, entries: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """A copy of the caller's SessionOptions, with these config entries.
 
     Only ONNX Runtime can copy one: it does so for the options of a new session. Custom-op libraries, and providers that were
     added to the caller's, are lost.
     """
     if session_options is None:
-        return onnxruntime.SessionOptions()
-    session = throw_away_session(session_options, small_model("Identity"))
-    copy = session.session_options
-    if session_options.enable_profiling:
-        # The throw-away session has begun a profile of its own.
-        with suppress(OSError):
-            os.unlink(session.end_profiling())
+        copy = onnxruntime.SessionOptions()
+    else:
+        session = throw_away_session(session_options, small_model("Identity"))
+        copy = session.session_options
+        if session_options.enable_profiling:
+            # The throw-away session has begun a profile of its own.
+            with suppress(OSError):
+                os.unlink(session.end_profiling())
+    for key, value in entries.items():
+        copy.add_session_config_entry(key, value)
     return copy
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "BLOCK_SIZE_KEY",
     "CREATE_METHOD",
     "DIRECT_KEY",
+    "DISABLED_KEY",
     "FOLDER_KEY",
     "FORMAT_KEY",
     "NO_QDQ_KEY",
@@ -20,12 +21,14 @@ __all__ = [
     "SAVED_SIZE_KEY",
     "SAVE_PREPACKED_KEY",
     "config_entry",
+    "entry_to_put_back",
     "options_are_in_models",
 ]
 
 ACCURACY_KEY = "session.qdq_matmulnbits_accuracy_level"
 BLOCK_SIZE_KEY = "session.qdq_matmulnbits_block_size"
 DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
+DISABLED_KEY = "optimization.disable_specified_optimizers"
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 FORMAT_KEY = "session.load_model_format"
 NO_QDQ_KEY = "session.disable_quant_qdq"
@@ -33,6 +36,9 @@ PARALLEL_KEY = "session.prepack.enable_parallel"
 SAVED_DATA_KEY = "session.optimized_model_external_initializers_file_name"
 SAVED_SIZE_KEY = "session.optimized_model_external_initializers_min_size_in_bytes"
 SAVE_PREPACKED_KEY = "session.save_external_prepacked_constant_initializers"
+
+# Entries that ONNX Runtime does not take if they are empty, and what it takes where there are none.
+_DEFAULTS = {ACCURACY_KEY: "4", BLOCK_SIZE_KEY: "0"}
 
 CREATE_METHOD = "_create_inference_session"
 """Of InferenceSession: it creates the native session."""
@@ -50,6 +56,12 @@ def config_entry(session_options: Any | None, key: str) -> str | None:
     except RuntimeError:  # how it says that there is no such entry
         return None
     return value if isinstance(value, str) else None
+
+
+def entry_to_put_back(session_options: Any, key: str) -> str:
+    """What an entry has to be set to after a change, so that it means what it means now. It cannot be removed any more."""
+    before = config_entry(session_options, key)
+    return _DEFAULTS.get(key, "") if before is None else before
 
 
 def options_are_in_models() -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ort_qdq_plugin.ort.keys import config_entry
+from ort_qdq_plugin.ort.keys import entry_to_put_back
 from ort_qdq_plugin.system.forks import in_forked_child
 from ort_qdq_plugin.system.threads import Work
 
@@ -107,7 +107,7 @@ def with_entries(session_options: Any, entries: Mapping[str, str], action: Calla
 
     Args:
         session_options: The options.
-        entries: Config entries by key. An entry cannot be removed again; ONNX Runtime takes an empty one for none.
+        entries: Config entries by key. An entry cannot be removed again: see `entry_to_put_back`.
         action: What is done.
 
     Returns:
@@ -122,7 +122,7 @@ def with_entries(session_options: Any, entries: Mapping[str, str], action: Calla
         try:
             _enter(session_options, hold)
             for key, value in entries.items():
-                hold.before[key] = config_entry(session_options, key) or ""
+                hold.before[key] = entry_to_put_back(session_options, key)
                 session_options.add_session_config_entry(key, value)
             return action()
         finally:

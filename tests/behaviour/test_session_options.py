@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,36 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_CHANNEL, Weight
-from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin import Options, StockReason, create_session, warm
+from ort_qdq_plugin.load import hand_over, request
+from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.keys import config_entry
-from tests.support import CPU, Form, linear, made_report, quiet, result, save, saved_nodes, stack, stock, with_entries
+from tests.support import (
+    CPU,
+    Form,
+    added_provider,
+    floating,
+    linear,
+    made_report,
+    quiet,
+    result,
+    save,
+    saved_nodes,
+    stack,
+    stock,
+    with_entries,
+)  # fmt: skip
 
 ACCURACY_KEY = "session.qdq_matmulnbits_accuracy_level"
 BLOCK_SIZE_KEY = "session.qdq_matmulnbits_block_size"
+DISABLED_KEY = "optimization.disable_specified_optimizers"
 DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 PARALLEL_KEY = "session.prepack.enable_parallel"
+SAVED_DATA_KEY = "session.optimized_model_external_initializers_file_name"
+SAVED_SIZE_KEY = "session.optimized_model_external_initializers_min_size_in_bytes"
 
 
 def by_both(stored: str | bytes, change: Callable[[ort.SessionOptions], object]) -> list[Any]:
@@ -112,8 +133,84 @@ def test_accuracy_level_and_block_size(tmp_path: Path) -> None:
     assert level_of(options, None, tmp_path) == (1, 256)
 
 
+def half_fused() -> onnx.ModelProto:
+    """Two products: this package fuses one of them, and ONNX Runtime, which folds the Clip, the other one too."""
+    draft = Draft("half fused")
+    hidden = draft.node("MatMul", [draft.input("x", ["m", 128]), draft.weight(Weight(n=128, block=PER_CHANNEL))])
+    draft.quantized("v", "int8", [128, 64])
+    for name, value in (("low", -90), ("high", 90)):
+        draft.constant(onnx.numpy_helper.from_array(np.array(value, np.int8), name))
+    clipped = draft.node("Clip", ["v", "low", "high"])
+    dequantized = draft.node("DequantizeLinear", [clipped, draft.floats("s", [64])], axis=1)
+    draft.output(draft.node("MatMul", [hidden, dequantized], "y"), ["m", 64])
+    return draft.model()
+
+
+@pytest.mark.parametrize("ours", [{"accuracy_level": 0}, {"accuracy_level": 1, "block_size": 64}, {"block_size": 128}])
+@pytest.mark.parametrize("route", ["borrowed", "by path", "stock", "made", "used", "shared", "failed"])
+@pytest.mark.parametrize("has_options", [True, False])
+def test_the_options_hold_for_what_onnx_runtime_fuses(
+    tmp_path: Path, route: str, ours: dict[str, Any], has_options: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = save(half_fused(), tmp_path, "external")
+    wanted = with_entries({ACCURACY_KEY: str(ours.get("accuracy_level", 4)), BLOCK_SIZE_KEY: str(ours.get("block_size", 0))})
+    cache: dict[str, Any] = {"cache_dir": tmp_path / "cache"} if route in ("made", "used", "shared") else {}
+    given = Options(**ours, **cache, share_weights=route == "shared")
+    session_options = added_provider() if route == "by path" else quiet() if has_options else None
+    if route == "failed":
+        monkeypatch.setattr(hand_over, "hand_over", lambda *_: 1 / 0)
+    elif route == "stock":
+        monkeypatch.setattr(request.LoadRequest, "may_fuse", False)
+    elif route == "used":
+        create_session(stored, session_options, options=given)
+    before = {} if session_options is None else described(session_options)
+    session = create_session(stored, session_options, CPU, options=given)
+    report = made_report(session)
+    assert route in (report.route, report.cache) or (route == "failed" and report.stock_reason is StockReason.ERROR)
+    np.testing.assert_array_equal(result(session), result(ort.InferenceSession(stored, wanted, CPU)))
+    session.set_providers(CPU)
+    np.testing.assert_array_equal(result(session), result(ort.InferenceSession(stored, wanted, CPU)))
+    for options in filter(None, (session_options, session.get_session_options())):
+        assert described(options) == (before or described(quiet()))
+        # What is loaded with them next has none of ours.
+        np.testing.assert_array_equal(result(ort.InferenceSession(stored, options, CPU)), result(stock(stored)))
+
+
+def described(options: ort.SessionOptions) -> dict[str, str]:
+    """What ONNX Runtime makes of these entries."""
+    defaults = {ACCURACY_KEY: "4", BLOCK_SIZE_KEY: "0", FOLDER_KEY: "", DIRECT_KEY: "", PARALLEL_KEY: ""}
+    return {key: config_entry(options, key) or default for key, default in defaults.items()}
+
+
+def test_an_interrupt_does_not_lose_the_callers_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        assert config_entry(options, ACCURACY_KEY) == "0"
+        raise KeyboardInterrupt
+
+    options = with_entries({ACCURACY_KEY: "2"})
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    monkeypatch.setattr(hook, "_stock_method", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        create_session(save(half_fused(), tmp_path, "bytes"), options, CPU, options=Options(accuracy_level=0))
+    assert config_entry(options, ACCURACY_KEY) == "2"
+
+
+def test_models_that_are_not_quantized_leave_the_options_alone(tmp_path: Path) -> None:
+    options = quiet()
+    create_session(save(floating(), tmp_path, "bytes"), options, CPU, options=Options(accuracy_level=0))
+    assert config_entry(options, ACCURACY_KEY) is None
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [(ACCURACY_KEY, "9"), (ACCURACY_KEY, "x"), (BLOCK_SIZE_KEY, "48"), (BLOCK_SIZE_KEY, "big")]
+    ("key", "value"),
+    [
+        (ACCURACY_KEY, "9"),
+        (ACCURACY_KEY, "x"),
+        (ACCURACY_KEY, ""),
+        (ACCURACY_KEY, " 1"),
+        (BLOCK_SIZE_KEY, "48"),
+        (BLOCK_SIZE_KEY, "big"),
+    ],
 )
 def test_entries_that_make_no_sense_are_stocks_business(key: str, value: str) -> None:
     stored = save(linear(Weight(block=PER_CHANNEL)), Path(), "bytes")
@@ -122,24 +219,77 @@ def test_entries_that_make_no_sense_are_stocks_business(key: str, value: str) ->
 
 
 @pytest.mark.parametrize(
-    ("level", "no_qdq", "disabled"),
+    ("level", "entries", "disabled"),
     [
-        ("ORT_DISABLE_ALL", "0", None),
-        ("ORT_ENABLE_BASIC", "0", None),
-        ("ORT_ENABLE_ALL", "1", None),
-        ("ORT_ENABLE_ALL", "0", ["QDQSelectorActionTransformer"]),
+        ("ORT_DISABLE_ALL", {}, None),
+        ("ORT_ENABLE_BASIC", {}, None),
+        ("ORT_ENABLE_ALL", {"session.disable_quant_qdq": "1"}, None),
+        ("ORT_ENABLE_ALL", {}, ["QDQSelectorActionTransformer"]),
+        ("ORT_ENABLE_ALL", {DISABLED_KEY: "ConstantFolding;QDQSelectorActionTransformer"}, None),
     ],
 )
-def test_nothing_is_fused_where_the_caller_forbids_it(tmp_path: Path, level: str, no_qdq: str, disabled: Any) -> None:
-    options, stored = quiet(), save(linear(Weight()), tmp_path, "bytes")
+def test_nothing_is_fused_where_the_caller_forbids_it(
+    tmp_path: Path, level: str, entries: dict[str, str], disabled: Any
+) -> None:
+    options, stored = with_entries(entries), save(linear(Weight()), tmp_path, "bytes")
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    options.add_session_config_entry("session.disable_quant_qdq", no_qdq)
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     session = create_session(stored, options, CPU, disabled_optimizers=disabled)
     assert (made_report(session).route, made_report(session).fused) == ("stock", ())
     assert "MatMulNBits" not in saved_nodes(tmp_path / "optimized.onnx")
     theirs = ort.InferenceSession(stored, options, CPU, disabled_optimizers=disabled)
     np.testing.assert_array_equal(result(session), result(theirs))
+
+
+@pytest.mark.parametrize(
+    "entries", [{}, {SAVED_DATA_KEY: "saved.data"}, {SAVED_DATA_KEY: "saved.data", SAVED_SIZE_KEY: "0"}]
+)
+@pytest.mark.parametrize("route", ["borrowed", "by path", "made", "used", "prepared"])
+@pytest.mark.parametrize("share", [False, True])
+def test_the_optimized_model_needs_nothing_of_ours(
+    tmp_path: Path, empty: Path, route: str, share: bool, entries: dict[str, str], n_major: bool, form: Form
+) -> None:
+    """It loads elsewhere, when the cache and the model are gone, wherever that of stock does."""
+
+    def saving(options: ort.SessionOptions, name: str) -> ort.SessionOptions:
+        (empty / name).mkdir()
+        options.optimized_model_filepath = str(empty / name / "saved.onnx")
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        return options
+
+    if (share and route in ("borrowed", "by path")) or (form == "bytes" and route not in ("borrowed", "by path")):
+        return
+    here = tmp_path / "here"
+    here.mkdir()
+    stored = save(stack(2, 128, n_major=n_major), here, form)
+    cache: dict[str, Any] = (
+        {"prepared" if route == "prepared" else "cache_dir": here / "cache"} if route in ("made", "used", "prepared") else {}
+    )
+    given = Options(**cache, share_weights=share)
+    if route in ("used", "prepared"):
+        warm(str(stored), options=Options(cache_dir=here / "cache", share_weights=share), portable=route == "prepared")
+    stock(stored, saving(quiet(), "theirs"))
+    session = create_session(stored, saving(added_provider() if route == "by path" else quiet(), "ours"), CPU, options=given)
+    assert made_report(session).route == ("stock" if route == "by path" else "borrowed")
+    assert made_report(session).cache == (route if cache else "")
+    assert made_report(session).shared_bytes == 0
+    wanted = result(session)
+    here.rename(tmp_path / "gone")
+    (tmp_path / "elsewhere").mkdir()
+    moved = empty.rename(tmp_path / "elsewhere" / "moved")
+    theirs, ours = (str(moved / name / "saved.onnx") for name in ("theirs", "ours"))
+    # That of stock refers to the original's data where it needs that as it is.
+    with (
+        pytest.raises(Exception, match="External data")
+        if (n_major, form, entries) == (True, "external", {})
+        else nullcontext()
+    ):
+        stock(theirs)
+        if route == "by path":
+            np.testing.assert_array_equal(result(stock(ours)), wanted)
+    if route != "by path":
+        np.testing.assert_array_equal(result(stock(ours)), wanted)
 
 
 def test_the_optimized_model_is_whole(tmp_path: Path, make: Any, n_major: bool) -> None:

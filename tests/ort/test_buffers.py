@@ -81,22 +81,23 @@ def test_places_by_path(tmp_path: Path) -> None:
     options = quiet()
     sessions: list[ort.InferenceSession] = []
     model = adding(proto.external_data[0].value)
-    by_path(options, lambda: sessions.append(ort.InferenceSession(model, options, providers=CPU)))
+    by_path(options, {}, lambda: sessions.append(ort.InferenceSession(model, options, providers=CPU)))
     assert plus(sessions[0]) == 3.0
 
 
-@pytest.mark.parametrize("before", [{}, {FOLDER_KEY: "/tmp", PARALLEL_KEY: "0"}, {PARALLEL_KEY: "1"}])
+@pytest.mark.parametrize("before", [{}, {FOLDER_KEY: "/tmp", PARALLEL_KEY: "0"}, {PARALLEL_KEY: "1"}, {"some.key": "3"}])
 def test_by_path_puts_everything_back(before: dict[str, str]) -> None:
     options = with_entries(before)
 
     def create() -> None:
         assert config_entry(options, FOLDER_KEY) == "/"
         assert config_entry(options, PARALLEL_KEY) == before.get(PARALLEL_KEY, "1")
+        assert config_entry(options, "some.key") == "7"
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        by_path(options, create)
-    for key in (FOLDER_KEY, PARALLEL_KEY, DIRECT_KEY):
+        by_path(options, {"some.key": "7"}, create)
+    for key in (FOLDER_KEY, PARALLEL_KEY, DIRECT_KEY, "some.key"):
         assert (config_entry(options, key) or None) == before.get(key)
 
 
