@@ -15,7 +15,7 @@ from ort_qdq_plugin.ort.copies import private_options
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.options_lock import with_entries
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["create_stock_with", "hand_over"]
 
@@ -32,7 +32,11 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     # For get_session_options(): the caller may load other models with them. They are copied before the session is created:
     # copying begins a profile, whose name is that of one that begins within the same second.
     reported_options = private_options(hook.constructor_arguments(session)[1])
-    anonymous_before = host.anonymous_bytes() if prepared.report.shared_bytes else 0
+    memory_before = None
+    if prepared.report.shared_bytes:
+        with fork_lock:
+            from ort_qdq_plugin.load.sharing import OwnMemory, check_shared
+        memory_before = OwnMemory.now()
     create = functools.partial(hook.create_stock, session, call)
     try:
         with hook.substituted(session, prepared.model, prepared.session_options), journal.stage("create session"):
@@ -50,11 +54,7 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
         # By now ONNX Runtime has read all that was packed.
         buffer.seal()
     hook.set_reported_options(session, reported_options)
-    report = prepared.report
-    if report.shared_bytes:
-        from ort_qdq_plugin.load.through_cache import check_shared
-
-        report = check_shared(report, host.anonymous_bytes() - anonymous_before)
+    report = prepared.report if memory_before is None else check_shared(prepared, memory_before)
     return replace(report, seconds=journal.finished(report.route).seconds)
 
 

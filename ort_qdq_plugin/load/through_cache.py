@@ -40,7 +40,6 @@ __all__ = [
     "EntryFolder",
     "Maker",
     "NotRecordedError",
-    "check_shared",
     "entry_folder_through_cache",
     "new_entry",
     "plan_from",
@@ -50,9 +49,6 @@ __all__ = [
 
 # Prepares the model, with its packed buffers in the writer's entry, if there is a writer.
 Maker = Callable[["EntryWriter | None"], PreparedModel]
-
-# A session takes some megabytes of its own, among which fewer bytes of pre-packed weights cannot be measured.
-_MEASURABLE_BYTES = 16 << 20
 
 _TRIES = 3  # at a model whose files are replaced meanwhile
 
@@ -278,15 +274,3 @@ def plan_from(entry: Entry, journal: Journal, cache: CacheUse) -> None:
     journal.planned(replace(report, cache=cache))
     if report.stock_reason is not None:
         raise NothingToDo(report.stock_reason, report.stock_detail)
-
-
-def check_shared(report: Report, grown: int) -> Report:
-    """The report of a session that was just created with pre-packed weights; `shared_bytes` is 0 if it does not use them.
-
-    On another kind of processor ONNX Runtime pre-packs again, into memory of its own, without a message. So it counts by how
-    many bytes (`grown`) the process's anonymous memory grew when the session was created.
-    """
-    if report.shared_bytes < _MEASURABLE_BYTES or grown < report.shared_bytes // 2:
-        return report
-    log.warning("weights are not shared between processes: ONNX Runtime does not use the pre-packed weights of the cache")
-    return replace(report, shared_bytes=0)

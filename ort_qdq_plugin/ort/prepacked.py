@@ -23,7 +23,7 @@ from ort_qdq_plugin.ort.keys import SAVE_PREPACKED_KEY, SAVED_DATA_KEY, SAVED_SI
 if TYPE_CHECKING:
     from onnx import TensorProto
 
-__all__ = ["PREPACKED", "Blob", "Prepacked", "prepack"]
+__all__ = ["PREPACKED", "Blob", "Prepacked", "blobs_in", "prepack"]
 
 PREPACKED = "prepacked_"
 """What the keys of external data that tell of blobs begin with."""
@@ -89,6 +89,15 @@ def prepack(model: ModelProto, buffers: Borrowed, folder: str) -> tuple[str, dic
         if ours.get(tensor.name) == (tensor.data_type, tuple(tensor.dims))
     }
     return os.path.join(folder, _DATA), {name: found for name, found in made.items() if found}
+
+
+def blobs_in(model: bytes) -> dict[str, list[Blob]]:
+    """The blobs that a serialized model refers to, by the location of the file in which they are."""
+    found: dict[str, list[Blob]] = {}
+    for tensor in external_tensors(ModelProto.FromString(model).graph):
+        blobs = [blob for prepacked in _prepacked(tensor) for blob in prepacked.blobs]
+        found.setdefault(external_data(tensor)["location"], []).extend(blobs)
+    return found
 
 
 def _prepacked(tensor: TensorProto) -> list[Prepacked]:

@@ -1,6 +1,5 @@
 """Loading through the cache: what has an entry of its own, what an entry gives, and which sessions it is not for."""
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +15,13 @@ from ort_qdq_plugin.errors import LeaveToStock, ModelError, NotFromCache, Nothin
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.load.through_cache import Maker, check_shared, prepare_through_cache
+from ort_qdq_plugin.load.through_cache import Maker, prepare_through_cache
 from ort_qdq_plugin.model.sources import FileSource
 from tests.cache.support import PACKED, entries, leftovers
 from tests.ort.test_buffers import COUNT, adding, plus
 from tests.support import CPU, added_provider, quiet, with_initializer
 
 ADDED = 3.0
-MB = 1 << 20
 
 
 @pytest.fixture
@@ -142,22 +140,3 @@ def test_a_custom_library_of_the_callers(model: Path, cache: Path) -> None:
     load(asked(model, cache), Making(model, ["some.domain"]))
     with pytest.raises(NotFromCache):
         load(asked(model, cache, quiet()), Making(model))
-
-
-# ---- whether weights are shared
-
-
-@pytest.mark.parametrize(
-    ("shared", "grown", "told"),
-    [
-        (100 * MB, 0, 100 * MB), (100 * MB, 49 * MB, 100 * MB), (100 * MB, 50 * MB, 0), (100 * MB, 500 * MB, 0),
-        (16 * MB, 16 * MB, 0), (16 * MB - 1, 16 * MB, 16 * MB - 1), (0, 500 * MB, 0),
-    ],
-)  # fmt: skip
-def test_memory_tells_whether_weights_are_shared(
-    shared: int, grown: int, told: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        report = check_shared(Report("shared", shared_bytes=shared, packed_bytes=7), grown)
-    assert (report.shared_bytes, report.packed_bytes) == (told, 7)
-    assert bool(caplog.records) == (told != shared)

@@ -169,11 +169,53 @@ def test_anonymous_memory_is_that_which_no_file_backs(tmp_path: Path) -> None:
     block.close()
 
 
+def test_what_the_heap_holds_is_what_was_not_freed() -> None:
+    """Blocks of all sizes, those that glibc maps one by one included."""
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("this C library does not tell")
+    for size in (1000, 50_000, 64 * MB):
+        before = host.heap_bytes()
+        blocks = [ctypes.create_string_buffer(size) for _ in range(64 * MB // size)]
+        assert 60 * MB < host.heap_bytes() - before < 80 * MB
+        del blocks
+        assert abs(host.heap_bytes() - before) < 4 * MB
+
+
+def test_which_bytes_of_a_file_are_in_this_process(tmp_path: Path) -> None:
+    """Systems bring in more than what is touched, but no more than what is mapped."""
+
+    def of_file(*ranges: tuple[int, int]) -> int | None:
+        return host.resident_bytes(str(path), ranges)
+
+    def mapping(offset: int, nbytes: int) -> mmap.mmap:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_READ, offset=offset)
+
+    page, path = mmap.PAGESIZE, tmp_path / "a file"
+    path.write_bytes(bytes(8 * MB + 1))
+    whole = (0, 8 * MB + 1)
+    untouched, one, some, last = mapping(*whole), mapping(MB, page), mapping(2 * MB, MB), mapping(8 * MB, 1)
+    assert of_file(whole) == 0
+    assert one[0] == 0
+    assert of_file(whole) == of_file((MB + 7, 1)) == of_file((MB - 1, 2)) == of_file((0, MB), (MB, 1)) == page
+    assert of_file((0, MB), (MB + page, 7 * MB)) == of_file((MB, 0)) == of_file() == 0
+    assert sum(some[::page]) == last[0] == 0
+    assert of_file((2 * MB, MB)) == MB
+    assert (of_file((8 * MB, 1)), of_file(whole)) == (page, MB + 2 * page)
+    one.madvise(mmap.MADV_DONTNEED)
+    some.close()
+    assert of_file(whole) == page
+    assert len(untouched) == 8 * MB + 1
+    path.unlink()
+    assert of_file(whole) is None
+
+
 def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise FileNotFoundError
 
     monkeypatch.setattr(host, "open_to_read", refuse)
+    assert host.resident_bytes(__file__, [(0, 1)]) is None
     assert (host.anonymous_bytes(), host.sizes_of(), host.free_memory(), host.boot_id()) == (0, {}, 0, "")
     assert host.processor() == os.uname().machine
 

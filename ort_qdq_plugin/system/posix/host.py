@@ -7,6 +7,7 @@ import functools
 import mmap
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -22,10 +23,12 @@ __all__ = [
     "boot_id",
     "drop_pages",
     "free_memory",
+    "heap_bytes",
     "map_anonymous",
     "map_file",
     "memory_is_limited",
     "processor",
+    "resident_bytes",
     "sizes_of",
     "trim_heap",
 ]
@@ -33,6 +36,9 @@ __all__ = [
 # <sys/mman.h>. Python knows the second one since 3.13.
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+# Of a page, in /proc/self/pagemap; bit 63 says that it is present (the kernel's documentation, admin-guide/mm/pagemap).
+_PAGEMAP_BYTES = 8
 
 
 def map_file(file: File, size: int, *, writable: bool = False) -> mmap.mmap:
@@ -124,6 +130,69 @@ def sizes_of(pid: int | str = "self") -> dict[str, int]:
 def anonymous_bytes() -> int:
     """This process's anonymous memory; 0 where the system does not tell."""
     return sizes_of().get("RssAnon", 0)
+
+
+class _Mallinfo(ctypes.Structure):
+    """struct mallinfo2 of <malloc.h> (mallinfo(3))."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def heap_bytes() -> int:
+    """Bytes of the C library's heap that are in use, not those that were freed; 0 where it does not tell.
+
+    What another allocator of the program's gives does not count.
+    """
+    mallinfo = _mallinfo()
+    if mallinfo is None:
+        return 0
+    found = mallinfo()
+    return int(found.uordblks + found.hblkhd)
+
+
+@functools.cache
+def _mallinfo() -> Any:
+    function = getattr(ctypes.CDLL(None), "mallinfo2", None)  # of glibc 2.33 and newer
+    if function is not None:
+        function.restype = _Mallinfo
+    return function
+
+
+def resident_bytes(path: str, ranges: Iterable[tuple[int, int]]) -> int | None:
+    """How many bytes of a file are in this process: pages of its mappings that were touched and not dropped since.
+
+    Args:
+        path: The file.
+        ranges: (offset, number of bytes) of what counts.
+
+    Returns:
+        The bytes, each page as a whole; None where the system does not tell.
+    """
+    import numpy as np
+
+    page = mmap.PAGESIZE
+    try:
+        status = os.stat(path)
+        touched = np.zeros(-(-status.st_size // page), bool)
+        with open_to_read("/proc/self/pagemap") as pagemap:
+            for line in _lines("/proc/self/maps"):
+                # proc(5): addresses, permissions, offset, device, inode, path. File systems of layers show other inodes.
+                fields = line.rstrip("\n").split(maxsplit=5)
+                if fields[4:5] == [str(status.st_ino)] or fields[5:] == [path]:
+                    start, end = (int(address, 16) for address in fields[0].split("-"))
+                    first = int(fields[2], 16) // page
+                    count = min((end - start) // page, max(len(touched) - first, 0))
+                    entries = call(os.pread, pagemap, count * _PAGEMAP_BYTES, start // page * _PAGEMAP_BYTES)
+                    present = np.frombuffer(entries, np.uint64) >> np.uint64(63)
+                    touched[first : first + len(present)] |= present.astype(bool)
+    except (OSError, ValueError):
+        return None
+    return sum(int(touched[at // page : -(-(at + nbytes) // page)].sum()) * page for at, nbytes in ranges)
 
 
 def free_memory() -> int:
