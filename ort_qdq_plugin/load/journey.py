@@ -115,12 +115,15 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) 
 def _created(session: Any, state: SessionState, call: CreateCall, journal: Journal) -> Report:
     """Create the native session from a prepared model; its report.
 
-    Where ONNX Runtime opens files of the cache's entry by path, others may have their paths by then. All is done once more
-    in that case, and at last without the cache.
+    Where ONNX Runtime opens files of the cache's entry by path, others may have their paths by then. What was packed is
+    borrowed in that case; if nothing was, all is done once more, and at last without the cache.
     """
+    prepared = None
     for may_use_cache in (True, True, False):
-        with reading(hook.constructor_arguments(session)[1]):
-            prepared = _prepared_for(session, state, call, journal, may_use_cache)
+        prepared = prepared and prepared.spare
+        if prepared is None:
+            with reading(hook.constructor_arguments(session)[1]):
+                prepared = _prepared_for(session, state, call, journal, may_use_cache)
         with fork_lock:
             from ort_qdq_plugin.load.hand_over import hand_over
         try:
@@ -132,7 +135,7 @@ def _created(session: Any, state: SessionState, call: CreateCall, journal: Journ
         else:
             current = prepared.is_current()
         # By path, the temporary files are gone by now.
-        state.prepared = prepared if current and not prepared.by_path else None
+        state.prepared = prepared._replace(spare=None) if current and not prepared.by_path else None
         if current:
             return report
         log.info("the entry of the cache was replaced while it was opened: loading once more")

@@ -33,6 +33,8 @@ class PreparedModel(NamedTuple):
     holder: object = None  # another object that must live as long as the native session
     # The entry of the cache that ONNX Runtime opens files of by path; None: it opens none.
     entry: Entry | None = None
+    # The same model, to be borrowed from what was just packed, should that entry be gone before ONNX Runtime has opened it.
+    spare: PreparedModel | None = None
 
     def is_current(self) -> bool:
         """Whether what ONNX Runtime has opened by path until now is what was prepared."""

@@ -177,12 +177,13 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
     entry = store.find(key, verify=False) if options.share_weights else None
     if entry is None:
         return prepared._replace(report=made, holder=writer.holder)
-    # ONNX Runtime takes the packed weights from the entry, together with the pre-packed ones.
+    # ONNX Runtime takes the packed weights from the entry, together with the pre-packed ones. A disk that refuses the entry
+    # takes it away again at any moment.
     for buffer in prepared.packed:
-        buffer.discard()
+        buffer.trim(0, len(buffer.mapping))
     with closing(entry):
         used = _used(entry, request, journal)
-        return used._replace(report=replace(used.report, cache="made"))
+        return used._replace(report=replace(used.report, cache="made"), spare=prepared)
 
 
 def new_entry(store: Store, key: str, request: LoadRequest, make: Maker) -> tuple[PreparedModel, EntryWriter]:

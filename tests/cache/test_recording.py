@@ -17,6 +17,9 @@ from ort_qdq_plugin import Options, QdqPluginError, warm
 from ort_qdq_plugin.cache import store as store_module
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.cache.writer import EntryWriter
+from ort_qdq_plugin.load import pack as pack_stage
+from ort_qdq_plugin.ort import hook
+from ort_qdq_plugin.packing import pack as packing
 from ort_qdq_plugin.system.threads import Work
 from tests.cache.support import Loaded, digest_of_results, entries, leftovers, load, saved
 from tests.support import refuse, stack, stock
@@ -176,18 +179,34 @@ def test_weights_that_change_while_they_are_packed_are_not_used(
 # ---- bringing an entry to the disk
 
 
+@pytest.mark.parametrize("when", ["before the session", "at any moment"])
 @pytest.mark.parametrize("share", [False, True])
 def test_a_disk_that_refuses_an_entry(
-    model: Path, cache: Path, share: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: Path, cache: Path, share: bool, when: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wanted = load(model, None).digest
+    """Whenever it says so, what was packed is used: nothing is packed again."""
+    wanted, packs, real = load(model, None).digest, list[int](), packing.pack
+
+    def counted(*arguments: Any) -> None:
+        packs.append(len(packs))
+        real(*arguments)
+
+    def create(*arguments: Any) -> None:
+        if when == "before the session":
+            wait_until_on_disk()
+        create_stock(*arguments)
+
+    create_stock = hook.create_stock
+    monkeypatch.setattr(hook, "create_stock", create)
+    monkeypatch.setattr(pack_stage, "pack", counted)
     refuse(monkeypatch, os, "fsync", errno.EIO)
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         loaded = load(model, cache, share_weights=share)
         wait_until_on_disk()
-    assert (loaded.report.route != "stock", loaded.digest) == (True, wanted)
-    assert all("cannot be written to the disk" in record.message for record in caplog.records)
-    assert caplog.records
+    assert (loaded.report.route in ("borrowed", "shared"), loaded.digest, packs) == (True, wanted, [0])
+    if share and when == "before the session":
+        assert (loaded.report.route, loaded.report.cache, loaded.report.shared_bytes) == ("borrowed", "", 0)
+    assert ["cannot be written to the disk" in record.message for record in caplog.records] == [True]
     assert not entries(cache)
 
 
