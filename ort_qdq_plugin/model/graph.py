@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.computed import computed_once
 from ort_qdq_plugin.model.elements import FLOAT
 from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, attribute, is_standard, made_tensor, subgraphs
 from ort_qdq_plugin.model.shapes import Shape, followed_shapes, inferred_graph, stated_shapes
@@ -73,7 +73,7 @@ class Scope:
             if definer is not self:
                 definer.outputs.add(value.name)
 
-    @cached_property
+    @computed_once
     def opset(self) -> int:
         """The opset of the standard domain that the model imports, the newest if there are several; 0 if there is none."""
         imports = () if self.root._model is None else self.root._model.opset_import
@@ -162,15 +162,15 @@ class Scope:
         """The shape of the value called `name` here, where the model says it. Nothing is inferred."""
         return self.definer(name)._stated_shapes.get(name)
 
-    @cached_property
+    @computed_once
     def _stated_shapes(self) -> dict[str, Shape]:
         return stated_shapes(self.graph)
 
-    @cached_property
+    @computed_once
     def _followed_shapes(self) -> dict[str, Shape]:
         return followed_shapes(self.graph, self.constant)
 
-    @cached_property
+    @computed_once
     def _inferred_shapes(self) -> dict[Scope, dict[str, Shape]]:
         """What ONNX's shape inference says, for this main graph and its subgraphs."""
         inferred = None if self._model is None else inferred_graph(self._model)
@@ -183,7 +183,7 @@ class Scope:
         """The element type that the model states for the value called `name` here; None where it states none."""
         return self.definer(name)._stated_types.get(name)
 
-    @cached_property
+    @computed_once
     def _stated_types(self) -> dict[str, int]:
         return {
             value.name: value.type.tensor_type.elem_type
