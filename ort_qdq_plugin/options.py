@@ -12,10 +12,13 @@ from ort_qdq_plugin import log
 from ort_qdq_plugin.report.values import ByFields
 from ort_qdq_plugin.system.environment import NO, PREFIX, YES
 
-__all__ = ["Buffer", "Options", "Verify", "is_accuracy_level", "is_block_size", "options_from_environment"]
+__all__ = ["Buffer", "Options", "Progress", "Verify", "is_accuracy_level", "is_block_size", "options_from_environment"]
 
 Buffer = Literal["auto", "file", "memory"]
 Verify = Literal["stat", "content"]
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all) after each step, on the thread that made it."""
 
 _MAX_ACCURACY_LEVEL = 4
 _LEAST_PADDING, _DEFAULT = -1, 0
@@ -65,7 +68,7 @@ class Options(ByFields):
     cache_max_bytes: int | None = None
     share_weights: bool = False
     verify: Verify = "stat"
-    progress: Callable[[int, int], None] | None = None
+    progress: Progress | None = None
     prepared: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 from ort_qdq_plugin.cache.entry import MANIFEST, open_entry, read_manifest
@@ -12,6 +11,7 @@ from ort_qdq_plugin.cache.manifest import InvalidEntry
 from ort_qdq_plugin.cache.prune import StoredEntry, stored_entries
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.errors import error_text
+from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.system.platform import files
 
 __all__ = ["Item", "inventory"]
@@ -28,7 +28,7 @@ class Item(NamedTuple):
     problem: str = ""  # why it cannot be used any more; "" if it can
 
 
-def inventory(store: Store, *, verify: bool, progress: Callable[[int, int], None]) -> list[Item]:
+def inventory(store: Store, *, verify: bool, progress: Progress) -> list[Item]:
     """All entries, the most recently used first; `verify` compares the content of all files with the recorded digests.
 
     `progress` is called with (bytes looked at, bytes to look at).

@@ -10,10 +10,10 @@ from contextlib import suppress
 
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
 from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, model_files, read_config
-from ort_qdq_plugin.load.export import Progress, write_model
+from ort_qdq_plugin.load.export import write_model
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.files import data_files
-from ort_qdq_plugin.options import Options
+from ort_qdq_plugin.options import Options, Progress
 from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report, StockReason
 

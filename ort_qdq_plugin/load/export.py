@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from io import BufferedWriter, FileIO
 from pathlib import Path
@@ -22,11 +22,11 @@ from ort_qdq_plugin.load.journey import prepare
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
 from ort_qdq_plugin.model.messages import ModelProto, TensorProto, external_data, external_tensors, refer
-from ort_qdq_plugin.options import Options
+from ort_qdq_plugin.options import Options, Progress
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["Progress", "export", "write_model"]
+__all__ = ["export", "write_model"]
 
 _COPIED_BYTES = 8 << 20  # at a time
 _ALIGNMENT = 4096
@@ -35,8 +35,6 @@ _RANDOM_BYTES = 8
 
 # Numbers of the fields ModelProto.graph, GraphProto.initializer and TensorProto.raw_data.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
-
-Progress = Callable[[int, int], None]
 
 
 def export(
@@ -114,7 +112,7 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
             proto = ModelProto.FromString(prepared.model)
         written = _Written(path, data_path, undo)
         write = _write_inline if data_path is None else _write_beside
-        write(proto, _Stored(prepared.buffers, proto, options.progress), written)
+        write(proto, _Stored(prepared.buffers, options.progress), written)
         written.commit()
     return dataclasses.replace(prepared.report, route="export")
 
@@ -128,10 +126,10 @@ class _Reference(NamedTuple):
 class _Stored:
     """The bytes that a prepared model refers to."""
 
-    def __init__(self, buffers: Mapping[str, mmap.mmap | bytes], proto: ModelProto, progress: Progress | None) -> None:
+    def __init__(self, buffers: Mapping[str, mmap.mmap | bytes], progress: Progress | None) -> None:
         self._buffers = dict(buffers)
         self._progress = progress or (lambda _done, _total: None)
-        self._done, self._total = 0, sum(self.reference(tensor).nbytes for tensor in external_tensors(proto.graph))
+        self._done = self._total = 0
 
     def reference(self, tensor: TensorProto) -> _Reference:
         """The reference of a tensor; raises ModelError where it is to bytes that do not exist."""
@@ -141,6 +139,10 @@ class _Stored:
         if buffer is None or found.offset + found.nbytes > len(buffer):
             raise ModelError(f"{tensor.name}: its external data does not exist")
         return found
+
+    def expect(self, references: Iterable[_Reference]) -> None:
+        """Say what will be copied, for the progress."""
+        self._total = sum(reference.nbytes for reference in references)
 
     def copy(self, reference: _Reference, file: BinaryIO) -> None:
         """Write the bytes of a reference to a file, a piece at a time. Pages of files are dropped after each."""
@@ -184,6 +186,7 @@ def _write_beside(proto: ModelProto, stored: _Stored, written: _Written) -> None
     """Write weights into the data file, each once, and the model with references to them."""
     assert written.data is not None
     offsets: dict[_Reference, int] = {}
+    stored.expect({stored.reference(tensor) for tensor in external_tensors(proto.graph)})
     for tensor in external_tensors(proto.graph):
         reference = stored.reference(tensor)
         if reference not in offsets:
@@ -207,6 +210,7 @@ def _write_inline(proto: ModelProto, stored: _Stored, written: _Written) -> None
         tensor.ClearField("data_location")
         head = tensor.SerializeToString() + bytes_head(_RAW_DATA, reference.nbytes)
         heads.append((bytes_head(_INITIALIZER, len(head) + reference.nbytes) + head, reference))
+    stored.expect(reference for _, reference in heads)
     del proto.graph.initializer[:]
     graph = proto.graph.SerializeToString() + b"".join(bytes_field(_INITIALIZER, data) for data in small)
     proto.ClearField("graph")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -14,14 +14,12 @@ from ort_qdq_plugin.memory.buffer import PackedBuffer
 from ort_qdq_plugin.model.elements import BFLOAT16, ELEMENTS, bits_of, top_bits
 from ort_qdq_plugin.model.operands import Conversion, Operand, Order
 from ort_qdq_plugin.model.tensors import StoredTensor
+from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements
 from ort_qdq_plugin.packing.layout import Layout, Move
 from ort_qdq_plugin.system.threads import Work
 
-__all__ = ["Progress", "pack"]
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes moved, bytes to move) after each step, on the thread that made it."""
+__all__ = ["pack"]
 
 # Bytes of the scratch that all threads together read into, and the most that one of them gets.
 _SCRATCH_BYTES = 160 << 20

@@ -9,14 +9,14 @@ import onnx
 import pytest
 
 from benchmarks.big_models import write_pair
-from conformance.drawing.weight import Weight
+from conformance.drawing.draft import Draft
 from conformance.patterns.catalogue import PATTERNS
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.cli.demo_model import Decoder
 from ort_qdq_plugin.errors import ModelError, QdqPluginError
 from ort_qdq_plugin.load import export as module
 from ort_qdq_plugin.load.export import export
-from tests.support import CPU, linear, refuse, result, same, save, stock, unquantized
+from tests.support import CPU, external_tensor, refuse, result, same, save, stock, tensor_of, unquantized
 
 VARIANTS = (
     "uint4", "int4", "uint8", "uint2", "uint4-nmajor", "int4-nmajor", "uint4-fp16", "int8", "uint4-nozp", "uint8-nmajor",
@@ -141,8 +141,29 @@ def test_nothing_to_fuse(tmp_path: Path, out: Path) -> None:
     assert not out.exists()
 
 
-def test_progress(tmp_path: Path, out: Path) -> None:
+@pytest.mark.parametrize("external_data", [False, True])
+def test_progress(tmp_path: Path, out: Path, external_data: bool) -> None:
+    """It ends with all bytes that were written: in a file of their own once, where two initializers are the same bytes."""
     seen: list[tuple[int, int]] = []
-    path = str(save(linear(Weight(k=512, n=512)), tmp_path, "file"))
-    export(path, out, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1][0] == seen[-1][1] > 0
+    draft = Draft()
+    for name in ("w", "v"):
+        dequantized = draft.dequantize(name, [256, 256], axis=1, zero="none")
+        if name == "w":
+            transposed = draft.node("Transpose", [dequantized], "t", perm=[1, 0])
+            draft.output(draft.node("MatMul", [draft.input("x", ["m", 256]), transposed], "y"), ["m", 256])
+        else:
+            draft.output(dequantized, [256, 256])
+    path = str(save(draft.model(), tmp_path, "external"))
+    proto = onnx.load(path, load_external_data=False)
+    for first, second in (("w", "v"), ("w_s", "v_s")):
+        entries = tensor_of(proto, first).external_data
+        external_tensor(proto, second, **{entry.key: entry.value for entry in entries})
+    onnx.save(proto, path)
+    export(path, out, external_data=external_data, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] >= max(done for done, _ in seen)
+    written = [tensor.external_data for tensor in onnx.load(out, load_external_data=False).graph.initializer]
+    ranges = [(entries[1].value, int(entries[2].value)) for entries in written if entries]
+    assert len(ranges) == (len(set(ranges)) + 2 if external_data else 0)
+    if external_data:
+        assert seen[-1][0] == sum(nbytes for _, nbytes in set(ranges))
+    assert same(Path(path), out)
