@@ -123,16 +123,19 @@ def model_files(config: Json) -> list[ModelFile]:
     return list(found.values())
 
 
-def rewritten(config: Json, filenames: Mapping[str, str]) -> bytes:
-    """A configuration with other files, old name -> new one. Sessions pre-pack in parallel, unless it says otherwise."""
+def rewritten(config: Json, filenames: Mapping[str, str], entries: Mapping[str, str]) -> bytes:
+    """A configuration with other files, old name -> new one, and with these config entries for all sessions.
+
+    Sessions pre-pack in parallel, unless it says otherwise.
+    """
     changed = json.loads(json.dumps(config))
     for section in _sections(changed["model"]):
         section[_FILENAME] = filenames[section[_FILENAME]]
         if _options_of(section) is not None:
-            section[_SESSION_OPTIONS].setdefault(PARALLEL_KEY, "1")
+            section[_SESSION_OPTIONS] = {PARALLEL_KEY: "1", **section[_SESSION_OPTIONS], **entries}
     decoder = _dict_at(changed, "model", "decoder")
     if decoder is not None:
-        decoder.setdefault(_SESSION_OPTIONS, {_PROVIDERS: []}).setdefault(PARALLEL_KEY, "1")
+        decoder[_SESSION_OPTIONS] = {PARALLEL_KEY: "1", **decoder.get(_SESSION_OPTIONS, {_PROVIDERS: []}), **entries}
     return json.dumps(changed, indent=2).encode()
 
 

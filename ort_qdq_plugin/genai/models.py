@@ -29,7 +29,7 @@ from ort_qdq_plugin.genai.config import Json, ModelFile, model_files, read_confi
 from ort_qdq_plugin.genai.folder import ConfigFolder, new_folder
 from ort_qdq_plugin.load import journey
 from ort_qdq_plugin.load.journal import Journal
-from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.load.through_cache import (
     EntryFolder,
     NotRecordedError,
@@ -315,7 +315,7 @@ def _fused_folder(
         for number, (filename, entry) in enumerate(entries.items()):
             filenames[filename] = os.path.join(_ENTRY.format(number), os.path.basename(entry.model))
             links[_ENTRY.format(number)] = os.path.dirname(entry.model)
-        temporary.fill(folder, rewritten(config, filenames), links)
+        temporary.fill(folder, rewritten(config, filenames, entries_of(options)), links)
         return ModelState(temporary, reports, tuple(entries.values()))
     except BaseException:
         temporary.close()

@@ -76,12 +76,26 @@ def test_rewritten() -> None:
         embedding={"filename": "d.onnx"},
     )
     before = json.dumps(given)
-    made = json.loads(rewritten(given, {"d.onnx": "new/m.onnx", "v.onnx": "old/v.onnx"}))
+    made = json.loads(rewritten(given, {"d.onnx": "new/m.onnx", "v.onnx": "old/v.onnx"}, {}))
     assert json.dumps(given) == before
     assert made["model"]["decoder"] == {"filename": "new/m.onnx", "session_options": {"log_id": "x", PARALLEL_KEY: "1"}}
     assert made["model"]["vision"] == {"filename": "old/v.onnx", "session_options": {PARALLEL_KEY: "0"}}
     assert made["model"]["embedding"] == {"filename": "new/m.onnx"}
     assert made["search"] == given["search"]
+
+
+def test_rewritten_with_entries() -> None:
+    """They are those of all sessions, also of those that have the decoder's."""
+    given = config(
+        decoder={"filename": "d.onnx"},
+        vision={"filename": "v.onnx", "session_options": {ACCURACY_KEY: "2", "log_id": "x"}},
+        embedding={"filename": "e.onnx"},
+    )
+    names = {name: name for name in ("d.onnx", "v.onnx", "e.onnx")}
+    model = json.loads(rewritten(given, names, LEVEL_0))["model"]
+    assert model["decoder"]["session_options"] == {"provider_options": [], PARALLEL_KEY: "1", **LEVEL_0}
+    assert model["vision"]["session_options"] == {"log_id": "x", PARALLEL_KEY: "1", **LEVEL_0}
+    assert model["embedding"] == {"filename": "e.onnx"}
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b"[" * 100_000, b"\xff", b'{"model": {}}'])
