@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from conformance.contracts.contract import (
@@ -199,3 +200,42 @@ def models_may_refer_into_themselves(folder: Path) -> str:
     options = borrowing(**{"any/name": inline})
     expect_equal(result_of(load(sum_of_file("any/name", offset), options)), expected, "from bytes: other values")
     return "by path and from bytes, equal results"
+
+
+def pre_packed_weights_that_are_used_have_been_read(folder: Path) -> str:
+    """Of pre-packed weights in a file, those that a new session uses are in the process: ONNX Runtime has compared them with
+    what it made. Those that it does not know by their name are not, and it keeps what it made (load/sharing.py,
+    `check_shared`)."""
+    k = n = 2048
+    options = options_with({
+        "session.save_external_prepacked_constant_initializers": "1",
+        "session.optimized_model_external_initializers_file_name": "saved.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "0",
+    })  # fmt: skip
+    options.optimized_model_filepath = str(folder / "saved.onnx")
+    load(product_model(k, n, random_operands(k, n)), options)
+    model = onnx.load(folder / "saved.onnx", load_external_data=False)
+    (saved,) = (
+        entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key[:9] == "prepacked"
+    )
+    name, _, blobs = saved.value.partition("|")
+    blob_bytes = sum(int(blob.split(";")[1]) for blob in blobs.split("|"))
+    seen = {}
+    for known in (True, False):
+        saved.value = f"{name if known else 'other'}|{blobs}"
+        path = folder / f"{known}.onnx"
+        onnx.save(model, path)
+        session = load(str(path))
+        seen[known] = _resident(folder / "saved.data")
+        del session
+    expect(seen[True] > blob_bytes * 0.9, f"of {blob_bytes} bytes that are used, {seen[True]} are in the process")
+    expect(seen[False] < blob_bytes * 0.5, f"of {blob_bytes} bytes that are not used, {seen[False]} are in the process")
+    return f"{seen[True]} bytes of the file are in the process, and {seen[False]} if they are not known"
+
+
+def _resident(path: Path) -> int:
+    """How many bytes of a file's mappings are in this process (/proc/self/smaps)."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    starts = [number for number, line in enumerate(lines) if line.endswith(str(path))]
+    sizes = [next(line for line in lines[start:] if line.startswith("Rss:")) for start in starts]
+    return sum(int(size.split()[1]) << 10 for size in sizes)

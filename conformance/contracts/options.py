@@ -2,12 +2,14 @@
 
 import gc
 import os
+import tempfile
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime as ort
 from onnx import helper
 from onnxruntime.capi import _pybind_state as native
@@ -31,6 +33,8 @@ from conformance.contracts.contract import (
     sum_of_file,
 )
 from conformance.drawing.canvas import Canvas
+from conformance.drawing.draft import Draft
+from conformance.drawing.weight import PER_CHANNEL
 
 
 def native_sessions_copy_options(_folder: Path) -> str:
@@ -114,6 +118,40 @@ def empty_entries_count_as_unset(folder: Path) -> str:
     inline = load(sum_model(inline_tensor("w", counted())), options)
     expect_equal(result_of(inline), counted(), "from bytes: wrong values")
     return "models by path and from bytes load"
+
+
+def _fused(options: Any) -> dict[str, int] | None:
+    """The attributes of the product that ONNX Runtime fuses with these options; None if it fuses none."""
+    draft = Draft()
+    dequantized = draft.dequantize("w", [64, 32], axis=1, block=PER_CHANNEL)
+    draft.output(draft.node("MatMul", [draft.input("x", ["rows", 64]), dequantized], "y"), ["rows", 32])
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = os.path.join(folder, "optimized.onnx")
+        load(draft.model().SerializeToString(), options)
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+    found = [{item.name: item.i for item in node.attribute} for node in nodes if node.op_type == "MatMulNBits"]
+    return found[0] if found else None
+
+
+def accuracy_level_and_block_size_have_defaults(_folder: Path) -> str:
+    """ONNX Runtime refuses these entries if they are empty; "4" and "0" mean what it does without them, so that an entry can
+    be put back (ort/keys.py, `entry_to_put_back`)."""
+    defaults = {"session.qdq_matmulnbits_accuracy_level": "4", "session.qdq_matmulnbits_block_size": "0"}
+    for key in defaults:
+        expect_refusal(partial(_fused, options_with({key: ""})), f"{key}: an empty one is taken")
+    plain = _fused(options_with())
+    expect(plain is not None, "nothing is fused")
+    expect(_fused(options_with(defaults)) == plain, "the product is fused otherwise")
+    return f"without entries, and with these: {plain}"
+
+
+def disabled_optimizers_are_separated_by_semicolons(_folder: Path) -> str:
+    """optimization.disable_specified_optimizers has the names of optimizers between semicolons, as they are
+    (load/request.py, `may_fuse`)."""
+    key, name = "optimization.disable_specified_optimizers", "QDQSelectorActionTransformer"
+    for value, fuses in ((name, False), (f"ConstantFolding;{name};", False), (f"a; {name}", True), (f"a,{name}", True)):
+        expect((_fused(options_with({key: value})) is not None) is fuses, f"{value!r}: otherwise")
+    return "as they are, spaces too"
 
 
 def the_folder_entry_takes_the_root_directory(folder: Path) -> str:
