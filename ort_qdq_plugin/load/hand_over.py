@@ -9,11 +9,13 @@ from typing import Any
 
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.prepared import PreparedModel
+from ort_qdq_plugin.model.imports import imported_domains
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.buffers import by_path, keep_until_destroyed, trimming
-from ort_qdq_plugin.ort.copies import private_options
+from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options
+from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.hook import CreateCall
-from ort_qdq_plugin.ort.options_lock import with_entries
+from ort_qdq_plugin.ort.options_lock import reading, with_entries
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -31,7 +33,9 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     journal = Journal(prepared.report.seconds)
     # For get_session_options(): the caller may load other models with them. They are copied before the session is created:
     # copying begins a profile, whose name is that of one that begins within the same second.
-    reported_options = private_options(hook.constructor_arguments(session)[1])
+    session_options = hook.constructor_arguments(session)[1]
+    with reading(session_options):
+        reported_options = private_options(session_options)
     memory_before = None
     if prepared.report.shared_bytes:
         with fork_lock:
@@ -59,14 +63,25 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
 
 
 def create_stock_with(session: Any, entries: Mapping[str, str], call: CreateCall) -> None:
-    """Create the native session of an InferenceSession as ONNX Runtime does, but with these config entries."""
+    """Create the native session of an InferenceSession as ONNX Runtime does, but with these config entries.
+
+    It gets a copy of the caller's options if that lacks nothing, and else, for a while, the options themselves have them.
+    """
     model, session_options = hook.constructor_arguments(session)
-    reported_options = private_options(session_options)
     create = functools.partial(hook.create_stock, session, call)
-    if session_options is None:
-        with hook.substituted(session, model, private_options(None, entries)):
-            create()
+    with reading(session_options):
+        reported_options = private_options(session_options)
+        lacks = session_options is not None and _copy_may_lack_something(session_options, model)
+        options = session_options if lacks else private_options(session_options, entries)
+    if lacks:
+        with_entries(options, entries, create)
     else:
-        # Not with a copy: that could lack the library that has the model's operators.
-        with_entries(session_options, entries, create)
+        with hook.substituted(session, model, options):
+            create()
     hook.set_reported_options(session, reported_options)
+
+
+def _copy_may_lack_something(session_options: Any, model: str | bytes) -> bool:
+    # Whether options have a library of operators cannot be seen; but a model needs none whose domain it does not import.
+    domains = imported_domains(model)
+    return domains is None or EXTENSIONS_DOMAIN in domains or copy_loses_something(session_options, foreign_domains(domains))

@@ -31,7 +31,6 @@ from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import CreateCall
-from ort_qdq_plugin.ort.keys import config_entry
 from ort_qdq_plugin.ort.options_lock import reading
 from ort_qdq_plugin.ort.providers import check_providers, provider_names
 from ort_qdq_plugin.report import Report, StockReason
@@ -75,8 +74,7 @@ def _create_stock(session: Any, state: SessionState, call: CreateCall) -> None:
     session_options = hook.constructor_arguments(session)[1]
     # Without DequantizeLinear it has nothing to fuse.
     fuses = state.report.stock_reason is not StockReason.NOT_QUANTIZED
-    given = entries_of(state.options) if fuses else {}
-    entries = {key: value for key, value in given.items() if config_entry(session_options, key) != value}
+    entries = entries_of(state.options) if fuses else {}
     if entries:
         with fork_lock:
             from ort_qdq_plugin.load.hand_over import create_stock_with

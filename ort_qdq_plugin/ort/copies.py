@@ -16,7 +16,7 @@ from onnxruntime.capi import _pybind_state as _native
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.model.encoding import small_model
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
-from ort_qdq_plugin.ort.keys import options_are_in_models
+from ort_qdq_plugin.ort.keys import config_entry, options_are_in_models
 from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -56,7 +56,8 @@ def private_options(session_options: Any | None, entries: Mapping[str, str] = Ma
             with suppress(OSError):
                 os.unlink(session.end_profiling())
     for key, value in entries.items():
-        copy.add_session_config_entry(key, value)
+        if config_entry(copy, key) != value:
+            copy.add_session_config_entry(key, value)
     return copy
 
 

@@ -11,17 +11,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_CHANNEL, Weight
-from ort_qdq_plugin import Options, StockReason, create_session, warm
-from ort_qdq_plugin.load import hand_over, request
-from ort_qdq_plugin.ort import hook
+from ort_qdq_plugin import Options, create_session, warm
 from ort_qdq_plugin.ort.keys import config_entry
 from tests.support import (
     CPU,
     Form,
     added_provider,
-    floating,
     linear,
     made_report,
     quiet,
@@ -131,74 +127,6 @@ def test_accuracy_level_and_block_size(tmp_path: Path) -> None:
     assert level_of(options, Options(accuracy_level=0, block_size=64), tmp_path) == (0, 64)
     options.add_session_config_entry(BLOCK_SIZE_KEY, "-1")
     assert level_of(options, None, tmp_path) == (1, 256)
-
-
-def half_fused() -> onnx.ModelProto:
-    """Two products: this package fuses one of them, and ONNX Runtime, which folds the Clip, the other one too."""
-    draft = Draft("half fused")
-    hidden = draft.node("MatMul", [draft.input("x", ["m", 128]), draft.weight(Weight(n=128, block=PER_CHANNEL))])
-    draft.quantized("v", "int8", [128, 64])
-    for name, value in (("low", -90), ("high", 90)):
-        draft.constant(onnx.numpy_helper.from_array(np.array(value, np.int8), name))
-    clipped = draft.node("Clip", ["v", "low", "high"])
-    dequantized = draft.node("DequantizeLinear", [clipped, draft.floats("s", [64])], axis=1)
-    draft.output(draft.node("MatMul", [hidden, dequantized], "y"), ["m", 64])
-    return draft.model()
-
-
-@pytest.mark.parametrize("ours", [{"accuracy_level": 0}, {"accuracy_level": 1, "block_size": 64}, {"block_size": 128}])
-@pytest.mark.parametrize("route", ["borrowed", "by path", "stock", "made", "used", "shared", "failed"])
-@pytest.mark.parametrize("has_options", [True, False])
-def test_the_options_hold_for_what_onnx_runtime_fuses(
-    tmp_path: Path, route: str, ours: dict[str, Any], has_options: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stored = save(half_fused(), tmp_path, "external")
-    wanted = with_entries({ACCURACY_KEY: str(ours.get("accuracy_level", 4)), BLOCK_SIZE_KEY: str(ours.get("block_size", 0))})
-    cache: dict[str, Any] = {"cache_dir": tmp_path / "cache"} if route in ("made", "used", "shared") else {}
-    given = Options(**ours, **cache, share_weights=route == "shared")
-    session_options = added_provider() if route == "by path" else quiet() if has_options else None
-    if route == "failed":
-        monkeypatch.setattr(hand_over, "hand_over", lambda *_: 1 / 0)
-    elif route == "stock":
-        monkeypatch.setattr(request.LoadRequest, "may_fuse", False)
-    elif route == "used":
-        create_session(stored, session_options, options=given)
-    before = {} if session_options is None else described(session_options)
-    session = create_session(stored, session_options, CPU, options=given)
-    report = made_report(session)
-    assert route in (report.route, report.cache) or (route == "failed" and report.stock_reason is StockReason.ERROR)
-    np.testing.assert_array_equal(result(session), result(ort.InferenceSession(stored, wanted, CPU)))
-    session.set_providers(CPU)
-    np.testing.assert_array_equal(result(session), result(ort.InferenceSession(stored, wanted, CPU)))
-    for options in filter(None, (session_options, session.get_session_options())):
-        assert described(options) == (before or described(quiet()))
-        # What is loaded with them next has none of ours.
-        np.testing.assert_array_equal(result(ort.InferenceSession(stored, options, CPU)), result(stock(stored)))
-
-
-def described(options: ort.SessionOptions) -> dict[str, str]:
-    """What ONNX Runtime makes of these entries."""
-    defaults = {ACCURACY_KEY: "4", BLOCK_SIZE_KEY: "0", FOLDER_KEY: "", DIRECT_KEY: "", PARALLEL_KEY: ""}
-    return {key: config_entry(options, key) or default for key, default in defaults.items()}
-
-
-def test_an_interrupt_does_not_lose_the_callers_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        assert config_entry(options, ACCURACY_KEY) == "0"
-        raise KeyboardInterrupt
-
-    options = with_entries({ACCURACY_KEY: "2"})
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    monkeypatch.setattr(hook, "_stock_method", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        create_session(save(half_fused(), tmp_path, "bytes"), options, CPU, options=Options(accuracy_level=0))
-    assert config_entry(options, ACCURACY_KEY) == "2"
-
-
-def test_models_that_are_not_quantized_leave_the_options_alone(tmp_path: Path) -> None:
-    options = quiet()
-    create_session(save(floating(), tmp_path, "bytes"), options, CPU, options=Options(accuracy_level=0))
-    assert config_entry(options, ACCURACY_KEY) is None
 
 
 @pytest.mark.parametrize(
