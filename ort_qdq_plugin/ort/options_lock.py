@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ort_qdq_plugin.ort.keys import entry_to_put_back
+from ort_qdq_plugin.ort.keys import config_entry, entry_to_put_back
 from ort_qdq_plugin.system.forks import in_forked_child
 from ort_qdq_plugin.system.threads import Work
 
@@ -122,8 +122,10 @@ def with_entries(session_options: Any, entries: Mapping[str, str], action: Calla
         try:
             _enter(session_options, hold)
             for key, value in entries.items():
-                hold.before[key] = entry_to_put_back(session_options, key)
-                session_options.add_session_config_entry(key, value)
+                # ONNX Runtime warns of each entry that is set anew, also if it stays the same.
+                if config_entry(session_options, key) != value:
+                    hold.before[key] = entry_to_put_back(session_options, key)
+                    session_options.add_session_config_entry(key, value)
             return action()
         finally:
             _undo(session_options, hold)

@@ -55,6 +55,22 @@ def test_entries_are_there_for_a_while() -> None:
     assert (change(options), read(options)) == ("meanwhile", "before")
 
 
+def test_an_entry_that_stays_the_same_is_not_set() -> None:
+    """ONNX Runtime would warn that it is overwritten."""
+
+    class Recorded(ort.SessionOptions):  # type: ignore[misc]  # onnxruntime is untyped
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            was_set.append((key, value))
+            super().add_session_config_entry(key, value)
+
+    options, was_set = Recorded(), list[tuple[str, str]]()
+    options.add_session_config_entry(KEY, "meanwhile")
+    was_set.clear()
+    assert (change(options), read(options), was_set) == ("meanwhile", "meanwhile", [])
+    with_entries(options, {KEY: "meanwhile", "other": "value"}, lambda: None)
+    assert was_set == [("other", "value"), ("other", "")]
+
+
 def test_many_read_and_nobody_changes_meanwhile() -> None:
     options = ort.SessionOptions()
     with reading(options):

@@ -12,6 +12,7 @@ import pytest
 from onnxruntime import InferenceSession
 
 from ort_qdq_plugin import create_session, report_of
+from ort_qdq_plugin.ort.keys import ACCURACY_KEY
 from tests.support import CPU
 from tests.surface import configuring, loading, running, telling
 from tests.surface.differences import DIFFERENCES
@@ -22,7 +23,7 @@ from tests.surface.sides import FOLDER_KEY, PARALLEL_KEY, WAYS, Program, Side, W
 # Importing them enters their programs into PROBES.
 PROGRAMS = (configuring, loading, running, telling)
 # What ONNX Runtime warns of where entries of the caller's options are changed during the call, and put back.
-CHANGED_ENTRIES = [f"AddConfigEntry] Config with key [{key}]" for key in (FOLDER_KEY, PARALLEL_KEY)]
+CHANGED_ENTRIES = [f"AddConfigEntry] Config with key [{key}]" for key in (ACCURACY_KEY, FOLDER_KEY, PARALLEL_KEY)]
 
 
 def both(folder: Path, model: str, way: Way) -> tuple[Side, Side]:
