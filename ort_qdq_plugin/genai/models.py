@@ -315,7 +315,7 @@ def _fused_folder(
         for number, (filename, entry) in enumerate(entries.items()):
             filenames[filename] = os.path.join(_ENTRY.format(number), os.path.basename(entry.model))
             links[_ENTRY.format(number)] = os.path.dirname(entry.model)
-        temporary.fill(folder, rewritten(config, filenames, entries_of(options)), links)
+        temporary.fill(folder, rewritten(config, filenames, entries_of(options, None)), links)
         return ModelState(temporary, reports, tuple(entries.values()))
     except BaseException:
         temporary.close()

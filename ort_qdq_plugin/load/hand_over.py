@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ort_qdq_plugin.ort.buffers import by_path, keep_until_destroyed, trimming
 from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.hook import CreateCall
+from ort_qdq_plugin.ort.keys import options_are_in_models
 from ort_qdq_plugin.ort.options_lock import reading, with_entries
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.forks import fork_lock
@@ -65,19 +67,23 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
 def create_stock_with(session: Any, entries: Mapping[str, str], call: CreateCall) -> None:
     """Create the native session of an InferenceSession as ONNX Runtime does, but with these config entries.
 
-    It gets a copy of the caller's options if that lacks nothing, and else, for a while, the options themselves have them.
+    It gets a copy of the caller's options if that lacks nothing. Else the options themselves have the entries for a while.
     """
     model, session_options = hook.constructor_arguments(session)
     create = functools.partial(hook.create_stock, session, call)
-    with reading(session_options):
+    copy = reported_options = None
+    # Some options forbid that anything is loaded with them, for which ONNX Runtime has an error.
+    with suppress(Exception), reading(session_options):
         reported_options = private_options(session_options)
-        lacks = session_options is not None and _copy_may_lack_something(session_options, model)
-        options = session_options if lacks else private_options(session_options, entries)
-    if lacks:
-        with_entries(options, entries, create)
+        if session_options is None or not _copy_may_lack_something(session_options, model):
+            copy = private_options(session_options, entries)
+    if copy is None:
+        with_entries(session_options, entries, create)
     else:
-        with hook.substituted(session, model, options):
+        with hook.substituted(session, model, copy):
             create()
+    if reported_options is None or options_are_in_models():
+        reported_options = hook.native_session(session).session_options
     hook.set_reported_options(session, reported_options)
 
 

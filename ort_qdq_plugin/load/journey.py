@@ -74,7 +74,7 @@ def _create_stock(session: Any, state: SessionState, call: CreateCall) -> None:
     session_options = hook.constructor_arguments(session)[1]
     # Without DequantizeLinear it has nothing to fuse.
     fuses = state.report.stock_reason is not StockReason.NOT_QUANTIZED
-    entries = entries_of(state.options) if fuses else {}
+    entries = entries_of(state.options, session_options) if fuses else {}
     if entries:
         with fork_lock:
             from ort_qdq_plugin.load.hand_over import create_stock_with

@@ -55,18 +55,15 @@ class LoadRequest(NamedTuple):
     @property
     def entries(self) -> dict[str, str]:
         """Config entries that the session's options get, by key."""
-        return entries_of(self.options)
+        return entries_of(self.options, self.session_options)
 
     def _setting(self, ours: int | None, key: str, default: int, allows: Callable[[int], bool]) -> int:
         if ours is not None:
             return ours
         text = config_entry(self.session_options, key)
-        if text is None:
-            return default
-        with suppress(ValueError):
-            # Python reads more as a number than ONNX Runtime does.
-            if allows(value := int(text)) and text == str(value):
-                return value
+        value = default if text is None else _number(text, allows)
+        if value is not None:
+            return value
         raise ModelError(f"session option {key} is {text!r}")
 
     @property
@@ -95,7 +92,24 @@ class LoadRequest(NamedTuple):
         return intra_op if intra_op > 0 else host.available_processors()
 
 
-def entries_of(options: Options) -> dict[str, str]:
-    """Config entries that a session gets by these options, for the products that ONNX Runtime fuses."""
-    values = {ACCURACY_KEY: options.accuracy_level, BLOCK_SIZE_KEY: options.block_size}
-    return {key: str(value) for key, value in values.items() if value is not None}
+def entries_of(options: Options, session_options: Any | None) -> dict[str, str]:
+    """Config entries that a session gets by these options, for the products that ONNX Runtime fuses.
+
+    What it refuses in the session's own options is left there, for it to refuse.
+    """
+    values = {ACCURACY_KEY: (options.accuracy_level, is_accuracy_level), BLOCK_SIZE_KEY: (options.block_size, is_block_size)}
+    entries = {}
+    for key, (value, allows) in values.items():
+        given = config_entry(session_options, key)
+        if value is not None and (given is None or _number(given, allows) is not None):
+            entries[key] = str(value)
+    return entries
+
+
+def _number(text: str, allows: Callable[[int], bool]) -> int | None:
+    """The number that an entry is, if ONNX Runtime takes it."""
+    with suppress(ValueError):
+        # Python reads more as a number than ONNX Runtime does.
+        if allows(value := int(text)) and text == str(value):
+            return value
+    return None

@@ -14,7 +14,8 @@ import pytest
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_CHANNEL, Weight
 from ort_qdq_plugin import Options, StockReason, create_session
-from ort_qdq_plugin.load import hand_over, request
+from ort_qdq_plugin.load import hand_over
+from ort_qdq_plugin.load import request as load_request
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.keys import config_entry
 from tests.support import (
@@ -64,7 +65,7 @@ def test_the_options_hold_for_what_onnx_runtime_fuses(
     if route == "failed":
         monkeypatch.setattr(hand_over, "hand_over", lambda *_: 1 / 0)
     elif route == "stock":
-        monkeypatch.setattr(request.LoadRequest, "may_fuse", False)
+        monkeypatch.setattr(load_request.LoadRequest, "may_fuse", False)
     elif route == "used":
         create_session(stored, session_options, options=given)
     before = {} if session_options is None else described(session_options)
@@ -89,7 +90,7 @@ def described(options: ort.SessionOptions) -> dict[str, str]:
 @pytest.fixture
 def not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are left to ONNX Runtime."""
-    monkeypatch.setattr(request.LoadRequest, "may_fuse", False)
+    monkeypatch.setattr(load_request.LoadRequest, "may_fuse", False)
 
 
 def test_an_interrupt_does_not_lose_the_callers_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +153,34 @@ def test_threads_share_options_that_change_for_a_while(tmp_path: Path, make: Cal
     with ThreadPoolExecutor(6) as executor:
         assert all(executor.map(load, range(48)))
     assert config_entry(options, ACCURACY_KEY) == "2"
+
+
+@pytest.mark.parametrize("value", ["9", "x", "", " 1"])
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("make", [quiet, added_provider])
+def test_what_onnx_runtime_refuses_is_refused(
+    value: str, is_fused: bool, make: Callable[[], ort.SessionOptions], request: pytest.FixtureRequest
+) -> None:
+    if not is_fused:
+        request.getfixturevalue("not_fused")
+    options, model = make(), half_fused().SerializeToString()
+    options.add_session_config_entry(ACCURACY_KEY, value)
+    errors = []
+    for create in (ort.InferenceSession, partial(create_session, options=Options(accuracy_level=0))):
+        with pytest.raises(Exception, match=r".") as raised:
+            create(model, options, CPU)
+        errors.append((raised.type, str(raised.value)))
+    assert errors[0] == errors[1]
+    assert config_entry(options, ACCURACY_KEY) == value
+
+
+def test_options_with_which_nothing_is_loaded(tmp_path: Path) -> None:
+    """ONNX Runtime says why."""
+    options = quiet()
+    options.set_load_cancellation_flag(True)
+    for create in (stock, partial(create_session, providers=CPU, options=Options(accuracy_level=0))):
+        with pytest.raises(Exception, match="MODEL_LOAD_CANCELED"):
+            create(save(half_fused(), tmp_path, "bytes"), options)
 
 
 def test_models_that_are_not_quantized_leave_the_options_alone(tmp_path: Path) -> None:

@@ -84,6 +84,10 @@ def test_entries_are_those_that_this_package_was_asked_for() -> None:
     assert asked(entries).entries == asked({}).entries == {}
     assert asked(entries, accuracy_level=0).entries == {KEYS["accuracy_level"]: "0"}
     assert asked({}, accuracy_level=1, block_size=-1).entries == {KEYS["accuracy_level"]: "1", KEYS["block_size"]: "-1"}
+    for value in ("9", "", "x", " 2"):
+        # ONNX Runtime refuses it, and is to say so.
+        refused = asked({KEYS["accuracy_level"]: value}, accuracy_level=1, block_size=64)
+        assert refused.entries == {KEYS["block_size"]: "64"}
 
 
 def test_one_thread_where_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
