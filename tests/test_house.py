@@ -59,6 +59,7 @@ TESTED_ELSEWHERE = {
     "cache/inventory.py": "cli/test_cache.py",
     "genai/calls.py": "genai/test_config.py",  # what can be told without onnxruntime-genai, and the rest with it
     "fusion/kind.py": "fusion/test_match.py",  # declarations alone: what matching says of a site, and asks of a fusion
+    "fusion/quantized.py": "fusion/test_integer_kernels.py",  # which asks it all that it can be asked
     "ort/prepacked.py": "cache/test_prepack.py",
     "system/environment.py": "switch/test_startup.py",
     "system/platform.py": "system/test_files.py",  # the names under which all modules know what these tests test

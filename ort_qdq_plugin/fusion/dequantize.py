@@ -75,6 +75,11 @@ class Dequantized(NamedTuple):
         return ELEMENTS[self.weight.data_type].bits
 
     @property
+    def has_blocks(self) -> bool:
+        """Whether there are several blocks along the axis. ONNX Runtime's integer kernels would take each for a column."""
+        return self.axis is not None and 0 < self.block < self.weight.shape[self.axis]
+
+    @property
     def view(self) -> View:
         """The dequantized tensor as it is stored."""
         return view_of(self.weight.shape, self.output_type)

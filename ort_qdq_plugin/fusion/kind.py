@@ -26,6 +26,8 @@ class FusionSettings(NamedTuple):
     # pads K least, as in ``session.qdq_matmulnbits_block_size``.
     block_size: int
     accuracy_level: int  # MatMulNBits' attribute, 0 to 4
+    # Whether ONNX Runtime's integer kernels take int8 activations, as by ``session.qdqisint8allowed``.
+    int8_activations: bool = False
 
 
 class Site(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, has_constant_weight, is_dequantize, read_dequantize
+from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
@@ -27,8 +28,10 @@ _KINDS: dict[str, Fuse] = {
     for kind in dict.fromkeys(row.fused_by for row in OPERATORS if row.fused_by)
 }
 
-# ONNX Runtime's integer kernels take the weight as it is, and it removes what nothing reads.
-_NEVER_RUN = (Reason.INTEGER_KERNEL, Reason.UNUSED)
+# Any other reason says more of a weight, and of these a later one.
+_SAYS_LITTLE = (None, Reason.FOLDED, Reason.INTEGER_KERNEL, Reason.GRAPH_OUTPUT)
+# Vectors are biases and scales of norms, which cost nothing beside the weights.
+_WEIGHT_RANK = 2
 _MAX_BYTES = 2**63 - 1  # reported of a size that no tensor can have
 
 
@@ -47,7 +50,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     """
     fusions: list[Fusion] = []
     unfused: list[UnfusedWeight] = []
-    context = _Context(locate, settings, Centred())
+    context = _Context(locate, settings, Centred(), IntegerKernels(locate, settings.int8_activations))
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):
             if not is_dequantize(node) or not has_constant_weight(inner, node):
@@ -55,7 +58,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
             decision = _WeightMatch(inner, index, context)
             fusions += decision.fusions
             if decision.reason is not None:
-                unfused.append(_unfused(inner, node, decision.reason))
+                unfused += _unfused(inner, node, decision.reason, len(decision.computed_for))
     return Matches(tuple(fusions), tuple(unfused))
 
 
@@ -65,6 +68,7 @@ class _Context(NamedTuple):
     locate: Locate
     settings: FusionSettings
     is_centred: Centred
+    integer_kernels: IntegerKernels
 
 
 class _Use(NamedTuple):
@@ -73,6 +77,7 @@ class _Use(NamedTuple):
     view: View
     node_ref: NodeRef
     name: str
+    first: NodeRef  # the reader of the weight itself through which it does
 
 
 class _WeightMatch:
@@ -81,6 +86,8 @@ class _WeightMatch:
     def __init__(self, scope: Scope, index: int, context: _Context) -> None:
         self.fusions: list[Fusion] = []
         self.reason: Reason | None = None
+        # The readers for which it is computed. ONNX Runtime computes it for each of them, and for the graph's output (None).
+        self.computed_for: set[NodeRef | None] = set()
         self._context = context
         node = scope.nodes[index]
         output = node.output[0] if node.output else ""
@@ -89,28 +96,41 @@ class _WeightMatch:
             dequantized = read_dequantize(scope, node, context.locate, context.is_centred)
             _check((scope, index))
         except NotFusable as refusal:
-            self.reason = refusal.reason
+            for node_ref in [None] * scope.is_output(output) + [*scope.uses(output)] or [None]:
+                self._leave(node_ref, refusal.reason, node_ref)
             return
         if scope.is_output(output):
-            self.reason = Reason.GRAPH_OUTPUT
+            self._leave(None, Reason.GRAPH_OUTPUT, None)
         # Through all views of the weight, to all that read it or one of them.
         waiting = _readers(dequantized.view, scope, output)
         while waiting:
             use = waiting.pop()
             scope, index = use.node_ref
             try:
+                spared = context.integer_kernels.reason(use.node_ref)
+                if spared is not None and not dequantized.has_blocks:
+                    raise NotFusable(spared)
                 after = self._view_after(use)
                 if after is None:
                     self.fusions.append(self._fused(dequantized, use))
                     continue
                 output = scope.nodes[index].output[0]
-                waiting += _readers(after, scope, output)
-                if scope.is_output(output):
-                    raise NotFusable(Reason.GRAPH_OUTPUT)
+                waiting += _readers(after, scope, output, use.first)
+                if scope.is_output(output) or not scope.uses(output):
+                    raise NotFusable(Reason.GRAPH_OUTPUT if scope.is_output(output) else Reason.UNUSED)
             except NotFusable as refusal:
-                self.reason = refusal.reason if self.reason in (None, Reason.GRAPH_OUTPUT) else self.reason
+                self._leave(use.node_ref, refusal.reason, use.first)
         if self.reason is None and not self.fusions:
-            self.reason = Reason.UNUSED
+            self._leave(None, Reason.UNUSED, None)
+
+    def _leave(self, node_ref: NodeRef | None, reason: Reason, first: NodeRef | None) -> None:
+        """Leave the DequantizeLinear to a node that reads it. Of several reasons the one that says most is kept."""
+        spared = None if node_ref is None else self._context.integer_kernels.reason(node_ref)
+        if spared is None:
+            self.computed_for.add(first)
+        reason = spared or reason
+        if self.reason in _SAYS_LITTLE and reason not in _SAYS_LITTLE[: _SAYS_LITTLE.index(self.reason)]:
+            self.reason = reason
 
     def _view_after(self, use: _Use) -> View | None:
         """What a node that is a view of the weight itself makes of it; None for other nodes."""
@@ -148,18 +168,22 @@ def _check(node_ref: NodeRef) -> None:
         raise NotFusable(Reason.OPSET)
 
 
-def _readers(view: View, scope: Scope, name: str) -> list[_Use]:
-    """The readers of a value, the first one last."""
-    return [_Use(view, node_ref, name) for node_ref in reversed(dict.fromkeys(scope.uses(name)))]
+def _readers(view: View, scope: Scope, name: str, first: NodeRef | None = None) -> list[_Use]:
+    """The readers of a value, the first one last. `first`: the node through which they read it, if there is one."""
+    uses = reversed(dict.fromkeys(scope.uses(name)))
+    return [_Use(view, node_ref, name, first or node_ref) for node_ref in uses]
 
 
-def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> UnfusedWeight:
+def _unfused(scope: Scope, node: NodeProto, reason: Reason, times: int) -> list[UnfusedWeight]:
+    """What the report says of a DequantizeLinear that is computed so many times; nothing where it is of a vector."""
     operands = [scope.constant(name) for name in node.input[:3]]
     weight, scales = operands[0], operands[1]
+    if weight is not None and len(weight.dims) < _WEIGHT_RANK:
+        return []
     has_shape = weight is not None and len(weight.dims) <= MAX_RANK and min(weight.dims, default=0) >= 0
     shape = tuple(weight.dims) if weight is not None and has_shape else (0,)
     element_bytes = 4 if scales is None or scales.data_type == FLOAT else 2
-    return UnfusedWeight(
+    entry = UnfusedWeight(
         dequantize=text(node.name or node.output[0]),
         weight=text(node.input[0]),
         reason=reason,
@@ -167,8 +191,9 @@ def _unfused(scope: Scope, node: NodeProto, reason: Reason) -> UnfusedWeight:
         bits=bits_of(weight.data_type) if weight is not None and weight.data_type in ELEMENTS else 0,
         block_size=int_attribute(node, "block_size"),
         stored_bytes=min(sum(_stored_bytes(operand) for operand in operands if operand is not None), _MAX_BYTES),
-        bytes_per_run=0 if reason in _NEVER_RUN else min(math.prod(shape) * element_bytes, _MAX_BYTES),
+        bytes_per_run=min(math.prod(shape) * element_bytes * times, _MAX_BYTES),
     )
+    return [entry]
 
 
 def _stored_bytes(tensor: TensorProto) -> int:

@@ -12,12 +12,12 @@ import numpy as np
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.bias import Addend, Bias, check_bias, following_bias, own_bias
-from ort_qdq_plugin.fusion.dequantize import Dequantized, QuantizedMatrix, is_dequantize
+from ort_qdq_plugin.fusion.dequantize import Dequantized, QuantizedMatrix
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, kernel_type, operands_of, shortened_block
 from ort_qdq_plugin.fusion.view import View
-from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, INT8, UINT8
+from ort_qdq_plugin.model.elements import FLOAT, FLOAT16
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, attributes, made_tensor
 from ort_qdq_plugin.model.operands import Operands
@@ -133,8 +133,6 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     if matrix.block >= matrix.k:
         # A scale for each column, however long the block is.
         matrix = matrix._replace(block=shortened_block(matrix))
-    if matrix.bits == 8 and not matrix.block and _is_from_bytes(scope, product.activation):
-        raise NotFusable(Reason.INTEGER_KERNEL)
     computed_in, casts_from = kernel_type(view.data_type, matrix.scales.data_type)
     check_bias(scope, node, product.weight_on_left, matrix.n, locate)
     block_size = block_size_for(matrix, settings.block_size)
@@ -208,13 +206,3 @@ def _outer_nodes(scope: Scope, product: _Product, weight_rank: int) -> OuterNode
     # A vector is a row on the left and a column on the right: x and W x have the same axes whichever side x is on.
     swap = (*range(rank - 2), rank - 1, rank - 2) if rank >= 2 else None
     return OuterNodes(swap if swaps else None, swap if swaps_result else None, max(0, weight_rank - max(rank, 2)))
-
-
-def _is_from_bytes(scope: Scope, name: str) -> bool:
-    """Whether the value is dequantized from 8-bit integers, which ONNX Runtime multiplies as such."""
-    found = scope.producer(name)
-    if found is None or not is_dequantize(found[2]):
-        return False
-    where, _, node = found
-    zero_point = where.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    return zero_point is None or zero_point.data_type in (UINT8, INT8)

@@ -48,7 +48,8 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
     with journal.stage("match"), readable():
         scope, matches = model_scope(parsed.proto), Matches()
         if request.may_fuse:
-            matches = match(scope, parsed.locate, FusionSettings(request.block_size, request.accuracy_level))
+            settings = FusionSettings(request.block_size, request.accuracy_level, request.int8_activations)
+            matches = match(scope, parsed.locate, settings)
     with journal.stage("plan"):
         groups = [tuple(fusion.operands.values()) for fusion in matches.fusions]
         operands = {operand.key: operand for group in groups for operand in group}.values()

@@ -10,7 +10,7 @@ import onnxruntime
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.options import Options, is_accuracy_level, is_block_size
-from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, DISABLED_KEY, NO_QDQ_KEY, config_entry
+from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, DISABLED_KEY, INT8_KEY, NO_QDQ_KEY, config_entry
 from ort_qdq_plugin.system.platform import host
 
 __all__ = ["LoadRequest", "entries_of"]
@@ -56,6 +56,11 @@ class LoadRequest(NamedTuple):
     def entries(self) -> dict[str, str]:
         """Config entries that the session's options get, by key."""
         return entries_of(self.options, self.session_options)
+
+    @property
+    def int8_activations(self) -> bool:
+        """Whether ONNX Runtime's integer kernels take int8 activations: by default they do on ARM."""
+        return (config_entry(self.session_options, INT8_KEY) or str(int(host.is_arm()))) == "1"
 
     def _setting(self, ours: int | None, key: str, default: int, allows: Callable[[int], bool]) -> int:
         if ours is not None:

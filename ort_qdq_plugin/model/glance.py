@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.model.elements import ELEMENTS, INT8, UINT8, WEIGHT_TYPES
+from ort_qdq_plugin.model.elements import CODES, ELEMENTS, FLOAT, INT8, UINT8, WEIGHT_TYPES
 from ort_qdq_plugin.model.operators import OPERATORS
 from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.wire import LENGTH, VARINT, Field, WireReader
@@ -19,7 +19,7 @@ from ort_qdq_plugin.model.wire import LENGTH, VARINT, Field, WireReader
 __all__ = ["is_quantized_throughout"]
 
 _GRAPH, _FUNCTION = 7 << 3 | LENGTH, 25 << 3 | LENGTH
-_NODE, _INITIALIZER = 1 << 3 | LENGTH, 5 << 3 | LENGTH
+_NODE, _INITIALIZER, _GRAPH_OUTPUT = 1 << 3 | LENGTH, 5 << 3 | LENGTH, 12 << 3 | LENGTH
 _INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = (number << 3 | LENGTH for number in (1, 2, 4, 5, 7))
 _DATA_TYPE, _TENSOR_NAME = 2 << 3 | VARINT, 8 << 3 | LENGTH
 
@@ -31,6 +31,10 @@ _PRODUCTS = {row.op_type.encode() for row in OPERATORS if row.fused_by == "matmu
 _SHORTEST_READER = min(map(len, _READERS))
 _DEQUANTIZE_DOMAINS = {row.domain.encode() for row in OPERATORS if row.role == "dequantize"} | {b"ai.onnx"}
 _QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from DequantizeLinear
+# What an attribute that is a factor of 1 contains, as field `f`, whatever it is called.
+_FACTORS, _ONE = (b"alpha", b"beta"), b"\x15\x00\x00\x80\x3f"
+# What stands behind a product without changing which integer kernel takes it, it seems; only matching can tell.
+_UNSURE = _VIEWS | {b"Add", b"Clip", b"MaxPool", b"Relu", b"Slice"}
 
 
 def is_quantized_throughout(data: bytes) -> bool:
@@ -55,6 +59,14 @@ class _Node(NamedTuple):
     op_type: bytes
     inputs: list[bytes]
     outputs: list[bytes]
+    is_scaled: bool = False  # by a factor other than 1
+
+
+class _Graph(NamedTuple):
+    types: dict[bytes, int]  # of the initializers
+    outputs: set[bytes]
+    producers: dict[bytes, _Node]
+    readers: dict[bytes, list[_Node]]  # once for each input that reads
 
 
 def _is_quantized_throughout(data: bytes) -> bool:
@@ -68,30 +80,82 @@ def _is_quantized_throughout(data: bytes) -> bool:
         return False
     nodes = [_node(data, reader, field) for field in parts if field[1] == _NODE]
     computed = {name for node in nodes if node.op_type != b"Constant" for name in node.outputs}
-    # What DequantizeLinear makes of 8-bit integers, and all that it makes.
-    from_bytes: set[bytes] = set()
+    # All that DequantizeLinear makes.
     dequantized: set[bytes] = set()
     for node in nodes:
         if node.op_type == b"DequantizeLinear":
             if node.inputs[0] not in types and node.inputs[0] not in computed:
                 return False  # a Constant node's value, of which nothing is known here
             dequantized.update(node.outputs)
-            zero_point = node.inputs[2] if len(node.inputs) > 2 else b""
-            if not zero_point or types.get(zero_point) in (UINT8, INT8):
-                from_bytes.update(node.outputs)
     views = [node for node in nodes if node.op_type in _VIEWS]
     while any(not dequantized.isdisjoint(view.inputs) and not dequantized.issuperset(view.outputs) for view in views):
         for view in views:
             if not dequantized.isdisjoint(view.inputs):
                 dequantized.update(view.outputs)
     readers = [node for node in nodes if node.op_type in _READERS and not dequantized.isdisjoint(node.inputs)]
-    return all(node.op_type in _PRODUCTS and from_bytes.issuperset(node.inputs[:2]) for node in readers)
+    if any(node.op_type not in _PRODUCTS for node in readers):
+        return False
+    outputs = {_name_of(data, reader, field) for field in parts if field[1] == _GRAPH_OUTPUT}
+    graph = _Graph(types, outputs, {name: node for node in nodes for name in node.outputs}, {})
+    for node in nodes:
+        for name in node.inputs:
+            graph.readers.setdefault(name, []).append(node)
+    return all(_is_computed_on_integers(graph, node) for node in readers)
+
+
+def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
+    """Whether an integer kernel takes a product beyond doubt (`fusion.integer_kernels`)."""
+    sources = [graph.producers.get(name) for name in product.inputs]
+    left, right = (_dequantized_type(graph, source) for source in sources[:2])
+    if left not in (UINT8, INT8) or right not in (UINT8, INT8) or product.is_scaled or b"" in product.inputs:
+        return False
+    if left == INT8 and (right != INT8 or not _is_alone(graph, _producer(graph, sources[0]))):
+        return False
+    if len(sources) > 2 and _dequantized_type(graph, sources[2]) != CODES["int32"]:
+        return False
+    readers = graph.readers.get(product.outputs[0], [])
+    if any(node.op_type in _UNSURE for node in readers):
+        return False
+    quantizing = [node for node in readers if node.op_type == b"QuantizeLinear"]
+    if not quantizing:
+        return True
+    is_alone = left == UINT8 or _is_alone(graph, quantizing[0])
+    is_only = len(readers) == 1 and product.outputs[0] not in graph.outputs
+    return is_only and is_alone and len(quantizing[0].inputs) == 3 and graph.types.get(quantizing[0].inputs[2]) == left
+
+
+def _dequantized_type(graph: _Graph, node: _Node | None) -> int:
+    """The type of the integers that a DequantizeLinear with a scale of float and a zero point takes; 0 for other nodes."""
+    if node is None or node.op_type != b"DequantizeLinear" or len(node.inputs) != 3:
+        return 0
+    return graph.types.get(node.inputs[2], 0) if graph.types.get(node.inputs[1]) == FLOAT else 0
+
+
+def _producer(graph: _Graph, node: _Node | None) -> _Node | None:
+    """The node that produces another one's first input."""
+    return None if node is None or not node.inputs else graph.producers.get(node.inputs[0])
+
+
+def _is_alone(graph: _Graph, quantize: _Node | None) -> bool:
+    """Whether a QuantizeLinear is the only one of its input, and has one DequantizeLinear with one reader."""
+    if quantize is None or quantize.op_type != b"QuantizeLinear" or len(quantize.inputs) != 3:
+        return False
+    dequantizing = graph.readers.get(quantize.outputs[0], [])
+    ends = [quantize.outputs[0], *(name for node in dequantizing for name in node.outputs)]
+    others = [node for node in graph.readers[quantize.inputs[0]] if node.op_type == b"QuantizeLinear"]
+    return (
+        len(others) == len(dequantizing) == 1
+        and dequantizing[0].op_type == b"DequantizeLinear"
+        and dequantizing[0].inputs[1:] == quantize.inputs[1:]
+        and all(len(graph.readers.get(name, [])) <= 1 and name not in graph.outputs for name in ends)
+    )
 
 
 def _node(data: bytes, reader: WireReader, node: Field) -> _Node:
     op_type, domain = b"", b""
     inputs: list[bytes] = []
     outputs: list[bytes] = []
+    is_scaled = False
     at, end = node[2:]
     while at < end:
         key, length = data[at], data[at + 1]
@@ -113,9 +177,18 @@ def _node(data: bytes, reader: WireReader, node: Field) -> _Node:
             attribute = data[start:at]
             if any(reader in attribute for reader in _READERS):
                 raise _TooUnusual  # it has a graph
+            is_scaled |= any(factor in attribute for factor in _FACTORS) and _ONE not in attribute
     if at != end or (op_type == b"DequantizeLinear" and (not inputs or domain not in _DEQUANTIZE_DOMAINS)):
         raise _TooUnusual
-    return _Node(op_type, inputs, outputs)
+    return _Node(op_type, inputs, outputs, is_scaled)
+
+
+def _name_of(data: bytes, reader: WireReader, value: Field) -> bytes:
+    """The name of a ValueInfoProto, its first field."""
+    for _, key, start, after in reader.fields(*value[2:]):
+        if key == _INPUT:
+            return data[start:after]
+    raise _TooUnusual
 
 
 def _initializer(data: bytes, reader: WireReader, tensor: Field) -> tuple[bytes, int]:

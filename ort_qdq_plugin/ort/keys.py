@@ -14,6 +14,7 @@ __all__ = [
     "DISABLED_KEY",
     "FOLDER_KEY",
     "FORMAT_KEY",
+    "INT8_KEY",
     "NO_QDQ_KEY",
     "OPTIONS_IN_MODEL",
     "PARALLEL_KEY",
@@ -31,6 +32,7 @@ DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
 DISABLED_KEY = "optimization.disable_specified_optimizers"
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 FORMAT_KEY = "session.load_model_format"
+INT8_KEY = "session.qdqisint8allowed"
 NO_QDQ_KEY = "session.disable_quant_qdq"
 PARALLEL_KEY = "session.prepack.enable_parallel"
 SAVED_DATA_KEY = "session.optimized_model_external_initializers_file_name"

@@ -32,6 +32,7 @@ class Reason(Sentence):
     TRANSPOSED_ACTIVATION = "The product transposes its other operand, whose rank is not known, or batches its axes."
     ACTIVATION_RANK = "The weight has leading axes, and the rank of the product's other operand is not known."
     INTEGER_KERNEL = "The activations are quantized too: ONNX Runtime's integer kernels apply."
+    FOLDED = "The result is quantized again: ONNX Runtime computes it once, when it loads the model."
     GATHER = "No form of a lookup takes it: one along a first axis, with a scale for all, rows, columns, or blocks in rows."
     SMALL_TABLE = "The table has so few rows that many lookups in a run would take longer than dequantizing all of it."
     UNUSED = "Nothing reads the result."
@@ -75,7 +76,7 @@ class FusedWeight(ByFields):
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class UnfusedWeight(ByFields):
-    """A DequantizeLinear of a constant weight that stays.
+    """A DequantizeLinear of a constant weight that stays. Vectors, as biases and scales of norms are, are no weights.
 
     Attributes:
         dequantize: The node, by its name or its output's.
@@ -85,7 +86,8 @@ class UnfusedWeight(ByFields):
         bits: Of an element; 0 for a type without a fixed size.
         block_size: Elements that share a scale along the node's axis; 0 if the node has no blocks.
         stored_bytes: What the model stores of the weight, its scales and its zero points.
-        bytes_per_run: What it dequantizes on every run, in bytes; 0 if ONNX Runtime never runs the node.
+        bytes_per_run: What it dequantizes on every run, in bytes. ONNX Runtime dequantizes once for each reader, also for
+            none; 0 if it never does.
     """
 
     dequantize: str

@@ -6,7 +6,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from conformance.drawing.draft import Draft
-from conformance.drawing.weight import Weight
+from conformance.drawing.elements import ELEMENTS, raw_tensor
+from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
 from ort_qdq_plugin.fusion.match import Matches, match
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.tensors import MAX_RANK
@@ -147,10 +148,11 @@ def test_what_a_weight_that_stays_costs_for_each_run(scale: str, element_bytes: 
     draft = Draft("match")
     draft.weight(Weight(scale=scale), "v")
     (entry,) = matched(draft).unfused
-    assert entry.bytes_per_run == 0  # nothing reads it
-    draft.node("Mul", ["v_d", "x"], "y")
-    (entry,) = matched(draft).unfused
-    assert entry.bytes_per_run == 128 * 64 * element_bytes
+    assert entry.bytes_per_run == 128 * 64 * element_bytes  # nothing reads it, and it is computed all the same
+    for name in "yz":
+        draft.node("Mul", ["v_d", "x"], name)
+        (entry,) = matched(draft).unfused
+    assert entry.bytes_per_run == 2 * 128 * 64 * element_bytes  # once for each reader
 
 
 @pytest.mark.parametrize(
@@ -180,3 +182,72 @@ def test_long_chains_of_views_cost_no_recursion() -> None:
         value = draft.node("Identity", [value])
     draft.node("MatMul", ["x", value], "y")
     assert decided(matched(draft)) == (["y"], [])
+
+
+# Activations that are quantized too
+
+
+def quantized_input(kind: str, zero: int) -> Draft:
+    """`x_d`, dequantized from integers that are quantized from the input x."""
+    draft = Draft("activations")
+    code = ELEMENTS[kind].code
+    operands = [draft.scalar("s", 0.03), draft.constant(raw_tensor("z", code, [], zero.to_bytes(1, "little")))]
+    draft.node("QuantizeLinear", [draft.input("x", ["m", 128]), *operands], "x_q")
+    draft.node("DequantizeLinear", ["x_q", *operands], "x_d")
+    return draft
+
+
+CHANNEL = Weight("int8", block=PER_CHANNEL)
+
+
+@pytest.mark.parametrize(("kind", "readers", "fused"), [("uint8", 3, 0), ("int8", 1, 0), ("int8", 3, 3)])
+def test_products_that_an_integer_kernel_takes_stay(kind: str, readers: int, fused: int) -> None:
+    draft = quantized_input(kind, 128 if kind == "uint8" else 0)
+    for number in range(readers):
+        draft.node("MatMul", ["x_d", draft.weight(CHANNEL, f"w{number}")], f"y{number}")
+    matches = matched(draft)
+    assert len(matches.fusions) == fused
+    told = [(entry.reason, entry.bytes_per_run) for entry in matches.unfused]
+    assert told == [(Reason.INTEGER_KERNEL, 0)] * (readers - fused)
+
+
+@pytest.mark.parametrize(("block", "reason"), [(64, []), (128, [Reason.INTEGER_KERNEL]), (256, [Reason.INTEGER_KERNEL])])
+def test_no_integer_kernel_knows_several_blocks(block: int, reason: list[Reason]) -> None:
+    draft = quantized_input("uint8", 128)
+    draft.node("MatMul", ["x_d", draft.weight(Weight("int8", block=block))], "y")
+    assert decided(matched(draft))[1] == reason
+
+
+def test_what_several_readers_make_of_a_weight() -> None:
+    """Of one of them nothing is dequantized, and another one is fused; for the others it is dequantized each time."""
+    draft = quantized_input("uint8", 128)
+    draft.weight(CHANNEL)
+    draft.node("MatMul", ["x_d", "w_d"], "y")
+    ((), (entry,)) = matched(draft)
+    assert (entry.reason, entry.bytes_per_run) == (Reason.INTEGER_KERNEL, 0)
+    draft.node("MatMul", ["x", "w_d"], "z")
+    ((fusion,), (entry,)) = matched(draft)
+    assert (fusion.site.output, entry.reason, entry.bytes_per_run) == ("z", Reason.INTEGER_KERNEL, 0)
+    draft.output("w_d", [128, 64])
+    (_, (entry,)) = matched(draft)
+    assert (entry.reason, entry.bytes_per_run) == (Reason.GRAPH_OUTPUT, 4 * 128 * 64)
+    draft.node("Tanh", [draft.node("Transpose", ["w_d"], "t")], "a")
+    draft.node("Exp", ["t"], "b")
+    (_, (entry,)) = matched(draft)
+    assert (entry.reason, entry.bytes_per_run) == (Reason.CONSUMER, 2 * 4 * 128 * 64)
+
+
+def test_a_constant_that_is_quantized_again_costs_nothing() -> None:
+    draft = quantized_input("uint8", 128)
+    draft.node("QuantizeLinear", [draft.node("Tanh", [draft.weight(CHANNEL)], "t"), "s", "z"], "y")
+    ((), (entry,)) = matched(draft)
+    assert (entry.reason, entry.bytes_per_run) == (Reason.FOLDED, 0)
+
+
+@pytest.mark.parametrize("element", ["int32", "int8"])
+def test_vectors_are_not_told_of(element: str) -> None:
+    draft = Draft("vectors")
+    draft.node(
+        "Add", [draft.input("x", ["m", 8]), draft.dequantize("b", [8], axis=0, block=PER_TENSOR, element=element)], "y"
+    )
+    assert matched(draft) == Matches()

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, unpack
-from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
+from conformance.drawing.weight import PER_TENSOR
 from ort_qdq_plugin.fusion.bias import Bias
 from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.fusion.matmul import MatMulFusion, fuse
@@ -294,23 +294,3 @@ def test_what_cannot_be_fused_is_refused(name: str) -> None:
     draft, reason = REFUSED[name]
     with refused(reason):
         fused(draft)
-
-
-@pytest.mark.parametrize(("element", "block", "activation", "reason"), [
-    ("int8", PER_CHANNEL, "uint8", Reason.INTEGER_KERNEL), ("uint8", PER_TENSOR, "int8", Reason.INTEGER_KERNEL),
-    ("int8", 100, "uint8", Reason.INTEGER_KERNEL),  # one block for all of K, and no size that the kernel takes
-    ("int8", PER_CHANNEL, "int8 without a zero point", Reason.INTEGER_KERNEL),
-    ("int8", 64, "uint8", None), ("int8", 32, "uint8", None), ("uint4", PER_CHANNEL, "uint8", None),
-    ("int8", PER_CHANNEL, "uint16", None), ("int8", PER_CHANNEL, None, None),
-])  # fmt: skip
-def test_integers_times_integers_stay(element: str, block: int, activation: str | None, reason: Reason | None) -> None:
-    draft = Draft("integers")
-    draft.dequantize("w", (64, 32), element=element, block=block, axis=0 if block > 0 else 1)
-    x = draft.input("f", ["m", 64])
-    if activation is not None:
-        kind, *without = activation.split(maxsplit=1)
-        operands = [draft.input("q", ["m", 64], kind), draft.scalar("s", 0.5)]
-        x = draft.node("DequantizeLinear", operands if without else [*operands, draft.quantized("z", kind, [])], "x")
-    draft.node("MatMul", [x, "w_d"], "y")
-    with refused(reason):
-        assert fused(draft).activation == x

@@ -44,6 +44,7 @@ def basic() -> dict[str, Any]:
         with_entry("session.qdq_matmulnbits_accuracy_level", "1"),
         with_entry("session.qdq_matmulnbits_block_size", "128"),
         with_entry("session.disable_quant_qdq", "1"),
+        with_entry("session.qdqisint8allowed", "1"),
         basic(),
         {"disabled_optimizers": frozenset({"QDQSelectorActionTransformer"})},
         with_entry("session.model_external_initializers_file_folder_path", "/weights"),

@@ -220,6 +220,12 @@ def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.processor() == os.uname().machine
 
 
+@pytest.mark.parametrize(("machine", "arm"), [("aarch64", True), ("arm64", True), ("armv7l", True), ("x86_64", False)])
+def test_whether_the_processor_is_of_arm(machine: str, arm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.uname", lambda: os.uname_result(("Linux", "host", "6", "#1", machine)))
+    assert host.is_arm() == arm
+
+
 def test_what_the_system_tells() -> None:
     assert 0 < host.free_memory() < os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
     assert host.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip() != ""

@@ -24,6 +24,7 @@ __all__ = [
     "drop_pages",
     "free_memory",
     "heap_bytes",
+    "is_arm",
     "map_anonymous",
     "map_file",
     "memory_is_limited",
@@ -212,6 +213,11 @@ def processor() -> str:
         if name.strip() in wanted:
             facts.append(value.strip())
     return " ".join(facts)
+
+
+def is_arm() -> bool:
+    """Whether this process runs on an ARM processor, of 32 or 64 bits."""
+    return hasattr(os, "uname") and os.uname().machine.startswith(("arm", "aarch64"))
 
 
 def available_processors() -> int:
