@@ -156,6 +156,8 @@ class Integers:
     def values(self, tensor: TensorProto | None) -> np.ndarray | None:
         """The elements of a small constant; None for anything else."""
         name = "" if tensor is None or tensor.data_type not in ELEMENTS else ELEMENTS[tensor.data_type].numpy
+        if tensor is not None and tensor.data_type == CODES["int32"] and 0 < len(tensor.int32_data) <= _MAX_VALUES:
+            return np.asarray(tensor.int32_data, np.int32)  # `locate` finds no bytes of these
         if tensor is not None and name:
             with suppress(ModelError, OSError):
                 stored = self._locate(tensor)

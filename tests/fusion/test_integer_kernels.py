@@ -154,7 +154,7 @@ BEFORE: dict[str, tuple[tuple[int, ...], str]] = {
     "Flatten": ((5, K), "v = Flatten(x_d)"),
     "two": ((1, K, 5), "t = Squeeze(x_d, first) v = Transpose(t)"),
 }
-BIASES = ("", "int32", "int32 of another scale", "int32 with a zero point", "float", "float row", "int8")
+BIASES = ("", "int32", "int32 of another scale", "int32 with a zero point", "int32 with zero", "float", "float row", "int8")
 # What is made of the product `h`; `Q(v)` quantizes `v` and dequantizes it again.
 AFTER = (
     "", "y = Tanh(h)", "Q(h)", "t = Transpose(h) Q(t)", "f = Flatten(h) Q(f)", "r = Relu(h) Q(r)", "y = Relu(h)",
@@ -202,7 +202,8 @@ def product(
         draft.quantized("b", bias.split()[0], [N])
         draft.constant(raw_tensor("b_s", TensorProto.FLOAT, scales.dims, values.tobytes()))
         if "zero" in bias:
-            constant(draft, "b_z", "int32", np.ones(scales.dims))
+            zeros = [int("a zero" in bias)] * int(np.prod(scales.dims))
+            draft.constant(onnx.helper.make_tensor("b_z", TensorProto.INT32, scales.dims, zeros))
         draft.node("DequantizeLinear", ["b", "b_s", *["b_z"] * ("zero" in bias)], "b_d", axis=0)
     elif bias:
         draft.floats("b_d", [1, N] if bias == "float row" else [N])
