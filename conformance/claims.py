@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnxruntime as ort
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -35,7 +36,7 @@ from conformance.drawing.draft import ROWS, Draft
 from conformance.sessions import CPU, quiet_options
 from ort_qdq_plugin import Reason, Report, create_session, report_of
 
-__all__ = ["COLUMNS", "MODELS", "check", "false_claims"]
+__all__ = ["COLUMNS", "MODELS", "NETWORKS", "Inputs", "check", "false_claims", "network"]
 
 COLUMNS = ("model", "fused", "integer kernels", "dequantized on each run", "verdict")
 _FLOAT_BYTES = 4
@@ -125,14 +126,16 @@ def _recurrent(draft: Draft) -> None:
         draft.floats(name, shape, low=-1, high=1)
 
 
-_NETWORKS: Mapping[str, Callable[[Draft], None]] = {
+NETWORKS: Mapping[str, Callable[[Draft], None]] = {
     "mlp": _mlp, "gemms": _gemms, "convolutions": _convolutions, "attention": _attention, "recurrent": _recurrent,
 }  # fmt: skip
+"""Name -> what draws it."""
 
 
-def _network(name: str, opset: int = 17) -> onnx.ModelProto:
+def network(name: str, opset: int = 17) -> onnx.ModelProto:
+    """One of the networks, in float, with the shapes of all values."""
     draft = Draft(name, opset=20 if name == "attention" else opset)
-    _NETWORKS[name](draft)
+    NETWORKS[name](draft)
     draft.output("y", None)
     return onnx.shape_inference.infer_shapes(draft.model(name))
 
@@ -140,7 +143,7 @@ def _network(name: str, opset: int = 17) -> onnx.ModelProto:
 # The quantizers
 
 
-class _Inputs(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
+class Inputs(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
     """A few random inputs."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -161,7 +164,7 @@ class _Inputs(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is un
 def _static(model: onnx.ModelProto, path: Path, types: str, **how: Any) -> None:
     activation, weight = (getattr(QuantType, name) for name in types.split())
     arguments = {"quant_format": QuantFormat.QDQ, "activation_type": activation, "weight_type": weight}
-    quantize_static(model, path, _Inputs(model), **(arguments | how))
+    quantize_static(model, path, Inputs(model), **(arguments | how))
 
 
 def _dynamic(model: onnx.ModelProto, path: Path, **how: Any) -> None:
@@ -196,18 +199,11 @@ _QUANTIZERS: Mapping[str, Callable[[onnx.ModelProto, Path], None]] = {
     "dynamic": partial(_dynamic, weight_type=QuantType.QInt8),
     "dynamic per channel": partial(_dynamic, weight_type=QuantType.QUInt8, per_channel=True),
 }
-MODELS = {f"{network}, {how}": (network, how) for network, how in product(_NETWORKS, _QUANTIZERS)}
+MODELS = {f"{of}, {how}": (of, how) for of, how in product(NETWORKS, _QUANTIZERS)}
 """Name -> network and quantizer."""
 
 
 # The comparison
-
-
-class _Weight(NamedTuple):
-    """A constant that a DequantizeLinear reads."""
-
-    name: str
-    elements: int
 
 
 def false_claims(path: Path, folder: Path) -> tuple[Report, list[str]]:
@@ -224,13 +220,12 @@ def false_claims(path: Path, folder: Path) -> tuple[Report, list[str]]:
     report = report_of(create_session(path, options, CPU))
     assert report is not None
     optimized = list(_nodes(onnx.load(saved)))
-    model = onnx.load(path)
-    weights = {node.name or node.output[0]: weight for node, weight in _dequantized(model)}
-    elements = {weight.name: weight.elements for weight in weights.values()}
+    model = onnx.inliner.inline_local_functions(onnx.load(path))
+    elements = _dequantized(model)
     runs = Counter(_source(optimized, elements, node.input[0]) for node in optimized if node.op_type == "DequantizeLinear")
     told = Counter[str]()
     for entry in report.unfused:
-        told[weights[entry.dequantize].name] += entry.bytes_per_run
+        told[entry.weight] += entry.bytes_per_run
     wrong = [
         f"{name}: {told[name]} bytes are dequantized on each run, it says; {runs[name]} times {count} values are"
         for name, count in elements.items()
@@ -259,13 +254,11 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from graph.node
 
 
-def _dequantized(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, _Weight]]:
-    """Each DequantizeLinear of a constant that is no vector, and that constant."""
+def _dequantized(model: onnx.ModelProto) -> dict[str, int]:
+    """The constants that DequantizeLinear nodes read, and how many elements they have. Vectors are left out."""
     constants = {tensor.name: tensor for graph in graphs_of(model.graph) for tensor in graph.initializer}
-    for node in _nodes(model):
-        tensor = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if tensor is not None and len(tensor.dims) > 1:
-            yield node, _Weight(tensor.name, math.prod(tensor.dims))
+    read = {node.input[0] for node in _nodes(model) if node.op_type == "DequantizeLinear"}
+    return {name: math.prod(tensor.dims) for name, tensor in constants.items() if name in read and len(tensor.dims) > 1}
 
 
 def _source(nodes: list[onnx.NodeProto], weights: Mapping[str, int], name: str) -> str:
@@ -278,10 +271,10 @@ def _source(nodes: list[onnx.NodeProto], weights: Mapping[str, int], name: str) 
 
 def check(name: str) -> tuple[tuple[str, ...], list[str]]:
     """A row of the table, and what is wrong."""
-    network, how = MODELS[name]
+    of, how = MODELS[name]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        _QUANTIZERS[how](_network(network), path)
+        _QUANTIZERS[how](network(of), path)
         report, wrong = false_claims(path, Path(folder))
     integers = sum(entry.reason in (Reason.INTEGER_KERNEL, Reason.FOLDED) for entry in report.unfused)
     nbytes = sum(entry.bytes_per_run for entry in report.unfused)
