@@ -36,7 +36,7 @@ from conformance.drawing.draft import ROWS, Draft
 from conformance.sessions import CPU, quiet_options
 from ort_qdq_plugin import Reason, Report, create_session, report_of
 
-__all__ = ["COLUMNS", "MODELS", "NETWORKS", "Inputs", "check", "false_claims", "network"]
+__all__ = ["COLUMNS", "MODELS", "NETWORKS", "Inputs", "check", "false_claims", "network", "write_model"]
 
 COLUMNS = ("model", "fused", "integer kernels", "dequantized on each run", "verdict")
 _FLOAT_BYTES = 4
@@ -269,12 +269,17 @@ def _source(nodes: list[onnx.NodeProto], weights: Mapping[str, int], name: str) 
     return name if name in weights else ""
 
 
+def write_model(name: str, path: Path) -> None:
+    """Write one of MODELS."""
+    of, how = MODELS[name]
+    _QUANTIZERS[how](network(of), path)
+
+
 def check(name: str) -> tuple[tuple[str, ...], list[str]]:
     """A row of the table, and what is wrong."""
-    of, how = MODELS[name]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        _QUANTIZERS[how](network(of), path)
+        write_model(name, path)
         report, wrong = false_claims(path, Path(folder))
     integers = sum(entry.reason in (Reason.INTEGER_KERNEL, Reason.FOLDED) for entry in report.unfused)
     nbytes = sum(entry.bytes_per_run for entry in report.unfused)

@@ -166,9 +166,11 @@ class Integers:
 
     def is_same_scalar(self, scope: Scope, one: str, other: str) -> bool:
         """Whether two names stand for equal constants of one element, or for nothing."""
+        if one == other:
+            return not one or is_scalar(scope.constant(one))
         first, second = (self.values(scope.constant(name)) for name in (one, other))
         if first is None or second is None or first.size != 1 or second.size != 1:
-            return one == other == ""
+            return False
         return first.dtype == second.dtype and bool(first[0] == second[0])
 
     def _is_turned_once(self, scope: Scope, operand: Operand, movers: list[NodeProto]) -> bool:

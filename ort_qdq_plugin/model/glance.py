@@ -141,14 +141,13 @@ def _is_alone(graph: _Graph, quantize: _Node | None) -> bool:
     if quantize is None or quantize.op_type != b"QuantizeLinear" or len(quantize.inputs) != 3:
         return False
     dequantizing = graph.readers.get(quantize.outputs[0], [])
-    ends = [quantize.outputs[0], *(name for node in dequantizing for name in node.outputs)]
     others = [node for node in graph.readers[quantize.inputs[0]] if node.op_type == b"QuantizeLinear"]
-    return (
-        len(others) == len(dequantizing) == 1
-        and dequantizing[0].op_type == b"DequantizeLinear"
-        and dequantizing[0].inputs[1:] == quantize.inputs[1:]
-        and all(len(graph.readers.get(name, [])) <= 1 and name not in graph.outputs for name in ends)
-    )
+    if len(others) != 1 or len(dequantizing) != 1 or quantize.outputs[0] in graph.outputs:
+        return False
+    dequantize = dequantizing[0]
+    if dequantize.op_type != b"DequantizeLinear" or dequantize.inputs[1:] != quantize.inputs[1:]:
+        return False
+    return all(len(graph.readers.get(name, [])) + (name in graph.outputs) <= 1 for name in dequantize.outputs)
 
 
 def _node(data: bytes, reader: WireReader, node: Field) -> _Node:

@@ -220,18 +220,22 @@ def product(
     return draft.model()
 
 
+def hows() -> st.SearchStrategy[dict[str, Any]]:
+    """Arguments of `product`."""
+    drawn = st.fixed_dictionaries({
+        "kind": st.sampled_from(["MatMul", "Gemm", "Conv"]), "activation": st.sampled_from(ACTIVATIONS),
+        "before": st.sampled_from([*BEFORE]), "after": st.sampled_from(AFTER), "bias": st.sampled_from(BIASES),
+        "weight": st.sampled_from(["uint8", "int8"]), "per_channel": st.booleans(), "zero": st.booleans(),
+        "view": st.sampled_from(["", "perm", "none"]), "low": st.sampled_from([0, 100]), "other_reader": st.booleans(),
+        "result": st.sampled_from(["uint8", "int8", "uint16"]), "opset": st.sampled_from([13, 19, 21]),
+    })  # fmt: skip
+    lacking: dict[Any, str] = {"MatMul": "bias", "Conv": "view"}
+    return drawn.map(lambda how: {key: "" if lacking.get(how["kind"]) == key else value for key, value in how.items()})
+
+
 @settings(max_examples=600, deadline=None)
-@given(
-    kind=st.sampled_from(["MatMul", "Gemm", "Conv"]), activation=st.sampled_from(ACTIVATIONS),
-    before=st.sampled_from([*BEFORE]), after=st.sampled_from(AFTER), bias=st.sampled_from(BIASES),
-    weight=st.sampled_from(["uint8", "int8"]), per_channel=st.booleans(), zero=st.booleans(),
-    view=st.sampled_from(["", "perm", "none"]),
-    low=st.sampled_from([0, 100]), result=st.sampled_from(["uint8", "int8", "uint16"]), other_reader=st.booleans(),
-    opset=st.sampled_from([13, 19, 21]), int8=st.booleans(),
-)  # fmt: skip
-def test_products(tmp_path_factory: pytest.TempPathFactory, int8: bool, **how: Any) -> None:
-    how["bias"] = "" if how["kind"] == "MatMul" else how["bias"]
-    how["view"] = "" if how["kind"] == "Conv" else how["view"]
+@given(hows(), st.booleans())
+def test_products(tmp_path_factory: pytest.TempPathFactory, how: dict[str, Any], int8: bool) -> None:
     model = product(**how)
     try:
         taken = is_taken(model, tmp_path_factory.mktemp("optimized"), int8)

@@ -1,5 +1,6 @@
 """The cheap look at a model, against what matching finds in it."""
 
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -7,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance.claims import write_model
 from conformance.drawing.draft import Draft
 from conformance.patterns.catalogue import PATTERNS
 from conformance.patterns.pattern import Pattern
 from ort_qdq_plugin import inspect
 from ort_qdq_plugin.model.glance import is_quantized_throughout
+from tests.fusion.test_integer_kernels import hows
+from tests.fusion.test_integer_kernels import product as product_between
 
 WIDTH = 32
 
@@ -70,6 +74,21 @@ def test_never_hides_a_fusion(kind: str, **how: Any) -> None:
     data = product(kind, **how).SerializeToString()
     if is_quantized_throughout(data):
         assert not inspect(data).fused
+
+
+@given(hows())
+@settings(max_examples=500, deadline=None)
+def test_never_hides_a_product_that_no_integer_kernel_takes(how: dict[str, Any]) -> None:
+    data = product_between(**how).SerializeToString()
+    if is_quantized_throughout(data):
+        assert not inspect(data).fused
+
+
+@pytest.mark.parametrize("how", ["u8s8 per channel", "s8s8"])
+@pytest.mark.parametrize("of", ["mlp", "convolutions"])
+def test_sees_what_a_quantizer_writes(of: str, how: str, tmp_path: Path) -> None:
+    write_model(f"{of}, {how}", tmp_path / "model.onnx")
+    assert is_quantized_throughout((tmp_path / "model.onnx").read_bytes())
 
 
 @pytest.mark.parametrize("pattern", [pytest.param(pattern, id=pattern.name) for pattern in PATTERNS])
