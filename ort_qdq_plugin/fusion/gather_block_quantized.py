@@ -115,7 +115,7 @@ def _operands_of(lookup: Lookup, block_size: int, computed_in: int) -> Operands:
         "scales": Operand(
             computed_in, (rows, blocks), lines=rows, length=blocks, line_bytes=blocks * scale_bits // 8,
             source=table.scales, order=order, bits=bits_of(stored_type), repeat=repeat,
-            conversion=None if stored_type == computed_in else Conversion(stored_type, computed_in, 1.0),
+            conversion=None if stored_type == computed_in else Conversion(stored_type, computed_in),
         ),
     }  # fmt: skip
     if table.zero_points is not None and not table.centred:

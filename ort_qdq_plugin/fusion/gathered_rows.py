@@ -148,7 +148,7 @@ def _as_floats(stored: Operand) -> Operand:
     return stored._replace(
         data_type=FLOAT,
         line_bytes=stored.length * target,
-        conversion=Conversion(stored.data_type, FLOAT, 1.0),
+        conversion=Conversion(stored.data_type, FLOAT),
     )
 
 
