@@ -52,6 +52,8 @@ class Operand(NamedTuple):
     flip: bool = False  # whether the top bit of every element is flipped, which makes unsigned elements of two's complement
     repeat: int = 1  # how often each element of the source stands in its line
     conversion: Conversion | None = None  # of floating-point elements; None leaves them as they are
+    # Of integers of 2 or 4 bits: they get twice as many, and this is added to each of them, after `flip`. None leaves them.
+    widening: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +71,7 @@ class Operand(NamedTuple):
         # A matrix of one column or of one row is its own transpose.
         stored_as_lines = self.order is Order.ROWS or (self.order is Order.TRANSPOSED and 1 in (self.lines, self.length))
         fills_its_lines = self.length * self.bits == self.line_bytes * 8 or self.lines == 1
-        changed = self.flip or self.repeat != 1 or self.conversion is not None
+        changed = self.flip or self.repeat != 1 or self.conversion is not None or self.widening is not None
         same_size = self.source is not None and self.source.nbytes == self.nbytes
         return same_size and not changed and stored_as_lines and fills_its_lines
 

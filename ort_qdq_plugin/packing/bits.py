@@ -15,7 +15,7 @@ import numpy as np
 from ort_qdq_plugin.model.elements import top_bits
 from ort_qdq_plugin.ort.transpose import TransposeSession
 
-__all__ = ["Transposer", "pack_elements", "unpack_elements"]
+__all__ = ["Transposer", "pack_elements", "unpack_elements", "widen_elements"]
 
 # A panel (the columns transposed at once) should stay in a core's second-level cache together with its result.
 _PANEL_BYTES = 768 << 10
@@ -46,6 +46,25 @@ def pack_elements(elements: np.ndarray, bits: int) -> np.ndarray:
     for at in range(1, per):
         packed |= grouped[..., at] << np.uint8(at * bits)
     return packed
+
+
+def widen_elements(lines: np.ndarray, count: int, bits: int, added: int) -> np.ndarray:
+    """Twice the bits, 4 or 8, for the first `count` elements of each packed line [lines, n]: [lines, ceil(count*bits/4)].
+
+    `added` is added to each. Low bits first before and after, the last byte of a line zero-padded.
+    """
+    words: np.ndarray = lines[:, : -(-count * bits // 8)].astype(np.uint16)  # little endian, as everything here
+    for shift, mask in ((4, 0x0F0F), (2, 0x3333)):
+        if shift >= bits:
+            words |= words << np.uint16(shift)
+            words &= np.uint16(mask)
+    # Every sum fits its element: nothing is carried into the next one.
+    words += np.uint16(added * (0xFFFF // ((1 << 2 * bits) - 1)))
+    widened = np.ascontiguousarray(words.view(np.uint8)[:, : -(-count * bits // 4)])
+    used = count * bits % 4 * 2
+    if used:
+        widened[:, -1] &= np.uint8((1 << used) - 1)
+    return widened
 
 
 class Transposer:

@@ -15,7 +15,7 @@ from ort_qdq_plugin.model.elements import BFLOAT16, ELEMENTS, bits_of, top_bits
 from ort_qdq_plugin.model.operands import Conversion, Operand, Order
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.options import Progress
-from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements
+from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements, widen_elements
 from ort_qdq_plugin.packing.layout import Layout, Move
 from ort_qdq_plugin.system.threads import Work
 
@@ -25,7 +25,7 @@ __all__ = ["pack"]
 _SCRATCH_BYTES = 160 << 20
 _MAX_THREAD_SCRATCH_BYTES = 64 << 20
 
-# Bytes that are copied at once: they stay in cache between being read and being written.
+# Bytes that are copied or widened at once: they stay in cache between being read and being written.
 _COPY_BYTES = 1 << 20
 
 # With fewer bytes for each of them, threads wait for each other more than they help.
@@ -125,7 +125,7 @@ def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:
     whole = _Band(move, operand.source, 0, lines)
     aligned = whole.columns * operand.bits % 8 == 0
     row_bytes = whole.columns * operand.bits // 8 if aligned else whole.columns * _UNALIGNED_BYTES_PER_ELEMENT
-    if operand.is_copy:
+    if operand.is_copy or (operand.widening is not None and operand.order is Order.ROWS):
         scratch_bytes = min(scratch_bytes, _COPY_BYTES)
     rows = max(scratch_bytes // row_bytes, _MIN_BAND_LINES) // _MIN_BAND_LINES * _MIN_BAND_LINES
     for first in range(0, lines, rows):
@@ -243,23 +243,33 @@ def _flipped(operand: Operand, data: np.ndarray) -> np.ndarray:
 
 
 def _finished(band: _Band, lines: np.ndarray) -> np.ndarray:
-    """`lines` of the source, uint8 [count, n], as they go into the target: converted, each element repeated."""
+    """`lines` of the source, uint8 [count, n], as they go into the target: converted or widened, each element repeated."""
     operand = band.operand
+    room = operand.length - band.start
     if operand.conversion is not None:
         lines = _converted(np.ascontiguousarray(lines), operand.conversion)
+    if operand.widening is not None and operand.repeat == 1:
+        of_line = min(band.last - band.first, room) if operand.order is Order.TRANSPOSED else room
+        return widen_elements(lines, of_line, operand.bits, operand.widening)
     if operand.repeat == 1:
         return lines
-    room = operand.length - band.start
     if operand.bits < 8:
-        elements = unpack_elements(lines, operand.bits)[:, : -(-room // operand.repeat)]
-        return pack_elements(np.repeat(elements, operand.repeat, axis=1)[:, :room], operand.bits)
+        elements = _widened(unpack_elements(lines, operand.bits)[:, : -(-room // operand.repeat)], operand)
+        return pack_elements(np.repeat(elements, operand.repeat, axis=1)[:, :room], _target_bits(operand))
     elements = np.ascontiguousarray(lines).view(f"u{_target_bits(operand) // 8}")
     return np.ascontiguousarray(np.repeat(elements, operand.repeat, axis=1)[:, :room]).view(np.uint8)
 
 
 def _target_bits(operand: Operand) -> int:
     """Bits of an element of the target."""
+    if operand.widening is not None:
+        return 2 * operand.bits
     return operand.bits if operand.conversion is None else bits_of(operand.conversion.target)
+
+
+def _widened(elements: np.ndarray, operand: Operand) -> np.ndarray:
+    """uint8 `elements` of the source, one in each byte, as elements of the target."""
+    return elements if operand.widening is None else elements + np.uint8(operand.widening)
 
 
 def _converted(data: np.ndarray, conversion: Conversion) -> np.ndarray:
@@ -281,6 +291,7 @@ def _spread(operand: Operand, source: StoredTensor) -> np.ndarray:
             data = _converted(data, operand.conversion)
         values = np.broadcast_to(data.view(f"u{data.size // source.elements}"), operand.lines)
         return np.repeat(values, operand.length).view(np.uint8).reshape(operand.lines, -1)
-    values = np.broadcast_to(unpack_elements(_flipped(operand, data), operand.bits)[: source.elements], operand.lines)
-    lines: np.ndarray = values[:, None] * pack_elements(np.ones(operand.length, np.uint8), operand.bits)
+    elements = _widened(unpack_elements(_flipped(operand, data), operand.bits)[: source.elements], operand)
+    values = np.broadcast_to(elements, operand.lines)
+    lines: np.ndarray = values[:, None] * pack_elements(np.ones(operand.length, np.uint8), _target_bits(operand))
     return lines

@@ -25,6 +25,7 @@ def test_repeated_elements_are_fewer_in_the_source(length: int, repeat: int, wan
 CHANGED: dict[str, dict[str, Any]] = {
     "transposed": {"order": Order.TRANSPOSED}, "spread": {"order": Order.SPREAD}, "flipped": {"flip": True},
     "repeated": {"repeat": 2}, "converted": {"conversion": Conversion(FLOAT, FLOAT)}, "zeros": {"source": None},
+    "widened": {"widening": 0},
     "of another size": {"source": stored(UINT4, (4, 15))}, "lines that are padded": {"length": 15},
 }  # fmt: skip
 
@@ -49,7 +50,7 @@ def test_what_changes_the_bytes_makes_it_no_copy(name: str) -> None:
 @given(operand=operands(st.integers(1, 9), st.just(0), dirty=False))
 def test_a_copy_has_its_sources_bytes(operand: Operand) -> None:
     assert operand.nbytes == operand.lines * operand.line_bytes
-    changed = operand.flip or operand.repeat > 1 or operand.conversion is not None
+    changed = operand.flip or operand.repeat > 1 or (operand.conversion, operand.widening) != (None, None)
     if operand.is_copy:
         event("copy")
         assert operand.source is not None

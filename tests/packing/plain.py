@@ -63,7 +63,7 @@ def stored(
 
 
 def operand_lines(operand: Operand) -> Array:
-    """The elements of each line of an operand, before they are converted, as its description says."""
+    """The elements of each line of an operand, widened, but before they are converted, as its description says."""
     assert operand.source is not None
     flat = elements_of(operand.source.read().tobytes(), operand.bits, operand.source.elements)
     if operand.order is Order.SPREAD:
@@ -74,7 +74,8 @@ def operand_lines(operand: Operand) -> Array:
         rows = flat.reshape(operand.stored_length, operand.lines).T
     if operand.order is not Order.SPREAD:
         rows = np.repeat(rows, operand.repeat, axis=1)[:, : operand.length]
-    return rows ^ (1 << operand.bits - 1) if operand.flip else rows
+    rows = rows ^ (1 << operand.bits - 1) if operand.flip else rows
+    return rows if operand.widening is None else rows + operand.widening
 
 
 def converted(bits: Array, conversion: Conversion) -> Array:
@@ -93,6 +94,8 @@ def packed_lines(operand: Operand) -> Array:
     lines, bits = operand_lines(operand), operand.bits
     if operand.conversion is not None:
         lines, bits = converted(lines, operand.conversion), BITS[operand.conversion.target]
+    if operand.widening is not None:
+        bits = 2 * operand.bits
     return packed_rows(lines, bits, operand.line_bytes)
 
 
@@ -113,11 +116,13 @@ def operands(draw: st.DrawFn, sizes: st.SearchStrategy[int], offsets: st.SearchS
     spread = (lines,) if draw(st.booleans()) else ()
     shape = {Order.ROWS: (lines, of_line), Order.TRANSPOSED: (of_line, lines), Order.SPREAD: spread}[order]
     conversion = draw(st.sampled_from(CONVERSIONS.get(data_type, [None])))
-    target = data_type if conversion is None else conversion.target
-    line_bytes = -(-length * BITS[target] // 8) + draw(st.sampled_from([0, 0, 1, 16]))
+    bits = BITS[data_type if conversion is None else conversion.target]
+    # The largest sum still fits.
+    widening = draw(st.sampled_from([None, 0, (1 << 2 * bits) - (1 << bits)])) if bits < 8 else None
+    line_bytes = -(-length * (bits if widening is None else 2 * bits) // 8) + draw(st.sampled_from([0, 0, 1, 16]))
     source = stored(data_type, shape, seed=draw(st.integers(0, 99)), offset=draw(offsets), dirty=dirty)
     flip = data_type in WHOLE and draw(st.booleans())
     return Operand(
         TensorProto.UINT8, (lines * line_bytes,), lines, length, line_bytes, source, order, BITS[data_type], flip, repeat,
-        conversion,
+        conversion, widening,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from ort_qdq_plugin.packing import bits as bits_module
-from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements
+from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements, widen_elements
 from tests.packing.plain import elements_of, packed_rows, raw_bytes
 
 sizes = st.integers(1, 150)
@@ -49,6 +49,20 @@ def test_pack_and_unpack_elements(bits: int, lines: int, length: int, seed: int)
     packed = pack_elements(elements, bits)
     np.testing.assert_array_equal(packed, packed_rows(elements, bits, -(-length * bits // 8)))
     np.testing.assert_array_equal(unpack_elements(packed, bits)[:, :length], elements)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    bits=st.sampled_from([2, 4]), lines=st.integers(1, 9), count=st.integers(1, 70), added=st.integers(0, 12),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_elements_get_twice_their_bits(bits: int, lines: int, count: int, added: int, seed: int) -> None:
+    """From lines that go on after those that are wanted."""
+    rng = np.random.default_rng(seed)
+    elements = rng.integers(0, 1 << bits, (lines, count + 5))
+    packed = packed_rows(elements, bits, -(-(count + 5) * bits // 8))
+    wanted = packed_rows(elements[:, :count] + added, 2 * bits, -(-count * bits // 4))
+    np.testing.assert_array_equal(widen_elements(packed, count, bits, added), wanted)
 
 
 def test_the_reference_agrees_with_onnx() -> None:
