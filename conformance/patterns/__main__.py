@@ -21,6 +21,7 @@ _TITLE = f"""# The pattern table
 onnxruntime {ort.__version__}, onnx {onnx.__version__}, CPU provider. `stock+key` is stock ORT with `{FUSION_KEY}=1`.
 `identical` compares with stock's outputs, to the last bit, at accuracy levels {" and ".join(map(str, LEVELS))} and with
 {", ".join(map(str, ROW_COUNTS))} rows, wherever stock fuses the same nodes or nothing is fused, and stock is right.
+Products in another form have other bits or blocks than stock's, chosen for speed (`conformance.choices`).
 Stock is wrong on 2-bit [K, N] weights whose N is no multiple of 4: it transposes them wrongly.
 Errors are max|a-b|/max|a| against the unoptimized model."""
 

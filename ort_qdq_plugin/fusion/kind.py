@@ -69,9 +69,17 @@ sees as `view`. `locate` finds the bytes of other constants. Raises NotFusable w
 
 
 def report_entry(
-    fusion: Fusion, *, k: int, n: int, bits: int, block_size: int, layout: Layout, has_bias: bool = False
+    fusion: Fusion,
+    *,
+    k: int,
+    n: int,
+    bits: int,
+    block_size: int,
+    layout: Layout,
+    has_bias: bool = False,
+    stored_bits: int | None = None,
 ) -> FusedWeight:
-    """What the report says of a fusion; the arguments are those of FusedWeight."""
+    """What the report says of a fusion; the arguments are those of FusedWeight. None: as many bits as the fused node has."""
     site, operands = fusion.site, fusion.operands.values()
     return FusedWeight(
         node=site.name,
@@ -86,4 +94,5 @@ def report_entry(
         borrowed_bytes=borrowed_bytes(operands),
         stored_bytes=stored_bytes(operands),
         has_bias=has_bias,
+        stored_bits=bits if stored_bits is None else stored_bits,
     )

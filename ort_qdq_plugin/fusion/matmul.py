@@ -12,10 +12,11 @@ import numpy as np
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.bias import Addend, Bias, check_bias, following_bias, own_bias
+from ort_qdq_plugin.fusion.choice import form_of
 from ort_qdq_plugin.fusion.dequantize import Dequantized, QuantizedMatrix
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
-from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, kernel_type, operands_of, shortened_block
+from ort_qdq_plugin.fusion.matmul_nbits import kernel_type, operands_of
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import FLOAT, FLOAT16
 from ort_qdq_plugin.model.graph import Scope
@@ -41,6 +42,7 @@ class MatMulFusion(NamedTuple):
     site: Site
     matrix: QuantizedMatrix
     operands: Operands  # B, scales and zero points, as far as they are needed
+    bits: int  # of an element of the fused node
     block_size: int  # of the fused node
     kernel_type: int  # TensorProto.DataType that the fused node computes in
     casts_from: int | None  # the product's own type, if that is another one: casts go first and last
@@ -74,7 +76,7 @@ class MatMulFusion(NamedTuple):
         while not inputs[-1]:
             inputs.pop()
         value = emitter.fused(
-            self.operator, inputs, K=self.matrix.k, N=self.matrix.n, bits=self.matrix.bits, block_size=self.block_size,
+            self.operator, inputs, K=self.matrix.k, N=self.matrix.n, bits=self.bits, block_size=self.block_size,
             accuracy_level=self.accuracy_level,
         )  # fmt: skip
         if self.alpha != 1.0:
@@ -95,7 +97,8 @@ class MatMulFusion(NamedTuple):
             self,
             k=matrix.k,
             n=matrix.n,
-            bits=matrix.bits,
+            bits=self.bits,
+            stored_bits=matrix.bits,
             block_size=self.block_size,
             layout="K-major" if matrix.k_major else "N-major",
             has_bias=self.bias.own is not None,
@@ -130,12 +133,9 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     node = scope.nodes[index]
     product = _read_product(node, site.weight)
     matrix = dequantized.matrix(view, product.transposes_weight != product.weight_on_left)
-    if matrix.block >= matrix.k:
-        # A scale for each column, however long the block is.
-        matrix = matrix._replace(block=shortened_block(matrix))
+    matrix, bits, block_size = form_of(matrix, view.data_type, settings)
     computed_in, casts_from = kernel_type(view.data_type, matrix.scales.data_type)
     check_bias(scope, node, product.weight_on_left, matrix.n, locate)
-    block_size = block_size_for(matrix, settings.block_size)
     outer = _outer_nodes(scope, product, len(view.axes))
     plain = casts_from is None and product.alpha == 1.0 and outer.after is None and not outer.new_axes
     bias = own_bias(scope, product.bias, matrix.n, view.data_type, locate) if plain else Bias(addend=product.bias)
@@ -150,7 +150,8 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     return MatMulFusion(
         site=site,
         matrix=matrix,
-        operands=operands_of(matrix, block_size, computed_in),
+        operands=operands_of(matrix, bits, block_size, computed_in),
+        bits=bits,
         block_size=block_size,
         kernel_type=computed_in,
         casts_from=casts_from,

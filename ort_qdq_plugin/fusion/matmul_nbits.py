@@ -27,17 +27,20 @@ _LEAST_PADDING = -1  # session.qdq_matmulnbits_block_size: choose by padding
 # ones have kernels of their own, which round otherwise at accuracy level 4; so does each block size for 2 bits.
 _SAME_RESULT_FROM = 128
 
-# Smaller blocks repeat scales: an operand may grow to this multiple of its stored bytes, not further.
-_MAX_GROWTH = 2
+# Smaller blocks repeat scales: operands may grow to this multiple of their stored bytes, not further.
+_MAX_GROWTH, _MAX_GROWTH_IF_WIDENED = 2, 3
 
 
-def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int) -> Operands:
+def operands_of(matrix: QuantizedMatrix, bits: int, block_size: int, scale_type: int) -> Operands:
     """The operands that take the place of a quantized matrix, in a fused node with these blocks and this type of scales.
 
-    The block size divides the matrix's own blocks, where it has any.
+    Elements get `bits` bits: their own, or twice as many. The block size divides the matrix's own blocks, where it has any.
     """
     blocks = -(-matrix.k // block_size)
-    block_bytes = block_size * matrix.bits // 8
+    block_bytes = block_size * bits // 8
+    is_wider = bits != matrix.bits
+    # Where there are no zero points, the middle of the range is the 0: it becomes the middle of the new one.
+    moved = (1 << bits - 1) - (1 << matrix.bits - 1) if matrix.centred else 0
     order = Order.TRANSPOSED if matrix.k_major else Order.ROWS
     stored_type = matrix.scales.data_type
     per_block = order if matrix.block else Order.SPREAD
@@ -53,6 +56,7 @@ def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int) -> Op
             order=order,
             bits=matrix.bits,
             flip=matrix.signed,
+            widening=moved if is_wider else None,
         ),
         "scales": Operand(
             scale_type,
@@ -67,7 +71,7 @@ def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int) -> Op
             conversion=None if stored_type == scale_type else Conversion(stored_type, scale_type),
         ),
     }
-    line_bytes = (blocks * matrix.bits + 7) // 8
+    line_bytes = (blocks * bits + 7) // 8
     if matrix.zero_points is not None:
         operands["zero_points"] = Operand(
             UINT8,
@@ -80,6 +84,7 @@ def operands_of(matrix: QuantizedMatrix, block_size: int, scale_type: int) -> Op
             bits=matrix.bits,
             flip=matrix.signed,
             repeat=repeat,
+            widening=0 if is_wider else None,
         )
     elif not matrix.centred:
         operands["zero_points"] = zeros(UINT8, matrix.n * line_bytes)
@@ -102,8 +107,8 @@ def kernel_type(product_type: int, scale_type: int) -> tuple[int, int | None]:
     raise NotFusable(Reason.PRODUCT_TYPE)
 
 
-def block_size_for(matrix: QuantizedMatrix, wanted: int) -> int:
-    """The block size of the fused node; `wanted` is for a matrix without blocks (`FusionSettings.block_size`).
+def block_size_for(matrix: QuantizedMatrix, wanted: int, bits: int) -> int:
+    """The block size of a fused node with `bits` bits; `wanted`: of a matrix without blocks (`FusionSettings.block_size`).
 
     Raises:
         NotFusable: No block size fits.
@@ -111,24 +116,28 @@ def block_size_for(matrix: QuantizedMatrix, wanted: int) -> int:
     block = matrix.block
     if not block:
         return _chosen_block_size(wanted, matrix.k)
-    if kernel_takes(block, matrix.bits):
+    if kernel_takes(block, bits):
         return block
     divisor = min(block & -block, _MAX_BLOCK_SIZE)
-    # Bits of the scale of a block, and of its zero point where there is one.
-    per_scale = bits_of(matrix.scales.data_type) + (matrix.bits if matrix.zero_points is not None else 0)
-    if divisor < _MIN_BLOCK_SIZE or matrix.bits + per_scale / divisor > _MAX_GROWTH * (matrix.bits + per_scale / block):
+    scale_bits, has_zero_points = bits_of(matrix.scales.data_type), matrix.zero_points is not None
+
+    def bits_per_element(bits: int, block: int) -> float:
+        return bits + (scale_bits + bits * has_zero_points) / block
+
+    growth = bits_per_element(bits, divisor) / bits_per_element(matrix.bits, block)
+    if divisor < _MIN_BLOCK_SIZE or growth > (_MAX_GROWTH if bits == matrix.bits else _MAX_GROWTH_IF_WIDENED):
         raise NotFusable(Reason.BLOCK_SIZE)
     return divisor
 
 
-def shortened_block(matrix: QuantizedMatrix) -> int:
+def shortened_block(matrix: QuantizedMatrix, bits: int) -> int:
     """The block size for a matrix whose blocks are at least as long as K: the shortest with the same result to the last bit.
 
-    0 (a scale for each column, in blocks of any size) if the kernel does not take the matrix's own.
+    0 (a scale for each column, in blocks of any size) if the kernel does not take the matrix's own with `bits` bits.
     """
-    if not kernel_takes(matrix.block, matrix.bits):
+    if not kernel_takes(matrix.block, bits):
         return 0
-    if matrix.bits == 2:
+    if bits == 2:
         return matrix.block
     return min(matrix.block, max(_SAME_RESULT_FROM, 1 << (matrix.k - 1).bit_length()))
 

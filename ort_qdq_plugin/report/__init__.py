@@ -98,7 +98,8 @@ class Report(ByFields):
         lines = [self.summary()]
         for fused in self.fused:
             where, bias = "packed" if fused.packed_bytes else "in place", ", with bias" if fused.has_bias else ""
-            size = f"K={fused.k} N={fused.n}, {fused.bits} bits, block {fused.block_size}"
+            bits = f"{fused.bits} bits" + f" (stored {fused.stored_bits})" * (fused.bits != fused.stored_bits)
+            size = f"K={fused.k} N={fused.n}, {bits}, block {fused.block_size}"
             lines.append(f"  fused   {fused.node}: {fused.kind} {size}, {fused.layout}, {where}{bias}")
         for left in self.unfused:
             cost = f"{left.bytes_per_run / _MB:.1f} MB dequantized per run"

@@ -27,6 +27,7 @@ class Reason(Sentence):
     ROUNDED = "A Cast on the way makes integers, booleans or 8-bit floats of the dequantized values."
     BLOCKS_ALONG_N = "Scales vary along K index by index, or blocks lie along N: the fused operator needs blocks along K."
     BLOCK_SIZE = "No power of two from 16 to 256 divides the block size at a cost below twice the operand's bytes."
+    SLOWER = "At this accuracy level the fused operator dequantizes 8-bit weights more slowly than ONNX Runtime's own does."
     CONSUMER = "The result feeds something other than a matrix product or a Gather."
     LEFT_OPERAND = "The weight is the left operand of the product, and the right one's rank is not known."
     TRANSPOSED_ACTIVATION = "The product transposes its other operand, whose rank is not known, or batches its axes."
@@ -51,13 +52,14 @@ class FusedWeight(ByFields):
         kind: Its operator type.
         k: Rows of the weight.
         n: Columns of the weight.
-        bits: Of an element.
-        block_size: Elements along K that share a scale.
+        bits: Of an element of the fused node.
+        block_size: Elements along K that share a scale, in the fused node.
         layout: "K-major" (stored [K, N]) or "N-major" (stored [N, K]).
         packed_bytes: Of its operands that went into the packed buffer. What several fusions share counts in each.
         borrowed_bytes: Of its operands that are used where the model stores them.
         stored_bytes: What the model stores of its operands. What several fusions share counts in each.
         has_bias: Whether the fused node also adds a bias.
+        stored_bits: Of an element as the model stores it: 2 where the fused node has 4, else the same.
     """
 
     node: str
@@ -72,6 +74,7 @@ class FusedWeight(ByFields):
     borrowed_bytes: int
     stored_bytes: int
     has_bias: bool
+    stored_bits: int
 
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)

@@ -18,7 +18,7 @@ from ort_qdq_plugin.report import weights
 from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
 
-FUSION = FusedWeight("p", "d", "MatMul", 128, 64, 4, 32, "K-major", 1, 2, 3, False)
+FUSION = FusedWeight("p", "d", "MatMul", 128, 64, 4, 32, "K-major", 1, 2, 3, False, 4)
 UNFUSED = UnfusedWeight("d2", "w2", Reason.GATHER, (4, 5), 6, 7, 8, 9)
 SOURCE = SourceFile("/models/m.onnx", Identity(1, 2, 3, 4), ("/models/link",), "data-0", "ab")
 MANIFEST = Manifest(

@@ -231,13 +231,28 @@ def test_what_the_report_says() -> None:
     assert fused(product_of()).entry().packed_bytes == 32 * 32 + 4 * 64 + 32
 
 
+@pytest.mark.parametrize("zero", ["none", "random", "default"])
+@pytest.mark.parametrize(("element", "axis"), [("uint2", 0), ("int2", 1)])
+def test_weights_of_2_bits_that_become_4(element: str, axis: int, zero: str) -> None:
+    """In blocks of 32. The report knows both."""
+    weight = {"element": element, "axis": axis, "zero": zero}
+    fusion = fused(product_of("Gemm", shape=(32, 64) if axis else (64, 32), weight=weight, transB=axis))
+    (node,), _ = emitted(fusion)
+    assert integers_of(node) == {"K": 64, "N": 32, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    entry = fusion.entry()
+    assert (entry.bits, entry.stored_bits, entry.block_size) == (4, 2, 32)
+    zero_points = 32 if "zero_points" in fusion.operands else 0
+    assert entry.packed_bytes + entry.borrowed_bytes == 32 * 32 + 4 * 64 + zero_points
+    assert fused(product_of()).entry().stored_bits == 4
+
+
 @pytest.mark.parametrize(("k", "block", "element", "size"), [
     (64, 64, "uint4", 64), (96, 48, "uint4", 16),  # the second has two blocks
     # No size that the kernel takes: the size that is asked for.
     (48, 48, "uint4", 64), (64, 100, "uint4", 64), (48, 49, "uint8", 64), (48, 512, "uint2", 64),
     # The shortest with the same result.
     (16, 32, "uint4", 32), (16, 64, "int4", 64), (16, 256, "uint4", 128), (100, 256, "uint8", 128), (128, 256, "int8", 128),
-    (129, 256, "uint4", 256), (16, 128, "uint2", 128), (16, 256, "int2", 256),
+    (129, 256, "uint4", 256), (16, 128, "uint2", 128), (16, 256, "int2", 128),
 ])  # fmt: skip
 def test_one_block_for_all_of_k_is_a_scale_for_each_column(k: int, block: int, element: str, size: int) -> None:
     draft = product_of(x=("m", k), shape=(k, 32), weight={"block": block, "element": element})

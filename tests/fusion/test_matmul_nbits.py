@@ -76,18 +76,18 @@ def dequantized(matrix: QuantizedMatrix) -> Array:
     return (weight - (1 << matrix.bits - 1 if matrix.centred and not matrix.signed else 0)) * for_each(scales)
 
 
-def decoded(operands: Operands, matrix: QuantizedMatrix, block_size: int) -> Array:
+def decoded(operands: Operands, matrix: QuantizedMatrix, block_size: int, bits: int) -> Array:
     """W[K, N], as MatMulNBits' documentation has it."""
     blocks = -(-matrix.k // block_size)
     for name, operand in operands.items():
         assert operand.nbytes == math.prod(operand.shape) * bits_of(operand.data_type) // 8, name
         assert (operand.lines, operand.length) == (matrix.n, matrix.k if name == "B" else blocks) or operand.source is None
-    assert operands["B"].shape == (matrix.n, blocks, block_size * matrix.bits // 8)
+    assert operands["B"].shape == (matrix.n, blocks, block_size * bits // 8)
     assert operands["scales"].shape == (matrix.n * blocks,)
     scales = operand_lines(operands["scales"]).astype(np.uint32).view(np.float32)
-    zero_points = np.full((matrix.n, blocks), 1 << matrix.bits - 1)
+    zero_points = np.full((matrix.n, blocks), 1 << bits - 1)
     if "zero_points" in operands:
-        assert operands["zero_points"].shape == (matrix.n * -(-blocks * matrix.bits // 8),)
+        assert operands["zero_points"].shape == (matrix.n * -(-blocks * bits // 8),)
         has_source = operands["zero_points"].source is not None
         zero_points = operand_lines(operands["zero_points"]) if has_source else np.zeros((matrix.n, blocks), np.int64)
 
@@ -112,19 +112,21 @@ matrices = st.builds(
 
 
 @settings(max_examples=300, deadline=None)
-@given(matrix=matrices, parts=st.sampled_from([1, 2, 4]))
-def test_operands_are_what_is_dequantized(matrix: QuantizedMatrix, parts: int) -> None:
+@given(matrix=matrices, parts=st.sampled_from([1, 2, 4]), wider=st.booleans())
+def test_operands_are_what_is_dequantized(matrix: QuantizedMatrix, parts: int, wider: bool) -> None:
+    """In blocks of their own or in smaller ones, with as many bits as they have or, from 2, with 4."""
     block_size = max(matrix.block // parts, 16) if matrix.block else 32
-    operands = operands_of(matrix, block_size, FLOAT)
+    bits = 4 if wider and matrix.bits == 2 else matrix.bits
+    operands = operands_of(matrix, bits, block_size, FLOAT)
     assert ("zero_points" in operands) == (not matrix.centred)
-    np.testing.assert_array_equal(decoded(operands, matrix, block_size), dequantized(matrix))
+    np.testing.assert_array_equal(decoded(operands, matrix, block_size, bits), dequantized(matrix))
 
 
 @pytest.mark.parametrize(
     ("scale", "wanted"), [(FLOAT, FLOAT), (FLOAT16, FLOAT16), (FLOAT16, FLOAT), (BFLOAT16, FLOAT), (FLOAT, FLOAT16)]
 )
 def test_scales_of_another_type_are_converted(scale: int, wanted: int) -> None:
-    scales = operands_of(matrix_of(k=96, n=8, scale=scale), 32, wanted)["scales"]
+    scales = operands_of(matrix_of(k=96, n=8, scale=scale), 4, 32, wanted)["scales"]
     conversion = None if scale == wanted else Conversion(scale, wanted)
     assert (scales.data_type, scales.bits, scales.conversion) == (wanted, bits_of(scale), conversion)
     assert (scales.nbytes, scales.line_bytes) == (8 * 3 * bits_of(wanted) // 8, 3 * bits_of(wanted) // 8)
@@ -138,7 +140,7 @@ def test_scales_of_another_type_are_converted(scale: int, wanted: int) -> None:
     ({"block": 0}, "B"), ({"block": 0, "n": 1, "k": 32, "per_tensor": True}, "B"),
 ])  # fmt: skip
 def test_what_is_in_order_is_used_in_place(given: dict[str, Any], wanted: str) -> None:
-    operands = operands_of(matrix_of(**{"k_major": False, **given}), 32, FLOAT)
+    operands = operands_of(matrix_of(**{"k_major": False, **given}), 4, 32, FLOAT)
     assert {name for name, operand in operands.items() if operand.in_place is not None} == {*wanted.split()}
 
 
@@ -175,24 +177,25 @@ def test_blocks_that_the_kernel_takes(version: str, large: bool, monkeypatch: py
 ])  # fmt: skip
 def test_blocks_that_are_cut_into_smaller_ones(block: int, element: str, wanted: int | None) -> None:
     with refused(None if wanted else Reason.BLOCK_SIZE):
-        assert block_size_for(matrix_of(k=1024, n=2, block=block, element=element), 32) == wanted
+        assert block_size_for(matrix_of(k=1024, n=2, block=block, element=element), 32, ELEMENTS[element].bits) == wanted
 
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("scale", [FLOAT, FLOAT16])
-@pytest.mark.parametrize("element", ["uint2", "uint4", "uint8"])
+@pytest.mark.parametrize(("element", "bits", "growth"), [("uint2", 2, 2), ("uint4", 4, 2), ("uint8", 8, 2), ("uint2", 4, 3)])
 @pytest.mark.parametrize("times", [3, 5, 7, 11, 31, 63])
-def test_operands_may_grow_to_twice_their_bytes(times: int, element: str, scale: int, zero: bool) -> None:
-    """Against the bytes of long rows of blocks of 16, and of the stored ones."""
+def test_operands_may_grow_to_twice_their_bytes(
+    times: int, element: str, bits: int, growth: int, scale: int, zero: bool
+) -> None:
+    """Against the bytes of long rows of blocks of 16, and of the stored ones. To three times where they get more bits."""
     block = 16 * times
     matrix = matrix_of(k=block * 64, n=1, block=block, element=element, scale=scale, zero=zero)
 
-    def bits(block_size: int) -> int:
-        blocks = matrix.k // block_size
-        return matrix.k * matrix.bits + blocks * (bits_of(scale) + (matrix.bits if zero else 0))
+    def all_bits(bits: int, block_size: int) -> int:
+        return matrix.k * bits + matrix.k // block_size * (bits_of(scale) + (bits if zero else 0))
 
-    with refused(Reason.BLOCK_SIZE if bits(16) > 2 * bits(block) else None):
-        assert block_size_for(matrix, 32) == 16
+    with refused(Reason.BLOCK_SIZE if all_bits(bits, 16) > growth * all_bits(matrix.bits, block) else None):
+        assert block_size_for(matrix, 32, bits) == 16
 
 
 @pytest.mark.parametrize(("wanted", "k", "size"), [
@@ -202,4 +205,4 @@ def test_operands_may_grow_to_twice_their_bytes(times: int, element: str, scale:
     (LEAST_PADDING, 255, 128),  # 1 more with 16, 32, 64 and 128: the largest
 ])  # fmt: skip
 def test_the_block_size_for_a_weight_without_blocks(wanted: int, k: int, size: int) -> None:
-    assert block_size_for(matrix_of(k=k, block=0), wanted) == size
+    assert block_size_for(matrix_of(k=k, block=0), wanted, 4) == size

@@ -1,0 +1,118 @@
+"""Which form a weight gets: whatever the rules say, one that MatMulNBits takes and that stays within the memory."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ort_qdq_plugin.errors import NotFusable
+from ort_qdq_plugin.fusion.choice import form_of
+from ort_qdq_plugin.fusion.kind import FusionSettings
+from ort_qdq_plugin.fusion.matmul_nbits import kernel_takes, operands_of
+from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
+from ort_qdq_plugin.model.operands import packed_bytes, stored_bytes
+from ort_qdq_plugin.report.weights import Reason
+from tests.fusion.support import refused
+from tests.fusion.test_matmul_nbits import matrix_of
+
+LEVELS = (0, 4)
+DEFAULT = FusionSettings(block_size=0, accuracy_level=4)
+
+
+def form(level: int, wanted: int = 0, product: int = FLOAT, **given: Any) -> tuple[int, int]:
+    """Bits and block size of the fused node of a weight."""
+    _, *found = form_of(matrix_of(**{"k": 1024, "n": 8, **given}), product, FusionSettings(wanted, level))
+    bits, block_size = found
+    return bits, block_size
+
+
+@pytest.mark.parametrize("element", ["uint2", "int2"])
+@pytest.mark.parametrize("k_major", [True, False])
+@pytest.mark.parametrize(("level", "given", "wanted"), [
+    *((level, {"block": block}, (4, block)) for level in (0, 3) for block in (16, 32, 64, 128, 256, 512)),
+    (4, {"block": 16}, (4, 16)), (4, {"block": 32}, (4, 32)), (4, {"block": 64}, (2, 64)), (4, {"block": 128}, (2, 128)),
+    (4, {"block": 256}, (4, 256)), (4, {"block": 512}, (4, 512)), (4, {"block": 768, "k": 1536}, (4, 256)),
+    (0, {"block": 0}, (4, 32)), (4, {"block": 0}, (4, 32)), (4, {"block": 48, "k": 96}, (4, 16)),
+    # Four blocks at a time, of 128.
+    *((4, {"block": 128, "k": 128 * blocks}, (4, 128)) for blocks in (2, 3, 5, 6, 7, 9)),
+    *((4, {"block": 128, "k": 128 * blocks}, (2, 128)) for blocks in (4, 8, 10, 11, 12, 13)),
+    # Weights of 4 million elements come from memory in every run.
+    *((4, {"block": block, "k": 2048, "n": 2048}, (2, 128)) for block in (256, 512)),
+    (4, {"block": 256, "k": 2048, "n": 2047}, (4, 256)), (4, {"block": 256, "k": 768, "n": 8192}, (4, 256)),
+    (4, {"block": 0, "k": 2048, "n": 2048}, (4, 32)),
+    # One block for all of K.
+    (4, {"block": 256, "k": 72}, (4, 128)), (4, {"block": 512, "k": 300}, (4, 512)), (0, {"block": 512, "k": 300}, (4, 512)),
+    (4, {"block": 64, "k": 48}, (2, 64)), (4, {"block": 128, "k": 100}, (4, 128)),
+])  # fmt: skip
+def test_weights_of_2_bits(level: int, given: dict[str, Any], wanted: tuple[int, int], element: str, k_major: bool) -> None:
+    assert form(level, element=element, k_major=k_major, **given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"), [(16, (4, 16)), (64, (2, 64)), (128, (2, 128)), (256, (4, 256)), (-1, (4, 256))]
+)
+def test_blocks_that_are_asked_for_are_given(asked: int, wanted: tuple[int, int]) -> None:
+    for n in (8, 4096):
+        assert form(4, asked, element="uint2", block=0, n=n) == wanted
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("block", [0, 16, 32, 64, 128, 256, 512])
+def test_weights_of_4_bits_stay_as_they_are(level: int, block: int) -> None:
+    for k_major in (True, False):
+        assert form(level, block=block, k_major=k_major, n=4096) == (4, block or 32)
+
+
+@pytest.mark.parametrize("block", [0, 16, 32, 64, 128, 256, 512])
+def test_weights_of_8_bits_stay_as_they_are_where_activations_are_rounded(block: int) -> None:
+    for k_major in (True, False):
+        assert form(4, block=block, element="uint8", k_major=k_major, n=4096) == (8, block or 32)
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+@pytest.mark.parametrize(("given", "wanted"), [
+    *(({"block": block, "k_major": True}, (8, block)) for block in (16, 32, 256, 512)),
+    *(({"block": block, "k_major": False}, None) for block in (16, 32, 256, 512)),
+    ({"block": 32, "k_major": False, "scale": FLOAT16, "product": FLOAT16}, (8, 32)),
+    ({"block": 32, "k_major": False, "scale": FLOAT16}, (8, 32)),
+    ({"block": 32, "k_major": False, "product": FLOAT16}, (8, 32)),
+    ({"block": 32, "k_major": False, "scale": BFLOAT16, "product": BFLOAT16}, (8, 32)),
+    *(({"block": 0, "k_major": k_major}, (8, 256)) for k_major in (True, False)),
+    ({"block": 0, "k_major": False, "k": 1000}, (8, 32)), ({"block": 0, "wanted": 64}, (8, 64)),
+    ({"block": 1000, "k_major": False, "k": 1000}, (8, 32)), ({"block": 128, "k_major": False, "k": 100}, None),
+])  # fmt: skip
+def test_weights_of_8_bits_where_activations_stay_float(
+    level: int, given: dict[str, Any], wanted: tuple[int, int] | None
+) -> None:
+    with refused(None if wanted else Reason.SLOWER):
+        assert form(level, **{"element": "uint8", **given}) == wanted
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    k=st.integers(1, 3000),
+    n=st.sampled_from([1, 7, 64]),
+    block=st.one_of(st.integers(0, 600), st.sampled_from([0, 16, 32, 48, 64, 96, 128, 256, 512, 1024])),
+    element=st.sampled_from(["uint2", "int2", "uint4", "int8"]),
+    zero=st.booleans(),
+    k_major=st.booleans(),
+    level=st.sampled_from(LEVELS),
+)
+def test_any_form_is_one_that_the_kernel_takes(
+    k: int, n: int, block: int, element: str, zero: bool, k_major: bool, level: int
+) -> None:
+    matrix = matrix_of(k, n, block=block, element=element, zero=zero, k_major=k_major)
+    try:
+        shortened, bits, block_size = form_of(matrix, FLOAT, FusionSettings(0, level))
+    except NotFusable as refusal:
+        assert refusal.reason in (Reason.BLOCK_SIZE, Reason.SLOWER)  # noqa: PT017
+        return
+    assert kernel_takes(block_size, bits)
+    assert bits in (matrix.bits, 4)
+    assert shortened.block % block_size == 0 or shortened.block >= k
+    operands = operands_of(shortened, bits, block_size, FLOAT, 1.0)
+    if matrix.block and k % block_size == 0:
+        # What pads the lines of zero points apart.
+        padding = n if zero else n * (k // block_size) if "zero_points" in operands else 0
+        assert packed_bytes(operands.values()) <= 3 * stored_bytes(operands.values()) + padding
