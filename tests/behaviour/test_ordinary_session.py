@@ -89,7 +89,7 @@ def test_products_are_fused_with_provider_options_too() -> None:
     assert len(made_report(session).fused) == 1
 
 
-@pytest.mark.parametrize("variant", ["uint4", "int4", "uint4-nmajor", "int8-nmajor", "uint2-nozp", "uint8-fp16"])
+@pytest.mark.parametrize("variant", ["uint4", "int4", "uint4-nmajor", "int8-nmajor", "uint4-nozp", "uint8-fp16"])
 def test_a_decoder_and_its_qoperator_twin(tmp_path: Path, variant: str) -> None:
     pair = write_pair(tmp_path, variant, Decoder(1, 64, 96, 40))
     session = create_session(pair.qdq, quiet(), CPU, options=Options(strict=True))
