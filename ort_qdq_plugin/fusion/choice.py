@@ -26,7 +26,7 @@ _BLOCK_OF_FOURS, _FOURS, _MANY_BLOCKS = 128, 4, 10
 
 # From so many elements on, a weight of 4 bits comes from memory in every run, and twice the bytes take longer than what the
 # 4-bit kernel saves.
-_LARGE = 1 << 22
+_LARGE = 6 << 20
 
 _WIDE_BLOCK = 256
 
@@ -85,7 +85,7 @@ _RULES = (
     # 1.2 to 2.2 times faster in 4 bits.
     _Rule(2, True, 128, 128, _leaves_blocks, to_bits=4),
     # 2 bits in larger blocks are dequantized in every run, too (64 to 98 times slower than smaller ones). Of the two that
-    # are not, 4 bits are up to 1.6 times faster unless memory is what takes the time: then they are 1.5 times slower.
+    # are not, 4 bits are up to 1.8 times faster unless memory is what takes the time: then they are 1.5 times slower.
     _Rule(2, True, 256, _ANY, _is_large, to_bits=2, to_block=128),
     _Rule(2, True, 256, _ANY, _always, to_bits=4),
     # 8 bits in float are dequantized in every run, at best in blocks of 256 (1.8 times faster than in blocks of 32). Where

@@ -1,11 +1,14 @@
 """Which form a weight gets: whatever the rules say, one that MatMulNBits takes and that stays within the memory."""
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance.drawing.weight import PER_CHANNEL, Weight
+from ort_qdq_plugin import Options, inspect
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.choice import form_of
 from ort_qdq_plugin.fusion.kind import FusionSettings
@@ -15,6 +18,8 @@ from ort_qdq_plugin.model.operands import packed_bytes, stored_bytes
 from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import refused
 from tests.fusion.test_matmul_nbits import matrix_of
+from tests.support import linear
+from tests.test_claims import rows_below
 
 LEVELS = (0, 4)
 DEFAULT = FusionSettings(block_size=0, accuracy_level=4)
@@ -37,10 +42,10 @@ def form(level: int, wanted: int = 0, product: int = FLOAT, **given: Any) -> tup
     # Four blocks at a time, of 128.
     *((4, {"block": 128, "k": 128 * blocks}, (4, 128)) for blocks in (2, 3, 5, 6, 7, 9)),
     *((4, {"block": 128, "k": 128 * blocks}, (2, 128)) for blocks in (4, 8, 10, 11, 12, 13)),
-    # Weights of 4 million elements come from memory in every run.
-    *((4, {"block": block, "k": 2048, "n": 2048}, (2, 128)) for block in (256, 512)),
-    (4, {"block": 256, "k": 2048, "n": 2047}, (4, 256)), (4, {"block": 256, "k": 768, "n": 8192}, (4, 256)),
-    (4, {"block": 0, "k": 2048, "n": 2048}, (4, 32)),
+    # Weights of 6 million elements come from memory in every run.
+    *((4, {"block": block, "k": 2048, "n": 3072}, (2, 128)) for block in (256, 512)),
+    (4, {"block": 256, "k": 2048, "n": 3071}, (4, 256)), (4, {"block": 256, "k": 768, "n": 9000}, (4, 256)),
+    (4, {"block": 0, "k": 2048, "n": 3072}, (4, 32)),
     # One block for all of K.
     (4, {"block": 256, "k": 72}, (4, 128)), (4, {"block": 512, "k": 300}, (4, 512)), (0, {"block": 512, "k": 300}, (4, 512)),
     (4, {"block": 64, "k": 48}, (2, 64)), (4, {"block": 128, "k": 100}, (4, 128)),
@@ -116,3 +121,37 @@ def test_any_form_is_one_that_the_kernel_takes(
         # What pads the lines of zero points apart.
         padding = n if zero else n * (k // block_size) if "zero_points" in operands else 0
         assert packed_bytes(operands.values()) <= 3 * stored_bytes(operands.values()) + padding
+
+
+# One or more weights for each row of the documentation's table.
+DOCUMENTED: list[list[Weight]] = [
+    [Weight("uint2", block=16), Weight("int2", block=32)],
+    [Weight("uint2", block=64)],
+    [Weight("uint2", 1024, block=128), Weight("int2", 1280, block=128)],
+    [Weight("uint2", 1024, block=256)],
+    [Weight("uint2", block=PER_CHANNEL)],
+    [Weight("uint4", 1024, block=block, n_major=block > 32) for block in (16, 32, 128, 256)],
+    [Weight("uint8"), Weight("int8", scale="float16", n_major=True)],
+    [Weight("uint8", n_major=True)],
+    [Weight("uint8", 512, block=PER_CHANNEL), Weight("int8", 512, block=PER_CHANNEL, n_major=True)],
+]
+
+
+@pytest.mark.parametrize("row", range(len(DOCUMENTED)))
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_documentation_has_it_right(row: int, level: int) -> None:
+    """As far as the first words of each cell go, and the block size that it ends with."""
+    rows = rows_below("docs/how-it-works.md", "| weight | at accuracy level 4 | below it |")
+    assert len(rows) == len(DOCUMENTED)
+    cell = rows[row][1 if level else 2].split(";")[0]
+    for weight in DOCUMENTED[row]:
+        report = inspect(linear(weight).SerializeToString(), options=Options(accuracy_level=level))
+        if not report.fused:
+            assert [entry.reason for entry in report.unfused] == [Reason.SLOWER]
+            assert cell.startswith("left to ONNX Runtime")
+            continue
+        (fusion,) = report.fused
+        bits, block = re.match(r"(\d) bits", cell), re.search(r"in blocks of (\d+)", cell)
+        assert fusion.stored_bits == weight.kind.bits
+        assert fusion.bits == (int(bits[1]) if bits else weight.kind.bits)
+        assert fusion.block_size == (int(block[1]) if block else weight.block)
