@@ -35,8 +35,9 @@ class Options(ByFields):
             fusion, and an infinity makes NaN. None takes ``session.qdq_matmulnbits_accuracy_level`` of the session's
             options, else 4. It holds for all products of the session, also for those that ONNX Runtime fuses itself; so does
             `block_size`.
-        block_size: For weights without blocks: a power of two from 16 to 256, 0 for ONNX Runtime's default of 32, or -1 for
-            the one that pads K least. None takes ``session.qdq_matmulnbits_block_size``, else 0.
+        block_size: For weights without blocks: a power of two from 16 to 256, 0 for ONNX Runtime's default of 32 (or 256 for
+            8 bits, where that is faster and activations are not rounded), or -1 for the one that pads K least. None
+            takes ``session.qdq_matmulnbits_block_size``, else 0.
         buffer: Where packed weights go: "file" (a temporary file without a name), "memory", or "auto" (a file, unless they
             are below 1 MiB).
         spill_dir: The directory of that file. None takes TMPDIR if it is set, else the system's own.

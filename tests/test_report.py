@@ -37,6 +37,15 @@ def test_borrowed_bytes_are_counted() -> None:
     assert report.fused[0].layout == "N-major"
 
 
+def test_weights_of_2_bits_that_are_fused_as_4() -> None:
+    report = made_report(create_session(linear(Weight("uint2", n_major=True)).SerializeToString()))
+    (fusion,) = report.fused
+    assert (fusion.bits, fusion.stored_bits) == (4, 2)
+    assert (fusion.stored_bytes, fusion.borrowed_bytes) == (128 * 64 // 4 + 4 * 64 * 4 + 4 * 64 // 4, 4 * 64 * 4)
+    assert report.packed_bytes == fusion.packed_bytes == 128 * 64 // 2 + 4 * 64 // 2
+    assert "4 bits (stored 2), block 32" in str(report)
+
+
 def test_unnamed_nodes_go_by_their_output() -> None:
     model = linear(Weight())
     for node in model.graph.node:

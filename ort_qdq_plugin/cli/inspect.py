@@ -90,7 +90,8 @@ def groups(fused: Iterable[FusedWeight], unfused: Iterable[UnfusedWeight]) -> li
     found: dict[Group, list[tuple[str, int, int]]] = {}
     for entry in fused:
         outcome = "packed" if entry.packed_bytes else "in place"
-        group = Group(entry.kind, (entry.k, entry.n), entry.bits, entry.block_size, entry.layout, outcome, True)
+        outcome += f", {entry.bits} bits" * (entry.bits != entry.stored_bits)
+        group = Group(entry.kind, (entry.k, entry.n), entry.stored_bits, entry.block_size, entry.layout, outcome, True)
         found.setdefault(group, []).append((entry.dequantize, entry.stored_bytes, 0))
     for left in unfused:
         group = Group("", left.shape, left.bits, left.block_size, "", str(left.reason), False)

@@ -37,6 +37,12 @@ def test_weights_that_are_alike_share_a_row(tmp_path: Path, here: Here) -> None:
     assert said.endswith("Verdict: all fused, 5 quantized weights\n")
 
 
+def test_weights_that_get_more_bits(tmp_path: Path, here: Here) -> None:
+    """Under bits, what the model has."""
+    said = here.said("inspect", save(linear(Weight("int2")), tmp_path, "file"))
+    assert re.search(r"^1 +MatMul +128 x 64 +2 +32 +K-major +\S+ kB +packed, 4 bits +-$", said, re.MULTILINE)
+
+
 def test_a_weight_with_two_readers_counts_once(tmp_path: Path, here: Here) -> None:
     draft = Draft("twice")
     operands = [draft.input("x", ["m", 128]), draft.weight(Weight())]
