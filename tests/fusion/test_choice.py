@@ -116,7 +116,7 @@ def test_any_form_is_one_that_the_kernel_takes(
     assert kernel_takes(block_size, bits)
     assert bits in (matrix.bits, 4)
     assert shortened.block % block_size == 0 or shortened.block >= k
-    operands = operands_of(shortened, bits, block_size, FLOAT, 1.0)
+    operands = operands_of(shortened, bits, block_size, FLOAT)
     if matrix.block and k % block_size == 0:
         # What pads the lines of zero points apart.
         padding = n if zero else n * (k // block_size) if "zero_points" in operands else 0
