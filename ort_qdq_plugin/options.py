@@ -12,9 +12,19 @@ from ort_qdq_plugin import log
 from ort_qdq_plugin.report.values import ByFields
 from ort_qdq_plugin.system.environment import NO, PREFIX, YES
 
-__all__ = ["Buffer", "Options", "Progress", "Verify", "is_accuracy_level", "is_block_size", "options_from_environment"]
+__all__ = [
+    "Buffer",
+    "Once",
+    "Options",
+    "Progress",
+    "Verify",
+    "is_accuracy_level",
+    "is_block_size",
+    "options_from_environment",
+]
 
 Buffer = Literal["auto", "file", "memory"]
+Once = Literal["auto", "never", "always"]
 Verify = Literal["stat", "content"]
 
 Progress = Callable[[int, int], None]
@@ -51,6 +61,10 @@ class Options(ByFields):
             model share one copy of all weights. Needs `cache_dir` or `prepared`.
         verify: When a cached model may be used. "stat": the files that it was made of still have the same size, inode and
             time of their last change. "content": their content and that of the cached files is the same too, byte for byte.
+        dequantize_once: Weights that no fused operator takes (of Conv, LSTM, ...) can be dequantized once, when the model is
+            loaded, where stock ONNX Runtime does it on every run. Their values in float take memory. "auto": those that
+            together take at most as many bytes as the model stores, or 128 MiB if that is more, the smallest first.
+            "never": none. "always": all.
         progress: Called with (bytes moved, bytes to move) while packing, from the threads that pack.
         prepared: A directory of models that were prepared elsewhere (``ort-qdq prepare``, ``warm(portable=True)``). It is
             searched before `cache_dir`, and never written to. None: there is none.
@@ -69,6 +83,7 @@ class Options(ByFields):
     cache_max_bytes: int | None = None
     share_weights: bool = False
     verify: Verify = "stat"
+    dequantize_once: Once = "auto"
     progress: Progress | None = None
     prepared: str | os.PathLike[str] | None = None
 
@@ -123,6 +138,7 @@ _RULES: dict[str, _Rule] = {
     "prepared": ("an existing directory", None, _existing),
     "cache_max_bytes": ("a whole number of bytes, at least 0", lambda value: value >= 0, int),
     "verify": _one_of(Verify),
+    "dequantize_once": _one_of(Once),
     "share_weights": ("true or false", None, _flag),
 }
 

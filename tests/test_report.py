@@ -20,11 +20,11 @@ def test_what_was_fused_and_what_was_not() -> None:
     assert (fusion.k, fusion.n, fusion.bits, fusion.block_size, fusion.layout) == (128, 64, 4, 32, "K-major")
     assert fusion.packed_bytes == 128 * 64 // 2 + 4 * 64 * 4 + 4 * 64 // 2
     assert (fusion.borrowed_bytes, fusion.stored_bytes, fusion.has_bias) == (0, fusion.packed_bytes, False)
-    assert (report.packed_bytes, report.borrowed_bytes) == (fusion.packed_bytes, 0)
+    assert (report.packed_bytes, report.borrowed_bytes) == (fusion.packed_bytes + 64 * 4, 0)
     (unfused,) = report.unfused
     assert (unfused.dequantize, unfused.weight, unfused.reason) == ("b_d_node", "b", Reason.CONSUMER)
     assert (unfused.shape, unfused.bits, unfused.block_size) == ((1, 64), 8, 0)
-    assert (unfused.stored_bytes, unfused.bytes_per_run) == (64 + 4 + 1, 64 * 4)
+    assert (unfused.stored_bytes, unfused.bytes_per_run, unfused.bytes_added) == (64 + 4 + 1, 0, 64 * 4)
     assert (report.route, report.stock_message) == ("borrowed", None)
     assert sorted(report.seconds) == sorted(STAGES)
     assert all(seconds >= 0 for seconds in report.seconds.values())

@@ -32,6 +32,8 @@ COLUMNS = ("pattern", "group", "stock", "stock+key", "this package", "identical"
 LEVELS = (0, 4)
 ROW_COUNTS = (1, 3, 17)
 """One token, a few (MatMulNBits still goes row by row), and enough for its batched path."""
+FOLDING_KEY = "session.disable_quant_qdq"
+"""With this, ONNX Runtime folds every DequantizeLinear of a constant and fuses none."""
 FUSION_KEY = "session.enable_dq_matmulnbits_fusion"
 _make_stock: _MakeSession = partial(ort.InferenceSession, providers=CPU)
 _make_ours: _MakeSession = partial(create_session, providers=CPU)
@@ -58,6 +60,12 @@ class _Result(NamedTuple):
     forms: tuple[tuple[int, int], ...] = ()  # bits and block size of its products
     left: int = 0  # DequantizeLinear nodes of constant weights in it
     report: Any = None  # this package's, if it has one
+
+    @property
+    def is_dequantized_once(self) -> bool:
+        """Whether all weights that this package has changed are dequantized once."""
+        report = self.report
+        return report is not None and not report.fused and any(entry.bytes_added for entry in report.unfused)
 
     @property
     def verdict(self) -> str:
@@ -115,15 +123,15 @@ def _census(model: onnx.ModelProto) -> tuple[tuple[str, ...], tuple[tuple[int, i
 
 
 def _run(
-    model: onnx.ModelProto, stored: str | bytes, make: _MakeSession, folder: Path, level: int, keyed: bool = False
+    model: onnx.ModelProto, stored: str | bytes, make: _MakeSession, folder: Path, level: int, key: str = ""
 ) -> _Result:
     """Loads and runs a model one way, then once more to see the graph: saving it may change the way this package takes."""
 
     def options(optimized: str = "") -> ort.SessionOptions:
         made = quiet_options()
         made.add_session_config_entry(_LEVEL_KEY, str(level))
-        if keyed:
-            made.add_session_config_entry(FUSION_KEY, "1")
+        if key:
+            made.add_session_config_entry(key, "1")
         made.optimized_model_filepath = optimized
         return made
 
@@ -252,9 +260,13 @@ def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Fo
         folder = Path(name)
         stored = _store(model, folder, form)
         stock, keyed, ours = (
-            {level: _run(model, stored, make, folder, level, keyed) for level in LEVELS}
-            for make, keyed in ((_make_stock, False), (_make_stock, True), (make_session, False))
+            {level: _run(model, stored, make, folder, level, key) for level in LEVELS}
+            for make, key in ((_make_stock, ""), (_make_stock, FUSION_KEY), (make_session, ""))
         )
+        if ours[4].is_dequantized_once:
+            folded = {level: _run(model, stored, _make_stock, folder, level, FOLDING_KEY) for level in LEVELS}
+            if not all(_equal(ours[level], folded[level]) for level in LEVELS):
+                problems.append("differs from stock with constants folded")
         last, report, seen = ours[4], ours[4].report, None
         with suppress(Exception):  # no report either, then
             seen = inspect(stored)
@@ -282,6 +294,7 @@ def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Fo
         verdicts.append(other.verdict + (", wrong" if not other.error and not right else ""))
         # Bits must agree where stock fused just as much as this package, or neither did anything.
         comparable = (len(other.fused), other.left) == (len(last.fused), last.left) if last.fused else name == "stock"
+        comparable = comparable and not last.is_dequantized_once
         if other.error or not right or not comparable:
             continue
         reformed = [level for level in LEVELS if _has_another_form(ours[level], others[level], level)]

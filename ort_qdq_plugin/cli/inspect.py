@@ -40,9 +40,11 @@ class Group(NamedTuple):
     layout: str  # how they are stored, "" where that cannot be said
     outcome: str  # "packed", "in place", or the reason why they stay
     fused: bool
+    once: bool = False  # whether they are dequantized once, when the model is loaded
     names: tuple[str, ...] = ()  # of their DequantizeLinear nodes
     stored_bytes: int = 0  # of all of them, each counted once
     bytes_per_run: int = 0  # that are written dequantizing all of them, on each run
+    bytes_added: int = 0  # of their values, if these are computed once
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,38 +89,46 @@ def models_in(folder: str) -> list[str]:
 
 def groups(fused: Iterable[FusedWeight], unfused: Iterable[UnfusedWeight]) -> list[Group]:
     """Rows of the table: what costs most on each run first, then what is largest."""
-    found: dict[Group, list[tuple[str, int, int]]] = {}
+    found: dict[Group, list[tuple[str, int, int, int]]] = {}
     for entry in fused:
         outcome = "packed" if entry.packed_bytes else "in place"
         outcome += f", {entry.bits} bits" * (entry.bits != entry.stored_bits)
         group = Group(entry.kind, (entry.k, entry.n), entry.stored_bits, entry.block_size, entry.layout, outcome, True)
-        found.setdefault(group, []).append((entry.dequantize, entry.stored_bytes, 0))
+        found.setdefault(group, []).append((entry.dequantize, entry.stored_bytes, 0, 0))
     for left in unfused:
-        group = Group("", left.shape, left.bits, left.block_size, "", str(left.reason), False)
-        found.setdefault(group, []).append((left.dequantize, left.stored_bytes, left.bytes_per_run))
+        once = left.bytes_added > 0
+        group = Group("", left.shape, left.bits, left.block_size, "", str(left.reason), False, once)
+        costs = (left.stored_bytes, left.bytes_per_run, left.bytes_added)
+        found.setdefault(group, []).append((left.dequantize, *costs))
     rows = []
     for group, members in found.items():
-        once = {name: (stored, per_run) for name, stored, per_run in members}
-        stored, per_run = (sum(column) for column in zip(*once.values(), strict=True))
-        rows.append(group._replace(names=tuple(once), stored_bytes=stored, bytes_per_run=per_run))
+        by_name = {name: costs for name, *costs in members}
+        stored, per_run, added = (sum(column) for column in zip(*by_name.values(), strict=True))
+        rows.append(group._replace(names=tuple(by_name), stored_bytes=stored, bytes_per_run=per_run, bytes_added=added))
     return sorted(rows, key=lambda group: (-group.bytes_per_run, -group.stored_bytes))
 
 
 def _say_groups(shown: Sequence[Group], by_name: bool) -> None:
     unfused = [group for group in shown if not group.fused]
     if shown:
-        rows = [_cells(group, group.outcome if group.fused else f"unfused ({unfused.index(group) + 1})") for group in shown]
+        rows = [_cells(group, group.outcome if group.fused else _noted(group, unfused)) for group in shown]
         say_table(_COLUMNS, rows, marked=[index for index, group in enumerate(shown) if not group.fused])
         say()
     for index, group in enumerate(unfused):
         say(f"({index + 1}) {group.outcome}")
-        if group.bytes_per_run:
-            values, nbytes = math.prod(group.shape), group.bytes_per_run / len(group.names)
-            say(f"    Each run dequantizes {values:,} values of each, which is {size(nbytes)}.")
+        nbytes = (group.bytes_added or group.bytes_per_run) / len(group.names)
+        if nbytes:
+            who = "Loading" if group.once else "Each run"
+            say(f"    {who} dequantizes {math.prod(group.shape):,} values of each, which is {size(nbytes)}.")
         for name in group.names if by_name else ():
             say(f"    {name}")
     if unfused:
         say()
+
+
+def _noted(group: Group, unfused: Sequence[Group]) -> str:
+    """What the table says of weights that are not fused, with the number of the note on them."""
+    return f"{'once' if group.once else 'unfused'} ({unfused.index(group) + 1})"
 
 
 def _cells(group: Group, outcome: str) -> list[str]:
@@ -147,6 +157,7 @@ def _verdict(report: Report) -> str:
     """What it comes to, in one line."""
     left = {entry.dequantize for entry in report.unfused}
     fused = {entry.dequantize for entry in report.fused} - left
+    once = sum(1 for entry in report.unfused if entry.bytes_added)
     nbytes = sum(entry.bytes_per_run for entry in report.unfused)
     per_run = f"; {size(nbytes)} of float are written on each run" if nbytes else ""
     if report.stock_reason is StockReason.REFUSED:
@@ -157,4 +168,5 @@ def _verdict(report: Report) -> str:
         return "nothing is left to fuse; its weights are handed over without a copy"
     if not left:
         return f"all fused, {count(len(fused), 'quantized weight')}"
-    return f"{len(fused)} of {count(len(fused) + len(left), 'quantized weight')} fused{per_run}"
+    also = f", {once} dequantized once" if once else ""
+    return f"{len(fused)} of {count(len(fused) + len(left), 'quantized weight')} fused{also}{per_run}"

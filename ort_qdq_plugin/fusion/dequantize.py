@@ -8,7 +8,7 @@ import numpy as np
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.view import View, view_of
-from ort_qdq_plugin.model.elements import ELEMENTS, SCALE_TYPES, WEIGHT_TYPES, top_bits
+from ort_qdq_plugin.model.elements import DEQUANTIZED_TYPES, ELEMENTS, SCALE_TYPES, top_bits
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute
 from ort_qdq_plugin.model.operators import role_of
@@ -64,7 +64,8 @@ class Dequantized(NamedTuple):
     scales: StoredTensor
     # its zero points, of the weight's type and the scales' shape (but for () and (1,)); None if the node has none.
     zero_points: StoredTensor | None
-    centred: bool  # whether the zero points, given or not, are those that MatMulNBits takes by itself
+    # Whether the zero points, given or not, are those that MatMulNBits takes by itself; of types that it does not take: 0.
+    centred: bool
     axis: int | None  # the axis along which scales differ or blocks lie; None if there is a single scale
     block: int  # elements along the axis that share a scale; 0: every index has its own
     output_type: int  # the TensorProto.DataType of the result
@@ -143,7 +144,7 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
     """Read the operands of a DequantizeLinear and check them against each other.
 
     Raises:
-        NotFusable: No fused operator can take them.
+        NotFusable: They are not constant, not of known types, or do not fit together.
     """
     names = [name for name in node.input if name]
     if len(node.input) > 3:
@@ -154,7 +155,7 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
     if len(protos) < len(names):
         raise NotFusable(Reason.NOT_CONSTANT)
     weight, scales = protos[0], protos[1]
-    if weight.data_type not in WEIGHT_TYPES:
+    if weight.data_type not in DEQUANTIZED_TYPES:
         raise NotFusable(Reason.WEIGHT_TYPE)
     if scales.data_type not in SCALE_TYPES:
         raise NotFusable(Reason.SCALE_TYPE)
@@ -190,7 +191,8 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
 class Centred:
     """Whether zero points are those that MatMulNBits takes by itself, so that it need not be given them.
 
-    One object serves one model: it remembers the answers, and says no once it has read _MAX_READ_BYTES.
+    For elements of more than 8 bits, which it does not take: whether they are 0. One object serves one model: it remembers
+    the answers, and says no once it has read _MAX_READ_BYTES.
     """
 
     def __init__(self) -> None:
@@ -199,13 +201,13 @@ class Centred:
 
     def __call__(self, data_type: int, zero_points: StoredTensor | None) -> bool:
         element = ELEMENTS[data_type]
-        signed = element.weight == "signed"
+        around_zero = element.weight != "unsigned"
         if zero_points is None:
-            return signed
+            return around_zero
         key = (*zero_points.storage, zero_points.elements, data_type)
         if key not in self._known:
             # The middle of the unsigned range is an element of which only the top bit is set.
-            self._known[key] = self._repeats(zero_points, element.bits, 0 if signed else top_bits(element.bits))
+            self._known[key] = self._repeats(zero_points, element.bits, 0 if around_zero else top_bits(element.bits))
         return self._known[key]
 
     def _repeats(self, zero_points: StoredTensor, bits: int, byte: int) -> bool:

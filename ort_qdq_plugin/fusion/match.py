@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, has_constant_weight, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
+from ort_qdq_plugin.fusion.once import DequantizedOnce, choose, dequantized_once
 from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
-from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, bits_of
+from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, text
 from ort_qdq_plugin.model.operators import OPERATORS, operator_of
@@ -32,6 +35,11 @@ _KINDS: dict[str, Fuse] = {
 _SAYS_LITTLE = (None, Reason.FOLDED, Reason.INTEGER_KERNEL, Reason.GRAPH_OUTPUT)
 # Vectors are biases and scales of norms, which cost nothing beside the weights.
 _WEIGHT_RANK = 2
+# ONNX Runtime never computes the first three on a run. What it refuses must not disappear unseen, and values that leave the
+# graph are made for each run anyway.
+_NEVER_ONCE = {
+    Reason.INTEGER_KERNEL, Reason.FOLDED, Reason.UNUSED, Reason.INVALID, Reason.OPSET, Reason.GRAPH_OUTPUT,
+}  # fmt: skip
 _MAX_BYTES = 2**63 - 1  # reported of a size that no tensor can have
 
 
@@ -40,6 +48,7 @@ class Matches(NamedTuple):
 
     fusions: tuple[Fusion, ...] = ()
     unfused: tuple[UnfusedWeight, ...] = ()
+    once: tuple[DequantizedOnce, ...] = ()  # of those that are not fused, or not all of whose readers are
 
 
 def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
@@ -50,6 +59,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     """
     fusions: list[Fusion] = []
     unfused: list[UnfusedWeight] = []
+    candidates: list[tuple[DequantizedOnce, int | None]] = []  # with their index among the unfused
     context = _Context(locate, settings, Centred(), IntegerKernels(locate, settings.int8_activations))
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):
@@ -58,8 +68,28 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
             decision = _WeightMatch(inner, index, context)
             fusions += decision.fusions
             if decision.reason is not None:
-                unfused += _unfused(inner, node, decision.reason, len(decision.computed_for))
-    return Matches(tuple(fusions), tuple(unfused))
+                entries = _unfused(inner, node, decision.reason, len(decision.computed_for))
+                if decision.once is not None:
+                    candidates.append((decision.once, len(unfused) if entries else None))
+                unfused += entries
+    chosen = choose((candidate for candidate, _ in candidates), settings.once_bytes)
+    if settings.once_bytes:
+        _say_which_are_chosen(unfused, candidates, chosen)
+    return Matches(tuple(fusions), tuple(unfused), tuple(chosen))
+
+
+def _say_which_are_chosen(
+    unfused: list[UnfusedWeight], candidates: Iterable[tuple[DequantizedOnce, int | None]], chosen: list[DequantizedOnce]
+) -> None:
+    """Let the entries of candidates say that they are dequantized once, or that the memory is not allowed."""
+    where = {candidate.node_ref for candidate in chosen}
+    for candidate, index in candidates:
+        if index is None:
+            continue
+        if candidate.node_ref in where:
+            unfused[index] = replace(unfused[index], bytes_added=candidate.operand.nbytes, bytes_per_run=0)
+        else:
+            unfused[index] = replace(unfused[index], reason=Reason.MEMORY)
 
 
 class _Context(NamedTuple):
@@ -86,8 +116,10 @@ class _WeightMatch:
     def __init__(self, scope: Scope, index: int, context: _Context) -> None:
         self.fusions: list[Fusion] = []
         self.reason: Reason | None = None
+        self._reasons = set[Reason]()  # of all readers that are left
         # The readers for which it is computed. ONNX Runtime computes it for each of them, and for the graph's output (None).
         self.computed_for: set[NodeRef | None] = set()
+        self.once: DequantizedOnce | None = None  # what it is if it may be dequantized once
         self._context = context
         node = scope.nodes[index]
         output = node.output[0] if node.output else ""
@@ -102,6 +134,7 @@ class _WeightMatch:
         if scope.is_output(output):
             self._leave(None, Reason.GRAPH_OUTPUT, None)
         # Through all views of the weight, to all that read it or one of them.
+        place = (scope, index)
         waiting = _readers(dequantized.view, scope, output)
         while waiting:
             use = waiting.pop()
@@ -122,6 +155,8 @@ class _WeightMatch:
                 self._leave(use.node_ref, refusal.reason, use.first)
         if self.reason is None and not self.fusions:
             self._leave(None, Reason.UNUSED, None)
+        if self.reason is not None and self._reasons.isdisjoint(_NEVER_ONCE):
+            self.once = dequantized_once(place, dequantized)
 
     def _leave(self, node_ref: NodeRef | None, reason: Reason, first: NodeRef | None) -> None:
         """Leave the DequantizeLinear to a node that reads it. Of several reasons the one that says most is kept."""
@@ -129,6 +164,7 @@ class _WeightMatch:
         if spared is None:
             self.computed_for.add(first)
         reason = spared or reason
+        self._reasons.add(reason)
         if self.reason in _SAYS_LITTLE and reason not in _SAYS_LITTLE[: _SAYS_LITTLE.index(self.reason)]:
             self.reason = reason
 
@@ -144,6 +180,8 @@ class _WeightMatch:
     def _fused(self, dequantized: Dequantized, use: _Use) -> Fusion:
         (scope, index), context = use.node_ref, self._context
         node, operator = scope.nodes[index], operator_of(scope.nodes[index])
+        if dequantized.weight.data_type not in WEIGHT_TYPES:
+            raise NotFusable(Reason.WEIGHT_TYPE)
         if operator is None or operator.fused_by not in _KINDS:
             raise NotFusable(Reason.CONSUMER)
         output = node.output[0] if node.output else ""

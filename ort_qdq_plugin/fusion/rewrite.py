@@ -58,6 +58,10 @@ class Rewriter:
         self._removed.update(site.replaced[:-1])
         self._read_anew.update((scope.definer(name), name) for node in nodes for name in node.input)
 
+    def remove(self, node_ref: NodeRef) -> None:
+        """Take away a node whose output becomes a constant, which the caller adds to the graph of the node."""
+        self._removed.add(node_ref)
+
     def finish(self) -> list[TensorProto]:
         """Put the nodes in, and drop what nothing reads any more. Returns the small initializers that the new nodes need."""
         for node_ref in list(dict.fromkeys((*self._removed, *self._replaced))):

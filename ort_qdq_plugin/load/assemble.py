@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 from ort_qdq_plugin.fusion.emit import FreshNames
-from ort_qdq_plugin.fusion.kind import Fusion
+from ort_qdq_plugin.fusion.match import Matches
 from ort_qdq_plugin.fusion.rewrite import Rewriter, lift_from_subgraphs
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import TensorProto, external_tensors
@@ -30,8 +30,10 @@ class Places(Protocol):
         """Make `tensor` refer to byte `offset` of a packed buffer."""
 
 
-def assemble(parsed: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layout: Layout, data: Places) -> bytes:
+def assemble(parsed: ParsedModel, scope: Scope, matches: Matches, layout: Layout, data: Places) -> bytes:
     """Replace the nodes that were fused, give every large tensor a reference to its bytes, and serialize the model.
+
+    Where a weight is dequantized once, its values have the name that the output of the node had.
 
     `parsed` is changed. `scope` is that of its main graph. `data` has the packed buffers and the model's own files.
 
@@ -41,16 +43,22 @@ def assemble(parsed: ParsedModel, scope: Scope, fusions: Iterable[Fusion], layou
     graph, names = parsed.proto.graph, FreshNames(scope)
     initializers = _Initializers(layout, data, names.fresh)
     rewriter = Rewriter(parsed.proto, scope, names)
-    for fusion in fusions:
+    for fusion in matches.fusions:
         source = next(operand.source for operand in fusion.operands.values() if operand.source is not None)
         stem = f"{(source.name or fusion.site.dequantize)[:_MAX_STEM]}.{fusion.operator}"
         given = {name: initializers.of(operand, f"{stem}.{name}") for name, operand in fusion.operands.items()}
         rewriter.put(fusion, given)
+    for once in matches.once:
+        rewriter.remove(once.node_ref)
     constants = rewriter.finish()
-    lift_from_subgraphs(graph, names)
     for tensor in external_tensors(graph):
         stored = parsed.locate(tensor)
         initializers.refer(tensor, as_stored(stored, stored.shape))
+    for once in matches.once:
+        operand, inner = once.operand, once.node_ref[0].graph
+        values = inner.initializer.add(name=once.output, data_type=operand.data_type, dims=operand.shape)
+        initializers.refer(values, operand)
+    lift_from_subgraphs(graph, names)
     graph.initializer.extend([*initializers.made, *constants])
     # Last, when everything has been read or mapped: what was packed and what is borrowed must be of the same model.
     parsed.skeleton.check_unchanged()

@@ -55,7 +55,8 @@ def export(
             more needs one.
         force: Whether existing files may be replaced.
         progress: Called with (bytes done, bytes in all), first while weights are packed, then while they are written.
-        options: Options of this package, of which accuracy level and block size have an effect on the new model.
+        options: Options of this package, of which accuracy level and block size have an effect on the new model; and so has
+            `dequantize_once`, if it is "always".
 
     Returns:
         What was fused, and what was not.
@@ -96,6 +97,8 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
         cache_dir=None,
         share_weights=False,
         buffer="file",
+        # A file is not to grow unless that is asked for.
+        dequantize_once="always" if request.options.dequantize_once == "always" else "never",
     )
     journal = Journal()
     with ExitStack() as undo:

@@ -58,6 +58,7 @@ def _settings(request: LoadRequest) -> tuple[object, ...]:
         request.block_size,
         request.may_fuse,
         config_entry(request.session_options, INT8_KEY) or "",
+        request.options.dequantize_once,
         # Some models are left to stock because of these.
         config_entry(request.session_options, FORMAT_KEY) or "",
         options_are_in_models(),

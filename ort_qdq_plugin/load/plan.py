@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
@@ -28,6 +29,11 @@ __all__ = ["Plan", "goes_by_path", "plan_model"]
 _GROWTH, _GROWTH_BYTES = 16, 64 << 20
 
 
+# Weights that are dequantized once may add as many bytes as the model stores, or this many if that is more: a small model
+# may have all of its weights in float, a large one at most doubles.
+_ONCE_BYTES = 128 << 20
+
+
 class Plan(NamedTuple):
     """What was decided for a model."""
 
@@ -48,10 +54,13 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
     with journal.stage("match"), readable():
         scope, matches = model_scope(parsed.proto), Matches()
         if request.may_fuse:
-            settings = FusionSettings(request.block_size, request.accuracy_level, request.int8_activations)
+            settings = FusionSettings(
+                request.block_size, request.accuracy_level, request.int8_activations, _once_bytes(request, parsed)
+            )
             matches = match(scope, parsed.locate, settings)
     with journal.stage("plan"):
         groups = [tuple(fusion.operands.values()) for fusion in matches.fusions]
+        groups += [(once.operand,) for once in matches.once]
         operands = {operand.key: operand for group in groups for operand in group}.values()
         layout = plan_layout([*groups, _unaligned(parsed, operands)], request.threads)
         fused = tuple(fusion.entry() for fusion in matches.fusions)
@@ -61,12 +70,18 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
     check_imports(parsed.proto, used)
     # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs it.
     borrows = parsed.skeleton.mentions("MatMulNBits") and any(external_tensors(parsed.proto.graph))
-    if not matches.fusions and not borrows and EXTENSIONS_DOMAIN not in used:
+    if not groups and not borrows and EXTENSIONS_DOMAIN not in used:
         raise NothingToDo(StockReason.NOT_FUSIBLE)
     stored, packed = parsed.skeleton.stored_bytes, sum(layout.sizes)
     if packed > max(_GROWTH_BYTES, _GROWTH * stored):
         raise NothingToDo(StockReason.PACKED_SIZE, f"{packed} bytes instead of {stored}")
     return Plan(parsed, scope, frozenset(domains_once_inlined(parsed.proto, used)), matches, layout)
+
+
+def _once_bytes(request: LoadRequest, parsed: ParsedModel) -> int:
+    """The most bytes that the values of weights which are dequantized once may take together."""
+    chosen = request.options.dequantize_once
+    return {"never": 0, "auto": max(_ONCE_BYTES, parsed.skeleton.stored_bytes), "always": sys.maxsize}[chosen]
 
 
 def goes_by_path(plan: Plan, request: LoadRequest) -> bool:

@@ -53,7 +53,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
             packed = packed_buffers(plan.layout, request, by_path=by_path, writer=writer, undo=undo)
         with journal.stage("assemble"), _collecting_no_garbage():
             external_data = ExternalData(by_path, packed)
-            model = assemble(parsed, plan.scope, plan.matches.fusions, plan.layout, external_data)
+            model = assemble(parsed, plan.scope, plan.matches, plan.layout, external_data)
             session_options = request.session_options
             if not by_path:
                 session_options = private_options(session_options, request.entries)

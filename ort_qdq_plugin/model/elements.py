@@ -10,6 +10,7 @@ from typing import NamedTuple
 __all__ = [
     "BFLOAT16",
     "CODES",
+    "DEQUANTIZED_TYPES",
     "ELEMENTS",
     "FLOAT",
     "FLOAT16",
@@ -75,6 +76,9 @@ INT32, INT64 = CODES["int32"], CODES["int64"]
 UINT4, INT4 = CODES["uint4"], CODES["int4"]
 
 WEIGHT_TYPES = frozenset(code for code, element in ELEMENTS.items() if element.weight)
+DEQUANTIZED_TYPES = WEIGHT_TYPES | {CODES["uint16"], CODES["int16"], CODES["int32"]}
+"""The integers that ONNX Runtime's DequantizeLinear takes on the CPU."""
+
 SCALE_TYPES = frozenset(code for code, element in ELEMENTS.items() if element.scale)
 
 

@@ -16,6 +16,7 @@ from ort_qdq_plugin.model.operands import Conversion, Operand, Order
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements, widen_elements
+from ort_qdq_plugin.packing.dequantize import BYTES_PER_ELEMENT, dequantized_values, pieces
 from ort_qdq_plugin.packing.layout import Layout, Move
 from ort_qdq_plugin.system.threads import Work
 
@@ -27,6 +28,9 @@ _MAX_THREAD_SCRATCH_BYTES = 64 << 20
 
 # Bytes that are copied or widened at once: they stay in cache between being read and being written.
 _COPY_BYTES = 1 << 20
+
+# Elements that are dequantized at once: what is made on the way stays in cache.
+_DEQUANTIZED_ELEMENTS = 1 << 17
 
 # With fewer bytes for each of them, threads wait for each other more than they help.
 _BYTES_PER_THREAD = 16 << 20
@@ -121,6 +125,10 @@ def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:
     if operand.order is Order.SPREAD:
         yield _Band(move, operand.source, 0, 1)
         return
+    if operand.dequantization is not None:
+        for first, last in pieces(operand, min(scratch_bytes // BYTES_PER_ELEMENT, _DEQUANTIZED_ELEMENTS)):
+            yield _Band(move, operand.source, first, last)
+        return
     lines = operand.stored_length if operand.order is Order.TRANSPOSED else operand.lines
     whole = _Band(move, operand.source, 0, lines)
     aligned = whole.columns * operand.bits % 8 == 0
@@ -177,6 +185,8 @@ class _Job:
         operand = band.operand
         if operand.order is Order.SPREAD:
             self._put(band, 0, _spread(operand, band.source))
+        elif operand.dequantization is not None:
+            self._put(band, band.first, dequantized_values(operand, band.first, band.last))
         elif band.columns * operand.bits % 8:
             self._unaligned(band)
         elif operand.order is Order.ROWS:

@@ -57,9 +57,10 @@ class Report(ByFields):
         stock_reason: Why the whole model was left to stock ONNX Runtime; None if it was not.
         stock_detail: What varies in that: a provider's name, an error's text, sizes; "" if nothing does.
         fused: What was fused.
-        unfused: What was not, and why.
-        packed_bytes: Of all fused nodes' operands in the packed buffer, each counted once.
-        borrowed_bytes: Of those that are used where the model stores them, each counted once.
+        unfused: What was not, and why. Some of these weights are dequantized once (`UnfusedWeight.bytes_added`).
+        packed_bytes: Of what is in the packed buffer: operands of fused nodes, and values of weights that are dequantized
+            once. What several nodes share counts once.
+        borrowed_bytes: Of operands that are used where the model stores them, each counted once.
         cache: "made" (the model was packed into an entry of the cache), "used" (it was found there), "prepared" (it
             was found in `Options.prepared`) or "" (none of these).
         shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
@@ -102,22 +103,25 @@ class Report(ByFields):
             size = f"K={fused.k} N={fused.n}, {bits}, block {fused.block_size}"
             lines.append(f"  fused   {fused.node}: {fused.kind} {size}, {fused.layout}, {where}{bias}")
         for left in self.unfused:
-            cost = f"{left.bytes_per_run / _MB:.1f} MB dequantized per run"
-            lines.append(f"  unfused {left.dequantize}: {left.reason} ({cost})")
+            once, nbytes = left.bytes_added, left.bytes_added or left.bytes_per_run
+            cost = f"{nbytes / _MB:.1f} MB dequantized {'once, at load' if once else 'per run'}"
+            lines.append(f"  {'once   ' if once else 'unfused'} {left.dequantize}: {left.reason} ({cost})")
         return "\n".join(map(printable, lines))
 
     def summary(self) -> str:
         """One line: how it was loaded, what was fused, what that saves, bytes and seconds."""
-        left = f", {len(self.unfused)} left" if self.unfused else ""
+        once = sum(1 for entry in self.unfused if entry.bytes_added)
+        parts = [f"{once} dequantized once"] * bool(once) + [f"{len(self.unfused) - once} left"] * (len(self.unfused) > once)
+        left = "".join(f", {part}" for part in parts)
         if self.stock_reason is not None:
             return f"stock ONNX Runtime{left}: {printable(self.stock_message)}"
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         in_float = sum(_FLOAT_BYTES * entry.k * entry.n for entry in self.fused)
-        megabytes = (
-            f"{self.packed_bytes / _MB:.1f} MB packed and {self.borrowed_bytes / _MB:.1f} MB in place instead of "
-            f"{in_float / _MB:.1f} MB in float"
-        )
-        bytes_held = megabytes if self.fused else "its own files handed over without a copy"
+        bytes_held = f"{self.packed_bytes / _MB:.1f} MB packed and {self.borrowed_bytes / _MB:.1f} MB in place"
+        if self.fused:
+            bytes_held += f" instead of {in_float / _MB:.1f} MB in float"
+        elif not once:
+            bytes_held = "its own files handed over without a copy"
         ways = {"made": ", cached", "used": " from the cache", "prepared": ", prepared elsewhere", "": ""}
         route = f"{self.route}{ways[self.cache]}"
         return f"{route}: {len(self.fused)} fused{left}, {bytes_held}" + (f"; {stages}" if stages else "")

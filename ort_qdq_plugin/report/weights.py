@@ -36,6 +36,7 @@ class Reason(Sentence):
     FOLDED = "The result is quantized again: ONNX Runtime computes it once, when it loads the model."
     GATHER = "No form of a lookup takes it: one along a first axis, with a scale for all, rows, columns, or blocks in rows."
     SMALL_TABLE = "The table has so few rows that many lookups in a run would take longer than dequantizing all of it."
+    MEMORY = "Its values in float would take more memory than Options.dequantize_once allows."
     UNUSED = "Nothing reads the result."
     GRAPH_OUTPUT = "The result is an output of the graph."
     INVALID = "The operands do not fit together: ONNX Runtime reports what is wrong."
@@ -79,18 +80,22 @@ class FusedWeight(ByFields):
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class UnfusedWeight(ByFields):
-    """A DequantizeLinear of a constant weight that stays. Vectors, as biases and scales of norms are, are no weights.
+    """A DequantizeLinear of a constant weight that no fused operator replaces, or not for all that read its result.
+
+    Vectors, as biases and scales of norms are, are no weights.
 
     Attributes:
         dequantize: The node, by its name or its output's.
         weight: What it dequantizes.
-        reason: Why it stays.
+        reason: Why that is so.
         shape: Of the weight, as it is stored; (0,) if the model has no valid shape for it.
         bits: Of an element; 0 for a type without a fixed size.
         block_size: Elements that share a scale along the node's axis; 0 if the node has no blocks.
         stored_bytes: What the model stores of the weight, its scales and its zero points.
         bytes_per_run: What it dequantizes on every run, in bytes. ONNX Runtime dequantizes once for each reader, also for
-            none; 0 if it never does.
+            none; 0 if it never does, and if its values are computed once.
+        bytes_added: Of its values, if they are computed once, when the model is loaded: they are in the packed buffer, and
+            the node is gone. 0 if they are not.
     """
 
     dequantize: str
@@ -101,3 +106,4 @@ class UnfusedWeight(ByFields):
     block_size: int
     stored_bytes: int
     bytes_per_run: int
+    bytes_added: int = 0

@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[Callable[[Draft], None], Reason]] = {
     **{f"{name}-overridable": (overridable(name), Reason.OVERRIDABLE) for name in ("w", "w_s", "w_z")},
     **{f"{name}-computed": (without(name), Reason.NOT_CONSTANT) for name in ("w_s", "w_z")},
     **{f"weight-of-{code}": (but("w", data_type=TensorProto.DataType.Value(code)), Reason.WEIGHT_TYPE)
-       for code in ("INT16", "FLOAT8E4M3FN", "FLOAT4E2M1")},
+       for code in ("INT64", "FLOAT8E4M3FN", "FLOAT4E2M1")},
     **{f"scales-of-{code}": (but("w_s", data_type=TensorProto.DataType.Value(code)), Reason.SCALE_TYPE)
        for code in ("DOUBLE", "FLOAT8E8M0")},
 }  # fmt: skip

@@ -47,7 +47,7 @@ def test_nothing_to_decide() -> None:
 def test_where_a_fusion_takes_place() -> None:
     draft = draft_of()
     draft.node("MatMul", ["x", draft.node("Transpose", [draft.node("Transpose", ["w_d"], "t")], "u")], "y")
-    ((fusion,), unfused) = matched(draft)
+    ((fusion,), unfused, _) = matched(draft)
     site = fusion.site
     assert (site.dequantize, site.kind, site.name, site.weight, site.output) == ("w_d_node", "MatMul", "y_node", "u", "y")
     assert [scope.nodes[index].output[0] for scope, index in site.replaced] == ["y"]
@@ -59,7 +59,7 @@ def test_nodes_without_names_are_called_by_their_outputs() -> None:
     draft.node("MatMul", ["x", "w_d"], "y")
     for node in draft.nodes:
         node.ClearField("name")
-    ((fusion,), _) = matched(draft)
+    ((fusion,), _, _) = matched(draft)
     assert (fusion.site.dequantize, fusion.site.name) == ("w_d", "y")
 
 

@@ -30,7 +30,7 @@ def assembled(path: str, meanwhile: Callable[[], object] = lambda: None) -> tupl
         plan = plan_model(parse(skeleton), LoadRequest(path, None, Options(threads=1)), Journal())
         external_data = ExternalData(False, make_buffers(plan.layout.sizes, "memory", None))
         meanwhile()
-        model = assemble(plan.parsed, plan.scope, plan.matches.fusions, plan.layout, external_data)
+        model = assemble(plan.parsed, plan.scope, plan.matches, plan.layout, external_data)
     return onnx.load_from_string(model), external_data
 
 
