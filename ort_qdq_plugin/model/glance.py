@@ -1,7 +1,7 @@
-"""A look at a serialized model's nodes, without parsing it: is there anything in it that could be fused?
+"""A look at a serialized model's nodes, without parsing it: is there anything in it that could be fused or dequantized once?
 
-Many models are quantized throughout, activations too. They have hundreds of DequantizeLinear nodes, none of which can be
-fused, and need not wait for what parsing and matching import.
+Many models are quantized throughout, activations too. They have hundreds of DequantizeLinear nodes, all of which have to
+stay, and need not wait for what parsing and matching import.
 
 Format facts: ModelProto, GraphProto, NodeProto and TensorProto in onnx.proto, in protobuf's wire format.
 """
@@ -30,6 +30,7 @@ _READERS = {row.op_type.encode() for row in OPERATORS if row.fused_by}
 _PRODUCTS = {row.op_type.encode() for row in OPERATORS if row.fused_by == "matmul"}
 _SHORTEST_READER = min(map(len, _READERS))
 _DEQUANTIZE_DOMAINS = {row.domain.encode() for row in OPERATORS if row.role == "dequantize"} | {b"ai.onnx"}
+_WITH_GRAPHS = {b"If", b"Loop", b"Scan", b"SequenceMap"}
 _QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from DequantizeLinear
 # What an attribute that is a factor of 1 contains, as field `f`, whatever it is called.
 _FACTORS, _ONE = (b"alpha", b"beta"), b"\x15\x00\x00\x80\x3f"
@@ -38,7 +39,7 @@ _UNSURE = _VIEWS | {b"Add", b"Clip", b"MaxPool", b"Relu", b"Slice"}
 
 
 def is_quantized_throughout(data: bytes) -> bool:
-    """Whether no DequantizeLinear of this model can be fused, because every product of one has quantized activations too.
+    """Whether every DequantizeLinear of this model has to stay, because all that reads one has quantized activations too.
 
     `data` is a serialized ModelProto without large tensors. True is certain, False says nothing.
     """
@@ -80,20 +81,27 @@ def _is_quantized_throughout(data: bytes) -> bool:
         return False
     nodes = [_node(data, reader, field) for field in parts if field[1] == _NODE]
     computed = {name for node in nodes if node.op_type != b"Constant" for name in node.outputs}
-    # All that DequantizeLinear makes.
+    # All that DequantizeLinear makes, and what it makes of the model's own tensors.
     dequantized: set[bytes] = set()
+    weights: set[bytes] = set()
     for node in nodes:
         if node.op_type == b"DequantizeLinear":
             if node.inputs[0] not in types and node.inputs[0] not in computed:
                 return False  # a Constant node's value, of which nothing is known here
             dequantized.update(node.outputs)
+            weights.update(node.outputs if node.inputs[0] in types else ())
     views = [node for node in nodes if node.op_type in _VIEWS]
-    while any(not dequantized.isdisjoint(view.inputs) and not dequantized.issuperset(view.outputs) for view in views):
-        for view in views:
-            if not dequantized.isdisjoint(view.inputs):
-                dequantized.update(view.outputs)
-    readers = [node for node in nodes if node.op_type in _READERS and not dequantized.isdisjoint(node.inputs)]
-    if any(node.op_type not in _PRODUCTS for node in readers):
+    for values in (dequantized, weights):
+        while any(not values.isdisjoint(view.inputs) and not values.issuperset(view.outputs) for view in views):
+            for view in views:
+                if not values.isdisjoint(view.inputs):
+                    values.update(view.outputs)
+    readers = [
+        node
+        for node in nodes
+        if not (dequantized if node.op_type in _READERS else weights).isdisjoint(node.inputs) and node.op_type not in _VIEWS
+    ]
+    if any(node.op_type not in _PRODUCTS and node.op_type != b"Conv" for node in readers):
         return False
     outputs = {_name_of(data, reader, field) for field in parts if field[1] == _GRAPH_OUTPUT}
     graph = _Graph(types, outputs, {name: node for node in nodes for name in node.outputs}, {})
@@ -118,7 +126,7 @@ def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
         return False
     quantizing = [node for node in readers if node.op_type == b"QuantizeLinear"]
     if not quantizing:
-        return True
+        return product.op_type != b"Conv"
     is_alone = left == UINT8 or _is_alone(graph, quantizing[0])
     is_only = len(readers) == 1 and product.outputs[0] not in graph.outputs
     return is_only and is_alone and len(quantizing[0].inputs) == 3 and graph.types.get(quantizing[0].inputs[2]) == left
@@ -177,7 +185,11 @@ def _node(data: bytes, reader: WireReader, node: Field) -> _Node:
             if any(reader in attribute for reader in _READERS):
                 raise _TooUnusual  # it has a graph
             is_scaled |= any(factor in attribute for factor in _FACTORS) and _ONE not in attribute
-    if at != end or (op_type == b"DequantizeLinear" and (not inputs or domain not in _DEQUANTIZE_DOMAINS)):
+    if (
+        at != end
+        or op_type in _WITH_GRAPHS
+        or (op_type == b"DequantizeLinear" and (not inputs or domain not in _DEQUANTIZE_DOMAINS))
+    ):
         raise _TooUnusual
     return _Node(op_type, inputs, outputs, is_scaled)
 
