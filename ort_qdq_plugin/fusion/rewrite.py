@@ -10,7 +10,7 @@ from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
 from ort_qdq_plugin.fusion.kind import Fusion
 from ort_qdq_plugin.fusion.validity import is_as_specified, newest_opset
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
-from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, made_node, subgraphs
+from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, made_node, subgraphs, text
 from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN, role_of
 
 if TYPE_CHECKING:
@@ -58,9 +58,22 @@ class Rewriter:
         self._removed.update(site.replaced[:-1])
         self._read_anew.update((scope.definer(name), name) for node in nodes for name in node.input)
 
-    def remove(self, node_ref: NodeRef) -> None:
-        """Take away a node whose output becomes a constant, which the caller adds to the graph of the node."""
+    def put_constant(self, node_ref: NodeRef) -> str:
+        """Take away a node whose output becomes an initializer of the main graph; the name that this has to have.
+
+        After all fusions.
+        """
+        scope, index = node_ref
         self._removed.add(node_ref)
+        output = scope.nodes[index].output[0]
+        if scope.parent is None and isinstance(output, str):
+            return output
+        # Branches may have values of the same name, and protobuf takes a name that is not UTF-8 by parsing alone.
+        name = self._names.fresh(f"{text(output)}.dequantized")
+        for reader in dict.fromkeys(scope.uses(output)):
+            for node in (reader[0].nodes[reader[1]], *self._replaced.get(reader, ())):
+                _read_instead(node, output, name)
+        return name
 
     def finish(self) -> list[TensorProto]:
         """Put the nodes in, and drop what nothing reads any more. Returns the small initializers that the new nodes need."""
@@ -138,8 +151,12 @@ def _lift(graph: GraphProto, main: GraphProto, names: FreshNames) -> None:
 def _rename(graph: GraphProto, name: str, new: str) -> None:
     """Let every node of `graph`, and of the graphs inside it, read `new` instead of `name`."""
     for node in graph.node:
-        for at, read in enumerate(node.input):
-            if read == name:
-                node.input[at] = new
+        _read_instead(node, name, new)
         for subgraph in subgraphs(node):
             _rename(subgraph, name, new)
+
+
+def _read_instead(node: NodeProto, name: str, new: str) -> None:
+    for at, read in enumerate(node.input):
+        if read == name:
+            node.input[at] = new

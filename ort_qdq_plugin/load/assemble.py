@@ -33,8 +33,6 @@ class Places(Protocol):
 def assemble(parsed: ParsedModel, scope: Scope, matches: Matches, layout: Layout, data: Places) -> bytes:
     """Replace the nodes that were fused, give every large tensor a reference to its bytes, and serialize the model.
 
-    Where a weight is dequantized once, its values have the name that the output of the node had.
-
     `parsed` is changed. `scope` is that of its main graph. `data` has the packed buffers and the model's own files.
 
     Raises:
@@ -48,18 +46,13 @@ def assemble(parsed: ParsedModel, scope: Scope, matches: Matches, layout: Layout
         stem = f"{(source.name or fusion.site.dequantize)[:_MAX_STEM]}.{fusion.operator}"
         given = {name: initializers.of(operand, f"{stem}.{name}") for name, operand in fusion.operands.items()}
         rewriter.put(fusion, given)
-    for once in matches.once:
-        rewriter.remove(once.node_ref)
+    values = [initializers.named(rewriter.put_constant(once.node_ref), once.operand) for once in matches.once]
     constants = rewriter.finish()
+    lift_from_subgraphs(graph, names)
     for tensor in external_tensors(graph):
         stored = parsed.locate(tensor)
         initializers.refer(tensor, as_stored(stored, stored.shape))
-    for once in matches.once:
-        operand, inner = once.operand, once.node_ref[0].graph
-        values = inner.initializer.add(name=once.output, data_type=operand.data_type, dims=operand.shape)
-        initializers.refer(values, operand)
-    lift_from_subgraphs(graph, names)
-    graph.initializer.extend([*initializers.made, *constants])
+    graph.initializer.extend([*initializers.made, *values, *constants])
     # Last, when everything has been read or mapped: what was packed and what is borrowed must be of the same model.
     parsed.skeleton.check_unchanged()
     return bytes(parsed.proto.SerializeToString())
@@ -79,10 +72,15 @@ class _Initializers:
         """The name of the operand's initializer, `wanted` or like it."""
         key = (operand.shape, *operand.key)
         if key not in self._names:
-            name = self._names[key] = self._fresh(wanted)
-            self.made.append(TensorProto(name=name, data_type=operand.data_type, dims=operand.shape))
-            self.refer(self.made[-1], operand)
+            self._names[key] = self._fresh(wanted)
+            self.made.append(self.named(self._names[key], operand))
         return self._names[key]
+
+    def named(self, name: str, operand: Operand) -> TensorProto:
+        """An initializer of this name for an operand."""
+        tensor = TensorProto(name=name, data_type=operand.data_type, dims=operand.shape)
+        self.refer(tensor, operand)
+        return tensor
 
     def refer(self, tensor: TensorProto, operand: Operand) -> None:
         """Let the initializer of an operand refer to its bytes: in a packed buffer, or where the model stores them."""

@@ -191,6 +191,44 @@ def test_in_a_subgraph(outside: bool, form: Form, tmp_path: Path) -> None:
         np.testing.assert_array_equal(session.run(None, x)[0], reference.run(None, x)[0])
 
 
+def test_in_branches_of_branches_that_have_the_same_names(tmp_path: Path) -> None:
+    """Beside a product that is fused, in each of them."""
+    draft = Draft("nested")
+    draft.input("x", [2, CHANNELS, WIDTH])
+    draft.input("p", ["m", 128])
+    draft.node("Greater", [draft.node("ReduceSum", ["x"], "sum", keepdims=0), draft.scalar("zero", 0.0)], "positive")
+    branches = {}
+    for side in ("then", "else"):
+        inner = []
+        for _ in range(2):
+            branch = Draft(parent=draft)
+            branch.dequantize("w", (FILTERS, CHANNELS, 3), axis=0, block=PER_CHANNEL, element="int8", zero="none")
+            branch.weight(Weight(), "v")
+            branch.node("MatMul", ["p", "v_d"], "q")
+            branch.node("ReduceMax", ["q"], "most", keepdims=0)
+            branch.output(branch.node("Mul", [branch.node("Conv", ["x", "w_d"], "c", pads=[1, 1]), "most"], "z"), None)
+            inner.append(branch.graph(side))
+        outer = Draft(parent=draft)
+        outer.node("Greater", ["sum", outer.scalar("five", 5.0 if side == "then" else -5.0)], "far")
+        outer.weight(Weight(), "u")
+        outer.node("MatMul", ["p", "u_d"], "r")
+        outer.node("If", ["far"], "i", then_branch=inner[0], else_branch=inner[1])
+        outer.output(outer.node("Add", ["i", outer.node("ReduceMax", ["r"], keepdims=0)], "o"), None)
+        branches[f"{side}_branch"] = outer.graph(side)
+    draft.output(draft.node("If", ["positive"], "y", **branches), None)
+    stored = save(draft.model(), tmp_path, "file")
+    session = create_session(stored, level("ENABLE_EXTENDED"), CPU, options=Options(strict=True, accuracy_level=0))
+    report = made_report(session)
+    assert (len(report.fused), added(session)) == (6, 4 * FILTERS * CHANNELS * 3 * 4)
+    reference = stock(stored, level("DISABLE_ALL"))
+    results = []
+    for value in (0.3, 0.01, -0.01, -0.3):
+        feeds = {"x": np.full((2, CHANNELS, WIDTH), value, np.float32), "p": np.ones((1, 128), np.float32)}
+        results.append(session.run(None, feeds)[0])
+        np.testing.assert_allclose(results[-1], reference.run(None, feeds)[0], rtol=1e-4, atol=1e-4)
+    assert len({float(result.sum()) for result in results}) == 4
+
+
 def test_in_a_function() -> None:
     draft = Draft("function")
     draft.input("x", [2, CHANNELS, WIDTH])
