@@ -58,11 +58,18 @@ def command(name: str, doc: str | None, runs: int = 0) -> argparse.ArgumentParse
     return parser
 
 
+_FRESH_PROCESSES = (
+    "Medians of fresh, interleaved processes, with the least and the most; MB are 10^6 bytes; peak is VmHWM of the whole "
+    "process; CPU is of all threads."
+)
+
+
 class Results:
     """Tables, and what they are judged by."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, how: str = _FRESH_PROCESSES) -> None:
         self._lines = [f"# {name}", ""]
+        self._how = how
         self._missed = self._wrong = False
 
     def say(self, text: str) -> None:
@@ -136,8 +143,7 @@ class Results:
         self._lines[1:1] = [
             "",
             f"{next(iter(models), 'unknown processor')}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at "
-            f"the end; this package {versions}, Python {sys.version.split()[0]}. Medians of fresh, interleaved processes, "
-            "with the least and the most; MB are 10^6 bytes; peak is VmHWM of the whole process; CPU is of all threads.",
+            f"the end; this package {versions}, Python {sys.version.split()[0]}. {self._how}",
             *(f"- {checkout.label}: {checkout.folder}" for checkout in args.against),
         ]
         text = "\n".join(self._lines).rstrip() + "\n"

@@ -80,9 +80,8 @@ def _spread(tensor: StoredTensor, how: Dequantization, first: int, box: tuple[in
     blocks, at = -(-how.size // how.block), start // how.block
     taken = -(-(start + size) // how.block) - at
     values = _elements(tensor, (outer * blocks + at) * how.inner + inner, outers * taken * inners).astype(np.float32)
-    spread = np.repeat(values.reshape(outers, taken, inners), how.block, axis=1)
-    skipped = start - at * how.block
-    return spread[:, skipped : skipped + size]
+    spread: np.ndarray = values.reshape(outers, taken, inners)[:, np.arange(start, start + size) // how.block - at]
+    return spread
 
 
 def _elements(tensor: StoredTensor, start: int, count: int) -> np.ndarray:

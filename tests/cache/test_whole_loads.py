@@ -107,7 +107,7 @@ def test_that_nothing_can_be_fused_is_remembered(tmp_path: Path, cache: Path) ->
     draft = Draft("nothing")
     draft.input("x", ["m", 128])
     draft.output("y", ["m", 128])
-    draft.node("Add", ["x", draft.dequantize("w", (1, 128), axis=1, block_size=32)], "y")
+    draft.node("Add", ["x", draft.output(draft.dequantize("w", (1, 128), axis=1, block_size=32), [1, 128])], "y")
     path = saved(draft.model(), tmp_path / "model", "file")
     made, used = (load(path, cache).report for _ in range(2))
     assert (made.cache, used.cache) == ("", "used")

@@ -47,4 +47,6 @@ def test_packed_operands_grow_by_padding_only(k: int, n: int, block: int, bits: 
 
 @pytest.mark.parametrize("name", ["block-of-2**40", "block-of-2**62"])
 def test_packing_does_not_multiply_a_model(name: str) -> None:
-    assert inspect(HOSTILE[name]()).stock_reason is not None
+    model = HOSTILE[name]()
+    report = inspect(model)
+    assert report.stock_reason is not None or report.packed_bytes <= 16 * len(model)
