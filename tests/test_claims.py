@@ -24,14 +24,15 @@ import conformance
 import conformance.drawing
 import ort_qdq_plugin
 from conformance.drawing.draft import Draft
-from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, Report, StockReason, create_session, export, inspect, report_of
+from conformance.drawing.weight import PER_TENSOR, Weight
+from ort_qdq_plugin import Options, Reason, Report, StockReason, create_session, export, inspect, report_of
 from ort_qdq_plugin.ort import runs
 from tests import support
 from tests.support import (
     CPU,
     ROOT,
     added_provider,
+    external_tensor,
     linear,
     made_report,
     mapped,
@@ -215,10 +216,34 @@ def nan_vanishes(folder: Path) -> None:
                 assert np.isnan(ours[0]).all()
 
 
+def values_within_the_bound(folder: Path) -> None:
+    """Of convolutions of so many MiB each in int8, as many as add up to what the page says: as the model stores, or 128."""
+    for sizes, chosen in (([31], [31]), ([33], []), ([20, 30, 10], [20, 10]), ([30, 5, 165], [30, 5])):
+        draft = Draft("bound")
+        draft.input("x", [1, 1024, 8])
+        for number in range(len(sizes)):
+            draft.dequantize(f"w{number}", (1, 1024, 1), axis=0, block=PER_TENSOR, element="int8", zero="none")
+            draft.output(draft.node("Conv", ["x", f"w{number}_d"], f"y{number}"), None)
+        model, offset = draft.model(), 0
+        for number, size in enumerate(sizes):
+            tensor = external_tensor(
+                model, f"w{number}", location="w.data", offset=str(offset << 20), length=str(size << 20)
+            )
+            tensor.dims[0] = size << 10
+            offset += size
+        with (folder / "w.data").open("wb") as file:
+            file.truncate(offset << 20)
+        entries = inspect(save(model, folder, "file")).unfused
+        assert [entry.bytes_added >> 22 for entry in entries if entry.bytes_added] == chosen
+        assert [entry.reason is Reason.MEMORY for entry in entries] == [not entry.bytes_added for entry in entries]
+
+
 # A page, words on it, and what has to hold.
 CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("docs/troubleshooting.md", "below 1 MiB in all", file_from_1_mib),
     ("docs/options.md", '`"auto"` (a file, unless they are below 1 MiB)', file_from_1_mib),
+    ("docs/options.md", "no more bytes than the model stores, or 128 MiB if that is more", values_within_the_bound),
+    ("docs/how-it-works.md", "as the model stores, or 128 MiB if that is more", values_within_the_bound),
     ("docs/troubleshooting.md", "of 7.4 MB of packed weights takes 16.7 MB of anonymous", memory_keeps_packed_bytes),
     ("docs/troubleshooting.md", "without [the cache](cache.md): each packs a copy of its own", packs_unless_cached),
     ("README.md", "each process that loads a model packs it again", packs_unless_cached),

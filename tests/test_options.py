@@ -31,6 +31,7 @@ ALLOWED = {
     "cache_max_bytes": "a whole number of bytes, at least 0",
     "verify": "one of stat, content",
     "share_weights": "true or false",
+    "dequantize_once": "one of auto, never, always",
 }
 
 
@@ -39,7 +40,7 @@ ALLOWED = {
     [
         ("accuracy_level", -1), ("accuracy_level", 5), ("block_size", 8), ("block_size", 48), ("block_size", 512),
         ("block_size", -2), ("buffer", "disk"), ("buffer", ""), ("buffer", None), ("threads", 0), ("threads", -1),
-        ("cache_max_bytes", -1), ("verify", "sometimes"),
+        ("cache_max_bytes", -1), ("verify", "sometimes"), ("dequantize_once", "twice"), ("dequantize_once", None),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(name: str, value: Any) -> None:
@@ -52,6 +53,7 @@ def test_nonsense_is_refused(name: str, value: Any) -> None:
     [
         ("accuracy_level", "9"), ("accuracy_level", "x"), ("buffer", "disk"), ("spill_dir", "/no/such"), ("threads", "0"),
         ("strict", "?"), ("cache_max_bytes", "-1"), ("cache_max_bytes", "1 MB"), ("verify", "never"), ("share_weights", "2"),
+        ("dequantize_once", "1"),
     ],
 )  # fmt: skip
 def test_nonsense_in_the_environment_is_one_warning(name: str, text: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -66,10 +68,11 @@ def test_the_environment_gives_options(tmp_path: Path, caplog: pytest.LogCapture
     given = {
         "ACCURACY_LEVEL": "0", "BUFFER": "memory", "SPILL_DIR": str(tmp_path), "THREADS": " 3 ", "STRICT": "on",
         "CACHE_DIR": "cache", "CACHE_MAX_BYTES": "0", "VERIFY": "content", "SHARE_WEIGHTS": "1",
+        "DEQUANTIZE_ONCE": "never",
     }  # fmt: skip
     variables = {f"ORT_QDQ_PLUGIN_{name}": value for name, value in given.items()}
     assert options_from_environment({**variables, "ORT_QDQ_PLUGIN_BLOCK_SIZE": "64"}) == Options(
-        0, None, "memory", str(tmp_path), 3, True, "cache", 0, True, "content"
+        0, None, "memory", str(tmp_path), 3, True, "cache", 0, True, "content", "never"
     )
     assert not caplog.records
     del variables["ORT_QDQ_PLUGIN_CACHE_DIR"]

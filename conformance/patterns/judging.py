@@ -218,7 +218,8 @@ def _describe(ours: _Result) -> str:
         return "fails to load" if ours.error else "no report"
     if not report.fused:
         reasons = sorted({str(unfused.reason) for unfused in report.unfused})
-        return "no: " + ("; ".join(reasons) or report.stock_message or "no reason")
+        said = "; ".join(reasons) or report.stock_message or "no reason"
+        return f"{'dequantized once' if ours.is_dequantized_once else 'no'}: {said}"
     shown = Counter[str]()
     for fusion in report.fused:
         place = "in place" if not fusion.packed_bytes else "packed" if not fusion.borrowed_bytes else "packed in part"
