@@ -81,7 +81,13 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
 def _once_bytes(request: LoadRequest, parsed: ParsedModel) -> int:
     """The most bytes that the values of weights which are dequantized once may take together."""
     chosen = request.options.dequantize_once
-    return {"never": 0, "auto": max(_ONCE_BYTES, parsed.skeleton.stored_bytes), "always": sys.maxsize}[chosen]
+    if chosen != "auto":
+        return sys.maxsize if chosen == "always" else 0
+    for tensor in external_tensors(parsed.proto.graph):
+        with suppress(ModelError):
+            # It opens the file that the tensor is in: all files of the model count.
+            parsed.locate(tensor)
+    return max(_ONCE_BYTES, parsed.skeleton.stored_bytes)
 
 
 def goes_by_path(plan: Plan, request: LoadRequest) -> bool:
