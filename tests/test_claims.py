@@ -1,14 +1,7 @@
 """What the documentation says, and whether it is so: each claim is a page, words that stand there, and what has to hold."""
 
-import argparse
-import contextlib
-import dataclasses
-import importlib
-import io
 import itertools
-import operator
 import re
-import shlex
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -22,10 +15,9 @@ import pytest
 
 import conformance
 import conformance.drawing
-import ort_qdq_plugin
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_TENSOR, Weight
-from ort_qdq_plugin import Options, Reason, Report, StockReason, create_session, export, inspect, report_of
+from ort_qdq_plugin import Options, Reason, create_session, export, inspect
 from ort_qdq_plugin.ort import runs
 from tests import support
 from tests.support import (
@@ -284,88 +276,3 @@ def test_claims_hold(page: str, words: str, holds: Callable[[Path], None], tmp_p
 def test_pages_name_the_command_that_measures(page: str, words: str, command: str) -> None:
     assert words in text_of(page)
     assert command in text_of(page)
-
-
-# ---- code and names on the pages
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/cache.md"])
-def test_python_on_the_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(linear(Weight()), tmp_path, "file")
-    monkeypatch.chdir(tmp_path)
-    (block,) = blocks(page, "python")
-    names: dict[str, object] = {}
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(block.replace("/var/cache/models", str(tmp_path / "cache")), names)
-    assert [len(report.fused) for report in (report_of(names["session"]),) if report is not None] == [1]
-    assert ("fused   " in printed.getvalue()) == ("print" in block)
-
-
-def test_the_first_screen_has_what_a_stranger_needs() -> None:
-    screen = "\n".join((ROOT / "README.md").read_text("utf-8").splitlines()[:60])
-    assert len([line for line in blocks("README.md", "python")[0].splitlines() if line]) == 5
-    for words in ("1230 ms", "44 %", "200 MB", "\npip install .\n", "```python\n", "| load |"):
-        assert words in screen
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_names_of_the_package_on_the_pages_exist(page: str) -> None:
-    for name in re.findall(r"`ort_qdq_plugin\.(\w+(?:\.\w+)*)", text_of(page)):
-        if name != "pth":
-            operator.attrgetter(name)(ort_qdq_plugin)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_modules_to_run_exist(page: str) -> None:
-    names = re.findall(r"python -m ((?:conformance|benchmarks|ort_qdq_plugin)[\w.]*)", text_of(page))
-    assert [name for name in names if not can_be_run(name)] == []
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", (ROOT / page).read_text("utf-8")):
-        target = (ROOT / page).parent / link if link else ROOT / page
-        assert target.exists(), link
-        headings = re.findall(r"^#+ (.*)", target.read_text("utf-8"), re.MULTILINE) if target.suffix == ".md" else []
-        assert not anchor or anchor in [re.sub(r"[^\w -]", "", text).replace(" ", "-").lower() for text in headings], anchor
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_on_the_pages_are_taken(page: str) -> None:
-    lines = [line.strip() for block in blocks(page, "sh") for line in re.split(r"&&|\n", block)]
-    for line in [line for line in lines if line.startswith("ort-qdq ")]:
-        _, name, *arguments = shlex.split(line)
-        parser = argparse.ArgumentParser(exit_on_error=False)
-        importlib.import_module(f"ort_qdq_plugin.cli.{name}").add_arguments(parser)
-        parser.parse_args(arguments)
-
-
-def test_changes_start_where_contributing_says() -> None:
-    rows = rows_below("CONTRIBUTING.md", "| change | where | what |")
-    assert len(rows) == 13
-    for change, where, what in rows:
-        paths = [ROOT / "ort_qdq_plugin" / path for path in re.findall(r"`([\w./]+)`", where)]
-        files = [file for path in paths for file in (path.glob("*.py") if path.is_dir() else [path])]
-        symbol = what.split("`")[1]
-        assert files, change
-        assert any(re.search(rf"\b{symbol}\b", file.read_text("utf-8")) for file in files), change
-
-
-def test_every_field_and_every_reason_is_explained() -> None:
-    fields = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows_below("docs/options.md", "| field | what it says |")))
-    assert sorted(fields) == sorted(field.name for field in dataclasses.fields(Report))
-    rows = rows_below("docs/troubleshooting.md", "| `stock_reason` | what to do |")
-    reasons = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows))
-    assert sorted(reasons) == sorted(reason.name for reason in StockReason)
-
-
-def test_the_map_has_every_folder() -> None:
-    mapped_out = set(re.findall(r"`ort_qdq_plugin/(\w+)/`", (ROOT / "README.md").read_text("utf-8")))
-    assert mapped_out == {path.parent.name for path in (ROOT / "ort_qdq_plugin").glob("*/__init__.py")}
-    paths = re.findall(r"^\| `([\w./]+)`", (ROOT / "README.md").read_text("utf-8").split("## Map")[1], re.MULTILINE)
-    assert len(paths) > len(mapped_out)
-    assert not [path for path in paths if not (ROOT / path).exists()]

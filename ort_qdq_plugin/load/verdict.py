@@ -62,7 +62,7 @@ class _Nowhere:
 def _problem_of(plan: Plan) -> str | None:
     """Why a fused model would become no session."""
     try:
-        model = assemble(plan.parsed, plan.scope, plan.matches.fusions, plan.layout, _Nowhere())
+        model = assemble(plan.parsed, plan.scope, plan.matches, plan.layout, _Nowhere())
     except ModelError as error:
         return f"ModelError: {error}"
     return refusal_of(_without_weights(ModelProto.FromString(model)), extensions=EXTENSIONS_DOMAIN in plan.domains)

@@ -26,8 +26,9 @@ _DATA_TYPE, _TENSOR_NAME = 2 << 3 | VARINT, 8 << 3 | LENGTH
 _BELOW_A_BYTE = {code for code in WEIGHT_TYPES if ELEMENTS[code].bits < 8}
 _VIEWS = {row.op_type.encode() for row in OPERATORS if row.role == "view"}
 _READERS = {row.op_type.encode() for row in OPERATORS if row.fused_by}
-# Those of which ONNX Runtime has integer kernels.
+# Those of which ONNX Runtime has integer kernels; and others, if their results are quantized too.
 _PRODUCTS = {row.op_type.encode() for row in OPERATORS if row.fused_by == "matmul"}
+_QUANTIZED_TOO = {b"Add", b"Conv"}
 _SHORTEST_READER = min(map(len, _READERS))
 _DEQUANTIZE_DOMAINS = {row.domain.encode() for row in OPERATORS if row.role == "dequantize"} | {b"ai.onnx"}
 _WITH_GRAPHS = {b"If", b"Loop", b"Scan", b"SequenceMap"}
@@ -101,7 +102,7 @@ def _is_quantized_throughout(data: bytes) -> bool:
         for node in nodes
         if not (dequantized if node.op_type in _READERS else weights).isdisjoint(node.inputs) and node.op_type not in _VIEWS
     ]
-    if any(node.op_type not in _PRODUCTS and node.op_type != b"Conv" for node in readers):
+    if any(node.op_type not in _PRODUCTS | _QUANTIZED_TOO for node in readers):
         return False
     outputs = {_name_of(data, reader, field) for field in parts if field[1] == _GRAPH_OUTPUT}
     graph = _Graph(types, outputs, {name: node for node in nodes for name in node.outputs}, {})
@@ -117,7 +118,10 @@ def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
     left, right = (_dequantized_type(graph, source) for source in sources[:2])
     if left not in (UINT8, INT8) or right not in (UINT8, INT8) or product.is_scaled or b"" in product.inputs:
         return False
-    if left == INT8 and (right != INT8 or not _is_alone(graph, _producer(graph, sources[0]))):
+    is_sum = product.op_type == b"Add"
+    if is_sum and left != right:
+        return False
+    if left == INT8 and not is_sum and (right != INT8 or not _is_alone(graph, _producer(graph, sources[0]))):
         return False
     if len(sources) > 2 and _dequantized_type(graph, sources[2]) != CODES["int32"]:
         return False
@@ -126,8 +130,8 @@ def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
         return False
     quantizing = [node for node in readers if node.op_type == b"QuantizeLinear"]
     if not quantizing:
-        return product.op_type != b"Conv"
-    is_alone = left == UINT8 or _is_alone(graph, quantizing[0])
+        return product.op_type not in _QUANTIZED_TOO
+    is_alone = is_sum or left == UINT8 or _is_alone(graph, quantizing[0])
     is_only = len(readers) == 1 and product.outputs[0] not in graph.outputs
     return is_only and is_alone and len(quantizing[0].inputs) == 3 and graph.types.get(quantizing[0].inputs[2]) == left
 

@@ -223,24 +223,24 @@ def test_what_several_readers_make_of_a_weight() -> None:
     draft = quantized_input("uint8", 128)
     draft.weight(CHANNEL)
     draft.node("MatMul", ["x_d", "w_d"], "y")
-    ((), (entry,)) = matched(draft)
+    ((), (entry,), ()) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.INTEGER_KERNEL, 0)
     draft.node("MatMul", ["x", "w_d"], "z")
-    ((fusion,), (entry,)) = matched(draft)
+    ((fusion,), (entry,), ()) = matched(draft)
     assert (fusion.site.output, entry.reason, entry.bytes_per_run) == ("z", Reason.INTEGER_KERNEL, 0)
     draft.output("w_d", [128, 64])
-    (_, (entry,)) = matched(draft)
+    (_, (entry,), _) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.GRAPH_OUTPUT, 4 * 128 * 64)
     draft.node("Tanh", [draft.node("Transpose", ["w_d"], "t")], "a")
     draft.node("Exp", ["t"], "b")
-    (_, (entry,)) = matched(draft)
+    (_, (entry,), _) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.CONSUMER, 2 * 4 * 128 * 64)
 
 
 def test_a_constant_that_is_quantized_again_costs_nothing() -> None:
     draft = quantized_input("uint8", 128)
     draft.node("QuantizeLinear", [draft.node("Tanh", [draft.weight(CHANNEL)], "t"), "s", "z"], "y")
-    ((), (entry,)) = matched(draft)
+    ((), (entry,), ()) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.FOLDED, 0)
 
 
