@@ -129,7 +129,7 @@ def _one_thread() -> ort.SessionOptions:
 def _only(key: tuple[int, bool, Scales], form: Form) -> Iterator[None]:
     """While the block runs, the tables of one kind get this form or none, however small they are."""
     choice = CHOICES[key]
-    CHOICES[key] = Choice((form,), whole=1, looked_up=0)
+    CHOICES[key] = Choice((form,), whole=1, row=0, looked_up=0)
     try:
         yield
     finally:
@@ -213,7 +213,7 @@ def _costs(measured: Mapping[str, Case]) -> Iterator[str]:
             if form.name in all_of_them
         ]
         said = CHOICES[table.key]
-        stated = f"said: {said.whole} and {said.looked_up}"
+        stated = f"said: {said.whole} and {said.row / columns + said.looked_up:.2f}"
         yield f"{table.name}: ns for an element of the whole {whole:.2f}; looked up {', '.join(costs)}; {stated}"
 
 

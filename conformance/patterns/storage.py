@@ -29,14 +29,13 @@ ODD_BLOCKS = (
 )  # fmt: skip
 
 
-_ROWS_OF_A_TABLE = 3000
-_MANY_ROWS = 10_000
-"""So many that a table is fused, however many indices there are: bytes with a scale for each row need the most."""
+_ROWS_OF_A_TABLE = 6000
+"""So many that a table of this width is fused, however many indices there are, but for bytes with a scale for each row."""
 _STORED = ("shape", "axis", "block", "element", "zero", "scale", "output_dtype")
 
 
 def _gather(expects: Expectation, name: str, nodes: str = "y = Gather(w_d, x)", **other: Any) -> Pattern:
-    """Gather from a table of [3000, 128], with blocks along the columns, unless it is stored, or ends, otherwise."""
+    """Gather from a table of [6000, 128], with blocks along the columns, unless it is stored, or ends, otherwise."""
     how = {key: other.pop(key) for key in _STORED if key in other}
     stored: dict[str, Any] = {"shape": (_ROWS_OF_A_TABLE, 128), "axis": 1, "scale": "float"} | how
     ids = other.pop("ids", (ROWS,))
@@ -50,14 +49,14 @@ EMBEDDINGS = (
     *(_gather("fused", f"gather-{element}-{suffix}", element=element, zero=zero, quick=element == "uint4",
               opset=25 if element.endswith("2") else 21)
       for element in ("uint2", "int2", "uint4", "int4", "uint8", "int8") for zero, suffix in ZEROS),
-    *(_gather("fused", f"gather-{element}-{name}", shape=(_MANY_ROWS, 128), element=element, axis=axis, block=block,
+    *(_gather("fused", f"gather-{element}-{name}", ids=(2, 3), element=element, axis=axis, block=block,
               zero=zero)
       for element, zero in (("uint4", "random"), ("int8", "none"), ("uint8", "random"))
       for name, axis, block in (("per-row", 0, PER_CHANNEL), ("per-tensor", 1, PER_TENSOR))),
     *(_gather("fused", f"gather-{element}-per-column", element=element, block=PER_CHANNEL) for element in ("int8", "uint8")),
     _gather("fused", "gather-ids-2d", ids=(2, ROWS)),
     _gather("fused", "gather-axis-1", axis=-1),
-    _gather("fused", "gather-block-128", block=128),
+    _gather("fused", "gather-block-128", shape=(_ROWS_OF_A_TABLE, 256), block=128, y=(ROWS, 256)),
     _gather("fused", "gather-block-48", block=48),
     _gather("reason", "gather-block-40", block=40),
     _gather("fused", "gather-block-40-int8", block=40, element="int8"),

@@ -38,7 +38,7 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     if _is_quantized_again(scope, site.output, dequantized, locate):
         raise NotFusable(Reason.INTEGER_KERNEL)
     indices = scope.stated_shape(node.input[1])
-    if is_small(table.shape[0], choice, indices):
+    if is_small(table.shape, choice, indices):
         raise NotFusable(Reason.SMALL_TABLE)
     lookup = Lookup(
         site=site,

@@ -7,6 +7,7 @@ nothing but what a model says of itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import Enum
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,6 +23,9 @@ __all__ = ["CHOICES", "MANY", "MAX_COPY", "Choice", "Form", "Lookup", "Scales", 
 
 MANY = 4096
 """Indices that a run may have where the model does not say how many: the tokens of a long prompt, or of a batch."""
+
+
+_UNNOTICED = 2000  # nanoseconds: what a run may take longer before anybody notices
 
 
 class Scales(Enum):
@@ -45,19 +49,19 @@ class Form(Enum):
 class Choice(NamedTuple):
     """What tables of one kind become: the first of the forms that takes a table and does not copy too much of it.
 
-    Costs are nanoseconds of one thread for an element in cache (ONNX Runtime 1.32.0, AVX-512): they are compared with each
-    other alone.
+    Costs are nanoseconds of one thread in cache (ONNX Runtime 1.32.0, AVX-512): they are compared with each other alone.
     """
 
     forms: tuple[Form, ...]
     whole: float  # for an element of the table, when the whole of it is dequantized
-    looked_up: float  # for an element that is looked up, beyond what copying a float takes
+    row: float  # for a row that is looked up
+    looked_up: float  # for an element of such a row, beyond what copying a float takes
 
 
 # - DequantizeLinear is fast on bytes with a single float scale, or with one for each index of the first axis: 0.13 ns for
 #   an element. In blocks, for other axes, on smaller elements and with float16 scales it takes 0.8 to 5 ns.
-# - GatherBlockQuantized takes 0.4 to 0.6 ns whatever the scales and bits, on elements of type uint8 (two or four of them in
-#   a byte, if they are smaller). On elements of type int4 and uint4 it takes 2.3 ns.
+# - GatherBlockQuantized takes 110 ns for each row of bytes, 220 for one of smaller elements, and 0.2 ns for each element, on
+#   elements of type uint8 (two or four of them in a byte, if they are smaller). On int4 and uint4 it takes 2.3 ns.
 # - Cast and Mul take 0.4 ns, Cast, Sub and Mul 0.8 ns. They write floats two or three times: where those leave the cache,
 #   they take twice as long.
 # - Gather takes no elements of less than a byte.
@@ -66,20 +70,20 @@ _MULTIPLIED = (Form.SCALED, Form.SHIFTED)
 _QUANTIZED = (Form.QUANTIZED,)
 CHOICES: dict[tuple[int, bool, Scales], Choice] = {
     # The type of the scales, whether elements are bytes, and what shares a scale.
-    (FLOAT, True, Scales.ONE): Choice((Form.DEQUANTIZED, *_BYTES), whole=0.13, looked_up=0.08),
-    (FLOAT, True, Scales.ROWS): Choice((Form.DEQUANTIZED, *_BYTES), whole=0.13, looked_up=0.29),
-    (FLOAT, True, Scales.COLUMNS): Choice(_MULTIPLIED, whole=1.4, looked_up=0.8),
-    (FLOAT, True, Scales.BLOCKS): Choice((Form.QUANTIZED, Form.DEQUANTIZED), whole=1.05, looked_up=0.3),
-    (FLOAT, False, Scales.ONE): Choice(_QUANTIZED, whole=0.85, looked_up=0.4),
-    (FLOAT, False, Scales.ROWS): Choice(_QUANTIZED, whole=0.85, looked_up=0.4),
-    (FLOAT, False, Scales.BLOCKS): Choice(_QUANTIZED, whole=1.45, looked_up=0.46),
-    (FLOAT16, True, Scales.ONE): Choice(_BYTES, whole=1.7, looked_up=0.3),
-    (FLOAT16, True, Scales.ROWS): Choice(_BYTES, whole=1.7, looked_up=0.3),
-    (FLOAT16, True, Scales.COLUMNS): Choice(_MULTIPLIED, whole=2.5, looked_up=1.0),
-    (FLOAT16, True, Scales.BLOCKS): Choice((Form.QUANTIZED, Form.DEQUANTIZED), whole=2.6, looked_up=0.35),
-    (FLOAT16, False, Scales.ONE): Choice(_QUANTIZED, whole=2.6, looked_up=0.4),
-    (FLOAT16, False, Scales.ROWS): Choice(_QUANTIZED, whole=2.6, looked_up=0.4),
-    (FLOAT16, False, Scales.BLOCKS): Choice(_QUANTIZED, whole=4.5, looked_up=0.5),
+    (FLOAT, True, Scales.ONE): Choice((Form.DEQUANTIZED, *_BYTES), whole=0.13, row=0, looked_up=0.08),
+    (FLOAT, True, Scales.ROWS): Choice((Form.DEQUANTIZED, *_BYTES), whole=0.13, row=110, looked_up=0.05),
+    (FLOAT, True, Scales.COLUMNS): Choice(_MULTIPLIED, whole=1.4, row=0, looked_up=0.8),
+    (FLOAT, True, Scales.BLOCKS): Choice((Form.QUANTIZED, Form.DEQUANTIZED), whole=1.05, row=110, looked_up=0.1),
+    (FLOAT, False, Scales.ONE): Choice(_QUANTIZED, whole=0.85, row=220, looked_up=0.1),
+    (FLOAT, False, Scales.ROWS): Choice(_QUANTIZED, whole=0.85, row=220, looked_up=0.1),
+    (FLOAT, False, Scales.BLOCKS): Choice(_QUANTIZED, whole=1.5, row=220, looked_up=0.2),
+    (FLOAT16, True, Scales.ONE): Choice(_BYTES, whole=1.7, row=110, looked_up=0.1),
+    (FLOAT16, True, Scales.ROWS): Choice(_BYTES, whole=1.7, row=110, looked_up=0.1),
+    (FLOAT16, True, Scales.COLUMNS): Choice(_MULTIPLIED, whole=2.5, row=0, looked_up=1.0),
+    (FLOAT16, True, Scales.BLOCKS): Choice((Form.QUANTIZED, Form.DEQUANTIZED), whole=2.6, row=110, looked_up=0.15),
+    (FLOAT16, False, Scales.ONE): Choice(_QUANTIZED, whole=2.6, row=220, looked_up=0.1),
+    (FLOAT16, False, Scales.ROWS): Choice(_QUANTIZED, whole=2.6, row=220, looked_up=0.1),
+    (FLOAT16, False, Scales.BLOCKS): Choice(_QUANTIZED, whole=4.5, row=220, looked_up=0.25),
 }
 
 MAX_COPY = 64 << 20
@@ -138,11 +142,12 @@ def choice_for(table: Dequantized, scales: Scales) -> Choice:
     return choice
 
 
-def is_small(rows: int, choice: Choice, indices: Shape | None) -> bool:
-    """Whether a table has so few rows that dequantizing all of them may take less than dequantizing what is looked up.
+def is_small(shape: Sequence[int], choice: Choice, indices: Shape | None) -> bool:
+    """Whether a table has so few rows that dequantizing all of them may take less time than dequantizing what is looked up.
 
-    `indices`: the shape of the indices, as far as it is known.
+    `shape` is the table's, `indices` that of the indices, as far as it is known.
     """
     known = [size for size in indices or (None,) if size is not None]
     count = math.prod(known) if indices is not None and len(known) == len(indices) else MANY
-    return rows * choice.whole < count * choice.looked_up
+    length = math.prod(shape[1:])
+    return count * (choice.row + length * choice.looked_up) - shape[0] * length * choice.whole > _UNNOTICED

@@ -150,7 +150,7 @@ def test_every_form_that_takes_a_table_gives_the_same_bits(
         for indices in ([7], [2, 3]):
             model = bytes(table(element, scales, zero, indices, (60, 64), scale=scale).model().SerializeToString())
             key = (CODES[scale], True, Scales[scales.upper()])
-            monkeypatch.setitem(CHOICES, key, Choice((form,), whole=1, looked_up=0))
+            monkeypatch.setitem(CHOICES, key, Choice((form,), whole=1, row=0, looked_up=0))
             session, feeds = ours(model), {"i": some_indices(indices, 60)}
             np.testing.assert_array_equal(session.run(None, feeds)[0], unoptimized(model).run(None, feeds)[0])
             taken += [form] * len(made_report(session).fused)
@@ -259,7 +259,7 @@ def test_lookups_in_functions(body: str, call: str, scales: str) -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 def test_rows_that_are_multiplied_by_a_dequantized_weight(scales: str, along: int, transposed: bool) -> None:
     """ONNX Runtime makes an integer product of two dequantized operands, and refuses scales that it then does not take."""
-    draft = table("uint8", scales, "random", [64], (200, 64), opset=21, scale="float")
+    draft = table("uint8", scales, "random", [64], (2000, 64), opset=21, scale="float")
     draft.nodes[-1].output[0] = draft.nodes[-1].name = "e"
     draft.dequantize("v", (64, 32), axis=along, block=PER_CHANNEL, element="int8", zero="none")
     rows = draft.node("Transpose", ["e"], "t", perm=[1, 0]) if transposed else "e"

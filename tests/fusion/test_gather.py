@@ -75,8 +75,8 @@ def test_a_large_table_is_not_copied_if_another_form_takes_it(monkeypatch: pytes
 
 
 SIZES: list[tuple[int, list[Dim], Reason | None]] = [
-    (50, UNKNOWN, Reason.SMALL_TABLE), (50, [500], Reason.SMALL_TABLE), (50, [5], None), (5000, UNKNOWN, None),
-    (5000, ["s", 3], None),
+    (50, UNKNOWN, Reason.SMALL_TABLE), (50, [500], Reason.SMALL_TABLE), (50, [5], None), (70_000, UNKNOWN, None),
+    (70_000, ["s", 3], None),
 ]  # fmt: skip
 
 

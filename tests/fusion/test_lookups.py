@@ -40,16 +40,21 @@ def test_every_table_of_bytes_has_a_choice_and_columns_of_smaller_elements_have_
             choice_for(read(scope_and_site(draft)[0]), scales_of(read(scope_and_site(draft)[0])))
 
 
-def test_a_table_is_small_where_many_lookups_cost_more_than_all_of_it() -> None:
-    choice = CHOICES[FLOAT, True, Scales.ROWS]
-    border = round(MANY * choice.looked_up / choice.whole)
+@pytest.mark.parametrize("length", [16, 128, 4096])
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_table_is_small_where_many_lookups_cost_more_than_all_of_it(key: tuple[int, bool, Scales], length: int) -> None:
+    choice = CHOICES[key]
+    border = MANY * (choice.row + choice.looked_up * length) / (choice.whole * length)
     for unknown in (None, (None,), (2, None)):
-        assert is_small(border - 100, choice, unknown)
-        assert not is_small(border + 100, choice, unknown)
-    assert not is_small(10, choice, ())
-    assert not is_small(10, choice, (1, 2))
-    assert is_small(10, choice, (2, 50))
-    assert not is_small(10, choice, (0,))
+        assert is_small((round(border * 0.5), length), choice, unknown)
+        assert not is_small((round(border * 1.02), length), choice, unknown)
+    assert is_small((round(border * 0.5), length // 4, 4), choice, (64, 64))
+    assert not is_small((round(border * 0.51), length), choice, (MANY // 2,))
+    # Nobody notices what a few indices cost.
+    assert not is_small((10, 16), choice, ())
+    assert not is_small((10, 16), choice, (2, 3))
+    assert not is_small((10, 16), choice, (0, 1000))
+    assert is_small((10, 16), choice, (2, 1000))
 
 
 @pytest.mark.parametrize(
