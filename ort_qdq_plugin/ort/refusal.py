@@ -6,21 +6,25 @@ import onnxruntime
 
 from ort_qdq_plugin.ort.copies import throw_away_session
 from ort_qdq_plugin.ort.extensions import register_extensions
+from ort_qdq_plugin.ort.hook import available_providers
 from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["refusal_of"]
 
 _FATAL = 4  # OrtLoggingLevel
 
+# Providers whose sessions run every node on the CPU. Others may have kernels that it lacks, and take long to start.
+_ON_CPU = {"CPUExecutionProvider", "AzureExecutionProvider"}
+
 # The one optimizer that computes, and so may take any time and memory.
 _COMPUTES = "ConstantFolding"
 
 
 def refusal_of(model: bytes, *, extensions: bool = False) -> str | None:
-    """What ONNX Runtime's CPU provider has against a model whose large tensors are inputs instead; None: nothing.
+    """What ONNX Runtime has against a model whose large tensors are inputs instead; None: nothing.
 
-    The model is loaded, and its kernels are made, as in any session. No kernel of the CPU provider's is known that wants a
-    large tensor to be a constant.
+    The model is loaded as in any session. If sessions run on the CPU, its kernels are made too. No kernel of the CPU
+    provider's is known that wants a large tensor to be a constant.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -30,7 +34,9 @@ def refusal_of(model: bytes, *, extensions: bool = False) -> str | None:
     # As for any error of ONNX Runtime's that is expected (`copies.supplies_initializers`).
     with fork_lock:
         try:
-            throw_away_session(options, model).initialize_session(["CPUExecutionProvider"], [{}], {_COMPUTES})
+            session = throw_away_session(options, model)
+            if _ON_CPU.issuperset(available_providers()):
+                session.initialize_session(["CPUExecutionProvider"], [{}], {_COMPUTES})
         except Exception as error:
             return str(error)
     return None

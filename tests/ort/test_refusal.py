@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto
 
 from conformance.drawing.draft import Draft
+from ort_qdq_plugin.ort import refusal
 from ort_qdq_plugin.ort.refusal import refusal_of
 from tests.support import python, save
 
@@ -45,14 +46,15 @@ def test_what_is_refused(name: str) -> None:
     draw(draft)
     kind = "bfloat16" if name == "no kernel" else "int64" if "library" in name else "float"
     draft.output("y", None, kind)
-    refusal = refusal_of(draft.model().SerializeToString(), extensions=extensions)
-    assert (refusal is None) == (words is None), refusal
-    assert words is None or (refusal is not None and words in refusal)
+    said = refusal_of(draft.model().SerializeToString(), extensions=extensions)
+    assert (said is None) == (words is None), said
+    assert words is None or (said is not None and words in said)
 
 
 FOLDS = """
 import re, sys
 from pathlib import Path
+from ort_qdq_plugin.ort import refusal
 from ort_qdq_plugin.ort.refusal import refusal_of
 assert refusal_of(Path(sys.argv[1]).read_bytes()) is None
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -67,3 +69,13 @@ def test_constants_are_not_folded(tmp_path: Path) -> None:
     done = python(FOLDS, save(draft.model(), tmp_path, "file"))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300_000
+
+
+def test_other_providers_may_have_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = Draft("cuda")
+    relu(kind="bfloat16")(draft)
+    draft.output("y", None, "bfloat16")
+    model = draft.model().SerializeToString()
+    assert refusal_of(model) is not None
+    monkeypatch.setattr(refusal, "available_providers", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
+    assert refusal_of(model) is None
