@@ -40,12 +40,13 @@ def check_taken(parsed: ParsedModel, plan: Plan | None, journal: Journal) -> Non
     if plan is not None and problem is None:
         return
     refusal = refusal_of(_without_weights(ModelProto.FromString(stored)))
-    unfused = journal.finished("inspect").unfused
     if refusal is not None:
+        unfused = journal.finished("inspect").unfused
         journal.planned(Report("inspect", unfused=tuple(replace(left, bytes_per_run=0) for left in unfused)))
         raise LeaveToStock(StockReason.REFUSED, " ".join(refusal.split()))
     if problem is not None:
-        journal.planned(Report("inspect", unfused=unfused))
+        # As the report of a load that failed has it.
+        journal.planned(Report("inspect"))
         raise LeaveToStock(StockReason.ERROR, problem)
 
 

@@ -176,7 +176,9 @@ FAILING: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("name", FAILING)
 def test_a_load_that_fails_is_seen(name: str) -> None:
     change, detail = FAILING[name]
-    model = drawn().model()
+    draft = drawn()
+    draft.output("w_d", (K, N))  # which stays, besides
+    model = draft.model()
     change(model)
     seen = judged(model)
     assert (seen.stock_reason, len(seen.fused)) == (StockReason.ERROR, 0)
