@@ -22,7 +22,7 @@ import ort_qdq_plugin
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
-from ort_qdq_plugin.ort.keys import FOLDER_KEY, PARALLEL_KEY, config_entry
+from ort_qdq_plugin.ort.keys import ACCURACY_KEY, FOLDER_KEY, PARALLEL_KEY, config_entry
 from ort_qdq_plugin.packing import pack
 from tests.interrupting import Left, at_place, interrupted, settled
 from tests.support import ROOT, added_provider, linear, made_report, python, quiet, result, save, stack
@@ -58,7 +58,7 @@ class Route(NamedTuple):
 
     def entries(self) -> list[str | None]:
         """What the caller's options say that a load by path changes for a while."""
-        return [config_entry(self.options, key) for key in (FOLDER_KEY, PARALLEL_KEY)]
+        return [config_entry(self.options, key) for key in (ACCURACY_KEY, FOLDER_KEY, PARALLEL_KEY)]
 
 
 @pytest.fixture(params=["memory", "file", "by path", "new entry", "entry", "shared entry"])
@@ -69,7 +69,7 @@ def route(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     save(stack(2, 128, element="int4"), tmp_path, "external")
     cached = {"cache_dir": tmp_path / "cache", "share_weights": kind == "shared entry"} if "entry" in kind else {}
     buffer: Any = "memory" if kind == "memory" else "file"
-    ours = Options(threads=2, buffer=buffer, spill_dir=tmp_path / "spill", **cached)
+    ours = Options(accuracy_level=1, threads=2, buffer=buffer, spill_dir=tmp_path / "spill", **cached)
     (tmp_path / "spill").mkdir()
     return Route(tmp_path, added_provider() if kind == "by path" else quiet(), ours, kind == "new entry")
 
