@@ -105,9 +105,10 @@ def _gemm(kernels: IntegerKernels, scope: Scope, node: NodeProto) -> bool:
     operands = kernels.integers.operands(scope, names)
     readers = kernels.integers.readers(scope, node.output[0])
     output = node.output[0]
-    if not bias and [reader.op_type for reader in readers] == ["Transpose"] and not scope.is_output(output):
+    turned = readers[0] if [reader.op_type for reader in readers] == ["Transpose"] else None
+    if turned is not None and turned.output and not bias and not scope.is_output(output):
         # It is the product of the transposed operands then, the other way round.
-        operands, output = operands and operands[::-1], readers[0].output[0]
+        operands, output = operands and operands[::-1], turned.output[0]
     product = _typed_product(operands, bias, kernels.integers.result(scope, output))
     if product is None or not _is_qgemm(kernels, scope, product, channels=int(not is_turned)):
         return False
@@ -245,8 +246,9 @@ def _is_scaled_as(kernels: IntegerKernels, scope: Scope, bias: Operand, product:
     zero_point = kernels.integers.values(scope.constant(bias.zero_point)) if bias.zero_point else np.zeros(1)
     if scale is None or left is None or right is None or zero_point is None or zero_point.any():
         return False
-    expected = left * right
-    return scale.shape == expected.shape and bool(np.allclose(scale, expected, rtol=_BIAS_SCALE_TOLERANCE, atol=0))
+    with np.errstate(all="ignore"):
+        expected = left * right
+        return scale.shape == expected.shape and bool(np.allclose(scale, expected, rtol=_BIAS_SCALE_TOLERANCE, atol=0))
 
 
 def _are_alike(kernels: IntegerKernels, scope: Scope, node: NodeProto, first: int) -> bool:

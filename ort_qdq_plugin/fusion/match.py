@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -68,7 +69,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
             decision = _WeightMatch(inner, index, context)
             fusions += decision.fusions
             if decision.reason is not None:
-                entries = _unfused(inner, node, decision.reason, len(decision.computed_for))
+                entries = _unfused(inner, node, decision.reason, decision.times)
                 if decision.once is not None:
                     candidates.append((decision.once, len(unfused) if entries else None))
                 unfused += entries
@@ -117,12 +118,13 @@ class _WeightMatch:
         self.fusions: list[Fusion] = []
         self.reason: Reason | None = None
         self._reasons = set[Reason]()  # of all readers that are left
-        # The readers for which it is computed. ONNX Runtime computes it for each of them, and for the graph's output (None).
-        self.computed_for: set[NodeRef | None] = set()
+        # Those for which it is computed, once for each of their inputs that reads it; None stands for the graph's output.
+        self._computed_for: set[NodeRef | None] = set()
         self.once: DequantizedOnce | None = None  # what it is if it may be dequantized once
         self._context = context
         node = scope.nodes[index]
         output = node.output[0] if node.output else ""
+        self._uses = Counter(scope.uses(output))
         self._name = text(node.name or output)
         try:
             dequantized = read_dequantize(scope, node, context.locate, context.is_centred)
@@ -158,11 +160,16 @@ class _WeightMatch:
         if self.reason is not None and self._reasons.isdisjoint(_NEVER_ONCE):
             self.once = dequantized_once(place, dequantized)
 
+    @property
+    def times(self) -> int:
+        """How often ONNX Runtime computes it on a run."""
+        return sum(1 if node_ref is None else self._uses[node_ref] for node_ref in self._computed_for)
+
     def _leave(self, node_ref: NodeRef | None, reason: Reason, first: NodeRef | None) -> None:
         """Leave the DequantizeLinear to a node that reads it. Of several reasons the one that says most is kept."""
         spared = None if node_ref is None else self._context.integer_kernels.reason(node_ref)
         if spared is None:
-            self.computed_for.add(first)
+            self._computed_for.add(first)
         reason = spared or reason
         self._reasons.add(reason)
         if self.reason in _SAYS_LITTLE and reason not in _SAYS_LITTLE[: _SAYS_LITTLE.index(self.reason)]:

@@ -2,8 +2,8 @@
 
 Before it looks for operators on integers, ONNX Runtime gives every reader a DequantizeLinear of its own
 (ensure_unique_dq_for_node_unit.cc), moves them and QuantizeLinear through operators that only move elements
-(qdq_propagation.cc), drops Identity nodes, and Clip and Relu that QuantizeLinear makes superfluous (qdq_util.cc), and makes
-uint8 of int8 where processors multiply that faster (qdq_s8_to_u8.cc).
+(qdq_propagation.cc), drops nodes that change nothing, among them Clip and Relu where QuantizeLinear has the same bounds
+(qdq_util.cc), and makes uint8 of int8 where processors multiply that faster (qdq_s8_to_u8.cc).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Integers:
         self._readers: dict[tuple[Scope, str], list[NodeProto]] = {}
 
     def readers(self, scope: Scope, name: str) -> list[NodeProto]:
-        """The nodes that read a value, once for each input that does; behind an Identity, what reads that."""
+        """The nodes that read a value, once for each input that does; behind an Identity, those that read that."""
         known = self._readers.get((scope, name))
         if known is None:
             known = self._readers[scope, name] = []
@@ -192,7 +192,7 @@ class Integers:
         if not _is_quantize(quantize) or len(quantize.input) != 3 or scope.is_output(quantize.output[0]):
             return False
         readers = self.readers(scope, quantize.output[0])
-        if len(readers) != 1 or not is_dequantize(readers[0]) or len(readers[0].input) != 3:
+        if len(readers) != 1 or not is_dequantize(readers[0]) or len(readers[0].input) != 3 or not readers[0].output:
             return False
         output = readers[0].output[0]
         # Those that do the same become one, which has all their readers.
@@ -220,8 +220,9 @@ class Integers:
         ends = _RANGES.get(_type_of_output(scope, quantize))
         if scale is None or zero_point is None or ends is None or scale.size != 1 or zero_point.size != 1:
             return False
-        low, high = (float(np.float32(end - int(zero_point[0])) * np.float32(scale[0])) for end in ends)
-        return bounds[0] <= low and bounds[1] >= high
+        with np.errstate(all="ignore"):
+            low, high = (np.float32(end - int(zero_point[0])) * np.float32(scale[0]) for end in ends)
+        return bool(bounds[0] <= low and bounds[1] >= high)
 
 
 def same_settings(integers: Integers, scope: Scope, one: NodeProto, other: NodeProto) -> bool:
@@ -250,7 +251,9 @@ def _is_quantize(node: NodeProto) -> bool:
 
 
 def _is_identity(node: NodeProto) -> bool:
-    return node.op_type == "Identity" and is_standard(node) and bool(node.input and node.output)
+    """Whether a node gives the floats that it is given."""
+    is_cast = node.op_type == "Cast" and int_attribute(node, "to") == FLOAT
+    return (is_cast or node.op_type == "Identity") and is_standard(node) and bool(node.input and node.output)
 
 
 def _is_moving(node: NodeProto) -> bool:

@@ -114,6 +114,8 @@ def _is_quantized_throughout(data: bytes) -> bool:
 
 def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
     """Whether an integer kernel takes a product beyond doubt (`fusion.integer_kernels`)."""
+    if len(product.inputs) < 2:
+        raise _TooUnusual
     sources = [graph.producers.get(name) for name in product.inputs]
     left, right = (_dequantized_type(graph, source) for source in sources[:2])
     if left not in (UINT8, INT8) or right not in (UINT8, INT8) or product.is_scaled or b"" in product.inputs:

@@ -235,6 +235,9 @@ def test_what_several_readers_make_of_a_weight() -> None:
     draft.node("Exp", ["t"], "b")
     (_, (entry,), _) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.CONSUMER, 2 * 4 * 128 * 64)
+    draft.node("Mul", ["w_d", "w_d"], "c")
+    (_, (entry,)) = matched(draft)
+    assert entry.bytes_per_run == 4 * 4 * 128 * 64
 
 
 def test_a_constant_that_is_quantized_again_costs_nothing() -> None:
