@@ -122,10 +122,14 @@ OLD_OPSETS = (
 )  # fmt: skip
 
 
-def _quantized_input(d: Draft) -> None:
+def _quantized_input(d: Draft, kind: int = TensorProto.UINT8, zero: bytes = b"\x80") -> None:
     d.scalar("a_s", 0.03)
-    d.constant(raw_tensor("a_z", TensorProto.UINT8, [], b"\x80"))
+    d.constant(raw_tensor("a_z", kind, [], zero))
     d.write("x_q = QuantizeLinear(x, a_s, a_z)  x_d = DequantizeLinear(x_q, a_s, a_z)")
+
+
+def _int8_input(d: Draft) -> None:
+    _quantized_input(d, TensorProto.INT8, b"\0")
 
 
 def _quantized_result(d: Draft) -> None:
@@ -134,7 +138,19 @@ def _quantized_result(d: Draft) -> None:
     d.write("h_q = QuantizeLinear(h, h_s, a_z)  h_d = DequantizeLinear(h_q, h_s, a_z)")
 
 
+def _moved_input(nodes: str, *axes: int) -> Step:
+    """What the input goes through once it is quantized, to `h`, which is multiplied."""
+
+    def draw(d: Draft) -> None:
+        _quantized_input(d)
+        d.ints("axes", axes)
+        d.write(f"{nodes}  y = MatMul(h, w_d)")
+
+    return draw
+
+
 _FLOAT_RESULT = "h = MatMul(x_d, w_d)  y = Identity(h)"
+_SHARED = "a = MatMul(x_d, w_d)  b = MatMul(x_d, v_d)  y = Sub(a, b)"
 STATIC = (
     # An integer kernel takes it; leave it alone.
     reason("static-qdq-tensor", _quantized_input, _TENSOR, _quantized_result, "y = Identity(h_d)", quick=True),
@@ -142,6 +158,16 @@ STATIC = (
     reason("static-qdq-input-only", _quantized_input, _TENSOR, _FLOAT_RESULT),
     fused("static-qdq-and-weight-only", _quantized_input, _TENSOR, _quantized_result,
           lambda d: d.dequantize("v", [64, 48], axis=0), "y0 = MatMul(h_d, v_d)  y = Identity(y0)", y=[ROWS, 48]),
+    # ONNX Runtime moves QuantizeLinear and DequantizeLinear through what moves elements alone.
+    reason("static-qdq-squeeze", _CHANNEL_SYM, _moved_input("h = Squeeze(x_d, axes)", 1), x=[ROWS, 1, 128], quick=True),
+    reason("static-qdq-reshape", _CHANNEL_SYM, _moved_input("h = Reshape(x_d, axes)", -1, 128), x=[ROWS, 1, 128]),
+    reason("static-qdq-transpose", _CHANNEL_SYM, _moved_input("h = Transpose <perm = [1, 0]> (x_d)"), x=[128, ROWS]),
+    # No integer kernel takes these, which stock ONNX Runtime dequantizes on each run.
+    fused("static-qdq-relu", _quantized_input, _CHANNEL_SYM, "r = MatMul(x_d, w_d)  h = Relu(r)  y = Neg(h)"),
+    fused("static-qdq-int8-shared", _int8_input, _CHANNEL_SYM, lambda d: d.weight(_CHANNEL_SYM, "v"), _SHARED,
+          fusions=2, quick=True),
+    fused("static-qdq-int8-of-the-caller", lambda d: d.scalar("a_s", 0.03), _CHANNEL_SYM,
+          "x_d = DequantizeLinear(x, a_s)  y = MatMul(x_d, w_d)", x_kind="int8"),
     # No integer kernel takes 4 bits in blocks.
     either("static-qdq-4-bit-weight", _quantized_input, Weight(), _FLOAT_RESULT),
 )  # fmt: skip
