@@ -116,10 +116,11 @@ def _say_groups(shown: Sequence[Group], by_name: bool) -> None:
         say()
     for index, group in enumerate(unfused):
         say(f"({index + 1}) {group.outcome}")
-        nbytes = (group.bytes_added or group.bytes_per_run) / len(group.names)
-        if nbytes:
-            who = "Loading" if group.once else "Each run"
-            say(f"    {who} dequantizes {math.prod(group.shape):,} values of each, which is {size(nbytes)}.")
+        values = math.prod(group.shape)
+        if group.once:
+            say(f"    Loading dequantizes {values:,} values of each, to {size(group.bytes_added)} in all.")
+        elif group.bytes_per_run:
+            say(f"    Each run dequantizes {values:,} values of each, for every reader, to {size(group.bytes_per_run)} in all.")
         for name in group.names if by_name else ():
             say(f"    {name}")
     if unfused:

@@ -27,7 +27,7 @@ def test_a_row_for_each_kind_of_weight(model: Path, here: Here) -> None:
     assert lines[0] == ["#", "kind", "K", "x", "N", "bits", "block", "layout", "stored", "outcome", "per", "run"]
     assert lines[2] == ["1", "-", "1", "x", "64", "8", "-", "-", "69", "B", "once", "(1)", "-"]
     assert lines[1] == ["1", "MatMul", "128", "x", "64", "4", "32", "K-major", "5.2", "kB", "packed", "-"]
-    assert f"(1) {Reason.CONSUMER}\n    Loading dequantizes 64 values of each, which is 256 B.\n" in said
+    assert f"(1) {Reason.CONSUMER}\n    Loading dequantizes 64 values of each, to 256 B in all.\n" in said
     assert said.endswith("Verdict: 1 of 2 quantized weights fused, 1 dequantized once\n")
 
 
