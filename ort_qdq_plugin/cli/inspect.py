@@ -120,7 +120,8 @@ def _say_groups(shown: Sequence[Group], by_name: bool) -> None:
         if group.once:
             say(f"    Loading dequantizes {values:,} values of each, to {size(group.bytes_added)} in all.")
         elif group.bytes_per_run:
-            say(f"    Each run dequantizes {values:,} values of each, for every reader, to {size(group.bytes_per_run)} in all.")
+            total = size(group.bytes_per_run)
+            say(f"    Each run dequantizes {values:,} values of each, for every reader, to {total} in all.")
         for name in group.names if by_name else ():
             say(f"    {name}")
     if unfused:
