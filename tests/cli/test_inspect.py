@@ -58,7 +58,10 @@ def test_what_stays_is_a_finding(model: Path, tmp_path: Path, here: Here) -> Non
     draft = Draft("returned")
     draft.output(draft.weight(Weight(k=1, n=64, block=-1, element="int8")), [1, 64])
     said = here.said("inspect", "--unfused", save(draft.model(), tmp_path, "file"), code=1)
-    assert ("    w_d_node\n" in said, "Each run dequantizes 64 values of each, for every reader, to 256 B in all.\n" in said) == (True, True)
+    assert (
+        "    w_d_node\n" in said,
+        "Each run dequantizes 64 values of each, for every reader, to 256 B in all.\n" in said,
+    ) == (True, True)
     assert "; 256 B of float are written on each run. " in said
     here.said("inspect", "--unfused", save(linear(Weight()), tmp_path, "file"))
     said = here.said("inspect", "--unfused", save(product(), tmp_path, "file"))

@@ -236,7 +236,7 @@ def test_what_several_readers_make_of_a_weight() -> None:
     (_, (entry,), _) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.CONSUMER, 2 * 4 * 128 * 64)
     draft.node("Mul", ["w_d", "w_d"], "c")
-    (_, (entry,)) = matched(draft)
+    (_, (entry,), _) = matched(draft)
     assert entry.bytes_per_run == 4 * 4 * 128 * 64
 
 
