@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ort_qdq_plugin.errors import NotFusable
+from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.gather_block_quantized import quantized_lookup
 from ort_qdq_plugin.fusion.gathered_rows import gathered_rows
@@ -76,11 +76,11 @@ def _is_quantized_again(scope: Scope, output: str, table: Dequantized, locate: L
         node = inner.nodes[index]
         if node.op_type != "QuantizeLinear" or len(node.input) < 2:
             return False
-        given = [inner.constant(name) for name in node.input[1:]]
-        found = [None if tensor is None else locate(tensor) for tensor in given]
-        if len(found) == 1:
-            found.append(None)
-        if not all(_same(one, two) for one, two in zip(wanted, found, strict=True)):
+        try:
+            given = [None if tensor is None else locate(tensor) for tensor in map(inner.constant, node.input[1:])]
+            if not all(map(_same, wanted, [*given, None][: len(wanted)])):
+                return False
+        except (ModelError, OSError):
             return False
     return True
 
@@ -89,4 +89,4 @@ def _same(one: StoredTensor | None, two: StoredTensor | None) -> bool:
     """Whether two scalars are the same number of the same type."""
     if one is None or two is None:
         return one is two
-    return one.data_type == two.data_type and one.read().tobytes() == two.read().tobytes()
+    return (one.data_type, one.nbytes) == (two.data_type, two.nbytes) and one.read().tobytes() == two.read().tobytes()

@@ -24,7 +24,6 @@ __all__ = ["CHOICES", "MANY", "MAX_COPY", "Choice", "Form", "Lookup", "Scales", 
 MANY = 4096
 """Indices that a run may have where the model does not say how many: the tokens of a long prompt, or of a batch."""
 
-
 _UNNOTICED = 2000  # nanoseconds: what a run may take longer before anybody notices
 
 

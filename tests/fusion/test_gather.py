@@ -7,12 +7,13 @@ from onnx import TensorProto
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import Dim
+from ort_qdq_plugin.fusion.gather import fuse
 from ort_qdq_plugin.fusion.gather_block_quantized import QuantizedLookup
 from ort_qdq_plugin.fusion.gathered_rows import GatheredRows
 from ort_qdq_plugin.fusion.lookups import Form
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT16
 from ort_qdq_plugin.report.weights import Reason
-from tests.fusion.support import drawn, emitted, refused
+from tests.fusion.support import SETTINGS, drawn, emitted, missing, read, refused, scope_and_site
 from tests.fusion.tables import SCALES, fused, gather_of
 
 UNKNOWN: list[Dim] = ["s"]
@@ -126,6 +127,14 @@ def test_rows_of_which_the_same_bytes_are_made_again_are_left(draft: Draft, reas
     draft.nodes.sort(key=lambda node: node.op_type == "Gather")  # the node that is looked at comes last
     with refused(reason):
         fused(draft)
+
+
+def test_bytes_that_are_not_there_are_not_made_again() -> None:
+    draft = quantized_again(AGAIN)
+    draft.nodes.sort(key=lambda node: node.op_type == "Gather")
+    scope, site = scope_and_site(draft)
+    table = read(scope)
+    assert isinstance(fuse(site, table, table.view, SETTINGS, missing), QuantizedLookup)
 
 
 # What is refused
