@@ -33,7 +33,7 @@ from onnxruntime.quantization import (
 from conformance.checks import parser, run
 from conformance.drawing.canvas import graphs_of
 from conformance.drawing.draft import ROWS, Draft
-from conformance.sessions import CPU, quiet_options
+from conformance.sessions import CPU, SILENT, quiet_options
 from ort_qdq_plugin import Reason, Report, create_session, report_of
 
 __all__ = ["COLUMNS", "MODELS", "NETWORKS", "Inputs", "check", "false_claims", "network", "write_model"]
@@ -193,6 +193,10 @@ _QUANTIZERS: Mapping[str, Callable[[onnx.ModelProto, Path], None]] = {
     "s8s8 dedicated pairs": partial(_static, types="QInt8 QInt8", extra_options={"DedicatedQDQPair": True}),
     "u8s8 biases left": partial(_static, types="QUInt8 QInt8", extra_options={"QuantizeBias": False}),
     "u8s8 weights in float": partial(_static, types="QUInt8 QInt8", extra_options={"AddQDQPairToWeight": True}),
+    "u8s8 blocks": partial(_static, types="QUInt8 QInt8", op_types_to_quantize=["MatMul"], extra_options={"BlockSize": 16}),
+    "u8u8 blocks along N": partial(
+        _static, types="QUInt8 QUInt8", per_channel=True, op_types_to_quantize=["MatMul"], extra_options={"BlockSize": 16}
+    ),
     "u8s4": partial(_static, types="QUInt8 QInt4", per_channel=True, extra_options={"UseQDQContribOps": True}),
     "operators": partial(_static, types="QUInt8 QInt8", quant_format=QuantFormat.QOperator),
     "operators per channel": partial(_static, types="QInt8 QInt8", quant_format=QuantFormat.QOperator, per_channel=True),
@@ -288,7 +292,8 @@ def check(name: str) -> tuple[tuple[str, ...], list[str]]:
 
 def main() -> int:
     """The command line."""
-    logging.getLogger().setLevel(logging.ERROR)  # the quantizers recommend and warn
+    logging.getLogger().setLevel(logging.ERROR)  # the quantizers recommend and warn, and so do their sessions
+    ort.set_default_logger_severity(SILENT)
     return run({name: name for name in MODELS}, check, COLUMNS, parser(__doc__).parse_args(), _TITLE)
 
 

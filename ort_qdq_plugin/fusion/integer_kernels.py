@@ -82,7 +82,9 @@ def _matmul(kernels: IntegerKernels, scope: Scope, node: NodeProto) -> bool:
     add = _joined_add(kernels, scope, node)
     if add is None:
         product = _product(kernels, scope, node)
-        return product is not None and _takes_int8(kernels, product)
+        if product is None or not _takes_int8(kernels, product):
+            return False
+        return product.result.quantize is None or not product.right.has_blocks
     output = add.output[0]
     bias = next(name for name in add.input if name != node.output[0])
     right = _before_transpose(scope, node.input[1])
@@ -218,7 +220,12 @@ def _takes_int8(kernels: IntegerKernels, product: _Product) -> bool:
 def _is_qgemm(kernels: IntegerKernels, scope: Scope, product: _Product, channels: int) -> bool:
     left, right = product.left, product.right
     has_kernel = left.zero_point and right.zero_point and (left.data_type != INT8 or right.data_type == INT8)
-    return bool(has_kernel) and is_scalar(left.scale) and _takes_bias(kernels, scope, product, channels, is_scaled=False)
+    return (
+        bool(has_kernel)
+        and is_scalar(left.scale)
+        and not right.has_blocks
+        and _takes_bias(kernels, scope, product, channels, is_scaled=False)
+    )
 
 
 def _takes_bias(kernels: IntegerKernels, scope: Scope, product: _Product, channels: int, is_scaled: bool) -> bool:

@@ -49,6 +49,11 @@ class Operand(NamedTuple):
     scale: TensorProto  # of float
     zero_point: str  # its name; "" if there is none
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether there are scales for blocks, be it for a single one."""
+        return int_attribute(self.dequantize, "block_size") > 0
+
 
 class Result(NamedTuple):
     """What a node's result goes to: a QuantizeLinear, or anything else."""
@@ -175,7 +180,7 @@ class Integers:
 
     def _is_turned_once(self, scope: Scope, operand: Operand, movers: list[NodeProto]) -> bool:
         """Whether a constant, of which nothing else is made, is transposed when the model is loaded."""
-        if [mover.op_type for mover in movers] != ["Transpose"]:
+        if [mover.op_type for mover in movers] != ["Transpose"] or operand.has_blocks:
             return False
         values = (operand.dequantize.output[0], movers[0].output[0])
         # It goes through a QuantizeLinear, which needs a zero point or `output_dtype` to make int8 again.

@@ -166,7 +166,7 @@ AFTER = (
 
 
 def product(
-    kind: str, activation: str, before: str, after: str, bias: str, weight: str, per_channel: bool, zero: bool, view: str,
+    kind: str, activation: str, before: str, after: str, bias: str, weight: str, block: int, zero: bool, view: str,
     low: int, result: str, other_reader: bool, opset: int,
 ) -> onnx.ModelProto:  # fmt: skip
     """`h` is a product of a dequantized activation and a dequantized weight."""
@@ -188,9 +188,10 @@ def product(
     draft.node("DequantizeLinear", [x, "s", *zero_point], "x_d")
     draft.write(f"x_t = Tanh(x_d) {moves}" if other_reader or "x_t" in after else moves)
     stored: tuple[int, ...] = (N, K, 3, 3) if kind == "Conv" else (K, N) if kind == "MatMul" else (N, K)
+    channels = int((kind == "MatMul") != bool(view))
     draft.dequantize(
-        "w", stored[::-1] if view else stored, element=weight, zero="default" if zero else "none",
-        block=PER_CHANNEL if per_channel else PER_TENSOR, axis=int((kind == "MatMul") != bool(view)),
+        "w", stored[::-1] if view else stored, element=weight, zero="default" if zero else "none", block=block,
+        axis=channels if block <= 0 else 1 - channels,
     )  # fmt: skip
     if view:
         draft.write("t_w = Transpose <perm = [1, 0]> (w_d)" if view == "perm" else "t_w = Transpose(w_d)")
@@ -225,7 +226,8 @@ def hows() -> st.SearchStrategy[dict[str, Any]]:
     drawn = st.fixed_dictionaries({
         "kind": st.sampled_from(["MatMul", "Gemm", "Conv"]), "activation": st.sampled_from(ACTIVATIONS),
         "before": st.sampled_from([*BEFORE]), "after": st.sampled_from(AFTER), "bias": st.sampled_from(BIASES),
-        "weight": st.sampled_from(["uint8", "int8"]), "per_channel": st.booleans(), "zero": st.booleans(),
+        "weight": st.sampled_from(["uint8", "int8"]), "zero": st.booleans(),
+        "block": st.sampled_from([PER_CHANNEL, PER_CHANNEL, PER_TENSOR, PER_TENSOR, 4, 16]),  # 16 are longer than K
         "view": st.sampled_from(["", "perm", "none"]), "low": st.sampled_from([0, 100]), "other_reader": st.booleans(),
         "result": st.sampled_from(["uint8", "int8", "uint16"]), "opset": st.sampled_from([13, 19, 21]),
     })  # fmt: skip
