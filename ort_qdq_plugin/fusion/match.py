@@ -14,7 +14,7 @@ from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, has_constant_weight, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
-from ort_qdq_plugin.fusion.once import DequantizedOnce, choose, dequantized_once
+from ort_qdq_plugin.fusion.once import DequantizedOnce, choose, dequantized_once, fits_reader
 from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
@@ -34,13 +34,11 @@ _KINDS: dict[str, Fuse] = {
 
 # Any other reason says more of a weight, and of these a later one.
 _SAYS_LITTLE = (None, Reason.FOLDED, Reason.INTEGER_KERNEL, Reason.GRAPH_OUTPUT)
+# Of one reader that is left, it forbids that the weight is dequantized once: ONNX Runtime computes no values for it, or has
+# them leave the graph, or refuses it, which must not disappear unseen.
+_NEVER_ONCE = {Reason.FOLDED, Reason.INTEGER_KERNEL, Reason.GRAPH_OUTPUT, Reason.INVALID, Reason.OPSET}
 # Vectors are biases and scales of norms, which cost nothing beside the weights.
 _WEIGHT_RANK = 2
-# ONNX Runtime never computes the first three on a run. What it refuses must not disappear unseen, and values that leave the
-# graph are made for each run anyway.
-_NEVER_ONCE = {
-    Reason.INTEGER_KERNEL, Reason.FOLDED, Reason.UNUSED, Reason.INVALID, Reason.OPSET, Reason.GRAPH_OUTPUT,
-}  # fmt: skip
 _MAX_BYTES = 2**63 - 1  # reported of a size that no tensor can have
 
 
@@ -60,7 +58,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     """
     fusions: list[Fusion] = []
     unfused: list[UnfusedWeight] = []
-    candidates: list[tuple[DequantizedOnce, int | None]] = []  # with their index among the unfused
+    candidates: list[tuple[DequantizedOnce, int | None]] = []  # each with its index among the unfused, if it is there
     context = _Context(locate, settings, Centred(), IntegerKernels(locate, settings.int8_activations))
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):
@@ -73,14 +71,18 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
                 if decision.once is not None:
                     candidates.append((decision.once, len(unfused) if entries else None))
                 unfused += entries
-    chosen = choose((candidate for candidate, _ in candidates), settings.once_bytes)
+    chosen = choose([candidate for candidate, _ in candidates], settings.once_bytes)
     if settings.once_bytes:
         _say_which_are_chosen(unfused, candidates, chosen)
+    if not fusions and not any(entry.bytes_added for entry in unfused):
+        chosen = []  # vectors alone are not worth it
     return Matches(tuple(fusions), tuple(unfused), tuple(chosen))
 
 
 def _say_which_are_chosen(
-    unfused: list[UnfusedWeight], candidates: Iterable[tuple[DequantizedOnce, int | None]], chosen: list[DequantizedOnce]
+    unfused: list[UnfusedWeight],
+    candidates: Iterable[tuple[DequantizedOnce, int | None]],
+    chosen: Iterable[DequantizedOnce],
 ) -> None:
     """Let the entries of candidates say that they are dequantized once, or that the memory is not allowed."""
     where = {candidate.node_ref for candidate in chosen}
@@ -117,10 +119,10 @@ class _WeightMatch:
     def __init__(self, scope: Scope, index: int, context: _Context) -> None:
         self.fusions: list[Fusion] = []
         self.reason: Reason | None = None
-        self._reasons = set[Reason]()  # of all readers that are left
+        self.once: DequantizedOnce | None = None  # what it is if it may be dequantized once
         # Those for which it is computed, once for each of their inputs that reads it; None stands for the graph's output.
         self._computed_for: set[NodeRef | None] = set()
-        self.once: DequantizedOnce | None = None  # what it is if it may be dequantized once
+        self._reasons: set[Reason] = set()  # why readers are left
         self._context = context
         node = scope.nodes[index]
         output = node.output[0] if node.output else ""
@@ -154,10 +156,11 @@ class _WeightMatch:
                 if scope.is_output(output) or not scope.uses(output):
                     raise NotFusable(Reason.GRAPH_OUTPUT if scope.is_output(output) else Reason.UNUSED)
             except NotFusable as refusal:
-                self._leave(use.node_ref, refusal.reason, use.first)
+                fits = fits_reader(use.node_ref, use.name, use.view)
+                self._leave(use.node_ref, refusal.reason if fits else Reason.INVALID, use.first)
         if self.reason is None and not self.fusions:
             self._leave(None, Reason.UNUSED, None)
-        if self.reason is not None and self._reasons.isdisjoint(_NEVER_ONCE):
+        if self._reasons - {Reason.UNUSED} and _NEVER_ONCE.isdisjoint(self._reasons):
             self.once = dequantized_once(place, dequantized)
 
     @property

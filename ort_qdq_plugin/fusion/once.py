@@ -1,7 +1,7 @@
 """Weights that no fused operator takes, dequantized once: their values take the place of the DequantizeLinear's output.
 
 Stock ONNX Runtime computes these values on every run: it folds no DequantizeLinear of a constant, which might belong to an
-operator that it has in integers. What belongs to one is left alone here too (`integer_kernels`).
+operator that it has in integers. What does belong to one is left alone here too.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ort_qdq_plugin.fusion.dequantize import Dequantized
+from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16
 from ort_qdq_plugin.model.graph import NodeRef
+from ort_qdq_plugin.model.messages import int_attribute
 from ort_qdq_plugin.model.operands import Dequantization, Operand, dequantized
 
-__all__ = ["DequantizedOnce", "choose", "dequantized_once"]
+__all__ = ["DequantizedOnce", "choose", "dequantized_once", "fits_reader"]
 
 # ONNX Runtime's kernel wants these to have no zero point but 0.
 _WIDE_BITS = 32
+
+_CONV_RANK = 3  # at least, of its input and its weight
 
 
 class DequantizedOnce(NamedTuple):
@@ -54,6 +58,21 @@ def dequantized_once(node_ref: NodeRef, weight: Dequantized) -> DequantizedOnce 
     else:
         how = Dequantization(shape[axis], math.prod(shape[axis + 1 :]), weight.block, weight.scales, zero_points)
     return DequantizedOnce(node_ref, dequantized(weight.weight, weight.output_type, how))
+
+
+def fits_reader(node_ref: NodeRef, name: str, view: View) -> bool:
+    """Whether a node can have the weight, as far as that is known, which it reads under this name and sees as `view`.
+
+    Only of Conv this is asked: where its weight is a constant, ONNX Runtime does not ask any more, and computes something
+    (findings/conv-of-constants-takes-any-channels.sh).
+    """
+    scope, index = node_ref
+    node = scope.nodes[index]
+    if node.op_type != "Conv" or list(node.input[1:2]) != [name] or len(view.shape) < _CONV_RANK:
+        return True
+    shape = scope.known_shape(node.input[0]) or ()
+    channels = shape[1] if len(shape) >= _CONV_RANK else None
+    return channels is None or channels == view.shape[1] * int_attribute(node, "group", 1)
 
 
 def choose(candidates: Iterable[DequantizedOnce], most_bytes: int) -> list[DequantizedOnce]:

@@ -21,16 +21,17 @@ __all__ = ["is_quantized_throughout"]
 _GRAPH, _FUNCTION = 7 << 3 | LENGTH, 25 << 3 | LENGTH
 _NODE, _INITIALIZER, _GRAPH_OUTPUT = 1 << 3 | LENGTH, 5 << 3 | LENGTH, 12 << 3 | LENGTH
 _INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = (number << 3 | LENGTH for number in (1, 2, 4, 5, 7))
+_DIM, _PACKED_DIMS = 1 << 3 | VARINT, 1 << 3 | LENGTH
 _DATA_TYPE, _TENSOR_NAME = 2 << 3 | VARINT, 8 << 3 | LENGTH
 
 _BELOW_A_BYTE = {code for code in WEIGHT_TYPES if ELEMENTS[code].bits < 8}
 _VIEWS = {row.op_type.encode() for row in OPERATORS if row.role == "view"}
 _READERS = {row.op_type.encode() for row in OPERATORS if row.fused_by}
-# Those of which ONNX Runtime has integer kernels; and others, if their results are quantized too.
+# Those of which ONNX Runtime has integer kernels.
 _PRODUCTS = {row.op_type.encode() for row in OPERATORS if row.fused_by == "matmul"}
-_QUANTIZED_TOO = {b"Add", b"Conv"}
 _SHORTEST_READER = min(map(len, _READERS))
 _DEQUANTIZE_DOMAINS = {row.domain.encode() for row in OPERATORS if row.role == "dequantize"} | {b"ai.onnx"}
+_WEIGHT_RANK = 2
 _WITH_GRAPHS = {b"If", b"Loop", b"Scan", b"SequenceMap"}
 _QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from DequantizeLinear
 # What an attribute that is a factor of 1 contains, as field `f`, whatever it is called.
@@ -42,7 +43,9 @@ _UNSURE = _VIEWS | {b"Add", b"Clip", b"MaxPool", b"Relu", b"Slice"}
 def is_quantized_throughout(data: bytes) -> bool:
     """Whether every DequantizeLinear of this model has to stay, because all that reads one has quantized activations too.
 
-    `data` is a serialized ModelProto without large tensors. True is certain, False says nothing.
+    `data` is a serialized ModelProto without large tensors. True is certain of what is fused, False says nothing. A Conv
+    between a dequantized input and a quantized result is taken to be computed in integers, as it nearly always is: where it
+    is not, its weight could have been dequantized once.
     """
     # Blocks and elements of less than a byte are fused whatever the activations are.
     if b"block_size" in data or _QUANTIZE not in data:
@@ -77,39 +80,52 @@ def _is_quantized_throughout(data: bytes) -> bool:
     if [key for _, key, _, _ in found] != [_GRAPH]:
         raise _TooUnusual
     parts = list(reader.fields(*found[0][2:]))
-    types = dict(_initializer(data, reader, field) for field in parts if field[1] == _INITIALIZER)
+    initializers = [_initializer(data, reader, field) for field in parts if field[1] == _INITIALIZER]
+    types = {name: data_type for name, data_type, _ in initializers}
+    vectors = {name for name, _, rank in initializers if rank < _WEIGHT_RANK}
     if not _BELOW_A_BYTE.isdisjoint(types.values()):
         return False
     nodes = [_node(data, reader, field) for field in parts if field[1] == _NODE]
     computed = {name for node in nodes if node.op_type != b"Constant" for name in node.outputs}
-    # All that DequantizeLinear makes, and what it makes of the model's own tensors.
+    # All that DequantizeLinear makes; and what it makes of the model's own matrices, and of what is computed.
     dequantized: set[bytes] = set()
     weights: set[bytes] = set()
+    activations: set[bytes] = set()
     for node in nodes:
         if node.op_type == b"DequantizeLinear":
             if node.inputs[0] not in types and node.inputs[0] not in computed:
                 return False  # a Constant node's value, of which nothing is known here
             dequantized.update(node.outputs)
-            weights.update(node.outputs if node.inputs[0] in types else ())
+            if node.inputs[0] not in types:
+                activations.update(node.outputs)
+            elif node.inputs[0] not in vectors:
+                weights.update(node.outputs)
     views = [node for node in nodes if node.op_type in _VIEWS]
-    for values in (dequantized, weights):
+    for values in (dequantized, weights, activations):
         while any(not values.isdisjoint(view.inputs) and not values.issuperset(view.outputs) for view in views):
             for view in views:
                 if not values.isdisjoint(view.inputs):
                     values.update(view.outputs)
-    readers = [
-        node
-        for node in nodes
-        if not (dequantized if node.op_type in _READERS else weights).isdisjoint(node.inputs) and node.op_type not in _VIEWS
-    ]
-    if any(node.op_type not in _PRODUCTS | _QUANTIZED_TOO for node in readers):
+    readers = [node for node in nodes if node.op_type in _READERS and not dequantized.isdisjoint(node.inputs)]
+    if any(node.op_type not in _PRODUCTS for node in readers):
         return False
     outputs = {_name_of(data, reader, field) for field in parts if field[1] == _GRAPH_OUTPUT}
     graph = _Graph(types, outputs, {name: node for node in nodes for name in node.outputs}, {})
     for node in nodes:
         for name in node.inputs:
             graph.readers.setdefault(name, []).append(node)
-    return all(_is_computed_on_integers(graph, node) for node in readers)
+    others = [node for node in nodes if node.op_type not in _READERS | _VIEWS and not weights.isdisjoint(node.inputs)]
+    return all(_is_computed_on_integers(graph, node) for node in readers) and all(
+        node.op_type == b"Conv" and not activations.isdisjoint(node.inputs) and _is_quantized(graph, node) for node in others
+    )
+
+
+def _is_quantized(graph: _Graph, node: _Node) -> bool:
+    """Whether a node's result is quantized, maybe after a Clip or a Relu."""
+    readers = [reader for name in node.outputs for reader in graph.readers.get(name, [])]
+    if len(readers) == 1 and readers[0].op_type in (b"Clip", b"Relu"):
+        readers = [reader for name in readers[0].outputs for reader in graph.readers.get(name, [])]
+    return any(reader.op_type == b"QuantizeLinear" for reader in readers)
 
 
 def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
@@ -120,10 +136,7 @@ def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
     left, right = (_dequantized_type(graph, source) for source in sources[:2])
     if left not in (UINT8, INT8) or right not in (UINT8, INT8) or product.is_scaled or b"" in product.inputs:
         return False
-    is_sum = product.op_type == b"Add"
-    if is_sum and left != right:
-        return False
-    if left == INT8 and not is_sum and (right != INT8 or not _is_alone(graph, _producer(graph, sources[0]))):
+    if left == INT8 and (right != INT8 or not _is_alone(graph, _producer(graph, sources[0]))):
         return False
     if len(sources) > 2 and _dequantized_type(graph, sources[2]) != CODES["int32"]:
         return False
@@ -132,8 +145,8 @@ def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
         return False
     quantizing = [node for node in readers if node.op_type == b"QuantizeLinear"]
     if not quantizing:
-        return product.op_type not in _QUANTIZED_TOO
-    is_alone = is_sum or left == UINT8 or _is_alone(graph, quantizing[0])
+        return True
+    is_alone = left == UINT8 or _is_alone(graph, quantizing[0])
     is_only = len(readers) == 1 and product.outputs[0] not in graph.outputs
     return is_only and is_alone and len(quantizing[0].inputs) == 3 and graph.types.get(quantizing[0].inputs[2]) == left
 
@@ -191,11 +204,9 @@ def _node(data: bytes, reader: WireReader, node: Field) -> _Node:
             if any(reader in attribute for reader in _READERS):
                 raise _TooUnusual  # it has a graph
             is_scaled |= any(factor in attribute for factor in _FACTORS) and _ONE not in attribute
-    if (
-        at != end
-        or op_type in _WITH_GRAPHS
-        or (op_type == b"DequantizeLinear" and (not inputs or domain not in _DEQUANTIZE_DOMAINS))
-    ):
+    if at != end or op_type in _WITH_GRAPHS:
+        raise _TooUnusual
+    if op_type == b"DequantizeLinear" and (not inputs or domain not in _DEQUANTIZE_DOMAINS):
         raise _TooUnusual
     return _Node(op_type, inputs, outputs, is_scaled)
 
@@ -208,14 +219,20 @@ def _name_of(data: bytes, reader: WireReader, value: Field) -> bytes:
     raise _TooUnusual
 
 
-def _initializer(data: bytes, reader: WireReader, tensor: Field) -> tuple[bytes, int]:
-    """The name and the element type of an initializer. Serializers write both before its bytes."""
-    name, data_type = None, 0
+def _initializer(data: bytes, reader: WireReader, tensor: Field) -> tuple[bytes, int, int]:
+    """The name, the element type and the rank of an initializer. Serializers write all of them before its bytes."""
+    name, data_type, rank = None, 0, 0
     for _, key, start, after in reader.fields(*tensor[2:]):
-        if key == _DATA_TYPE:
+        if key == _DIM:
+            rank += 1
+        elif key == _PACKED_DIMS:
+            rank += sum(byte < 0x80 for byte in data[start:after])  # the last byte of each number
+        elif key == _DATA_TYPE:
             data_type = reader.varint(start, after)[0]
         elif key == _TENSOR_NAME:
             name = data[start:after]
-        if name is not None and data_type:
-            return name, data_type
-    raise _TooUnusual
+        if name is not None and data_type and rank:
+            break
+    if name is None or not data_type:
+        raise _TooUnusual
+    return name, data_type, rank

@@ -151,12 +151,15 @@ class Scope:
 
     def shape(self, name: str) -> Shape | None:
         """The shape of the value called `name` here, where the model says it or it can be inferred."""
+        known = self.known_shape(name)
+        return self.root._inferred_shapes.get(self.definer(name), {}).get(name) if known is None else known
+
+    def known_shape(self, name: str) -> Shape | None:
+        """As `shape`, without ONNX's inference, which costs much."""
         scope = self.definer(name)
         if name in scope._stated_shapes:
             return scope._stated_shapes[name]
-        if scope.parent is None and name in scope._followed_shapes:
-            return scope._followed_shapes[name]
-        return self.root._inferred_shapes.get(scope, {}).get(name)
+        return scope._followed_shapes.get(name) if scope.parent is None else None
 
     def stated_shape(self, name: str) -> Shape | None:
         """The shape of the value called `name` here, where the model says it. Nothing is inferred."""

@@ -76,51 +76,48 @@ def test_beside_readers_that_are_fused() -> None:
     assert [chosen.output for chosen in matches.once] == ["w_d"]
 
 
-QUANTIZED = ("QuantizeLinear", "x s", "xq")
 LEFT: dict[str, tuple[tuple[Any, ...], ...]] = {
     "all-fused": (("MatMul", "x w_d", "y"),),
     "nothing-reads-it": (),
+    "nothing-reads-its-view": (("Transpose", "w_d", "t"),),
     "returned": (("output", f"{K} {N}", "w_d"), ("Sum", "w_d x", "y")),
     "returned-by-a-view": (("Transpose", "w_d", "t"), ("output", f"{N} {K}", "t"), ("Sum", "w_d x", "y")),
-    "integer-product": (("Sum", "w_d x", "z"), ("DequantizeLinear", "q s", "d"), ("MatMul", "d w8_d", "y")),
 }  # fmt: skip
-# With activations that are quantized too, or a result that is; but ONNX Runtime has no operator on such integers.
-NOT_OF_INTEGERS: dict[str, tuple[tuple[Any, ...], ...]] = {
-    "activation-of-bytes": (("DequantizeLinear", "q s", "d"), ("Conv", "d w_d", "y")),
-    "activation-of-words": (QUANTIZED, ("DequantizeLinear", "xq s", "d"), ("Conv", "d w_d", "y")),
-    "result-quantized": (("Conv", "x w_d", "y"), ("QuantizeLinear", "y s", "z")),
-    "behind-a-view": (("Transpose", "w_d", "t"), ("DequantizeLinear", "q s", "d"), ("Conv", "d t", "y")),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("nodes", NOT_OF_INTEGERS.values(), ids=NOT_OF_INTEGERS)
-def test_what_no_integer_kernel_takes(nodes: tuple[tuple[Any, ...], ...]) -> None:
-    draft = draft_of()
-    draft.scalar("s", 0.1)
-    assert [chosen.output for chosen in matched(drawn(draft, *nodes)).once] == ["w_d"]
-
-
-def test_not_for_one_reader_beside_an_integer_kernel() -> None:
-    draft = draft_of()
-    draft.scalar("s", 0.1)
-    draft.weight(Weight(element="int8", block=PER_CHANNEL, k=N), "w8")
-    nodes = (("DequantizeLinear", "q s", "d"), ("MatMul", "d w8_d", "y"), ("Sum", "w8_d x", "z"))
-    assert not matched(drawn(draft, *nodes)).once
 
 
 @pytest.mark.parametrize("nodes", LEFT.values(), ids=LEFT)
 def test_what_is_left(nodes: tuple[tuple[Any, ...], ...]) -> None:
-    draft = draft_of()
+    matches = matched(drawn(draft_of(), *nodes))
+    assert not matches.once
+    assert all(entry.bytes_added == 0 for entry in matches.unfused)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ((("Conv", "d c_d", "y"), ("QuantizeLinear", "y s z", "yq")), Reason.INTEGER_KERNEL),
+        ((("Conv", "d c_d", "y"), ("QuantizeLinear", "y s z", "yq"), ("Sum", "c_d", "v")), Reason.CONSUMER),
+        ((("Tanh", "c_d", "y"), ("QuantizeLinear", "y s z", "yq")), Reason.FOLDED),
+    ],
+)
+def test_what_is_computed_in_integers_is_left(nodes: tuple[tuple[Any, ...], ...], reason: Reason) -> None:
+    matches = matched(drawn(convolved(), *nodes))
+    assert ([entry.reason for entry in matches.unfused], matches.once) == ([reason], ())
+
+
+def test_what_is_not_for_all_its_integers() -> None:
+    """Its activation is dequantized, its result stays in float: ONNX Runtime has no kernel for that."""
+    assert once(drawn(convolved(), ("Conv", "d c_d", "y"))) == ["c_d"]
+
+
+def convolved() -> Draft:
+    """A quantized input, dequantized as d; and a weight c_d of bytes with zero points."""
+    draft = Draft("convolved")
+    draft.input("x", [1, 8, 6, 6])
     draft.scalar("s", 0.1)
-    draft.weight(Weight(element="int8", block=PER_CHANNEL, k=N), "w8")
-    matches = matched(drawn(draft, *nodes))
-    told = {entry.dequantize: entry for entry in matches.unfused}
-    if "w8_d" in str(nodes):
-        assert [chosen.output for chosen in matches.once] == ["w_d"]
-        assert told["w8_d_node"].reason is Reason.INTEGER_KERNEL
-    else:
-        assert not matches.once
-        assert all(entry.bytes_added == 0 for entry in matches.unfused)
+    draft.quantized("z", "uint8", [])
+    draft.dequantize("c", (4, 8, 3, 3), axis=0, block=PER_CHANNEL, element="int8", zero="default")
+    return drawn(draft, ("QuantizeLinear", "x s z", "xq"), ("DequantizeLinear", "xq s z", "d"))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +140,18 @@ def test_what_onnx_runtime_would_refuse_is_left(how: dict[str, Any]) -> None:
 
 def test_a_single_block_of_a_vector_is_left() -> None:
     """Which ONNX Runtime refuses when it runs the node."""
-    for size, taken in ((16, []), (17, ["w_d"])):
-        draft = Draft("once")
-        draft.dequantize("w", [size], axis=0, block=16)
-        assert once(drawn(draft, ("Sum", "w_d w_d", "y"))) == taken
+    for size, taken in ((16, ["w_d"]), (17, ["w_d", "v_d"])):
+        draft = draft_of()
+        draft.dequantize("v", [size], axis=0, block=16)
+        assert sorted(once(drawn(draft, ("Sum", "v_d w_d", "y")))) == sorted(taken)
+
+
+def test_vectors_come_along_and_are_not_told_of() -> None:
+    draft = draft_of()
+    draft.dequantize("v", [N], axis=0, block=PER_CHANNEL, element="int32", zero="none")
+    assert once(drawn(draft, ("Sum", "v_d", "y"))) == []
+    matches = matched(drawn(draft, ("Sum", "w_d", "z")))
+    assert ([chosen.output for chosen in matches.once], len(matches.unfused)) == (["v_d", "w_d"], 1)
 
 
 def test_what_the_caller_may_replace_is_left() -> None:
@@ -157,6 +162,19 @@ def test_what_the_caller_may_replace_is_left() -> None:
 
 def test_readers_that_onnx_runtime_would_refuse() -> None:
     assert once(drawn(draft_of(), ("MatMul", "x w_d", "y", {"unknown": 1}))) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "group", "taken"),
+    [((8, 6), 1, True), ((8, 6), 2, True), ((4, 6), 1, False), ((8, 6), 4, False), (("c", 6), 1, True), ((), 1, True)],
+)
+def test_a_convolution_whose_weight_does_not_fit_is_left(shape: tuple[Any, ...], group: int, taken: bool) -> None:
+    """ONNX Runtime refuses it, but not once the weight is a constant."""
+    draft = Draft("convolution")
+    draft.input("x", [1, *shape])
+    draft.dequantize("w", (4, 8 // min(group, 2), 3), axis=0, block=PER_CHANNEL, element="int8")
+    nodes = drawn(draft, ("Conv", "x w_d", "y", {"group": group}))
+    assert once(nodes) == (["w_d"] if taken else [])
 
 
 def test_the_smallest_first_within_the_bound() -> None:
