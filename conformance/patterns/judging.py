@@ -196,10 +196,10 @@ def _error(ours: _Result, reference: _Outputs) -> float:
 def _has_another_form(ours: _Result, theirs: _Result, level: int) -> bool:
     """Whether products differ in bits or blocks only where this package is to choose others than stock does.
 
-    That is for 2 bits, and at levels that do not round for 8 bits without blocks.
+    That is for 2 bits, and at levels that do not round for 8 bits without blocks and in blocks of 128.
     """
     pairs = list(zip(ours.forms, theirs.forms, strict=False))
-    chosen = all(ours == theirs or theirs[0] == 2 or (level < 4 and theirs == (8, 32)) for ours, theirs in pairs)
+    chosen = all(ours == theirs or theirs[0] == 2 or (level < 4 and theirs in ((8, 32), (8, 128))) for ours, theirs in pairs)
     return ours.forms != theirs.forms and len(ours.forms) == len(theirs.forms) and chosen
 
 

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from conformance import choices
+from conformance.choices import cells, forms
+from conformance.choices.__main__ import main
 from ort_qdq_plugin.fusion import choice
 
 SLOW_AS_STORED = "2 bits, level 4, blocks of 256, K-major, float, 256x256, rows 1"
@@ -13,17 +14,17 @@ SLOW_AS_STORED = "2 bits, level 4, blocks of 256, K-major, float, 256x256, rows 
 
 def told(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["choices", *arguments])
-    return choices.main()
+    return main()
 
 
 def test_a_part_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Results and bytes. How fast they are is no matter of a test on a busy machine."""
-    monkeypatch.setattr(choices, "_MORE_TRIES", 0)
+    monkeypatch.setattr(cells, "_MORE_TRIES", 0)
     for level in (0, 4):
         assert told(monkeypatch, "--quick", "--only", f"[28] bits, level {level}, blocks of *6, ?-major*rows 1") == 0
     said = capsys.readouterr().out
-    cells = [line.split(" | ") for line in said.splitlines() if " | " in line]
-    assert {cell[2] for cell in cells} == {"4 bits, 16", "4 bits, 256", "8 bits, 16", "8 bits, 256", "stock"}
+    rows = [line.split(" | ") for line in said.splitlines() if " | " in line]
+    assert {row[2] for row in rows} == {"4 bits, 16", "4 bits, 256", "8 bits, 16", "8 bits, 256", "stock"}
     assert "ERROR" not in said
 
 
@@ -34,7 +35,7 @@ def test_a_slow_form_misses_the_target(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_wrong_result_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(choices, "_MORE_TRIES", 0)
-    monkeypatch.setitem(choices._LIMITS, ("float", 4), 1e-9)
+    monkeypatch.setattr(cells, "_MORE_TRIES", 0)
+    monkeypatch.setitem(forms.LIMITS, ("float", 4), 1e-9)
     assert told(monkeypatch, "--only", SLOW_AS_STORED) == 1
     assert "this package has an error of" in capsys.readouterr().out
