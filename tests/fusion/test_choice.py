@@ -78,8 +78,9 @@ def test_weights_of_8_bits_stay_as_they_are_where_activations_are_rounded(block:
 @pytest.mark.parametrize("level", [0, 1, 3])
 @pytest.mark.parametrize(("given", "wanted"), [
     *(({"block": block, "k_major": True}, (8, block)) for block in (16, 32, 64, 256, 512)),
-    *(({"block": 128, **more}, (8, 64)) for more in ({"k_major": True}, {"k_major": False, "product": FLOAT16})),
-    ({"block": 0, "wanted": 128}, (8, 128)), ({"block": 128, "k": 100, "k_major": True}, (8, 64)),
+    ({"block": 128, "n": 1024}, (8, 64)), ({"block": 128, "n": 1023}, (8, 128)), ({"block": 0, "wanted": 128}, (8, 128)),
+    ({"block": 128, "n": 1024, "k_major": False, "product": FLOAT16}, (8, 64)),
+    ({"block": 128, "n": 20000, "k": 100}, (8, 64)), ({"block": 128, "k": 100}, (8, 128)),
     *(({"block": block, "k_major": False}, None) for block in (16, 32, 256, 512)),
     ({"block": 32, "k_major": False, "scale": FLOAT16, "product": FLOAT16}, (8, 32)),
     ({"block": 32, "k_major": False, "scale": FLOAT16}, (8, 32)),
