@@ -63,8 +63,7 @@ def dequantized_once(node_ref: NodeRef, weight: Dequantized) -> DequantizedOnce 
 def fits_reader(node_ref: NodeRef, name: str, view: View) -> bool:
     """Whether a node can have the weight, as far as that is known, which it reads under this name and sees as `view`.
 
-    Only of Conv this is asked: where its weight is a constant, ONNX Runtime does not ask any more, and computes something
-    (findings/conv-of-constants-takes-any-channels.sh).
+    Only of Conv this is asked: where its weight is a constant, ONNX Runtime's optimized kernel does not ask any more.
     """
     scope, index = node_ref
     node = scope.nodes[index]
