@@ -11,6 +11,7 @@ import atexit, gc, os, sys, threading, time
 import numpy as np
 import onnxruntime as ort
 from ort_qdq_plugin import Options, create_session, report_of
+from ort_qdq_plugin.system.forks import fork_lock
 
 folder, kind = sys.argv[1:3]
 options = ort.SessionOptions()
@@ -31,7 +32,9 @@ def run(session):
     return session.run(None, {"x": np.ones((3, session.get_inputs()[0].shape[1]), np.float32)})[0]
 
 def close_all():
-    os.closerange(3, 1000)
+    # Not while another thread starts a process: the standard library closes pipes by their numbers.
+    with fork_lock:
+        os.closerange(3, 1000)
     own = []
     for number in range(40):
         own.append(os.open(f"{folder}/own-{number}", os.O_RDWR | os.O_CREAT | os.O_TRUNC))
