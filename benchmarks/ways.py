@@ -102,6 +102,8 @@ def peers(
                 engine=str(Path(__file__).with_name(way.engine)) if way.engine else job.engine,
                 outputs=str(Path(scratch, f"{key}.npz")) if job.inputs else "",
                 package=str(checkout.folder),
+                # Older helper processes import what lies in the current folder.
+                folder=str(checkout.folder),
             )
             made[key] = Peer(job)
     return made

@@ -52,6 +52,7 @@ class Job(NamedTuple):
     hold: bool = False  # whether the process says "ready" after all runs, and waits for the end of its input
     engine: str = ""  # a Python file whose `loader(job)` gives a Load of ``child``, for what loads the model otherwise
     package: str = _PACKAGE  # the folder that this package is imported from
+    folder: str = ""  # in which the process runs; "" for the one that this process is in
 
 
 class Memory(NamedTuple):
@@ -159,6 +160,7 @@ def start(job: Job, group: Path | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         env={**os.environ, PREFIX: ""},
+        cwd=job.folder or None,
         stdin=subprocess.PIPE if job.hold else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
