@@ -79,7 +79,8 @@ class Integers:
             for value in names:
                 for inner, index in scope.uses(value):
                     node = inner.nodes[index]
-                    if inner is scope and _is_identity(node) and not scope.is_output(node.output[0]):
+                    is_seen_through = inner is scope and _is_identity(node) and not scope.is_output(node.output[0])
+                    if is_seen_through and len(names) <= _MAX_MOVED:
                         names += [node.output[0]] if node.output[0] not in names else []
                     else:
                         known.append(node)
