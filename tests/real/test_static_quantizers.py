@@ -22,7 +22,8 @@ def nncf_quantized(model: onnx.ModelProto, **how: Any) -> onnx.ModelProto:
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     settings = {key: getattr(getattr(nncf, kind), name) for key, (kind, name) in how.items()}
-    return nncf.quantize(model, nncf.Dataset(inputs(model)), subset_size=3, **settings)
+    made: onnx.ModelProto = nncf.quantize(model, nncf.Dataset(inputs(model)), subset_size=3, **settings)
+    return made
 
 
 def nncf_compressed(model: onnx.ModelProto, mode: str) -> onnx.ModelProto:
@@ -30,7 +31,8 @@ def nncf_compressed(model: onnx.ModelProto, mode: str) -> onnx.ModelProto:
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode[mode])
+    made: onnx.ModelProto = nncf.compress_weights(model, mode=nncf.CompressWeightsMode[mode])
+    return made
 
 
 def onnx_quantized(model: onnx.ModelProto, activations: str = "QUInt8", **how: Any) -> onnx.ModelProto:
@@ -39,7 +41,8 @@ def onnx_quantized(model: onnx.ModelProto, activations: str = "QUInt8", **how: A
 
     symmetric = activations == "QInt8"
     types = {"activations_dtype": QuantType[activations], "activations_symmetric": symmetric}
-    return quantize(model, QConfig(calibration_data=inputs(model)[0]["x"], **types, **how))
+    made: onnx.ModelProto = quantize(model, QConfig(calibration_data=inputs(model)[0]["x"], **types, **how))
+    return made
 
 
 NNCF: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
