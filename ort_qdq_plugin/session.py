@@ -81,6 +81,8 @@ def report_of(session: onnxruntime.InferenceSession) -> Report | None:
 def _unfused(request: LoadRequest) -> tuple[UnfusedWeight, ...]:
     """The weights of a model that a glance left to stock, each with its reason; () if it cannot be opened any more."""
     journal = Journal()
+    # Nothing was dequantized once.
+    request = request._replace(options=replace(request.options, dequantize_once="never"))
     with suppress(LeaveToStock, QdqPluginError, OSError):
         plan_only(request, journal, check=False)
     return journal.finished("inspect").unfused

@@ -45,7 +45,7 @@ def is_quantized_throughout(data: bytes) -> bool:
 
     `data` is a serialized ModelProto without large tensors. True is certain of what is fused, False says nothing. A Conv
     between a dequantized input and a quantized result is taken to be computed in integers, as it nearly always is: where it
-    is not, its weight could have been dequantized once.
+    is not, for what a Clip leaves or a bias's scale, its weight could have been dequantized once.
     """
     # Blocks and elements of less than a byte are fused whatever the activations are.
     if b"block_size" in data or _QUANTIZE not in data:
@@ -87,21 +87,18 @@ def _is_quantized_throughout(data: bytes) -> bool:
         return False
     nodes = [_node(data, reader, field) for field in parts if field[1] == _NODE]
     computed = {name for node in nodes if node.op_type != b"Constant" for name in node.outputs}
-    # All that DequantizeLinear makes; and what it makes of the model's own matrices, and of what is computed.
+    # All that DequantizeLinear makes; and what it makes of the model's own matrices.
     dequantized: set[bytes] = set()
     weights: set[bytes] = set()
-    activations: set[bytes] = set()
     for node in nodes:
         if node.op_type == b"DequantizeLinear":
             if node.inputs[0] not in types and node.inputs[0] not in computed:
                 return False  # a Constant node's value, of which nothing is known here
             dequantized.update(node.outputs)
-            if node.inputs[0] not in types:
-                activations.update(node.outputs)
-            elif node.inputs[0] not in vectors:
+            if node.inputs[0] in types and node.inputs[0] not in vectors:
                 weights.update(node.outputs)
     views = [node for node in nodes if node.op_type in _VIEWS]
-    for values in (dequantized, weights, activations):
+    for values in (dequantized, weights):
         while any(not values.isdisjoint(view.inputs) and not values.issuperset(view.outputs) for view in views):
             for view in views:
                 if not values.isdisjoint(view.inputs):
@@ -116,7 +113,7 @@ def _is_quantized_throughout(data: bytes) -> bool:
             graph.readers.setdefault(name, []).append(node)
     others = [node for node in nodes if node.op_type not in _READERS | _VIEWS and not weights.isdisjoint(node.inputs)]
     return all(_is_computed_on_integers(graph, node) for node in readers) and all(
-        node.op_type == b"Conv" and not activations.isdisjoint(node.inputs) and _is_quantized(graph, node) for node in others
+        node.op_type == b"Conv" and _reads_integers(graph, node) and _is_quantized(graph, node) for node in others
     )
 
 
@@ -130,15 +127,8 @@ def _is_quantized(graph: _Graph, node: _Node) -> bool:
 
 def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
     """Whether an integer kernel takes a product beyond doubt (`fusion.integer_kernels`)."""
-    if len(product.inputs) < 2:
-        raise _TooUnusual
-    sources = [graph.producers.get(name) for name in product.inputs]
-    left, right = (_dequantized_type(graph, source) for source in sources[:2])
-    if left not in (UINT8, INT8) or right not in (UINT8, INT8) or product.is_scaled or b"" in product.inputs:
-        return False
-    if left == INT8 and (right != INT8 or not _is_alone(graph, _producer(graph, sources[0]))):
-        return False
-    if len(sources) > 2 and _dequantized_type(graph, sources[2]) != CODES["int32"]:
+    left = _reads_integers(graph, product)
+    if not left:
         return False
     readers = graph.readers.get(product.outputs[0], [])
     if any(node.op_type in _UNSURE for node in readers):
@@ -149,6 +139,19 @@ def _is_computed_on_integers(graph: _Graph, product: _Node) -> bool:
     is_alone = left == UINT8 or _is_alone(graph, quantizing[0])
     is_only = len(readers) == 1 and product.outputs[0] not in graph.outputs
     return is_only and is_alone and len(quantizing[0].inputs) == 3 and graph.types.get(quantizing[0].inputs[2]) == left
+
+
+def _reads_integers(graph: _Graph, product: _Node) -> int:
+    """The type of the left operand, if an integer kernel takes the operands of a product beyond doubt; else 0."""
+    if len(product.inputs) < 2:
+        raise _TooUnusual
+    sources = [graph.producers.get(name) for name in product.inputs]
+    left, right = (_dequantized_type(graph, source) for source in sources[:2])
+    if left not in (UINT8, INT8) or right not in (UINT8, INT8) or product.is_scaled or b"" in product.inputs:
+        return 0
+    if left == INT8 and (right != INT8 or not _is_alone(graph, _producer(graph, sources[0]))):
+        return 0
+    return left if len(sources) < 3 or _dequantized_type(graph, sources[2]) == CODES["int32"] else 0
 
 
 def _dequantized_type(graph: _Graph, node: _Node | None) -> int:
