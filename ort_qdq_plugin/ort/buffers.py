@@ -27,7 +27,7 @@ from ort_qdq_plugin.system.threads import Work
 __all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "prepack_in_parallel", "trimming"]
 
 _TRIM_INTERVAL = 0.01  # seconds; ONNX Runtime pre-packs some 10 MB meanwhile
-_TRIM_HEAP_INTERVAL = 0.05  # this takes a millisecond or two
+_TRIM_HEAP_INTERVAL = 0.15  # what is freed and trimmed has to be touched anew: every 0.05 s, a load takes a fifth longer
 
 # Below so many bytes in all, pages that are not dropped cost less than dropping them does.
 _TRIM_BYTES = 64 << 20
