@@ -37,7 +37,7 @@ _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class Options(ByFields):
-    """How to load a model. The defaults do what ONNX Runtime's own fusion would.
+    """How to load a model. The defaults do what ONNX Runtime's own fusion would, `dequantize_once` apart.
 
     Attributes:
         accuracy_level: MatMulNBits' attribute, 0 (activations stay float) to 4 (they are rounded to 8 bits: mostly faster).
