@@ -53,19 +53,20 @@ class _Drawing(Draft):
         return self.node("DequantizeLinear", [quantized, *scales])
 
 
-def _dequantized(d: _Drawing, name: str, shape: Sequence[int], axis: int) -> tuple[str, str]:
-    """A dequantized weight, with its scales along an axis or in blocks of it; its name and the type of its elements."""
+def _dequantized(d: _Drawing, name: str, shape: Sequence[int], axis: int, like: str = "") -> tuple[str, str]:
+    """A dequantized weight, with its scales along an axis or in blocks of it; its name and the type of its elements, which
+    is another weight's if that is given."""
     dice = d.dice
     element = dice.choice(("uint2", "int2", "uint4", "uint4", "int4", "int4", "uint8", "int8"))
     block = dice.choice((PER_CHANNEL, PER_TENSOR, *_BLOCKS, shape[axis]))
-    scale = dice.choice(("float", "float", "float", "float16", "float16", "bfloat16"))
+    scale = like or dice.choice(("float", "float", "float", "float16", "float16", "bfloat16"))
     more: dict[str, Any] = {}
     if block == PER_TENSOR and d.chance(0.5):
         more["scale_shape"] = [1]
     if block == PER_CHANNEL and d.chance(0.3):
         axis = dice.randrange(len(shape))
     kind = scale
-    if d.opset >= 23 and d.chance(0.3):
+    if d.opset >= 23 and not like and d.chance(0.3):
         kind = dice.choice(("float", "float16"))
         more["output_dtype"] = FLOATS[kind]
     if d.chance(0.1):
@@ -182,9 +183,8 @@ def _recurrent(d: _Drawing) -> None:
     width, hidden = d.dice.choice((3, 16, 32)), d.dice.choice((4, 16))
     op, gates = d.dice.choice((("LSTM", 4), ("GRU", 3), ("RNN", 1)))
     w, kind = _dequantized(d, "w", [1, gates * hidden, width], d.dice.choice((1, 2)))
-    r, other = _dequantized(d, "r", [1, gates * hidden, hidden], d.dice.choice((1, 2)))
-    if kind != other:
-        r = d.node("Cast", [r], to=FLOATS[kind])
+    # A Cast to float16 in front of these is dropped by ONNX Runtime, unless it is that of a constant.
+    r, _ = _dequantized(d, "r", [1, gates * hidden, hidden], d.dice.choice((1, 2)), kind)
     d.result(d.node(op, [d.activation([4, 1, width], kind), w, r], hidden_size=hidden), kind)
 
 
