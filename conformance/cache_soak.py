@@ -52,16 +52,33 @@ class _Models(NamedTuple):
     versions: tuple[tuple[bytes, ...], ...]  # of each path
     wanted: dict[str, str]  # digest of the model file -> digest of its result
 
-    def may_be(self, path: Path, before: str, after: str) -> set[str]:
-        """The results that a load may have given between two looks at the file; others may have been there meanwhile."""
+    def may_be(self, path: Path, before: "_Look", after: "_Look") -> set[str]:
+        """The results that a load may have given between two looks at the file.
+
+        Other versions may have been there meanwhile, also if the bytes are the same again.
+        """
         versions = map(_digest, self.versions[self.paths.index(path)])
-        return {self.wanted[version] for version in ([before] if before == after else versions)}
+        return {self.wanted[version] for version in ([before.digest] if before == after else versions)}
 
     def replace(self, slot: int, number: int) -> None:
         """Put another version in place, at once."""
         fresh = self.paths[slot].with_suffix(".fresh")
         fresh.write_bytes(self.versions[slot][number % _VERSIONS])
         fresh.replace(self.paths[slot])
+
+
+class _Look(NamedTuple):
+    """A file as it was at one moment."""
+
+    inode: int
+    changed_ns: int
+    digest: str
+
+    @classmethod
+    def at(cls, path: Path) -> "_Look":
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            return cls(status.st_ino, status.st_mtime_ns, _digest(file.read()))
 
 
 def _write_models(folder: Path) -> _Models:
@@ -118,14 +135,14 @@ class _Loads:
                 cache_dir=self._cache, cache_max_bytes=_MAX_BYTES, share_weights=dice.random() < 0.1,
                 verify=dice.choice(["stat", "content"]), spill_dir=self._spill,
             )  # fmt: skip
-            before = _digest(path.read_bytes())
+            before = _Look.at(path)
             try:
                 session = create_session(path, quiet_options(), CPU, options=options)
             except Exception as error:
                 self.problems.append(f"{path.name}: {type(error).__name__}: {error}")
                 continue
             found, report = digest_of(session), report_of(session)
-            after = _digest(path.read_bytes())
+            after = _Look.at(path)
             self.seen[report.cache or report.route if report else "nothing"] += 1
             if report is None or report.route == "stock":
                 self.problems.append(f"{path.name}: {report and report.summary()}")
