@@ -174,9 +174,12 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
         if options.cache_max_bytes is not None:
             prune(store, options.cache_max_bytes)
     made = replace(prepared.report, cache="made", copied_bytes=writer.copied_bytes)
-    entry = store.find(key, verify=False) if options.share_weights else None
-    if entry is None:
+    if not options.share_weights:
         return prepared._replace(report=made, holder=writer.holder)
+    entry = store.find(key, verify=False)
+    if entry is None:
+        # A disk that refuses it has taken it away already.
+        return prepared
     # ONNX Runtime takes the packed weights from the entry, together with the pre-packed ones. A disk that refuses the entry
     # takes it away again at any moment.
     for buffer in prepared.packed:
