@@ -27,6 +27,7 @@ LAYERS = [
     ("options",),
     ("errors",),
     ("model",),
+    ("folding",),
     ("memory",),
     ("ort",),
     ("fusion",),
@@ -42,6 +43,7 @@ LAYERS = [
 # Room -> what it never imports, though that lies below: decisions need no bytes, bytes no graph, a model nothing at all.
 NEVER = {
     "fusion": ("memory", "ort"),
+    "folding": ("model.graph", "model.messages", "model.parsed", "model.shapes"),
     "packing": ("fusion", "model.graph", "model.messages", "model.parsed", "model.shapes"),
     "model": ("options", "log"),
     "session": ("cache", "fusion", "packing", "memory"),

@@ -7,12 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
+from ort_qdq_plugin.folding.computed import as_tensor
+from ort_qdq_plugin.folding.expression import Expression
+from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.view import View, view_of
 from ort_qdq_plugin.model.elements import DEQUANTIZED_TYPES, ELEMENTS, SCALE_TYPES, top_bits
 from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.messages import NodeProto, int_attribute
+from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, text
 from ort_qdq_plugin.model.operators import role_of
-from ort_qdq_plugin.model.tensors import Locate, StoredTensor, shape_of
+from ort_qdq_plugin.model.tensors import StoredTensor, shape_of
 from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["Centred", "Dequantized", "QuantizedMatrix", "has_constant_weight", "is_dequantize", "read_dequantize"]
@@ -135,12 +138,12 @@ def is_dequantize(node: NodeProto) -> bool:
     return role_of(node) == "dequantize"
 
 
-def has_constant_weight(scope: Scope, node: NodeProto) -> bool:
-    """Whether `node` dequantizes a tensor that the model itself holds."""
-    return len(node.input) >= 2 and (scope.constant(node.input[0]) is not None or scope.is_overridable(node.input[0]))
+def has_constant_weight(scope: Scope, node: NodeProto, constants: Constants) -> bool:
+    """Whether `node` dequantizes a tensor that the model itself holds, or computes from nothing else."""
+    return len(node.input) >= 2 and constants.is_constant(scope, node.input[0])
 
 
-def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: Centred) -> Dequantized:
+def read_dequantize(scope: Scope, node: NodeProto, constants: Constants, is_centred: Centred) -> Dequantized:
     """Read the operands of a DequantizeLinear and check them against each other.
 
     Raises:
@@ -151,20 +154,18 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
         raise NotFusable(Reason.INVALID)
     if any(scope.is_overridable(name) for name in names):
         raise NotFusable(Reason.OVERRIDABLE)
-    protos = [tensor for tensor in map(scope.constant, names) if tensor is not None]
-    if len(protos) < len(names):
-        raise NotFusable(Reason.NOT_CONSTANT)
-    weight, scales = protos[0], protos[1]
-    if weight.data_type not in DEQUANTIZED_TYPES:
+    operands = [_operand(scope, name, constants) for name in names]
+    types = [operand.data_type for operand in operands]
+    if types[0] not in DEQUANTIZED_TYPES:
         raise NotFusable(Reason.WEIGHT_TYPE)
-    if scales.data_type not in SCALE_TYPES:
+    if types[1] not in SCALE_TYPES:
         raise NotFusable(Reason.SCALE_TYPE)
     try:
-        shapes = [shape_of(proto) for proto in protos]
+        shapes = [shape_of(operand) if isinstance(operand, TensorProto) else operand.shape for operand in operands]
     except ModelError as error:
         raise NotFusable(Reason.INVALID) from error
-    output_type = int_attribute(node, "output_dtype") or scales.data_type
-    if output_type not in SCALE_TYPES or (len(protos) == 3 and protos[2].data_type != weight.data_type):
+    output_type = int_attribute(node, "output_dtype") or types[1]
+    if output_type not in SCALE_TYPES or types[2:] not in ([], types[:1]):
         raise NotFusable(Reason.INVALID)
     axis, block = int_attribute(node, "axis", _DEFAULT_AXIS), int_attribute(node, "block_size")
     scale_axis, block = _granularity(shapes[0], shapes[1], axis, block)
@@ -172,9 +173,12 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
     if shapes[2:] and shapes[2] != shapes[1] and (scale_axis is not None or shapes[2] not in _SINGLE):
         raise NotFusable(Reason.INVALID)
     try:
-        located = [locate(proto) for proto in protos]
+        located = [
+            constants.locate(operand) if isinstance(operand, TensorProto) else as_tensor(operand, text(name))
+            for name, operand in zip(names, operands, strict=True)
+        ]
         zero_points = located[2] if len(located) == 3 else None
-        centred = is_centred(weight.data_type, zero_points)
+        centred = is_centred(types[0], zero_points)
     except (ModelError, OSError) as error:
         raise NotFusable(Reason.INVALID) from error
     return Dequantized(
@@ -186,6 +190,12 @@ def read_dequantize(scope: Scope, node: NodeProto, locate: Locate, is_centred: C
         block=block,
         output_type=output_type,
     )
+
+
+def _operand(scope: Scope, name: str, constants: Constants) -> TensorProto | Expression:
+    """An operand that the model stores or computes; raises NotFusable for others."""
+    stored = scope.constant(name)
+    return constants.expression(scope, name) if stored is None else stored
 
 
 class Centred:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
+from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, has_constant_weight, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
@@ -59,10 +60,10 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     fusions: list[Fusion] = []
     unfused: list[UnfusedWeight] = []
     candidates: list[tuple[DequantizedOnce, int | None]] = []  # each with its index among the unfused, if it is there
-    context = _Context(locate, settings, Centred(), IntegerKernels(locate, settings.int8_activations))
+    context = _Context(locate, Constants(locate), settings, Centred(), IntegerKernels(locate, settings.int8_activations))
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):
-            if not is_dequantize(node) or not has_constant_weight(inner, node):
+            if not is_dequantize(node) or not has_constant_weight(inner, node, context.constants):
                 continue
             decision = _WeightMatch(inner, index, context)
             fusions += decision.fusions
@@ -99,6 +100,7 @@ class _Context(NamedTuple):
     """What all decisions about one model share."""
 
     locate: Locate
+    constants: Constants
     settings: FusionSettings
     is_centred: Centred
     integer_kernels: IntegerKernels
@@ -129,7 +131,7 @@ class _WeightMatch:
         self._uses = Counter(scope.uses(output))
         self._name = text(node.name or output)
         try:
-            dequantized = read_dequantize(scope, node, context.locate, context.is_centred)
+            dequantized = read_dequantize(scope, node, context.constants, context.is_centred)
             _check((scope, index))
         except NotFusable as refusal:
             for node_ref in [None] * scope.is_output(output) + [*scope.uses(output)] or [None]:

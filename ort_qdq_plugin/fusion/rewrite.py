@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rewriter", "lift_from_subgraphs"]
 
-_BRINGS_A_WEIGHT = ("dequantize", "constant", "view")
+_BRINGS_A_WEIGHT = ("dequantize", "constant", "view", "folded")
 _CONTRIB_VERSION = 1
 
 

@@ -68,11 +68,16 @@ def _types(letter: str, opset: int) -> frozenset[int]:
     small = {code for code in there if code > CODES["bfloat16"]} - _codes("float8e8m0")
     if letter == "Q":  # quantized
         return _codes("uint8 int8 int32") | small | (_codes("uint16 int16") if opset >= 21 else frozenset())
+    if letter == "Z":  # what is quantized to
+        return (_codes("uint8 int8") | small | (_codes("uint16 int16") if opset >= 21 else frozenset())) & there
     if letter == "S":  # scales
         return _codes("float") | (_codes("float16 bfloat16 float8e8m0") & there if opset >= 19 else frozenset())
     if letter == "C":  # what can be cast
         return there - _codes("complex64 complex128") - ({_STRING} if opset < 9 else set())
     return {
+        "H": _codes("float int32") | (_codes("float16 bfloat16") if opset >= 19 else frozenset()),
+        "G": _codes("float int32 float16 bfloat16 float8e8m0"),
+        "B": _codes("int8 int16 int32 int64 uint8 uint16 uint32 uint64"),
         "T": there,
         "F": _codes("float float16 double"),
         "N": numbers,

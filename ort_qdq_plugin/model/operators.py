@@ -24,9 +24,10 @@ LAST_OPSET = 28
 CONTRIB_DOMAIN = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
-Role = Literal["dequantize", "constant", "view", "reader", "bias"]
+Role = Literal["dequantize", "constant", "view", "folded", "reader", "bias"]
 """What an operator is to a weight. "view": its output has every element of its first input once. "reader": it is fused with
-the weight. "bias": it may follow a reader and be fused with it. The first three go when nothing reads them any more."""
+the weight. "bias": it may follow a reader and be fused with it. "folded": operands may be made of constants by it. All but
+readers and biases go when nothing reads them any more."""
 
 
 class Operator(NamedTuple):
@@ -47,6 +48,8 @@ _CONSTANT = "value:t sparse_value:sparse_tensor"
 _SCALARS = "value_float:f value_floats:floats value_int:i value_ints:ints value_string:s value_strings:strings"
 _FUSED_MATMUL = "alpha:f transA:i transB:i transBatchA:i transBatchB:i"
 _DEQUANTIZE = "axis:i block_size:i"
+_QUANTIZE = "axis:i block_size:i output_dtype:i saturate:i"
+_BROADCAST = "1 FF axis:i broadcast:i consumed_inputs:ints|6 NN axis:i broadcast:i|7 NN|13"
 
 OPERATORS = (
     Operator(
@@ -65,13 +68,24 @@ OPERATORS = (
     Operator("Squeeze", "view", "1 T axes:ints|13 Tl|21|23|24|25"),
     Operator("Transpose", "view", "1 T perm:ints|13|21|23|24|25"),
     Operator("Unsqueeze", "view", "1 T axes:ints|13 TL|21|23|24|25"),
+    Operator(
+        "QuantizeLinear", "folded", f"10 HSz|13 HSz axis:i|19 HHz axis:i saturate:i|21 HHz {_QUANTIZE}|"
+        f"23 HHz {_QUANTIZE} precision:i|24 HGz {_QUANTIZE} precision:i|25|28",
+    ),
+    Operator("Clip", "folded", "1 F consumed_inputs:ints max:f min:f|6 F max:f min:f|11 Fff|12 Aaa|13"),
+    Operator("Sub", "folded", f"{_BROADCAST}|14 AA"),
+    Operator("Mul", "folded", f"{_BROADCAST}|14 AA"),
+    Operator("Div", "folded", f"{_BROADCAST}|14 AA"),
+    Operator("BitwiseAnd", "folded", "18 BB"),
+    Operator("BitwiseOr", "folded", "18 BB"),
+    Operator("BitwiseXor", "folded", "18 BB"),
     Operator("MatMul", "reader", "1 FF|9 NN|13", fused_by="matmul"),
     Operator(
         "Gemm", "reader", f"1 FFF {_GEMM} broadcast:i|7 FFF {_GEMM}|9 NNN {_GEMM}|11 NNn {_GEMM}|13", fused_by="matmul"
     ),
     Operator("FusedMatMul", "reader", f"1 XX {_FUSED_MATMUL}", fused_by="matmul", domain=CONTRIB_DOMAIN),
     Operator("Gather", "reader", "1 TI axis:i|13", fused_by="gather"),
-    Operator("Add", "bias", "1 FF axis:i broadcast:i consumed_inputs:ints|6 NN axis:i broadcast:i|7 NN|13|14 AA"),
+    Operator("Add", "bias", f"{_BROADCAST}|14 AA"),
 )  # fmt: skip
 
 _BY_NAME = {(row.domain, row.op_type): row for row in OPERATORS}

@@ -29,6 +29,10 @@ class ByteSource(Protocol):
         """Length in bytes, as it was when the source was opened."""
 
     @property
+    def is_stored(self) -> bool:
+        """Whether the bytes are there, for anybody to use. Otherwise they are computed when they are read."""
+
+    @property
     def identity(self) -> object:
         """Equal for sources whose bytes are the same ones."""
 
@@ -62,6 +66,8 @@ _COMPARED_BYTES = 1 << 20
 class MemorySource:
     """Bytes that the caller, or a message, owns."""
 
+    is_stored = True
+
     def __init__(self, data: bytes, name: str = "<model bytes>") -> None:
         self._data = data
         self.name = name
@@ -93,6 +99,8 @@ class FileSource:
         ModelError: The path is no regular file.
         OSError: The file cannot be opened.
     """
+
+    is_stored = True
 
     def __init__(self, path: str) -> None:
         self.name = path

@@ -50,8 +50,8 @@ class StoredTensor(NamedTuple):
 
     @property
     def is_aligned(self) -> bool:
-        """Whether the bytes start at a multiple of an element's size. ONNX Runtime copies those that do not."""
-        return self.offset % max(1, ELEMENTS[self.data_type].bits // 8) == 0
+        """Whether the bytes are stored, from a multiple of an element's size on. ONNX Runtime copies those that do not."""
+        return self.source.is_stored and self.offset % max(1, ELEMENTS[self.data_type].bits // 8) == 0
 
     def read_range(self, start: int, target: np.ndarray) -> None:
         """Fill the uint8 array `target` with the bytes from `start`, counted from the tensor's first byte.

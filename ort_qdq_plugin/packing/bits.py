@@ -15,37 +15,13 @@ import numpy as np
 from ort_qdq_plugin.model.elements import top_bits
 from ort_qdq_plugin.ort.transpose import TransposeSession
 
-__all__ = ["Transposer", "pack_elements", "unpack_elements", "widen_elements"]
+__all__ = ["Transposer", "widen_elements"]
 
 # A panel (the columns transposed at once) should stay in a core's second-level cache together with its result.
 _PANEL_BYTES = 768 << 10
 _MIN_PANEL_COLUMNS = 64  # bytes: a cache line of every row
 
 _SMALL_BYTES = 32 << 10
-
-
-def unpack_elements(data: np.ndarray, bits: int) -> np.ndarray:
-    """One uint8 per element from packed uint8 `data` [..., n] -> [..., n*8/bits], low bits first."""
-    if bits == 8:
-        return data
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    elements: np.ndarray = (data[..., None] >> shifts) & np.uint8((1 << bits) - 1)
-    return elements.reshape(*data.shape[:-1], -1)
-
-
-def pack_elements(elements: np.ndarray, bits: int) -> np.ndarray:
-    """Packed bytes [..., ceil(n*bits/8)] from one uint8 per element [..., n], low bits first, the last byte zero-padded."""
-    if bits == 8:
-        return elements
-    per = 8 // bits
-    short = -elements.shape[-1] % per
-    if short:
-        elements = np.concatenate([elements, np.zeros((*elements.shape[:-1], short), np.uint8)], axis=-1)
-    grouped = elements.reshape(*elements.shape[:-1], -1, per)
-    packed: np.ndarray = grouped[..., 0].copy()
-    for at in range(1, per):
-        packed |= grouped[..., at] << np.uint8(at * bits)
-    return packed
 
 
 def widen_elements(lines: np.ndarray, count: int, bits: int, added: int) -> np.ndarray:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ort_qdq_plugin.folding.elements import elements_of
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.operands import Dequantization, Operand
 from ort_qdq_plugin.model.tensors import StoredTensor
-from ort_qdq_plugin.packing.bits import unpack_elements
 
 __all__ = ["BYTES_PER_ELEMENT", "dequantized_values", "pieces"]
 
@@ -53,7 +53,7 @@ def dequantized_values(operand: Operand, first: int, last: int) -> np.ndarray:
         box = (1, count // how.inner, how.inner)
     else:
         box = (1, 1, count)
-    values = _elements(source, first, count).astype(np.float32).reshape(box)
+    values = elements_of(source, first, count).astype(np.float32).reshape(box)
     with np.errstate(all="ignore"):
         if how.zero_points is not None:
             # Exact: differences of 16-bit integers are. Those of 32 bits have no zero points but 0.
@@ -71,31 +71,14 @@ def _shape(operand: Operand) -> Dequantization:
 def _spread(tensor: StoredTensor, how: Dequantization, first: int, box: tuple[int, int, int]) -> np.ndarray:
     """Scales or zero points of a box of elements from `first` on, as floats that broadcast to the box."""
     if tensor.elements == 1:
-        return _elements(tensor, 0, 1).astype(np.float32)
+        return elements_of(tensor, 0, 1).astype(np.float32)
     outer, rest = divmod(first, how.size * how.inner)
     start, inner = divmod(rest, how.inner)
     outers, size, inners = box
     if not how.block:
-        return _elements(tensor, start, size).astype(np.float32).reshape(1, size, 1)
+        return elements_of(tensor, start, size).astype(np.float32).reshape(1, size, 1)
     blocks, at = -(-how.size // how.block), start // how.block
     taken = -(-(start + size) // how.block) - at
-    values = _elements(tensor, (outer * blocks + at) * how.inner + inner, outers * taken * inners).astype(np.float32)
+    values = elements_of(tensor, (outer * blocks + at) * how.inner + inner, outers * taken * inners).astype(np.float32)
     spread: np.ndarray = values.reshape(outers, taken, inners)[:, np.arange(start, start + size) // how.block - at]
     return spread
-
-
-def _elements(tensor: StoredTensor, start: int, count: int) -> np.ndarray:
-    """`count` elements of a tensor from `start` on, in NumPy's type of them, or in that of 8 bits for smaller ones."""
-    element = ELEMENTS[tensor.data_type]
-    at = start * element.bits // 8
-    data = np.empty(((start + count) * element.bits + 7) // 8 - at, np.uint8)
-    tensor.read_range(at, data)
-    if element.bits >= 8:
-        return data.view(element.numpy)
-    skipped = start - at * 8 // element.bits
-    values = unpack_elements(data, element.bits)[skipped : skipped + count]
-    if element.weight == "unsigned":
-        return values
-    # The shift to the left puts the sign bit where that of a byte is, and the one to the right repeats it.
-    unused = 8 - element.bits
-    return (values << np.uint8(unused)).view(np.int8) >> np.int8(unused)

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ort_qdq_plugin.folding.elements import pack_elements, unpack_elements
 from ort_qdq_plugin.memory.buffer import PackedBuffer
 from ort_qdq_plugin.model.elements import BFLOAT16, ELEMENTS, bits_of, top_bits
 from ort_qdq_plugin.model.operands import Conversion, Operand, Order
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.options import Progress
-from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements, widen_elements
+from ort_qdq_plugin.packing.bits import Transposer, widen_elements
 from ort_qdq_plugin.packing.dequantize import BYTES_PER_ELEMENT, dequantized_values, pieces
 from ort_qdq_plugin.packing.layout import Layout, Move
 from ort_qdq_plugin.system.threads import Work

@@ -17,6 +17,7 @@ class Reason(Sentence):
 
     OVERRIDABLE = "An operand is also a graph input, so the caller of run() may replace it."
     NOT_CONSTANT = "The scales or the zero points are computed at run time."
+    COMPUTED = "An operand is computed from constants in a way that is not followed: ONNX Runtime does that at load."
     WEIGHT_TYPE = "The weight's type is not a 2-, 4- or 8-bit integer."
     SCALE_TYPE = "The scales are neither float, float16 nor bfloat16."
     PRODUCT_TYPE = "The product is computed in a type that no fused kernel takes."

@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from conformance.drawing.canvas import Canvas
 from conformance.drawing.draft import Draft
 from ort_qdq_plugin.errors import ModelError, NotFusable
+from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
@@ -66,7 +67,7 @@ def drawn(draft: Draft, *nodes: tuple[Any, ...]) -> Draft:
 def read(scope: Scope) -> Dequantized:
     """The first DequantizeLinear of a graph."""
     node = next(node for node in scope.nodes if is_dequantize(node))
-    return read_dequantize(scope, node, locate, Centred())
+    return read_dequantize(scope, node, Constants(locate), Centred())
 
 
 def scope_and_site(draft: Draft, weight: str = "w_d") -> tuple[Scope, Site]:

@@ -16,6 +16,7 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.elements import ELEMENTS
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion import dequantize as dequantize_module
+from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, has_constant_weight, read_dequantize
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import model_scope
@@ -46,7 +47,8 @@ def test_weights_that_the_model_holds() -> None:
     draft.quantized("overridable", "uint4", (64, 32))
     scope = model_scope(draft.model())
     for inputs, wanted in ((["w", "w_s"], True), (["overridable", "w_s"], True), (["x", "w_s"], False), (["w"], False)):
-        assert has_constant_weight(scope, helper.make_node("DequantizeLinear", inputs, ["d"])) == wanted
+        node = helper.make_node("DequantizeLinear", inputs, ["d"])
+        assert has_constant_weight(scope, node, Constants(locate)) == wanted
 
 
 # What is read
@@ -192,7 +194,7 @@ def test_bytes_that_cannot_be_found_make_it_invalid(error: Exception) -> None:
 
     scope = model_scope(draft_of().model())
     with refused(Reason.INVALID):
-        read_dequantize(scope, scope.nodes[0], missing, Centred())
+        read_dequantize(scope, scope.nodes[0], Constants(missing), Centred())
 
 
 # Zero points that need not be given
@@ -335,5 +337,5 @@ def test_locating_is_asked_for_each_operand_once() -> None:
         return locate(tensor)
 
     scope = model_scope(draft_of().model())
-    read_dequantize(scope, scope.nodes[0], noting, Centred())
+    read_dequantize(scope, scope.nodes[0], Constants(noting), Centred())
     assert asked == ["w", "w_s", "w_z"]

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from ort_qdq_plugin.folding.elements import pack_elements, unpack_elements
 from ort_qdq_plugin.packing import bits as bits_module
-from ort_qdq_plugin.packing.bits import Transposer, pack_elements, unpack_elements, widen_elements
+from ort_qdq_plugin.packing.bits import Transposer, widen_elements
 from tests.packing.plain import elements_of, packed_rows, raw_bytes
 
 sizes = st.integers(1, 150)
