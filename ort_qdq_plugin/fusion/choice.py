@@ -12,13 +12,11 @@ from typing import NamedTuple
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
 from ort_qdq_plugin.fusion.kind import FusionSettings
-from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, shortened_block
+from ort_qdq_plugin.fusion.matmul_nbits import ROUNDS, block_size_for, shortened_block
 from ort_qdq_plugin.model.elements import FLOAT
 from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["Form", "form_of"]
-
-_ROUNDS = 4  # the accuracy level from which on activations are rounded to 8 bits, block by block
 
 # The kernel for 2 bits in blocks of 128 takes four blocks at a time, and what is left of K much more slowly. From so many
 # blocks on, that is lost in the rest.
@@ -111,7 +109,7 @@ def form_of(matrix: QuantizedMatrix, product_type: int, settings: FusionSettings
         NotFusable: No form is right, or none is faster than ONNX Runtime's own.
     """
     form = _as_bits(matrix, matrix.bits, settings)
-    rounds = settings.accuracy_level >= _ROUNDS
+    rounds = settings.accuracy_level >= ROUNDS
     for rule in _RULES:
         fits = (rule.bits, rule.rounds) == (matrix.bits, rounds) and rule.smallest <= form.block_size <= rule.largest
         if not fits or not rule.applies(form.matrix):

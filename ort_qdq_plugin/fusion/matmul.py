@@ -150,7 +150,7 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     return MatMulFusion(
         site=site,
         matrix=matrix,
-        operands=operands_of(matrix, bits, block_size, computed_in),
+        operands=operands_of(matrix, bits, block_size, computed_in, settings.accuracy_level),
         bits=bits,
         block_size=block_size,
         kernel_type=computed_in,

@@ -15,7 +15,10 @@ from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, UINT8, bits_
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
 from ort_qdq_plugin.report.weights import Reason
 
-__all__ = ["block_size_for", "kernel_takes", "kernel_type", "operands_of", "shortened_block"]
+__all__ = ["ROUNDS", "block_size_for", "kernel_takes", "kernel_type", "operands_of", "shortened_block"]
+
+ROUNDS = 4
+"""The accuracy level from which on activations are rounded to 8 bits, block by block."""
 
 # Block sizes that the CPU kernel takes, all powers of two. Since the version given it takes larger ones for 4 and 8 bits.
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
@@ -27,11 +30,17 @@ _LEAST_PADDING = -1  # session.qdq_matmulnbits_block_size: choose by padding
 # ones have kernels of their own, which round otherwise at accuracy level 4; so does each block size for 2 bits.
 _SAME_RESULT_FROM = 128
 
+# Weights of 8 bits are not pre-packed below accuracy level 4: the kernel dequantizes B in every run. Where that does not
+# start at a multiple of 32 bytes, a product takes 1.2 to 1.4 times as long (K=768, N=3072, few rows): then it is packed.
+_READ_ALIGNED = 32
+
 # Smaller blocks repeat scales: operands may grow to this multiple of their stored bytes, not further.
 _MAX_GROWTH, _MAX_GROWTH_IF_WIDENED = 2, 3
 
 
-def operands_of(matrix: QuantizedMatrix, bits: int, block_size: int, scale_type: int) -> Operands:
+def operands_of(
+    matrix: QuantizedMatrix, bits: int, block_size: int, scale_type: int, accuracy_level: int = ROUNDS
+) -> Operands:
     """The operands that take the place of a quantized matrix, in a fused node with these blocks and this type of scales.
 
     Elements get `bits` bits: their own, or twice as many. The block size divides the matrix's own blocks, where it has any.
@@ -57,6 +66,7 @@ def operands_of(matrix: QuantizedMatrix, bits: int, block_size: int, scale_type:
             bits=matrix.bits,
             flip=matrix.signed,
             widening=moved if is_wider else None,
+            alignment=_READ_ALIGNED if bits == 8 and accuracy_level < ROUNDS else 1,
         ),
         "scales": Operand(
             scale_type,

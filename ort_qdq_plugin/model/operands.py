@@ -78,6 +78,7 @@ class Operand(NamedTuple):
     conversion: Conversion | None = None  # of floating-point elements; None leaves them as they are
     # Of integers of 2 or 4 bits: they get twice as many, and this is added to each of them, after `flip`. None leaves them.
     widening: int | None = None
+    alignment: int = 1  # bytes: where the source has to start if it is to be used in place
     dequantization: Dequantization | None = None  # of integers; None leaves them as they are
 
     @property
@@ -104,7 +105,8 @@ class Operand(NamedTuple):
     @property
     def in_place(self) -> StoredTensor | None:
         """The source, if it can be used where it is stored: then nothing is packed."""
-        return self.source if self.is_copy and self.source is not None and self.source.is_aligned else None
+        source = self.source
+        return source if self.is_copy and source is not None and source.is_aligned_to(self.alignment) else None
 
     def as_bytes(self) -> Operand:
         """The same bytes of the same source, as lines of one byte. Only for copies (`is_copy`)."""

@@ -53,6 +53,10 @@ class StoredTensor(NamedTuple):
         """Whether the bytes are stored, from a multiple of an element's size on. ONNX Runtime copies those that do not."""
         return self.source.is_stored and self.offset % max(1, ELEMENTS[self.data_type].bits // 8) == 0
 
+    def is_aligned_to(self, nbytes: int) -> bool:
+        """Whether they start at a multiple of so many bytes, too."""
+        return self.is_aligned and self.offset % nbytes == 0
+
     def read_range(self, start: int, target: np.ndarray) -> None:
         """Fill the uint8 array `target` with the bytes from `start`, counted from the tensor's first byte.
 

@@ -144,6 +144,15 @@ def test_what_is_in_order_is_used_in_place(given: dict[str, Any], wanted: str) -
     assert {name for name, operand in operands.items() if operand.in_place is not None} == {*wanted.split()}
 
 
+@pytest.mark.parametrize(("element", "bits", "level", "wanted"), [
+    ("uint8", 8, 0, 32), ("uint8", 8, 3, 32), ("uint8", 8, 4, 1), ("uint4", 4, 0, 1), ("uint4", 8, 0, 32),
+])  # fmt: skip
+def test_what_is_read_in_every_run_is_aligned(element: str, bits: int, level: int, wanted: int) -> None:
+    matrix = matrix_of(element=element, k_major=False)
+    operands = operands_of(matrix, bits, 32, FLOAT, level)
+    assert {name: operand.alignment for name, operand in operands.items()} == {"B": wanted, "scales": 1, "zero_points": 1}
+
+
 # Types
 
 

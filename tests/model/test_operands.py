@@ -96,6 +96,14 @@ def test_only_aligned_elements_are_used_in_place(offset: int, data_type: int, in
     assert (borrowed_bytes([operand]), packed_bytes([operand])) == counted
 
 
+@pytest.mark.parametrize(("offset", "in_place"), [(0, True), (64, True), (16, False), (40, False)])
+def test_what_kernels_read_aligned_is_used_in_place_where_it_is(offset: int, in_place: bool) -> None:
+    tensor = stored(UINT8, (3, 32), offset=offset)
+    operand = as_stored(tensor, (3, 32))
+    assert operand.in_place is tensor
+    assert operand._replace(alignment=32).in_place is (tensor if in_place else None)
+
+
 @pytest.mark.parametrize(("data_type", "nbytes"), [(UINT4, 8), (UINT8, 15), (FLOAT, 60)])
 def test_a_stored_tensor_as_an_operand(data_type: int, nbytes: int) -> None:
     tensor = stored(data_type, (3, 5))
