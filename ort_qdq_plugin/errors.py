@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LeaveToStock",
     "ModelError",
+    "NotComputedError",
     "NotFromCache",
     "NotFusable",
     "NothingToDo",
@@ -35,6 +36,10 @@ class QdqPluginError(Exception):
 
 class ModelError(QdqPluginError):
     """The model does not keep to its format: lengths, shapes, offsets or references do not fit together."""
+
+
+class NotComputedError(ModelError):
+    """A constant is computed from others in a way that has no definite result, or would take too much."""
 
 
 class SourceChangedError(QdqPluginError):

@@ -55,7 +55,7 @@ OTHERS = ("benchmarks", "conformance", "examples", "tests")
 SCRIPTS = [path for folder in OTHERS for path in TESTS.parent.glob(f"{folder}/**/*.py")]
 
 # Folders of the package whose modules each have a test module of the same name, in the folder of the same name in tests/.
-MIRRORED = ("cache", "fusion", "genai", "memory", "model", "ort", "packing", "system")
+MIRRORED = ("cache", "folding", "fusion", "genai", "memory", "model", "ort", "packing", "system")
 # Modules without one, and the test modules that test what they have.
 TESTED_ELSEWHERE = {
     "cache/inventory.py": "cli/test_cache.py",

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.folding.boxes import boxes_of
 from ort_qdq_plugin.folding.elements import numpy_type, pack_elements
-from ort_qdq_plugin.folding.expression import Expression, Stored, key_of
+from ort_qdq_plugin.folding.expression import Expression, Stored, Transposed, key_of, leaves
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.tensors import StoredTensor, tensor_bytes
 
-__all__ = ["as_expression", "as_tensor"]
+__all__ = ["as_expression", "as_tensor", "stored_in"]
 
 # Elements that are computed at once: what is made on the way stays in cache. A multiple of eight, so that pieces end on a
 # byte's border even if elements do not.
 _PIECE = 1 << 17
+# The same where axes change their order: boxes of the source are then parts of many rows, and longer ones are read faster.
+_TRANSPOSED_PIECE = 1 << 20
 
 
 def as_tensor(expression: Expression, name: str) -> StoredTensor:
@@ -45,6 +48,15 @@ def as_expression(tensor: StoredTensor) -> Expression:
     return expression if is_same else Stored(tensor)
 
 
+def stored_in(tensor: StoredTensor) -> Iterator[StoredTensor]:
+    """The stored tensors that a tensor is computed from, once for each use; itself if it is stored."""
+    return leaves(as_expression(tensor))
+
+
+def _is_transposed(expression: Expression) -> bool:
+    return isinstance(expression, Transposed) or any(map(_is_transposed, expression.operands))
+
+
 class _ComputedSource:
     """The bytes of an expression (`model.sources.ByteSource`). They are in no file, and nobody can borrow them."""
 
@@ -55,14 +67,15 @@ class _ComputedSource:
         self.name = name
         self.size = nbytes
         self.identity: object = key_of(expression)
+        self._piece = _TRANSPOSED_PIECE if _is_transposed(expression) else _PIECE
 
     def read_into(self, offset: int, target: memoryview) -> None:
         out, bits = np.frombuffer(target, np.uint8), ELEMENTS[self.expression.data_type].bits
         first = offset * 8 // bits
         last = min(-(-(offset + out.size) * 8 // bits), math.prod(self.expression.shape))
         at = first * bits // 8 - offset  # of the first byte that is computed, in what is asked for
-        for start in range(first, last, _PIECE):
-            data = self._computed(start, min(start + _PIECE, last))
+        for start in range(first, last, self._piece):
+            data = self._computed(start, min(start + self._piece, last))
             wanted = data[max(-at, 0) : out.size - at]
             out[max(at, 0) : max(at, 0) + wanted.size] = wanted
             at += data.size
@@ -70,7 +83,7 @@ class _ComputedSource:
     def _computed(self, first: int, last: int) -> np.ndarray:
         """The bytes of elements first..last."""
         values, at = np.empty(last - first, numpy_type(self.expression.data_type)), 0
-        for box in boxes_of(self.expression.shape, first, last, _PIECE):
+        for box in boxes_of(self.expression.shape, first, last, self._piece):
             part = self.expression.values(box)
             values[at : at + part.size] = part.reshape(-1)
             at += part.size

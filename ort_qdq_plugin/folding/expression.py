@@ -9,13 +9,14 @@ Elements are in NumPy's type of the element type, those of less than a byte in i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ort_qdq_plugin.folding.boxes import Box, covering_box, covering_run, groups_of_axes, replaced, sizes_of
+from ort_qdq_plugin.errors import NotComputedError
+from ort_qdq_plugin.folding.boxes import Box, boxes_of, covering_box, covering_run, groups_of_axes, replaced, sizes_of, whole
 from ort_qdq_plugin.folding.elements import elements_of, numpy_type
 from ort_qdq_plugin.model.tensors import StoredTensor
 
@@ -30,7 +31,12 @@ __all__ = [
     "Taken",
     "Transposed",
     "key_of",
+    "leaves",
 ]
+
+# What is read or computed beyond a box, in elements, where that saves many small steps or cannot be helped. Beyond that it
+# is not computed.
+_MOST_AROUND = 1 << 22
 
 
 class Expression(Protocol):
@@ -61,12 +67,18 @@ def key_of(expression: Expression) -> tuple[object, ...]:
     """Equal for expressions that do the same with the same stored bytes."""
     if isinstance(expression, Stored):
         return (expression.data_type, expression.shape, expression.tensor.storage)
-    mine = [field for field in expression if not _has_operands(field)]  # type: ignore[attr-defined]
+    # What a function is, its name says; the types of its operands are in their keys.
+    fields = zip(expression._fields, expression, strict=True)  # type: ignore[attr-defined,call-overload]
+    mine = [value for field, value in fields if field not in ("function", "operands", "source")]
     return (type(expression).__name__, *mine, *map(key_of, expression.operands))
 
 
-def _has_operands(field: object) -> bool:
-    return hasattr(field, "operands") or (isinstance(field, tuple) and any(hasattr(item, "operands") for item in field))
+def leaves(expression: Expression) -> Iterator[StoredTensor]:
+    """The stored tensors that an expression is computed from, once for each use."""
+    if isinstance(expression, Stored):
+        yield expression.tensor
+    for operand in expression.operands:
+        yield from leaves(operand)
 
 
 class Stored(NamedTuple):
@@ -94,6 +106,11 @@ class Stored(NamedTuple):
             run -= 1
         run = max(run - 1, 0)
         inner, count = math.prod(shape[run + 1 :]), math.prod(sizes[run:])
+        if run and 2 * count >= math.prod(shape[run:]) and math.prod(sizes[:run]) * math.prod(shape[run:]) <= _MOST_AROUND:
+            # Most of each row is wanted: all of them are read at once.
+            rows = self.values((*box[:run], *whole(shape[run:])))
+            wanted: np.ndarray = rows[(slice(None),) * run + tuple(slice(*bounds) for bounds in box[run:])]
+            return wanted
         strides = [math.prod(shape[axis + 1 :]) for axis in range(run)]
         start = box[run][0] * inner if shape else 0
         result = np.empty((math.prod(sizes[:run]), count), numpy_type(self.data_type))
@@ -139,7 +156,10 @@ class Spread(NamedTuple):
         first, last = box[self.axis]
         start = first // self.block
         taken = self.source.values(replaced(box, self.axis, (start, -(-last // self.block))))
-        return np.take(taken, np.arange(first, last) // self.block - start, self.axis)
+        spread = np.repeat(taken, self.block, self.axis)
+        cut = slice(first - start * self.block, last - start * self.block)
+        result: np.ndarray = spread[(slice(None),) * self.axis + (cut,)]
+        return result
 
 
 class Transposed(NamedTuple):
@@ -179,6 +199,13 @@ class Reshaped(NamedTuple):
         return (self.source,)
 
     def values(self, box: Box) -> np.ndarray:
+        sizes = sizes_of(box)
+        first, last = covering_run(box, self.shape)
+        if last - first == math.prod(sizes):
+            parts = [self.source.values(part) for part in boxes_of(self.source.shape, first, last, last - first)]
+            if len(parts) == 1:
+                return parts[0].reshape(sizes)
+            return np.concatenate([part.reshape(-1) for part in parts]).reshape(sizes)
         # Of each group of axes that hold the same elements on both sides: what is asked for lies in a run of elements, that
         # in a box of the source, and this is a run again.
         taken: list[tuple[int, int]] = []
@@ -192,6 +219,8 @@ class Reshaped(NamedTuple):
             start, end = covering_run(taken[theirs], self.source.shape[theirs])
             lengths.append(end - start)
             runs.append(slice(first - start, last - start))
+        if math.prod(lengths) > max(2 * math.prod(sizes), _MOST_AROUND):
+            raise NotComputedError("a Reshape that tears apart what is read together")
         values = self.source.values(tuple(taken)).reshape(lengths)[tuple(runs)].reshape(sizes_of(around))
         wanted = [slice(first - start, last - start) for (first, last), (start, _) in zip(box, around, strict=True)]
         result: np.ndarray = values[tuple(wanted)]
@@ -234,7 +263,7 @@ class Taken(NamedTuple):
 
     source: Expression
     axis: int
-    indices: tuple[int, ...]  # not negative
+    indices: bytes  # int64, none of them negative. Bytes are hashed once
 
     @property
     def data_type(self) -> int:
@@ -243,17 +272,18 @@ class Taken(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         shape = self.source.shape
-        return (*shape[: self.axis], len(self.indices), *shape[self.axis + 1 :])
+        return (*shape[: self.axis], len(self.indices) // 8, *shape[self.axis + 1 :])
 
     @property
     def operands(self) -> tuple[Expression, ...]:
         return (self.source,)
 
     def values(self, box: Box) -> np.ndarray:
-        parts = [
-            self.source.values(replaced(box, self.axis, (index, index + 1)))
-            for index in self.indices[slice(*box[self.axis])]
-        ]
+        indices = np.frombuffer(self.indices, np.int64)[slice(*box[self.axis])]
+        low, high = int(indices.min()), int(indices.max()) + 1
+        if high - low <= 2 * len(indices):
+            return np.take(self.source.values(replaced(box, self.axis, (low, high))), indices - low, self.axis)
+        parts = [self.source.values(replaced(box, self.axis, (index, index + 1))) for index in indices.tolist()]
         return np.concatenate(parts, self.axis)
 
 

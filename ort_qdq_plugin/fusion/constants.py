@@ -6,20 +6,31 @@ out: a computed constant is an expression (`folding`). Its elements are computed
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.folding.computed import as_tensor
-from ort_qdq_plugin.folding.expression import Expression, Stored
-from ort_qdq_plugin.fusion.computing import Given, result_of
+from ort_qdq_plugin.folding.expression import Expression, Stored, leaves
+from ort_qdq_plugin.fusion.computing import result_of
+from ort_qdq_plugin.fusion.rearranging import Given
 from ort_qdq_plugin.fusion.validity import is_as_specified
-from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.tensors import Locate, StoredTensor
+from ort_qdq_plugin.model.graph import NodeRef, Scope
+from ort_qdq_plugin.model.messages import NodeProto, subgraphs
+from ort_qdq_plugin.model.tensors import Locate, StoredTensor, tensor_bytes
 from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["Constants"]
 
-# Of an expression: how many nodes deep, and how many it takes in all, each counted as often as it is used. Real ones have a
-# dozen. It bounds the time that an element takes.
-_MAX_DEPTH, _MAX_NODES = 48, 256
+# Of an expression: how many nodes deep it is; how many are computed for an element; and how many it has in all, each counted
+# as often as it is used. Real ones have a dozen. It bounds the time for an element, and for comparing expressions.
+_MAX_DEPTH, _MAX_STEPS, _MAX_NODES = 64, 256, 4096
+
+# A result is at most this many times as large as what it is computed from, or has this many bytes. Scales and zero points
+# may be made of a single number.
+_GROWTH, _GROWTH_BYTES = 16, 64 << 20
+
+# Their results differ from run to run.
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
 class Constants:
@@ -27,7 +38,9 @@ class Constants:
 
     def __init__(self, locate: Locate) -> None:
         self.locate = locate
-        self._known: dict[tuple[Scope, str], _Found] = {}
+        self.folded: set[NodeRef] = set()
+        """The nodes whose results are expressions: all inputs are constant, and nothing is wrong with them."""
+        self._known: dict[tuple[Scope, str], _Computed | Reason] = {}
 
     def tensor(self, scope: Scope, name: str) -> StoredTensor:
         """The constant called `name` in a scope, stored or computed.
@@ -43,55 +56,112 @@ class Constants:
 
     def expression(self, scope: Scope, name: str) -> Expression:
         """As `tensor`, as an expression."""
-        found = self._found(scope, name, 0)
+        found = self._found(scope, name)
         if isinstance(found, Reason):
             raise NotFusable(found)
-        return found
+        return found.expression
 
     def is_constant(self, scope: Scope, name: str) -> bool:
         """Whether a value is computed from nothing but the model's own tensors, or is one of them."""
-        return scope.constant(name) is not None or self._found(scope, name, 0) is not Reason.NOT_CONSTANT
+        return scope.constant(name) is not None or self._found(scope, name) is not Reason.NOT_CONSTANT
 
-    def _found(self, scope: Scope, name: str, depth: int) -> _Found:
-        definer = scope.definer(name)
-        key = (definer, name)
-        if key not in self._known:
-            if depth > _MAX_DEPTH:
-                return Reason.COMPUTED
-            self._known[key] = Reason.NOT_CONSTANT  # so that a cycle ends here
-            self._known[key] = self._find(definer, name, depth)
-        return self._known[key]
+    def _found(self, scope: Scope, name: str) -> _Computed | Reason:
+        first = (scope.definer(name), name)
+        # Chains of nodes may be of any length: what a value needs is found before it.
+        waiting, begun = [first], set()
+        while waiting:
+            key = waiting[-1]
+            if key not in self._known:
+                begun.add(key)
+                self._known[key] = Reason.NOT_CONSTANT  # so that a cycle ends here
+                waiting += self._needed_by(*key)
+                continue
+            waiting.pop()
+            if key in begun:
+                begun.remove(key)
+                self._known[key] = self._find(*key)
+        return self._known[first]
 
-    def _find(self, scope: Scope, name: str, depth: int) -> _Found:
+    def _needed_by(self, scope: Scope, name: str) -> list[tuple[Scope, str]]:
+        """The values that it depends on what a value is."""
+        found = None if name in scope.initializers else scope.producer(name)
+        if found is None or _is_never_constant(found[2]):
+            return []
+        values = [(scope.definer(given), given) for given in found[2].input if given]
+        return [value for value in values if value not in self._known]
+
+    def _find(self, scope: Scope, name: str) -> _Computed | Reason:
+        """What a value is, once that is known of all that it needs."""
         stored = scope.constant(name)
         if stored is not None:
             try:
-                return Stored(self.locate(stored))
+                return _Computed(Stored(self.locate(stored)), 0, 1, 1)
             except (ModelError, OSError):
                 return Reason.INVALID
         if scope.is_overridable(name):
             return Reason.OVERRIDABLE
         found = scope.producer(name)
-        if found is None or not any(found[2].input):
+        if found is None or _is_never_constant(found[2]):
             return Reason.NOT_CONSTANT
         scope, index, node = found
-        inputs = [self._found(scope, given, depth + 1) if given else None for given in node.input]
+        inputs = [self._known[scope.definer(given), given] for given in node.input if given]
         reasons = {given for given in inputs if isinstance(given, Reason)}
         if reasons:
             # What is not constant at all says most.
             return next((reason for reason in _FIRST if reason in reasons), Reason.COMPUTED)
-        if not is_as_specified(scope, index, scope.opset):
-            return Reason.COMPUTED
+        operands = [given for given in inputs if not isinstance(given, Reason)]
         try:
-            result = result_of(Given(scope, node, tuple(inputs), self.locate), list(node.output).index(name))  # type: ignore[arg-type]
-        except ModelError:
+            result = self._computed((scope, index), operands, name)
+        except (ModelError, OSError):
             return Reason.COMPUTED
-        return result if min(result.shape, default=1) > 0 and _nodes(result) <= _MAX_NODES else Reason.COMPUTED
+        self.folded.add((scope, index))
+        return result
+
+    def _computed(self, node_ref: NodeRef, operands: list[_Computed], name: str) -> _Computed:
+        """What a node makes of its operands.
+
+        Raises:
+            ModelError: It is not followed, or not as it should be, or it would take too much.
+        """
+        scope, index = node_ref
+        node = scope.nodes[index]
+        left = iter([operand.expression for operand in operands])
+        given = Given(node, tuple(next(left) if one else None for one in node.input))
+        if not is_as_specified(scope, index, scope.opset, [one.data_type for one in given.present]):
+            raise ModelError(f"{node.op_type} is not as specified")
+        result = result_of(given, list(node.output).index(name))
+        if any(scope.stated_type(output) not in (None, result.data_type) for output in node.output):
+            raise ModelError(f"{name}: stated to be of another type")
+        steps = [operand.steps for operand in operands]
+        computed = _Computed(
+            result,
+            max(operand.depth for operand in operands) + 1,
+            # Of what is concatenated, an element is computed from one alone.
+            (max(steps) if node.op_type == "Concat" else sum(steps)) + 1,
+            sum(operand.nodes for operand in operands) + 1,
+        )
+        if computed.depth > _MAX_DEPTH or computed.steps > _MAX_STEPS or computed.nodes > _MAX_NODES:
+            raise ModelError(f"{name}: computed in too many steps")
+        if min(result.shape, default=1) <= 0:
+            raise ModelError(f"{name}: no elements")
+        nbytes = tensor_bytes(result.data_type, result.shape)
+        if nbytes > _GROWTH_BYTES and nbytes > _GROWTH * sum(leaf.nbytes for leaf in leaves(result)):
+            raise ModelError(f"{name}: {nbytes} bytes made of a few")
+        return computed
 
 
-_Found = Expression | Reason
+class _Computed(NamedTuple):
+    """A constant, and what it takes."""
+
+    expression: Expression
+    depth: int
+    steps: int
+    nodes: int
+
+
 _FIRST = (Reason.NOT_CONSTANT, Reason.OVERRIDABLE, Reason.INVALID)
 
 
-def _nodes(expression: Expression) -> int:
-    return 1 + sum(map(_nodes, expression.operands))
+def _is_never_constant(node: NodeProto) -> bool:
+    """Whether a node's results are not constant, whatever it reads."""
+    return not any(node.input) or node.op_type in _RANDOM or bool(subgraphs(node))

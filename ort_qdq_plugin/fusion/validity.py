@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ class Schema(NamedTuple):
     types: tuple[frozenset[int], ...]  # the element types that each input may have
     required: int  # how many inputs there must be
     attributes: dict[str, int]  # name -> AttributeProto.AttributeType
+    any_inputs: bool = False  # whether there may be any number of inputs like the last one
 
 
 @cache
@@ -50,12 +52,13 @@ def schema_at(operator: Operator, opset: int) -> Schema | None:
             since, stated = int(first), given or stated
     if not since:
         return None
-    inputs = stated[0].replace("-", "")
+    inputs, any_inputs = stated[0].replace("-", "").replace("*", ""), stated[0].endswith("*")
     attributes = dict(attribute.split(":") for attribute in stated[1:])
     return Schema(
         tuple(_types(letter.upper(), since) for letter in inputs),
         sum(map(str.isupper, inputs)),
         {name: int(_ATTRIBUTE_TYPES[field]) for name, field in attributes.items()},
+        any_inputs,
     )
 
 
@@ -74,12 +77,18 @@ def _types(letter: str, opset: int) -> frozenset[int]:
         return _codes("float") | (_codes("float16 bfloat16 float8e8m0") & there if opset >= 19 else frozenset())
     if letter == "C":  # what can be cast
         return there - _codes("complex64 complex128") - ({_STRING} if opset < 9 else set())
+    floats = _codes("float float16 double")
     return {
+        "E": _codes("uint8 int8 uint16 int16") | (numbers - _codes("bfloat16")),  # exponents
+        "M": floats | _codes("int8 int16 int32 int64") | (_codes("bfloat16") & there),  # what may be negative
+        "P": floats | _codes("int32 int64") | (_codes("bfloat16") & there),  # what powers are of
+        "U": _codes("uint8 uint16 uint32 uint64"),
+        "V": floats | _codes("bfloat16"),
         "H": _codes("float int32") | (_codes("float16 bfloat16") if opset >= 19 else frozenset()),
         "G": _codes("float int32 float16 bfloat16 float8e8m0"),
         "B": _codes("int8 int16 int32 int64 uint8 uint16 uint32 uint64"),
         "T": there,
-        "F": _codes("float float16 double"),
+        "F": floats,
         "N": numbers,
         "A": numbers | _codes("uint8 int8 uint16 int16"),
         "L": _codes("int64"),  # lengths and axes
@@ -106,30 +115,39 @@ def _installed(op_type: str, opset: int) -> Schema | None:
     codes = {f"tensor({name.lower()})": code for name, code in onnx_library("onnx").TensorProto.DataType.items()}
     types = [frozenset(codes[name] for name in given.types if name in codes) for given in schema.inputs]
     attributes = {name: int(getattr(given.type, "value", -1)) for name, given in schema.attributes.items()}
-    return Schema(tuple(types), schema.min_input, attributes)
+    return Schema(tuple(types), schema.min_input, attributes, schema.max_input > len(types))
 
 
-def is_as_specified(scope: Scope, index: int, opset: int) -> bool:
+def is_as_specified(scope: Scope, index: int, opset: int, types: Sequence[int] | None = None) -> bool:
     """Whether the node at `index` of a scope is as its operator is specified: its attributes, how many inputs and outputs it
-    has, whether the inputs are there, and types and ranks as far as they are known.
+    has, whether the inputs are there, and types and ranks as far as they are known. `types`: of all inputs that are given,
+    where these are known; whoever knows them has to see that the type of the result is the one that the model states.
 
     False also for operators that are not in the table.
     """
     node = scope.nodes[index]
     operator = operator_of(node)
     schema = None if operator is None else schema_at(operator, opset)
+    if operator is None or schema is None:
+        return False
+    allowed = list(schema.types)
+    if schema.any_inputs:
+        allowed += allowed[-1:] * (len(node.input) - len(allowed))
+    given = [types_of_one for types_of_one, name in zip(allowed, node.input, strict=False) if name]
     names = {attr.name for attr in node.attribute}
     fits = (
-        schema is not None
-        and schema.required <= len(node.input) <= len(schema.types)
-        and len(node.output) == 1
-        and all(_may_be(types, scope, name) for types, name in zip(schema.types, node.input, strict=False))
+        schema.required <= len(node.input) <= len(allowed)
+        and (len(node.output) == 1 or (operator.splits and len(node.output) > 1))
+        and all(_may_be(types_of_one, scope, name) for types_of_one, name in zip(allowed, node.input, strict=False))
+        and (types is None or all(one in types_of_one for one, types_of_one in zip(types, given, strict=True)))
         and len(names) == len(node.attribute)
         and all(_is_attribute(attr, schema) for attr in node.attribute)
         and all(scope.has_before(name, index) for name in node.input if name)
     )
     if node.op_type == "Gemm":
         fits = fits and all(len(scope.shape(name) or "mn") == _MATRIX for name in node.input[:2])
+    if types is not None:
+        return fits
     return fits and all(scope.stated_type(name) in (None, *_result_types(scope, node)) for name in node.output)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.computed import computed_once
-from ort_qdq_plugin.model.elements import FLOAT
+from ort_qdq_plugin.model.elements import FLOAT, INT64
 from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, attribute, is_standard, made_tensor, subgraphs
 from ort_qdq_plugin.model.shapes import Shape, followed_shapes, inferred_graph, stated_shapes
 
@@ -137,8 +137,14 @@ class Scope:
         value = attribute(self.nodes[index], "value")
         if value is not None and value.HasField("t"):
             return value.t
-        scalar = attribute(self.nodes[index], "value_float")
-        return None if scalar is None else made_tensor(FLOAT, (), struct.pack("<f", scalar.f), name)
+        for field, data_type, code in (("value_float", FLOAT, "f"), ("value_int", INT64, "q")):
+            one, several = attribute(self.nodes[index], field), attribute(self.nodes[index], f"{field}s")
+            if one is not None:
+                return made_tensor(data_type, (), struct.pack(f"<{code}", one.f if data_type == FLOAT else one.i), name)
+            if several is not None:
+                numbers = several.floats if data_type == FLOAT else several.ints
+                return made_tensor(data_type, (len(numbers),), struct.pack(f"<{len(numbers)}{code}", *numbers), name)
+        return None
 
     def is_overridable(self, name: str) -> bool:
         """Whether `name` is an initializer that the caller of run() may replace."""

@@ -36,11 +36,13 @@ class Operator(NamedTuple):
     op_type: str
     role: Role  # what it is to a weight
     # "opset inputs attributes" of each version, with "|" between them. The rest is as before where only the opset is given.
-    # Each input is a letter for its types (`fusion.validity`), a small one if it may be left out; no inputs are "-". An
-    # attribute is its name and the field of AttributeProto that holds its value. All operators have one output.
+    # Each input is a letter for its types (`fusion.validity`), a small one if it may be left out; "*" behind the last one is
+    # for any number of such inputs; no inputs are "-". An attribute is its name and the field of AttributeProto that holds
+    # its value. All operators have one output, but for those that split.
     versions: str
     fused_by: str = ""  # the module of ``fusion/`` that fuses it, if it is a reader
     domain: str = ""  # "" for the ONNX specification's own
+    splits: bool = False  # whether it has any number of outputs
 
 
 _GEMM = "alpha:f beta:f transA:i transB:i"
@@ -72,6 +74,28 @@ OPERATORS = (
         "QuantizeLinear", "folded", f"10 HSz|13 HSz axis:i|19 HHz axis:i saturate:i|21 HHz {_QUANTIZE}|"
         f"23 HHz {_QUANTIZE} precision:i|24 HGz {_QUANTIZE} precision:i|25|28",
     ),
+    Operator("Abs", "folded", "1 F consumed_inputs:ints|6 A|13"),
+    Operator("BitShift", "folded", "11 UU direction:s|28 BB direction:s"),
+    Operator("BitwiseNot", "folded", "18 B"),
+    Operator("Ceil", "folded", "1 F consumed_inputs:ints|6 F|13 V"),
+    Operator("Concat", "folded", "1 F* axis:i|4 T* axis:i|11|13"),
+    Operator("ConstantOfShape", "folded", "9 L value:t|20|21|23|24|25"),
+    Operator("Expand", "folded", "8 TL|13"),
+    Operator("Floor", "folded", "1 F consumed_inputs:ints|6 F|13 V"),
+    Operator("Max", "folded", "1 F* consumed_inputs:ints|6 F*|8|12 A*|13"),
+    Operator("Min", "folded", "1 F* consumed_inputs:ints|6 F*|8|12 A*|13"),
+    Operator("Mod", "folded", "10 AA fmod:i|13|28"),
+    Operator("Neg", "folded", "1 F consumed_inputs:ints|6 M|13"),
+    Operator("Pow", "folded", "1 FF axis:i broadcast:i|7 FF|12 PA|13 PE|15 PA"),
+    Operator("Reciprocal", "folded", "1 F consumed_inputs:ints|6 F|13 V"),
+    Operator("Round", "folded", "11 F|22 V"),
+    Operator("Slice", "folded", "1 T axes:ints ends:ints starts:ints|10 TIIii|11|13"),
+    Operator(
+        "Split", "folded", "1 Ff axis:i split:ints|2 T axis:i split:ints|11|13 Tl axis:i|18 Tl axis:i num_outputs:i",
+        splits=True,
+    ),
+    Operator("Sqrt", "folded", "1 F consumed_inputs:ints|6 F|13 V"),
+    Operator("Tile", "folded", "1 FFF|6 TL|13"),
     Operator("Clip", "folded", "1 F consumed_inputs:ints max:f min:f|6 F max:f min:f|11 Fff|12 Aaa|13"),
     Operator("Sub", "folded", f"{_BROADCAST}|14 AA"),
     Operator("Mul", "folded", f"{_BROADCAST}|14 AA"),

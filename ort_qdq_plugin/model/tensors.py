@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT
+from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.messages import TensorProto, external_data
 from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, MemorySource
 
@@ -26,6 +26,15 @@ MAX_RANK = 64
 _KEYS, _PREPACKED = ("location", "offset", "length", "checksum"), "prepacked"
 _MAX_ENTRIES = 64
 _MAX_DIGITS = 20  # of a 64-bit number
+
+# Fields of TensorProto that hold elements of these types where raw_data does not, and their bits; others are in int32_data.
+_FIELDS = {
+    "float": ("float_data", 32),
+    "double": ("double_data", 64),
+    "int64": ("int64_data", 64),
+    "uint32": ("uint64_data", 32),
+    "uint64": ("uint64_data", 64),
+}
 
 
 class StoredTensor(NamedTuple):
@@ -145,14 +154,16 @@ def _whole_number(tensor: str, key: str, text: str) -> int:
 
 
 def _typed_data(proto: TensorProto, nbytes: int) -> bytes:
-    """The `nbytes` that raw_data would hold, from ``int32_data`` or ``float_data``; ModelError for any other number."""
-    bits = ELEMENTS[proto.data_type].bits
-    values = proto.float_data if proto.data_type == FLOAT else proto.int32_data
-    if bits > 16 and proto.data_type != FLOAT:
+    """The `nbytes` that raw_data would hold, from the field for its type; ModelError for any other number."""
+    element = ELEMENTS[proto.data_type]
+    field, bits = _FIELDS.get(element.name, ("int32_data", max(element.bits, 8)))
+    values = getattr(proto, field)
+    if element.bits > 32 and field == "int32_data":
         raise ModelError(f"{proto.name}: data type {proto.data_type} is not stored as raw bytes")
     # Sub-byte types put two or four elements into the low byte of each entry (TensorProto.int32_data).
-    if len(values) * max(bits, 8) != nbytes * 8:
+    if len(values) * bits != nbytes * 8:
         raise ModelError(f"{proto.name}: {len(values)} values stored, its type and shape take {nbytes} bytes")
-    if proto.data_type == FLOAT:
-        return np.asarray(values, "<f4").tobytes()
-    return (np.asarray(values, np.int64) & ((1 << max(bits, 8)) - 1)).astype(f"<u{max(bits, 8) // 8}").tobytes()
+    if element.name in ("float", "double"):
+        return np.asarray(values, element.numpy).tobytes()
+    wide = np.asarray(values, np.uint64 if field == "uint64_data" else np.int64)
+    return (wide.view(np.uint64) & np.uint64((1 << bits) - 1)).astype(f"<u{bits // 8}").tobytes()

@@ -133,7 +133,7 @@ def test_constants() -> None:
         other = local.Constant <value = float[1] {4.0}> ()
         r = Relu (w)
     }""")
-    assert values_of(scope, "w k s i other r x nothing") == [1.0, 2.0, 3.0, *[None] * 5]
+    assert values_of(scope, "w k s i u other r x nothing") == [1.0, 2.0, 3.0, 5, *[None] * 5]
     found = scope.constant("s")
     assert found is not None
     assert (found.data_type, list(found.dims)) == (TensorProto.FLOAT, [])
