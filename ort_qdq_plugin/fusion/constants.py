@@ -6,6 +6,8 @@ out: a computed constant is an expression (`folding`). Its elements are computed
 
 from __future__ import annotations
 
+from collections.abc import Set
+from contextlib import suppress
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
@@ -15,11 +17,11 @@ from ort_qdq_plugin.fusion.computing import result_of
 from ort_qdq_plugin.fusion.rearranging import Given
 from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.model.graph import NodeRef, Scope
-from ort_qdq_plugin.model.messages import NodeProto, subgraphs
-from ort_qdq_plugin.model.tensors import Locate, StoredTensor, tensor_bytes
+from ort_qdq_plugin.model.messages import NodeProto, TensorProto, subgraphs
+from ort_qdq_plugin.model.tensors import Locate, StoredTensor, shape_of, tensor_bytes
 from ort_qdq_plugin.report.weights import Reason
 
-__all__ = ["Constants"]
+__all__ = ["Constants", "ReadersGo"]
 
 # Of an expression: how many nodes deep it is; how many are computed for an element; and how many it has in all, each counted
 # as often as it is used. Real ones have a dozen. It bounds the time for an element, and for comparing expressions.
@@ -64,6 +66,24 @@ class Constants:
     def is_constant(self, scope: Scope, name: str) -> bool:
         """Whether a value is computed from nothing but the model's own tensors, or is one of them."""
         return scope.constant(name) is not None or self._found(scope, name) is not Reason.NOT_CONSTANT
+
+    def outline(self, scope: Scope, name: str) -> TensorProto | None:
+        """The type and the dimensions of a constant, stated or computed; None if it is none."""
+        stored = scope.constant(name)
+        found = None if stored is not None else self._found(scope, name)
+        if not isinstance(found, _Computed):
+            return stored
+        return TensorProto(data_type=found.expression.data_type, dims=found.expression.shape)
+
+    def stored_bytes(self, scope: Scope, name: str) -> int:
+        """Bytes that the model stores of a constant, or of what it is computed from; 0 if that is not known."""
+        stored = scope.constant(name)
+        if stored is not None:
+            with suppress(ModelError):
+                return tensor_bytes(stored.data_type, shape_of(stored))
+            return 0
+        found = self._found(scope, name)
+        return sum(leaf.nbytes for leaf in leaves(found.expression)) if isinstance(found, _Computed) else 0
 
     def _found(self, scope: Scope, name: str) -> _Computed | Reason:
         first = (scope.definer(name), name)
@@ -148,6 +168,28 @@ class Constants:
         if nbytes > _GROWTH_BYTES and nbytes > _GROWTH * sum(leaf.nbytes for leaf in leaves(result)):
             raise ModelError(f"{name}: {nbytes} bytes made of a few")
         return computed
+
+
+class ReadersGo:
+    """Whether all that reads a node's results goes. `ended`: DequantizeLinears whose results something else takes the place
+    of; `folded`: nodes that go as soon as all that reads them does."""
+
+    def __init__(self, folded: Set[NodeRef], ended: Set[NodeRef]) -> None:
+        self._folded, self._ended = folded, ended
+        self._known: dict[NodeRef, bool] = {}
+
+    def __call__(self, node_ref: NodeRef) -> bool:
+        if node_ref not in self._known:
+            scope, index = node_ref
+            outputs = [name for name in scope.nodes[index].output if name]
+            readers = [reader for name in outputs for reader in scope.uses(name)]
+            # No further than expressions are deep.
+            self._known[node_ref] = (
+                bool(readers)
+                and not any(scope.is_output(name) for name in outputs)
+                and all(one in self._ended or (one in self._folded and self(one)) for one in readers)
+            )
+        return self._known[node_ref]
 
 
 class _Computed(NamedTuple):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 
-from ort_qdq_plugin.errors import ModelError, NotFusable
-from ort_qdq_plugin.folding.computed import as_tensor
+from ort_qdq_plugin.errors import ModelError, NotComputedError, NotFusable
+from ort_qdq_plugin.folding.building import inverse, transposed, unordered
+from ort_qdq_plugin.folding.computed import as_expression, as_tensor
 from ort_qdq_plugin.folding.expression import Expression
 from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.view import View, view_of
@@ -101,6 +104,31 @@ class Dequantized(NamedTuple):
         k_axes, n_axes = view.axes[-2:]
         if transposed:
             k_axes, n_axes = n_axes, k_axes
+        stored, perm = self._as_stored()
+        if perm is not None:
+            with suppress(NotFusable):
+                return stored._matrix(tuple(perm[axis] for axis in k_axes), tuple(perm[axis] for axis in n_axes))
+        return self._matrix(k_axes, n_axes)
+
+    def _as_stored(self) -> tuple[Dequantized, tuple[int, ...] | None]:
+        """The same without a Transpose that computes the weight: its axis i is axis perm[i] then. None: there is none."""
+        weight, perm = unordered(as_expression(self.weight))
+        if perm == tuple(range(len(perm))):
+            return self, None
+
+        def turned(tensor: StoredTensor) -> StoredTensor:
+            is_vector = len(tensor.shape) < len(perm)
+            return tensor if is_vector else as_tensor(transposed(as_expression(tensor), inverse(perm)), tensor.name)
+
+        return self._replace(
+            weight=as_tensor(weight, self.weight.name),
+            scales=turned(self.scales),
+            zero_points=None if self.zero_points is None else turned(self.zero_points),
+            axis=None if self.axis is None else perm[self.axis],
+        ), perm
+
+    def _matrix(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...]) -> QuantizedMatrix:
+        """The matrix with these of the weight's axes as K and N; raises NotFusable."""
         k_major = list(k_axes + n_axes) == sorted(k_axes + n_axes)
         if not k_major and list(n_axes + k_axes) != sorted(n_axes + k_axes):
             raise NotFusable(Reason.INTERLEAVED)
@@ -109,8 +137,8 @@ class Dequantized(NamedTuple):
             scales=self.scales,
             zero_points=None if self.centred else self.zero_points,
             centred=self.centred,
-            k=view.size(k_axes),
-            n=view.size(n_axes),
+            k=math.prod(self.weight.shape[axis] for axis in k_axes),
+            n=math.prod(self.weight.shape[axis] for axis in n_axes),
             k_major=k_major,
             block=self._block_along(k_axes, n_axes),
         )
@@ -179,6 +207,8 @@ def read_dequantize(scope: Scope, node: NodeProto, constants: Constants, is_cent
         ]
         zero_points = located[2] if len(located) == 3 else None
         centred = is_centred(types[0], zero_points)
+    except NotComputedError as error:
+        raise NotFusable(Reason.COMPUTED) from error
     except (ModelError, OSError) as error:
         raise NotFusable(Reason.INVALID) from error
     return Dequantized(

@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.quantized import Integers, Operand, Result, is_scalar, same_settings
 from ort_qdq_plugin.model.elements import CODES, INT8, UINT8
 from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import NodeProto, attribute, int_attribute, is_standard
 from ort_qdq_plugin.model.shapes import Shape
-from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
+from ort_qdq_plugin.model.tensors import MAX_RANK
 from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["OPERATORS", "IntegerKernels"]
@@ -45,8 +46,8 @@ class _Product(NamedTuple):
 class IntegerKernels:
     """Answers for one model. `int8_activations`: whether the kernels take activations of int8."""
 
-    def __init__(self, locate: Locate, int8_activations: bool) -> None:
-        self.integers = Integers(locate, int8_activations)
+    def __init__(self, constants: Constants, int8_activations: bool) -> None:
+        self.integers = Integers(constants, int8_activations)
         self.int8_activations = int8_activations
         self._known: dict[NodeRef, Reason | None] = {}
 
@@ -184,7 +185,7 @@ OPERATORS: Mapping[str, Callable[[IntegerKernels, Scope, NodeProto], bool]] = {
 def _is_folded(kernels: IntegerKernels, scope: Scope, node: NodeProto) -> bool:
     """Whether a node's only input is dequantized from a constant, and its result quantized (constant_folding.cc)."""
     operand = kernels.integers.operand(scope, node.input[0]) if len(node.input) == 1 and node.op_type != "Cast" else None
-    if operand is None or scope.constant(operand.dequantize.input[0]) is None:
+    if operand is None or not kernels.integers.is_constant(scope, operand.dequantize.input[0]):
         return False
     result = kernels.integers.quantized(scope, node.output[0])
     return result is not None and result.quantize is not None

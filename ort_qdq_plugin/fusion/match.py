@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from typing import NamedTuple
 
-from ort_qdq_plugin.errors import ModelError, NotFusable
-from ort_qdq_plugin.fusion.constants import Constants
+from ort_qdq_plugin.errors import NotFusable
+from ort_qdq_plugin.fusion.constants import Constants, ReadersGo
 from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, has_constant_weight, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
@@ -20,9 +19,9 @@ from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
-from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, text
+from ort_qdq_plugin.model.messages import int_attribute, text
 from ort_qdq_plugin.model.operators import OPERATORS, operator_of
-from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, shape_of, tensor_bytes
+from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
 
 __all__ = ["Matches", "match"]
@@ -49,6 +48,7 @@ class Matches(NamedTuple):
     fusions: tuple[Fusion, ...] = ()
     unfused: tuple[UnfusedWeight, ...] = ()
     once: tuple[DequantizedOnce, ...] = ()  # of those that are not fused, or not all of whose readers are
+    folded: Set[NodeRef] = frozenset()  # nodes that compute constants: they go where nothing reads them any more
 
 
 def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
@@ -58,26 +58,37 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     the few numbers of constant shapes, axes and small biases. `scope` is that of the model's main graph.
     """
     fusions: list[Fusion] = []
-    unfused: list[UnfusedWeight] = []
-    candidates: list[tuple[DequantizedOnce, int | None]] = []  # each with its index among the unfused, if it is there
-    context = _Context(locate, Constants(locate), settings, Centred(), IntegerKernels(locate, settings.int8_activations))
+    left: dict[NodeRef, _WeightMatch] = {}
+    fused: set[NodeRef] = set()  # with all that reads them
+    constants = Constants(locate)
+    context = _Context(locate, constants, settings, Centred(), IntegerKernels(constants, settings.int8_activations))
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):
-            if not is_dequantize(node) or not has_constant_weight(inner, node, context.constants):
-                continue
-            decision = _WeightMatch(inner, index, context)
-            fusions += decision.fusions
-            if decision.reason is not None:
-                entries = _unfused(inner, node, decision.reason, decision.times)
-                if decision.once is not None:
-                    candidates.append((decision.once, len(unfused) if entries else None))
-                unfused += entries
-    chosen = choose([candidate for candidate, _ in candidates], settings.once_bytes)
+            if is_dequantize(node) and has_constant_weight(inner, node, constants):
+                decision = _WeightMatch(inner, index, context)
+                fusions += decision.fusions
+                if decision.reason is None:
+                    fused.add((inner, index))
+                else:
+                    left[inner, index] = decision
+    # What makes scales for others of them goes with those.
+    goes = ReadersGo(constants.folded, fused | {ref for ref, decision in left.items() if decision.once is not None})
+    chosen = choose([once for ref in left if not goes(ref) and (once := left[ref].once)], settings.once_bytes)
+    goes = ReadersGo(constants.folded, fused | {once.node_ref for once in chosen})
+    unfused: list[UnfusedWeight] = []
+    candidates: list[tuple[DequantizedOnce, int | None]] = []  # each with its index among the unfused, if it is there
+    for ref, decision in left.items():
+        if goes(ref):
+            continue
+        entries = _unfused(*ref, decision, constants)
+        if decision.once is not None:
+            candidates.append((decision.once, len(unfused) if entries else None))
+        unfused += entries
     if settings.once_bytes:
         _say_which_are_chosen(unfused, candidates, chosen)
     if not fusions and not any(entry.bytes_added for entry in unfused):
         chosen = []  # vectors alone are not worth it
-    return Matches(tuple(fusions), tuple(unfused), tuple(chosen))
+    return Matches(tuple(fusions), tuple(unfused), tuple(chosen), constants.folded)
 
 
 def _say_which_are_chosen(
@@ -224,9 +235,10 @@ def _readers(view: View, scope: Scope, name: str, first: NodeRef | None = None) 
     return [_Use(view, node_ref, name, first or node_ref) for node_ref in uses]
 
 
-def _unfused(scope: Scope, node: NodeProto, reason: Reason, times: int) -> list[UnfusedWeight]:
-    """What the report says of a DequantizeLinear that is computed so many times; nothing where it is of a vector."""
-    operands = [scope.constant(name) for name in node.input[:3]]
+def _unfused(scope: Scope, index: int, decision: _WeightMatch, constants: Constants) -> list[UnfusedWeight]:
+    """What the report says of a DequantizeLinear that stays, or is dequantized once; nothing where it is of a vector."""
+    node = scope.nodes[index]
+    operands = [constants.outline(scope, name) for name in node.input[:3] if name]
     weight, scales = operands[0], operands[1]
     if weight is not None and len(weight.dims) < _WEIGHT_RANK:
         return []
@@ -236,17 +248,11 @@ def _unfused(scope: Scope, node: NodeProto, reason: Reason, times: int) -> list[
     entry = UnfusedWeight(
         dequantize=text(node.name or node.output[0]),
         weight=text(node.input[0]),
-        reason=reason,
+        reason=decision.reason or Reason.UNUSED,
         shape=shape,
         bits=bits_of(weight.data_type) if weight is not None and weight.data_type in ELEMENTS else 0,
         block_size=int_attribute(node, "block_size"),
-        stored_bytes=min(sum(_stored_bytes(operand) for operand in operands if operand is not None), _MAX_BYTES),
-        bytes_per_run=min(math.prod(shape) * element_bytes * times, _MAX_BYTES),
+        stored_bytes=min(sum(constants.stored_bytes(scope, name) for name in node.input[:3] if name), _MAX_BYTES),
+        bytes_per_run=min(math.prod(shape) * element_bytes * decision.times, _MAX_BYTES),
     )
     return [entry]
-
-
-def _stored_bytes(tensor: TensorProto) -> int:
-    with suppress(ModelError):
-        return tensor_bytes(tensor.data_type, shape_of(tensor))
-    return 0

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.dequantize import is_dequantize
 from ort_qdq_plugin.model.elements import CODES, ELEMENTS, FLOAT, INT8, UINT8
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, attribute, int_attribute, is_standard
 from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN
-from ort_qdq_plugin.model.tensors import Locate
 
 __all__ = ["Integers", "Operand", "Result", "is_scalar", "same_settings"]
 
@@ -65,8 +65,9 @@ class Result(NamedTuple):
 class Integers:
     """Finds operands and results. `int8_activations`: int8 stays int8."""
 
-    def __init__(self, locate: Locate, int8_activations: bool) -> None:
-        self._locate = locate
+    def __init__(self, constants: Constants, int8_activations: bool) -> None:
+        self.is_constant = constants.is_constant
+        self._locate = constants.locate
         self._int8_activations = int8_activations
         self._readers: dict[tuple[Scope, str], list[NodeProto]] = {}
 
@@ -115,7 +116,7 @@ class Integers:
         if scale is None or scale.data_type != FLOAT:
             return None
         operand = Operand(node, _type_of_input(scope, node), scale, _zero_point(node))
-        if scope.constant(node.input[0]) is not None:
+        if self.is_constant(scope, node.input[0]):
             return operand if not movers or self._is_turned_once(scope, operand, movers) else None
         if movers:
             # A pair of QuantizeLinear and DequantizeLinear comes behind them, or one DequantizeLinear for each reader.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rewriter", "lift_from_subgraphs"]
 
-_BRINGS_A_WEIGHT = ("dequantize", "constant", "view", "folded")
+_BRINGS_A_WEIGHT = ("dequantize", "constant", "view")
 _CONTRIB_VERSION = 1
 
 
@@ -29,8 +29,9 @@ class Rewriter:
         ModelError: The model is of several opsets at once, or of one that ONNX Runtime would refuse.
     """
 
-    def __init__(self, model: ModelProto, scope: Scope, names: FreshNames) -> None:
+    def __init__(self, model: ModelProto, scope: Scope, names: FreshNames, folded: Set[NodeRef] = frozenset()) -> None:
         self._model = model
+        self._folded = folded  # nodes that compute constants, in which nothing is wrong
         self._scope = scope
         self._names = names
         opsets = {entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS}
@@ -105,6 +106,8 @@ class Rewriter:
 
     def _may_go(self, scope: Scope, index: int) -> bool:
         """Whether a node may be there for a weight alone. One that ONNX Runtime would refuse stays, for it to see."""
+        if (scope, index) in self._folded:
+            return True
         return role_of(scope.nodes[index]) in _BRINGS_A_WEIGHT and is_as_specified(scope, index, self._scope.opset)
 
     def _apply(self, scope: Scope) -> None:

@@ -40,7 +40,7 @@ def assemble(parsed: ParsedModel, scope: Scope, matches: Matches, layout: Layout
     """
     graph, names = parsed.proto.graph, FreshNames(scope)
     initializers = _Initializers(layout, data, names.fresh)
-    rewriter = Rewriter(parsed.proto, scope, names)
+    rewriter = Rewriter(parsed.proto, scope, names, matches.folded)
     for fusion in matches.fusions:
         source = next(operand.source for operand in fusion.operands.values() if operand.source is not None)
         stem = f"{(source.name or fusion.site.dequantize)[:_MAX_STEM]}.{fusion.operator}"

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo, readable
+from ort_qdq_plugin.folding.computed import stored_in
 from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.fusion.match import Matches, match
 from ort_qdq_plugin.load.journal import Journal
@@ -109,7 +110,7 @@ def _unaligned(parsed: ParsedModel, fused: Iterable[Operand]) -> list[Operand]:
 
     In a packed buffer they are pages of a file instead. Tensors that fused nodes replace are left out.
     """
-    replaced = {operand.source.storage for operand in fused if operand.source is not None}
+    replaced = {tensor.storage for one in fused if one.source is not None for tensor in stored_in(one.source)}
     copies = []
     for tensor in external_tensors(parsed.proto.graph):
         with suppress(ModelError):

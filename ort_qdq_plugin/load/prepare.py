@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from ort_qdq_plugin.errors import NotComputedError, NothingToDo
 from ort_qdq_plugin.load.assemble import assemble
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.open import leave_unreadable_to_stock
@@ -24,6 +25,7 @@ from ort_qdq_plugin.model.skeleton import Skeleton
 from ort_qdq_plugin.ort.buffers import borrow
 from ort_qdq_plugin.ort.copies import foreign_domains, initialize_ort_once, private_options
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
+from ort_qdq_plugin.report import StockReason
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter
@@ -49,7 +51,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
         writer.check_age(skeleton.file_sources)
     uses_extensions = EXTENSIONS_DOMAIN in plan.domains
     with ExitStack() as undo:
-        with journal.stage("pack"):
+        with journal.stage("pack"), _leaving_undefined_to_stock():
             packed = packed_buffers(plan.layout, request, by_path=by_path, writer=writer, undo=undo)
         with journal.stage("assemble"), _collecting_no_garbage():
             external_data = ExternalData(by_path, packed)
@@ -81,6 +83,15 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
         entries=request.entries,
         report=journal.finished("by path" if by_path else "borrowed"),
     )
+
+
+@contextmanager
+def _leaving_undefined_to_stock() -> Iterator[None]:
+    """While the block runs, what cannot be computed is left to ONNX Runtime."""
+    try:
+        yield
+    except NotComputedError as error:
+        raise NothingToDo(StockReason.NOT_COMPUTED, str(error)) from error
 
 
 class _Collecting:

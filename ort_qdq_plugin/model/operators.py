@@ -26,8 +26,7 @@ CONTRIB_DOMAIN = "com.microsoft"
 
 Role = Literal["dequantize", "constant", "view", "folded", "reader", "bias"]
 """What an operator is to a weight. "view": its output has every element of its first input once. "reader": it is fused with
-the weight. "bias": it may follow a reader and be fused with it. "folded": operands may be made of constants by it. All but
-readers and biases go when nothing reads them any more."""
+the weight. "bias": it may follow a reader and be fused with it. "folded": operands may be made of constants by it."""
 
 
 class Operator(NamedTuple):

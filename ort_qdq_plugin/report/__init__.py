@@ -33,6 +33,7 @@ class StockReason(Sentence):
     ADDED_INITIALIZERS = "Initializers were added to the session's options (add_external_initializers)."
     OPTIMIZED_MODEL = "An optimized model is saved (optimized_model_filepath); its weights would be in temporary files."
     OPTIONS_IN_MODEL = "The model contains session options, and ORT_LOAD_CONFIG_FROM_MODEL=1 is set."
+    NOT_COMPUTED = "A weight is computed from what has no definite result, as no number or integers out of range."
     PACKED_SIZE = "The model's weights would be far larger when packed than they are stored."
     UNREADABLE = "The model cannot be opened."
     REFUSED = "ONNX Runtime refuses the model."

@@ -16,6 +16,7 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.elements import ELEMENTS, raw_tensor
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from conformance.sessions import CPU, quiet_options
+from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.integer_kernels import OPERATORS, IntegerKernels
 from ort_qdq_plugin.model.graph import model_scope
 from tests.fusion.support import locate
@@ -59,7 +60,7 @@ def told(model: onnx.ModelProto, name: str = "h", int8: bool = False) -> bool:
     """Whether the rules say that of the node with this output."""
     scope = model_scope(model)
     at = next(index for index, node in enumerate(scope.nodes) if node.output[0] == name)
-    return IntegerKernels(locate, int8).reason((scope, at)) is not None
+    return IntegerKernels(Constants(locate), int8).reason((scope, at)) is not None
 
 
 # The selectors, one by one

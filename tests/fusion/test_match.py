@@ -47,7 +47,7 @@ def test_nothing_to_decide() -> None:
 def test_where_a_fusion_takes_place() -> None:
     draft = draft_of()
     draft.node("MatMul", ["x", draft.node("Transpose", [draft.node("Transpose", ["w_d"], "t")], "u")], "y")
-    ((fusion,), unfused, _) = matched(draft)
+    ((fusion,), unfused, *_) = matched(draft)
     site = fusion.site
     assert (site.dequantize, site.kind, site.name, site.weight, site.output) == ("w_d_node", "MatMul", "y_node", "u", "y")
     assert [scope.nodes[index].output[0] for scope, index in site.replaced] == ["y"]
@@ -59,7 +59,7 @@ def test_nodes_without_names_are_called_by_their_outputs() -> None:
     draft.node("MatMul", ["x", "w_d"], "y")
     for node in draft.nodes:
         node.ClearField("name")
-    ((fusion,), _, _) = matched(draft)
+    ((fusion,), *_) = matched(draft)
     assert (fusion.site.dequantize, fusion.site.name) == ("w_d", "y")
 
 
@@ -223,27 +223,27 @@ def test_what_several_readers_make_of_a_weight() -> None:
     draft = quantized_input("uint8", 128)
     draft.weight(CHANNEL)
     draft.node("MatMul", ["x_d", "w_d"], "y")
-    ((), (entry,), ()) = matched(draft)
+    ((), (entry,), *_) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.INTEGER_KERNEL, 0)
     draft.node("MatMul", ["x", "w_d"], "z")
-    ((fusion,), (entry,), ()) = matched(draft)
+    ((fusion,), (entry,), *_) = matched(draft)
     assert (fusion.site.output, entry.reason, entry.bytes_per_run) == ("z", Reason.INTEGER_KERNEL, 0)
     draft.output("w_d", [128, 64])
-    (_, (entry,), _) = matched(draft)
+    (_, (entry,), *_) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.GRAPH_OUTPUT, 4 * 128 * 64)
     draft.node("Tanh", [draft.node("Transpose", ["w_d"], "t")], "a")
     draft.node("Exp", ["t"], "b")
-    (_, (entry,), _) = matched(draft)
+    (_, (entry,), *_) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.CONSUMER, 2 * 4 * 128 * 64)
     draft.node("Mul", ["w_d", "w_d"], "c")
-    (_, (entry,), _) = matched(draft)
+    (_, (entry,), *_) = matched(draft)
     assert entry.bytes_per_run == 4 * 4 * 128 * 64
 
 
 def test_a_constant_that_is_quantized_again_costs_nothing() -> None:
     draft = quantized_input("uint8", 128)
     draft.node("QuantizeLinear", [draft.node("Tanh", [draft.weight(CHANNEL)], "t"), "s", "z"], "y")
-    ((), (entry,), ()) = matched(draft)
+    ((), (entry,), *_) = matched(draft)
     assert (entry.reason, entry.bytes_per_run) == (Reason.FOLDED, 0)
 
 

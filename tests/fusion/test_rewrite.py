@@ -22,8 +22,9 @@ from tests.fusion.support import SETTINGS, drawn, locate
 def rewritten(model: ModelProto) -> tuple[GraphProto, list[TensorProto]]:
     """The graph with everything fused that can be, and the new constants. Fused nodes read B, scales and zero_points."""
     scope = model_scope(model)
-    rewriter = Rewriter(model, scope, FreshNames(scope))
-    for fusion in match(scope, locate, SETTINGS).fusions:
+    matches = match(scope, locate, SETTINGS)
+    rewriter = Rewriter(model, scope, FreshNames(scope), matches.folded)
+    for fusion in matches.fusions:
         rewriter.put(fusion, {name: name for name in fusion.operands})
     constants = rewriter.finish()
     return model.graph, constants

@@ -129,11 +129,12 @@ def test_constants() -> None:
     scope = scope_of("""g (x) => () <float[1] w = {1}> {
         k = Constant <value = float[1] {2.0}> ()
         s = Constant <value_float = 3.0> ()
-        i = Constant <value_ints = [1, 2]> ()
+        i = Constant <value_ints = [5, 2]> ()
+        u = Constant <value_string = "u"> ()
         other = local.Constant <value = float[1] {4.0}> ()
         r = Relu (w)
     }""")
-    assert values_of(scope, "w k s i u other r x nothing") == [1.0, 2.0, 3.0, 5, *[None] * 5]
+    assert values_of(scope, "w k s i u other r x nothing") == [1.0, 2.0, 3.0, 5.0, *[None] * 5]
     found = scope.constant("s")
     assert found is not None
     assert (found.data_type, list(found.dims)) == (TensorProto.FLOAT, [])

@@ -24,7 +24,7 @@ NOTHING = (None, "")
     *(("DequantizeLinear", domain, ("dequantize", "")) for domain in ("", "ai.onnx", MS)),
     ("Transpose", "ai.onnx", ("view", "")), ("Constant", "", ("constant", "")), ("Add", "", ("bias", "")),
     ("FusedMatMul", "", NOTHING), ("MatMul", MS, NOTHING), ("Gather", MS, NOTHING), ("Transpose", "local", NOTHING),
-    ("DequantizeLinear", "local", NOTHING), ("QuantizeLinear", "", NOTHING), ("MatMulInteger", "", NOTHING),
+    ("DequantizeLinear", "local", NOTHING), ("QuantizeLinear", "com.microsoft", NOTHING), ("MatMulInteger", "", NOTHING),
     ("GatherElements", "", NOTHING), ("Conv", "", NOTHING), ("", "", NOTHING),
 ])  # fmt: skip
 def test_what_an_operator_is_to_a_weight(op_type: str, domain: str, wanted: tuple[Role | None, str]) -> None:
