@@ -144,11 +144,11 @@ def two_exceptions(folder: Path) -> None:
 
 
 def headed(stated: bool) -> onnx.ModelProto:
-    """A biased product behind a Conv, of whose output no shape is stated."""
-    draft = Draft("conv")
+    """A biased product behind an operator that is not followed, of whose output no shape is stated."""
+    draft = Draft("cropped", opset=18)
     draft.input("x", [1, 64, "n"])
     draft.output("y", [1, "n", 64])
-    features = draft.node("Conv", ["x", draft.floats("kernel", [64, 64, 1])], "features")
+    features = draft.node("CenterCropPad", ["x", draft.ints("size", [64])], "features", axes=[1])
     rows = draft.node("Transpose", [features], "rows", perm=[0, 2, 1])
     product = draft.node("MatMul", [rows, draft.weight(Weight("int8", 64, 64, 0, "none"))], "product")
     draft.node("Add", [product, draft.floats("bias", [64])], "y")

@@ -62,6 +62,9 @@ TESTED_ELSEWHERE = {
     "genai/calls.py": "genai/test_config.py",  # what can be told without onnxruntime-genai, and the rest with it
     "fusion/kind.py": "fusion/test_match.py",  # declarations alone: what matching says of a site, and asks of a fusion
     "fusion/quantized.py": "fusion/test_integer_kernels.py",  # which asks it all that it can be asked
+    "model/moved_shapes.py": "model/test_shape_rules.py",  # rules of its table
+    "model/seen.py": "model/test_shape_rules.py",
+    "model/window_shapes.py": "model/test_shape_rules.py",
     "ort/prepacked.py": "cache/test_prepack.py",
     "system/environment.py": "switch/test_startup.py",
     "system/platform.py": "system/test_files.py",  # the names under which all modules know what these tests test

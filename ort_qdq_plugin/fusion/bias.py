@@ -17,6 +17,8 @@ from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["Addend", "Bias", "check_bias", "following_bias", "own_bias"]
 
+_MATRIX = 2  # its rank
+
 # A bias that has to be scaled or repeated is made anew for each product that reads it, and thousands may. So those that are
 # larger than this are added by a node of their own.
 _MAX_NEW_BIAS_BYTES = 4096
@@ -140,5 +142,4 @@ def _takes_bias_first(scope: Scope, product: NodeProto, activation: str, data_ty
     """
     if data_type == FLOAT16:
         return True
-    shape = scope.shape(activation) if product.op_type == "MatMul" else None
-    return shape is not None and (len(shape) == 2 or None not in shape)
+    return product.op_type == "MatMul" and (scope.rank(activation) == _MATRIX or scope.is_fixed(activation))

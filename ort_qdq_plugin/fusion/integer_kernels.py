@@ -29,6 +29,7 @@ __all__ = ["OPERATORS", "IntegerKernels"]
 
 _BYTES = (UINT8, INT8)
 _INT32 = CODES["int32"]
+_MATRIX = 2  # its rank
 
 # By how much the scale of a QLinearConv's bias may differ from the product of the other two.
 _BIAS_SCALE_TOLERANCE = 0.0125
@@ -90,7 +91,7 @@ def _matmul(kernels: IntegerKernels, scope: Scope, node: NodeProto) -> bool:
     bias = next(name for name in add.input if name != node.output[0])
     right = _before_transpose(scope, node.input[1])
     operands = kernels.integers.operands(scope, (node.input[0], right))
-    if len(scope.shape(node.input[0]) or ()) == 2:
+    if scope.rank(node.input[0]) == _MATRIX:
         result = kernels.integers.result(scope, output)
     else:
         # A Reshape comes before the Gemm, and another one behind it.
@@ -280,14 +281,26 @@ def _joined_add(kernels: IntegerKernels, scope: Scope, node: NodeProto) -> NodeP
         return None
     if len(add.input) != 2 or len(node.input) != 2 or not add.output:
         return None
-    bias = _shape(scope, next(name for name in add.input if name != output))
-    left, right = _shape(scope, node.input[0]), _shape(scope, node.input[1])
-    if left is None or right is None or bias is None or len(right) != 2:
+    left, right = node.input[0], node.input[1]
+    bias = next(name for name in add.input if name != output)
+    # Ranks first: of them more is known without ONNX's inference.
+    ranks = [_rank(scope, name) for name in (left, right, bias)]
+    if None in ranks or ranks[1] != _MATRIX or ranks[2] not in (1, _MATRIX):
         return None
-    n = right[1]
-    if len(left) != 2:
-        return add if None not in (*left, n) and bias == (n,) else None
-    return add if bias in ((n,), (1, n), (left[0], 1), (left[0], n)) else None
+    right_shape, bias_shape = _shape(scope, right), _shape(scope, bias)
+    n = None if right_shape is None else right_shape[1]
+    if ranks[0] != _MATRIX:
+        return add if n is not None and bias_shape == (n,) and scope.is_fixed(left) else None
+    if bias_shape in ((n,), (1, n)):
+        return add
+    left_shape = _shape(scope, left)
+    rows = None if left_shape is None else left_shape[0]
+    return add if bias_shape in ((rows, 1), (rows, n)) else None
+
+
+def _rank(scope: Scope, name: str) -> int | None:
+    constant = scope.constant(name)
+    return scope.rank(name) if constant is None else len(constant.dims)
 
 
 def _shape(scope: Scope, name: str) -> Shape | None:

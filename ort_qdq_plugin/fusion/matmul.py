@@ -197,11 +197,10 @@ def _outer_nodes(scope: Scope, product: _Product, weight_rank: int) -> OuterNode
     swaps_result = product.weight_on_left
     if not swaps and not swaps_result and weight_rank == 2:
         return OuterNodes()
-    shape = scope.shape(product.activation)
-    if shape is None:
+    rank = scope.rank(product.activation)
+    if rank is None:
         unknown = Reason.TRANSPOSED_ACTIVATION if swaps else Reason.ACTIVATION_RANK
         raise NotFusable(Reason.LEFT_OPERAND if swaps_result else unknown)
-    rank = len(shape)
     if rank < 1:
         raise NotFusable(Reason.INVALID)
     # A vector is a row on the left and a column on the right: x and W x have the same axes whichever side x is on.

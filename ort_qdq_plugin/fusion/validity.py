@@ -145,7 +145,7 @@ def is_as_specified(scope: Scope, index: int, opset: int, types: Sequence[int] |
         and all(scope.has_before(name, index) for name in node.input if name)
     )
     if node.op_type == "Gemm":
-        fits = fits and all(len(scope.shape(name) or "mn") == _MATRIX for name in node.input[:2])
+        fits = fits and all(scope.rank(name) in (_MATRIX, None) for name in node.input[:2])
     if types is not None:
         return fits
     return fits and all(scope.stated_type(name) in (None, *_result_types(scope, node)) for name in node.output)

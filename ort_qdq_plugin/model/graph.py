@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.computed import computed_once
 from ort_qdq_plugin.model.elements import FLOAT, INT64
+from ort_qdq_plugin.model.followed import Known, followed_shapes
 from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, attribute, is_standard, made_tensor, subgraphs
-from ort_qdq_plugin.model.shapes import Shape, followed_shapes, inferred_graph, stated_shapes
+from ort_qdq_plugin.model.shapes import UNKNOWN, Shape, inferred_graph, stated_shapes
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -157,15 +158,34 @@ class Scope:
 
     def shape(self, name: str) -> Shape | None:
         """The shape of the value called `name` here, where the model says it or it can be inferred."""
-        known = self.known_shape(name)
-        return self.root._inferred_shapes.get(self.definer(name), {}).get(name) if known is None else known
+        scope = self.definer(name)
+        known, is_all = scope._known(name)
+        return known if is_all else self.root._inferred_shapes.get(scope, {}).get(name)
+
+    def rank(self, name: str) -> int | None:
+        """The rank of the value called `name` here, where `shape` has one. ONNX's inference is asked less often."""
+        known, _ = self.definer(name)._known(name)
+        shape = self.shape(name) if known is None else known
+        return None if shape is None else len(shape)
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether `shape` has all dimensions of the value called `name` here. ONNX's inference is asked less often."""
+        known, _ = self.definer(name)._known(name)
+        shape = known if known is not None and None in known else self.shape(name)
+        return shape is not None and None not in shape
 
     def known_shape(self, name: str) -> Shape | None:
-        """As `shape`, without ONNX's inference, which costs much."""
-        scope = self.definer(name)
-        if name in scope._stated_shapes:
-            return scope._stated_shapes[name]
-        return scope._followed_shapes.get(name) if scope.parent is None else None
+        """As `shape`, without ONNX's inference, which costs much: dimensions that it might say are None."""
+        known, _ = self.definer(name)._known(name)
+        return None if known is None else tuple(None if dim == UNKNOWN else dim for dim in known)
+
+    def _known(self, name: str) -> tuple[Shape | None, bool]:
+        """What is known of the shape of a value of this graph, and whether ONNX's inference would say no more."""
+        if name in self._stated_shapes:
+            return self._stated_shapes[name], True
+        followed = self.root._followed_shapes[self]
+        shape = followed.get(name)
+        return shape, name in followed and (shape is None or UNKNOWN not in shape)
 
     def stated_shape(self, name: str) -> Shape | None:
         """The shape of the value called `name` here, where the model says it. Nothing is inferred."""
@@ -176,8 +196,11 @@ class Scope:
         return stated_shapes(self.graph)
 
     @computed_once
-    def _followed_shapes(self) -> dict[str, Shape]:
-        return followed_shapes(self.graph, self.constant)
+    def _followed_shapes(self) -> dict[Scope, Known]:
+        """What follows from what is stated, in this main graph and its subgraphs."""
+        functions = self._model is not None and bool(self._model.functions)
+        found = followed_shapes(self.graph, self.opset, has_functions=functions)
+        return dict(zip(scopes(self), found, strict=True))
 
     @computed_once
     def _inferred_shapes(self) -> dict[Scope, dict[str, Shape]]:
