@@ -15,6 +15,7 @@ from conformance.drawing.draft import ROWS
 from conformance.drawing.elements import Dim
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
 from conformance.patterns.bodies import FUNCTIONS, SUBGRAPHS
+from conformance.patterns.convolutions import CONVOLUTIONS
 from conformance.patterns.once import ONCE
 from conformance.patterns.pattern import ADD, GEMM_T, MATMUL, TRANSPOSE, ZEROS, Expectation, Pattern, Step, bias, pattern
 from conformance.patterns.products import CHAINS, GEMMS, LEFT, SHARED
@@ -124,7 +125,7 @@ def _cover() -> Iterator[Pattern]:
 
 _BY_HAND = SHARED + CHAINS + GEMMS + ODD_BLOCKS + EMBEDDINGS + LEFT + SUBGRAPHS + FUNCTIONS + HALF_PRECISION + OLD_OPSETS
 _PLAIN = (*_cover(), *(replace(trap, group=2) for trap in TRAPS + REFUSED))
-PATTERNS = tuple(sorted(_PLAIN + _BY_HAND + STATIC + DEFAULT_ZEROS + ONCE, key=lambda pattern: pattern.group))
+PATTERNS = tuple(sorted(_PLAIN + _BY_HAND + STATIC + DEFAULT_ZEROS + ONCE + CONVOLUTIONS, key=lambda pattern: pattern.group))
 
 
 def quick_patterns() -> tuple[Pattern, ...]:

@@ -25,7 +25,7 @@ from ort_qdq_plugin.model.operands import Operands
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
 
-__all__ = ["MatMulFusion", "fuse"]
+__all__ = ["MatMulFusion", "OuterNodes", "fuse"]
 
 
 class OuterNodes(NamedTuple):

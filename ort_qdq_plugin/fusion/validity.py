@@ -89,6 +89,7 @@ def _types(letter: str, opset: int) -> frozenset[int]:
         "B": _codes("int8 int16 int32 int64 uint8 uint16 uint32 uint64"),
         "T": there,
         "F": floats,
+        "K": _codes("float float16 double bfloat16"),
         "N": numbers,
         "A": numbers | _codes("uint8 int8 uint16 int16"),
         "L": _codes("int64"),  # lengths and axes

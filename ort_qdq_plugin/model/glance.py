@@ -26,7 +26,8 @@ _DATA_TYPE, _TENSOR_NAME = 2 << 3 | VARINT, 8 << 3 | LENGTH
 
 _BELOW_A_BYTE = {code for code in WEIGHT_TYPES if ELEMENTS[code].bits < 8}
 _VIEWS = {row.op_type.encode() for row in OPERATORS if row.role == "view"}
-_READERS = {row.op_type.encode() for row in OPERATORS if row.fused_by}
+# Of a Conv only weights below a byte are fused.
+_READERS = {row.op_type.encode() for row in OPERATORS if row.fused_by not in ("", "conv")}
 # Those of which ONNX Runtime has integer kernels.
 _PRODUCTS = {row.op_type.encode() for row in OPERATORS if row.fused_by == "matmul"}
 _SHORTEST_READER = min(map(len, _READERS))

@@ -50,6 +50,7 @@ _SCALARS = "value_float:f value_floats:floats value_int:i value_ints:ints value_
 _FUSED_MATMUL = "alpha:f transA:i transB:i transBatchA:i transBatchB:i"
 _DEQUANTIZE = "axis:i block_size:i"
 _QUANTIZE = "axis:i block_size:i output_dtype:i saturate:i"
+_CONV = "auto_pad:s dilations:ints group:i kernel_shape:ints pads:ints strides:ints"
 _BROADCAST = "1 FF axis:i broadcast:i consumed_inputs:ints|6 NN axis:i broadcast:i|7 NN|13"
 
 OPERATORS = (
@@ -108,6 +109,7 @@ OPERATORS = (
     ),
     Operator("FusedMatMul", "reader", f"1 XX {_FUSED_MATMUL}", fused_by="matmul", domain=CONTRIB_DOMAIN),
     Operator("Gather", "reader", "1 TI axis:i|13", fused_by="gather"),
+    Operator("Conv", "reader", f"1 FFf {_CONV}|11|22 KKk {_CONV}", fused_by="conv"),
     Operator("Add", "bias", f"{_BROADCAST}|14 AA"),
 )  # fmt: skip
 

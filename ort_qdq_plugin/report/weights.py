@@ -29,6 +29,7 @@ class Reason(Sentence):
     BLOCKS_ALONG_N = "Scales vary along K index by index, or blocks lie along N: the fused operator needs blocks along K."
     BLOCK_SIZE = "No power of two from 16 to 256 divides the block size at a cost below twice the operand's bytes."
     SLOWER = "At this accuracy level the fused operator dequantizes 8-bit weights in every run, and more slowly."
+    CONVOLUTION = "The convolution is as fast or faster with its weight in float than as a product."
     CONSUMER = "The result feeds something other than a matrix product or a Gather."
     LEFT_OPERAND = "The weight is the left operand of the product, and the right one's rank is not known."
     TRANSPOSED_ACTIVATION = "The product transposes its other operand, whose rank is not known, or batches its axes."

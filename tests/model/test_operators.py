@@ -25,7 +25,7 @@ NOTHING = (None, "")
     ("Transpose", "ai.onnx", ("view", "")), ("Constant", "", ("constant", "")), ("Add", "", ("bias", "")),
     ("FusedMatMul", "", NOTHING), ("MatMul", MS, NOTHING), ("Gather", MS, NOTHING), ("Transpose", "local", NOTHING),
     ("DequantizeLinear", "local", NOTHING), ("QuantizeLinear", "com.microsoft", NOTHING), ("MatMulInteger", "", NOTHING),
-    ("GatherElements", "", NOTHING), ("Conv", "", NOTHING), ("", "", NOTHING),
+    ("GatherElements", "", NOTHING), ("Conv", "", ("reader", "conv")), ("", "", NOTHING),
 ])  # fmt: skip
 def test_what_an_operator_is_to_a_weight(op_type: str, domain: str, wanted: tuple[Role | None, str]) -> None:
     node = helper.make_node(op_type, ["x"], ["y"], domain=domain)
