@@ -20,8 +20,13 @@ from ort_qdq_plugin.ort.keys import options_are_in_models
 from ort_qdq_plugin.ort.options_lock import reading, with_entries
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["create_stock_with", "hand_over"]
+
+# From so many bytes of weights in float on, what ONNX Runtime leaves in the heap is worth the milliseconds that it takes to
+# give it back.
+_TRIM_HEAP_BYTES = 16 << 20
 
 
 def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report:
@@ -59,6 +64,10 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     for buffer in prepared.packed:
         # By now ONNX Runtime has read all that was packed.
         buffer.seal()
+    if sum(entry.bytes_added for entry in prepared.report.unfused) >= _TRIM_HEAP_BYTES:
+        # Weights of convolutions are copied into the order of the kernels, then once more. The first copies are freed, but
+        # the C library keeps their memory.
+        host.trim_heap()
     hook.set_reported_options(session, reported_options)
     report = prepared.report if memory_before is None else check_shared(prepared, memory_before)
     return replace(report, seconds=journal.finished(report.route).seconds)
