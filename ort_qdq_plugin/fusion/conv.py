@@ -27,7 +27,7 @@ from ort_qdq_plugin.model.shapes import Shape
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import Reason
 
-__all__ = ["fuse"]
+__all__ = ["RULES", "Rule", "fuse"]
 
 _FLOAT_LEVEL = 0  # of MatMulNBits: nothing is rounded
 _RANK = 3  # at least, of what a Conv reads: batch, channels and one axis of positions
@@ -46,7 +46,7 @@ class _Place(NamedTuple):
     once: bool  # whether weights may be dequantized once; ONNX Runtime does it on every run otherwise
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """Where the product is the fastest form."""
 
     only_single: bool = False
@@ -60,7 +60,7 @@ class _Rule(NamedTuple):
         """Whether it is for such a convolution."""
         return (
             (place.is_single or not self.only_single)
-            and (self.most_positions is None or (place.positions or self.most_positions + 1) <= self.most_positions)
+            and (self.most_positions is None or (place.positions is not None and place.positions <= self.most_positions))
             and place.transposes >= self.least_transposes
             and place.k >= self.least_k
             and place.k * place.n >= self.least_elements
@@ -68,16 +68,19 @@ class _Rule(NamedTuple):
         )
 
 
-# Times are those of `python -m conformance.convolutions` with ONNX Runtime 1.32.0, over those of the weight in float, for 4
-# bits. All of these take an eighth of its memory. A Transpose on each side costs what is gained elsewhere.
-_RULES = (
-    # 0.5 to 0.95, the less the more there is in the batch. Smaller weights stay in the cache: nothing is gained.
-    _Rule(only_single=True, least_elements=1 << 16),
-    # Those on that side cancel. 0.7 to 1.0 with both sides; 0.8 to 1.05 with one and so many channels, up to 1.9 with fewer.
-    _Rule(least_transposes=2, least_elements=1 << 16),
-    _Rule(least_transposes=1, least_k=512, least_elements=1 << 16),
-    # 1.05 to 1.3, where dequantizing on every run takes 1.3 to 7 times the time of the weight in float.
-    _Rule(most_positions=400, even_if_once=False),
+# Times are those of `python -m conformance.choices_conv` with ONNX Runtime 1.32.0, over those of the weight in float, which
+# takes 8 times the memory: for 4 bits. 8 bits are dequantized in every run where nothing is rounded, up to 50 times slower.
+# Elsewhere the two Transpose nodes make the product slower, by a tenth and up to twice; patches, whose kernel is as long as
+# its strides, by 1.1 to 2.1 times.
+RULES: tuple[Rule, ...] = (
+    # 0.5 to 1.0, the less the larger the weight and the batch are. Small ones stay in the cache: nothing is gained.
+    Rule(only_single=True, least_elements=1 << 16),
+    # There the product saves two Transpose nodes. 0.75 to 1.0 with both sides; 0.9 to 1.1, so that memory is what is gained,
+    # with one side and so many channels, and up to 1.9 with fewer.
+    Rule(least_transposes=2, least_elements=1 << 16),
+    Rule(least_transposes=1, least_k=512, least_elements=1 << 16),
+    # 1.0 to 1.3, where stock's time, which dequantizes on every run, is 1.2 to 3.5.
+    Rule(most_positions=400, even_if_once=False),
 )
 
 
@@ -96,7 +99,7 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
         # In float, 8 bits are dequantized in every run.
         raise NotFusable(Reason.CONVOLUTION)
     place = _place(scope, node, shape, (k, n), settings.once_bytes > 0)
-    if not any(rule.holds(place) for rule in _RULES):
+    if not any(rule.holds(place) for rule in RULES):
         raise NotFusable(Reason.CONVOLUTION)
     matrix = dequantized.matrix(view.reshaped((n, k)), transposed=True)
     matrix, bits, block_size = form_of(matrix, FLOAT, settings._replace(accuracy_level=_FLOAT_LEVEL))
@@ -128,10 +131,11 @@ def _is_pointwise(node: NodeProto, weight: tuple[int, ...]) -> bool:
     """
     given, axes = attributes(node), len(weight) - 2
     fixed = {"kernel_shape": [1] * axes, "strides": [1] * axes, "pads": [0] * 2 * axes}
-    is_fixed = all(list(given[name].ints) in ([], numbers) for name, numbers in fixed.items() if name in given)
+    is_fixed = all(list(given[name].ints) == numbers for name, numbers in fixed.items() if name in given)
     padding = given["auto_pad"].s if "auto_pad" in given else b"NOTSET"
-    dilated = len(given["dilations"].ints) if "dilations" in given else 0
-    is_valid = padding in _PADDINGS and dilated in (0, axes) and int_attribute(node, "group", 1) == 1
+    dilations = list(given["dilations"].ints) if "dilations" in given else [1] * axes
+    is_dilated = len(dilations) == axes and min(dilations) > 0
+    is_valid = padding in _PADDINGS and is_dilated and int_attribute(node, "group", 1) == 1
     return is_fixed and is_valid and set(weight[2:]) == {1}
 
 

@@ -103,6 +103,8 @@ LEFT: dict[str, tuple[dict[str, Any], Reason]] = {
     "groups": ({"x": ("b", 2 * K, 1, 1), "group": 2}, Reason.CONSUMER),
     "too-many-strides": ({"strides": [1, 1, 1]}, Reason.CONSUMER),
     "too-many-dilations": ({"dilations": [1, 1, 1]}, Reason.CONSUMER),
+    "no-dilation": ({"dilations": [1, 0]}, Reason.CONSUMER),
+    "another-kernel-shape": ({"kernel_shape": [1, 3]}, Reason.CONSUMER),
     "another-padding": ({"auto_pad": "SAME"}, Reason.CONSUMER),
     "a-matrix": ({"x": ("b", K), "kernel": ()}, Reason.CONSUMER),
     "other-channels": ({"x": ("b", K + 1, 1, 1)}, Reason.INVALID),
