@@ -16,6 +16,7 @@ from conformance.drawing.elements import Dim
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
 from conformance.patterns.bodies import FUNCTIONS, SUBGRAPHS
 from conformance.patterns.convolutions import CONVOLUTIONS
+from conformance.patterns.experts import EXPERTS
 from conformance.patterns.once import ONCE
 from conformance.patterns.pattern import ADD, GEMM_T, MATMUL, TRANSPOSE, ZEROS, Expectation, Pattern, Step, bias, pattern
 from conformance.patterns.products import CHAINS, GEMMS, LEFT, SHARED
@@ -125,7 +126,8 @@ def _cover() -> Iterator[Pattern]:
 
 _BY_HAND = SHARED + CHAINS + GEMMS + ODD_BLOCKS + EMBEDDINGS + LEFT + SUBGRAPHS + FUNCTIONS + HALF_PRECISION + OLD_OPSETS
 _PLAIN = (*_cover(), *(replace(trap, group=2) for trap in TRAPS + REFUSED))
-PATTERNS = tuple(sorted(_PLAIN + _BY_HAND + STATIC + DEFAULT_ZEROS + ONCE + CONVOLUTIONS, key=lambda pattern: pattern.group))
+_MODULES = ONCE + CONVOLUTIONS + EXPERTS
+PATTERNS = tuple(sorted(_PLAIN + _BY_HAND + STATIC + DEFAULT_ZEROS + _MODULES, key=lambda pattern: pattern.group))
 
 
 def quick_patterns() -> tuple[Pattern, ...]:

@@ -4,10 +4,14 @@ Format facts: ``com.microsoft.GatherBlockQuantized`` (ONNX Runtime's contrib ope
 row], elements from the low bits up; ``scales`` [rows, blocks]; ``zero_points`` uint8 [rows, bytes that a row of them takes].
 Elements are unsigned. Without zero points they are centred on 2**(bits-1). ``block_size`` is a power of two and at least 16.
 The last block of a row may be shorter.
+
+An index of a table of higher rank, such as the matrices of experts, stands for all rows of what it looks up. The kernel
+shares rows among threads; a whole matrix as one of them would keep a single thread busy.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -16,7 +20,7 @@ import numpy as np
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import Site, report_entry
-from ort_qdq_plugin.fusion.lookups import Lookup, Scales
+from ort_qdq_plugin.fusion.lookups import Lookup, Scales, Squeezed
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, INT32, UINT8, bits_of
 from ort_qdq_plugin.model.messages import made_tensor
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
@@ -29,15 +33,38 @@ _MATRIX = 2  # its rank
 
 # The rows' numbers are a constant in the model itself: 64 MB of them at most.
 _MAX_ROWS = 1 << 24
+_MAX_NUMBER = 2**31 - 1  # of a row
 
-# Since this opset Slice takes where it starts and ends as inputs.
-_SLICE_INPUTS = 10
+# Since these opsets Slice takes where it starts and ends as inputs, and Add broadcasts.
+_SLICE_INPUTS, _BROADCAST_SINCE = 10, 7
+
+
+class _Rows(NamedTuple):
+    """A table as a matrix [rows, columns] in whose rows the blocks lie."""
+
+    shape: tuple[int, ...]  # the table's, with the columns last
+    stack: int  # matrices that are stored transposed, one after another; 0 if rows are stored as they are
+    is_swapped: bool  # whether the last two axes of the result have to be exchanged
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def of_index(self) -> int:
+        """Rows that an index stands for."""
+        return math.prod(self.shape[1:-1])
+
+    @property
+    def total(self) -> int:
+        return self.shape[0] * self.of_index
 
 
 class QuantizedLookup(NamedTuple):
     """One Gather that becomes a GatherBlockQuantized node."""
 
     lookup: Lookup
+    rows: _Rows
     operands: Operands  # data, scales and zero_points, as far as they are needed
     block_size: int  # elements of a row that share a scale
     computed_in: int  # TensorProto.DataType of the scales and the fused node's result
@@ -45,7 +72,16 @@ class QuantizedLookup(NamedTuple):
     @property
     def site(self) -> Site:
         """Where in the model."""
-        return self.lookup.site
+        site, squeezed = self.lookup.site, self._squeezed
+        if squeezed is None:
+            return site
+        scope, index = squeezed.node_ref
+        return site._replace(replaced=(*site.replaced, squeezed.node_ref), output=scope.nodes[index].output[0])
+
+    @property
+    def _squeezed(self) -> Squeezed | None:
+        """The Squeeze that goes before the axes are exchanged: ONNX Runtime fuses a Transpose with a product behind it."""
+        return self.lookup.squeezed if self.rows.is_swapped else None
 
     @property
     def operator(self) -> str:
@@ -54,75 +90,110 @@ class QuantizedLookup(NamedTuple):
 
     def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
         """Gather rows, leave out the elements that fill up their last bytes, and cast them."""
-        table = self.lookup.table
-        rows, columns = table.weight.shape
-        # GatherBlockQuantized gives zeros for indices out of range, without a word. Gather raises an error, and makes
-        # negative ones positive.
-        numbers = made_tensor(INT32, (rows,), np.arange(rows, dtype="<i4").tobytes())
-        numbers_name = emitter.constant(numbers, f"{self.site.name}.rows")
-        indices = emitter.node("Gather", [numbers_name, self.lookup.indices])
-        inputs = [operands["data"], indices, operands["scales"]]
+        columns, bits = self.rows.columns, self.lookup.table.bits
+        inputs = [operands["data"], self._numbers(emitter), operands["scales"]]
         inputs += [operands["zero_points"]] if "zero_points" in operands else []
         value = emitter.fused(
-            self.operator, inputs, gather_axis=0, quantize_axis=1, block_size=self.block_size, bits=table.bits
+            self.operator, inputs, gather_axis=0, quantize_axis=1, block_size=self.block_size, bits=bits
         )  # fmt: skip
-        if columns * table.bits % 8:
+        if columns * bits % 8:
             value = emitter.cut(value, columns)
+        if self.rows.is_swapped:
+            rank = (self.lookup.indices_rank or 0) + len(self.rows.shape) - 1
+            if self._squeezed is not None:
+                value, rank = emitter.node("Squeeze", [value, self._squeezed.axes]), rank - self._squeezed.lost
+            value = emitter.node("Transpose", [value], perm=[*range(rank - 2), rank - 1, rank - 2])
         for to in self.lookup.casts(self.computed_in):
             value = emitter.node("Cast", [value], to=to)
 
     def entry(self) -> FusedWeight:
         """What the report says of it."""
-        rows, columns = self.lookup.table.weight.shape
-        bits = self.lookup.table.bits
-        return report_entry(self, k=columns, n=rows, bits=bits, block_size=self.block_size, layout="N-major")
+        return report_entry(
+            self,
+            k=self.rows.columns,
+            n=self.rows.total,
+            bits=self.lookup.table.bits,
+            block_size=self.block_size,
+            layout="K-major" if self.rows.stack else "N-major",
+        )
+
+    def _numbers(self, emitter: NodeEmitter) -> str:
+        """The numbers of the rows to look up.
+
+        GatherBlockQuantized gives zeros for indices out of range, without a word. Gather raises an error, and makes negative
+        ones positive.
+        """
+        inner = self.rows.shape[1:-1]
+        first = np.arange(self.rows.shape[0], dtype="<i4") * np.int32(self.rows.of_index)
+        starts = made_tensor(INT32, (first.size, *(1 for _ in inner)), first.tobytes())
+        numbers = emitter.node("Gather", [emitter.constant(starts, f"{self.site.name}.rows"), self.lookup.indices])
+        if not inner:
+            return numbers
+        within = made_tensor(INT32, inner, np.arange(self.rows.of_index, dtype="<i4").tobytes())
+        return emitter.node("Add", [numbers, emitter.constant(within, f"{self.site.name}.rows_of_each")])
 
 
 def quantized_lookup(lookup: Lookup) -> QuantizedLookup:
     """A lookup as a GatherBlockQuantized; raises NotFusable where that operator does not take the table."""
-    table = lookup.table
-    if lookup.scales is Scales.COLUMNS or len(table.weight.shape) != _MATRIX or table.weight.shape[0] > _MAX_ROWS:
+    table, rows = lookup.table, _rows_of(lookup)
+    if max(rows.shape[0], rows.of_index) > _MAX_ROWS or rows.total > _MAX_NUMBER:
         raise NotFusable(Reason.GATHER)
-    columns = table.weight.shape[1]
-    if columns * table.bits % 8 and lookup.opset < _SLICE_INPUTS:
+    columns = rows.columns
+    needed = max(_SLICE_INPUTS if columns * table.bits % 8 else 0, _BROADCAST_SINCE if len(rows.shape) > _MATRIX else 0)
+    if lookup.opset < needed or (rows.is_swapped and lookup.indices_rank is None):
         raise NotFusable(Reason.GATHER)
     # A scale for each row is one block that is at least as long as the row.
     row_size = max(_MIN_BLOCK_SIZE, 1 << (columns - 1).bit_length())
     # A block of another size is several of the largest power of two that divides it, each with the same scale.
-    block_size = table.block & -table.block if lookup.scales is Scales.BLOCKS else row_size
+    block_size = table.block & -table.block if 0 < table.block < columns else row_size
     if block_size < _MIN_BLOCK_SIZE:
         raise NotFusable(Reason.GATHER)
     # Float scales, and scales whose results are float, are too fine for float16.
     computed_in = FLOAT16 if (table.scales.data_type, table.output_type) == (FLOAT16, FLOAT16) else FLOAT
-    return QuantizedLookup(lookup, _operands_of(lookup, block_size, computed_in), block_size, computed_in)
+    return QuantizedLookup(lookup, rows, _operands_of(lookup, rows, block_size, computed_in), block_size, computed_in)
 
 
-def _operands_of(lookup: Lookup, block_size: int, computed_in: int) -> Operands:
+def _rows_of(lookup: Lookup) -> _Rows:
+    """The rows that blocks lie in; raises NotFusable where blocks do not lie in rows or columns of matrices."""
+    table, shape = lookup.table, lookup.table.weight.shape
+    rank = len(shape)
+    in_rows = lookup.scales is not Scales.COLUMNS and (rank == _MATRIX or table.axis in (None, rank - 1))
+    if rank >= _MATRIX and in_rows:
+        return _Rows(shape, 0, lookup.is_swapped)
+    parts = [tensor for tensor in (table.weight, table.zero_points) if tensor is not None]
+    whole = all(math.prod(tensor.shape[-2:]) * table.bits % 8 == 0 for tensor in parts)
+    if rank <= _MATRIX or lookup.scales is not Scales.BLOCKS or table.axis != rank - 2 or not whole:
+        raise NotFusable(Reason.GATHER)
+    return _Rows((*shape[:-2], shape[-1], shape[-2]), math.prod(shape[:-2]), not lookup.is_swapped)
+
+
+def _operands_of(lookup: Lookup, rows: _Rows, block_size: int, computed_in: int) -> Operands:
     """The operands of a fused node with these blocks, whose scales are of type `computed_in`."""
     table = lookup.table
-    rows, columns = table.weight.shape
+    columns, count = rows.columns, rows.total
     blocks = -(-columns // block_size)
-    repeat = table.block // block_size if lookup.scales is Scales.BLOCKS else 1
+    repeat = table.block // block_size if 0 < table.block < columns else 1
     bits, signed = table.bits, ELEMENTS[table.weight.data_type].weight == "signed"
     row_bytes, zero_bytes = -(-columns * bits // 8), -(-blocks * bits // 8)
     scale_bits, stored_type = bits_of(computed_in), table.scales.data_type
-    order = Order.SPREAD if lookup.scales is Scales.ONE else Order.ROWS
+    stored, stack = (Order.TRANSPOSED, rows.stack) if rows.stack else (Order.ROWS, 1)
+    order = Order.SPREAD if lookup.scales is Scales.ONE else stored
     operands = {
         "data": Operand(
-            UINT8, (rows, row_bytes), lines=rows, length=columns, line_bytes=row_bytes, source=table.weight,
-            bits=bits, flip=signed,
+            UINT8, (count, row_bytes), lines=count, length=columns, line_bytes=row_bytes, source=table.weight,
+            order=stored, bits=bits, flip=signed, stack=stack,
         ),
         "scales": Operand(
-            computed_in, (rows, blocks), lines=rows, length=blocks, line_bytes=blocks * scale_bits // 8,
-            source=table.scales, order=order, bits=bits_of(stored_type), repeat=repeat,
+            computed_in, (count, blocks), lines=count, length=blocks, line_bytes=blocks * scale_bits // 8,
+            source=table.scales, order=order, bits=bits_of(stored_type), repeat=repeat, stack=stack,
             conversion=None if stored_type == computed_in else Conversion(stored_type, computed_in),
         ),
     }  # fmt: skip
     if table.zero_points is not None and not table.centred:
         operands["zero_points"] = Operand(
-            UINT8, (rows, zero_bytes), lines=rows, length=blocks, line_bytes=zero_bytes, source=table.zero_points,
-            order=order, bits=bits, flip=signed, repeat=repeat,
+            UINT8, (count, zero_bytes), lines=count, length=blocks, line_bytes=zero_bytes, source=table.zero_points,
+            order=order, bits=bits, flip=signed, repeat=repeat, stack=stack,
         )  # fmt: skip
     elif not table.centred:
-        operands["zero_points"] = zeros(UINT8, rows * zero_bytes)._replace(shape=(rows, zero_bytes))
+        operands["zero_points"] = zeros(UINT8, count * zero_bytes)._replace(shape=(count, zero_bytes))
     return operands

@@ -93,7 +93,7 @@ class GatheredRows(NamedTuple):
 def gathered_rows(lookup: Lookup, form: Form) -> GatheredRows:
     """A lookup in this form; raises NotFusable where that does not take the table."""
     taken = _dequantizes(lookup) if form is Form.DEQUANTIZED else _multiplies(lookup, form)
-    if lookup.table.bits != 8 or not taken:
+    if lookup.table.bits != 8 or lookup.is_swapped or not taken:
         raise NotFusable(Reason.GATHER)
     return GatheredRows(lookup, form, _operands_of(lookup, form))
 

@@ -16,13 +16,31 @@ from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.kind import Site
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16
+from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.shapes import Shape
 from ort_qdq_plugin.report.weights import Reason
 
-__all__ = ["CHOICES", "MANY", "MAX_COPY", "Choice", "Form", "Lookup", "Scales", "choice_for", "is_small", "scales_of"]
+__all__ = [
+    "CHOICES",
+    "MANY",
+    "MAX_COPY",
+    "Choice",
+    "Form",
+    "Lookup",
+    "Scales",
+    "Squeezed",
+    "choice_for",
+    "is_small",
+    "scales_of",
+]
 
 MANY = 4096
 """Indices that a run may have where the model does not say how many: the tokens of a long prompt, or of a batch."""
+
+_MANY_MATRICES = 8
+"""The same of a table of matrices: the experts of a few tokens. More of them would be multiplied all at once."""
+
+_MATRICES = 3  # the rank of a table of them
 
 _UNNOTICED = 2000  # nanoseconds: what a run may take longer before anybody notices
 
@@ -90,6 +108,14 @@ MAX_COPY = 64 << 20
 signed elements with their top bits flipped; this is what makes it up to twice as fast as the others with many indices."""
 
 
+class Squeezed(NamedTuple):
+    """A Squeeze of axes of indices."""
+
+    node_ref: NodeRef
+    axes: str  # their name
+    lost: int  # how many axes these are
+
+
 class Lookup(NamedTuple):
     """A Gather along the first axis of a dequantized table."""
 
@@ -100,6 +126,8 @@ class Lookup(NamedTuple):
     indices_rank: int | None  # None if the model does not say it
     data_type: int  # the TensorProto.DataType of the result: the table's, or another one that it is cast to
     opset: int
+    is_swapped: bool = False  # whether the last two axes of what is looked up are exchanged
+    squeezed: Squeezed | None = None  # the Squeeze that alone reads what is looked up, if there is one
 
     @property
     def has_zero_points(self) -> bool:
@@ -147,6 +175,7 @@ def is_small(shape: Sequence[int], choice: Choice, indices: Shape | None) -> boo
     `shape` is the table's, `indices` that of the indices, as far as it is known.
     """
     known = [size for size in indices or (None,) if size is not None]
-    count = math.prod(known) if indices is not None and len(known) == len(indices) else MANY
-    length = math.prod(shape[1:])
-    return count * (choice.row + length * choice.looked_up) - shape[0] * length * choice.whole > _UNNOTICED
+    many = MANY if len(shape) < _MATRICES else _MANY_MATRICES
+    count = math.prod(known) if indices is not None and len(known) == len(indices) else many
+    rows, length = math.prod(shape[1:-1]), math.prod(shape[1:])
+    return count * (rows * choice.row + length * choice.looked_up) - shape[0] * length * choice.whole > _UNNOTICED

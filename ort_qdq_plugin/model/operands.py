@@ -28,7 +28,7 @@ __all__ = [
 class Order(Enum):
     """The shape of an operand's source. The operand itself is a matrix [lines, length]."""
 
-    TRANSPOSED = "[length, lines]"
+    TRANSPOSED = "[length, lines]; of a stack, several of these one after another, which share the lines"
     ROWS = "[lines, length]"
     SPREAD = "[lines] or [1]: each line is filled with one element"
 
@@ -75,6 +75,8 @@ class Operand(NamedTuple):
     bits: int = 8  # bits of an element of the source
     flip: bool = False  # whether the top bit of every element is flipped, which makes unsigned elements of two's complement
     repeat: int = 1  # how often each element of the source stands in its line
+    # Matrices that a transposed source is made of, each from a byte's border on: [stack, length, lines of each].
+    stack: int = 1
     conversion: Conversion | None = None  # of floating-point elements; None leaves them as they are
     # Of integers of 2 or 4 bits: they get twice as many, and this is added to each of them, after `flip`. None leaves them.
     widening: int | None = None
@@ -95,7 +97,8 @@ class Operand(NamedTuple):
     def is_copy(self) -> bool:
         """Whether the operand's bytes are those of the source."""
         # A matrix of one column or of one row is its own transpose.
-        stored_as_lines = self.order is Order.ROWS or (self.order is Order.TRANSPOSED and 1 in (self.lines, self.length))
+        is_vector = 1 in (self.lines // self.stack, self.length)
+        stored_as_lines = self.order is Order.ROWS or (self.order is Order.TRANSPOSED and is_vector)
         fills_its_lines = self.length * self.bits == self.line_bytes * 8 or self.lines == 1
         how = (self.conversion, self.widening, self.dequantization)
         changed = self.flip or self.repeat != 1 or any(one is not None for one in how)
@@ -110,7 +113,7 @@ class Operand(NamedTuple):
 
     def as_bytes(self) -> Operand:
         """The same bytes of the same source, as lines of one byte. Only for copies (`is_copy`)."""
-        return self._replace(lines=self.nbytes, length=1, line_bytes=1, order=Order.ROWS, bits=8)
+        return self._replace(lines=self.nbytes, length=1, line_bytes=1, order=Order.ROWS, bits=8, stack=1)
 
     @property
     def key(self) -> tuple[object, ...]:

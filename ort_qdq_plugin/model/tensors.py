@@ -66,6 +66,16 @@ class StoredTensor(NamedTuple):
         """Whether they start at a multiple of so many bytes, too."""
         return self.is_aligned and self.offset % nbytes == 0
 
+    def part(self, index: int) -> StoredTensor:
+        """What is at an index of the first axis. Only where each of these starts on a byte's border (`has_parts`)."""
+        nbytes = self.nbytes // self.shape[0]
+        return self._replace(shape=self.shape[1:], offset=self.offset + index * nbytes, nbytes=nbytes)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether what is at each index of the first axis starts on a byte's border."""
+        return math.prod(self.shape[1:]) * ELEMENTS[self.data_type].bits % 8 == 0
+
     def read_range(self, start: int, target: np.ndarray) -> None:
         """Fill the uint8 array `target` with the bytes from `start`, counted from the tensor's first byte.
 

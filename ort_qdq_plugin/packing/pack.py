@@ -18,7 +18,7 @@ from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.packing.bits import Transposer, widen_elements
 from ort_qdq_plugin.packing.dequantize import BYTES_PER_ELEMENT, dequantized_values, pieces
-from ort_qdq_plugin.packing.layout import Layout, Move
+from ort_qdq_plugin.packing.layout import Layout, Move, Slot
 from ort_qdq_plugin.system.threads import Work
 
 __all__ = ["pack"]
@@ -130,6 +130,10 @@ def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:
         for first, last in pieces(operand, min(scratch_bytes // BYTES_PER_ELEMENT, _DEQUANTIZED_ELEMENTS)):
             yield _Band(move, operand.source, first, last)
         return
+    if operand.stack > 1 and not operand.is_copy:
+        for matrix in _matrices(move, operand.source):
+            yield from _bands(matrix, scratch_bytes)
+        return
     lines = operand.stored_length if operand.order is Order.TRANSPOSED else operand.lines
     whole = _Band(move, operand.source, 0, lines)
     aligned = whole.columns * operand.bits % 8 == 0
@@ -139,6 +143,16 @@ def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:
     rows = max(scratch_bytes // row_bytes, _MIN_BAND_LINES) // _MIN_BAND_LINES * _MIN_BAND_LINES
     for first in range(0, lines, rows):
         yield whole._replace(first=first, last=min(first + rows, lines))
+
+
+def _matrices(move: Move, source: StoredTensor) -> Iterator[Move]:
+    """The moves of a stack's matrices, each to its own lines of the operand."""
+    operand, (segment, offset) = move.operand, move.slot
+    lines = operand.lines // operand.stack
+    stack = source._replace(shape=(operand.stack, operand.stored_length, lines))
+    for at in range(operand.stack):
+        matrix = operand._replace(lines=lines, stack=1, source=stack.part(at))
+        yield Move(matrix, Slot(segment, offset + at * lines * operand.line_bytes))
 
 
 class _Job:

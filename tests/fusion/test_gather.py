@@ -75,6 +75,48 @@ def test_a_large_table_is_not_copied_if_another_form_takes_it(monkeypatch: pytes
     assert form_of(gather_of(element="int8", zero="none", **rows)) is Form.QUANTIZED
 
 
+def test_matrices_may_be_seen_transposed() -> None:
+    draft = gather_of((50, 32, 64), axis=2, indices=[1])
+    for perm, op_types in (((0, 1, 2), []), ((0, 2, 1), ["Transpose"])):
+        nodes, _ = emitted(fused(draft, lambda view, perm=perm: view.transposed(perm)))  # type: ignore[misc]
+        assert [node.op_type for node in nodes[3:]] == op_types
+    bytes_of_rows = gather_of((50, 32, 64), element="uint8", indices=[1], **SCALES["rows"])
+    with refused(Reason.GATHER):
+        fused(bytes_of_rows, lambda view: view.transposed((0, 2, 1)))
+    with refused(Reason.GATHER):
+        fused(draft, lambda view: view.transposed((1, 0, 2)))
+
+
+SQUEEZES: dict[str, tuple[Any, ...]] = {
+    "of-an-axis": ("s", [("ints", "1", "axes"), ("Squeeze", "y axes", "s")]),
+    "of-both": ("s", [("ints", "0 1", "axes"), ("Squeeze", "y axes", "s")]),
+    "of-rows": ("y", [("ints", "2", "axes"), ("Squeeze", "y axes", "s")]),
+    "from-the-end": ("y", [("ints", "-1", "axes"), ("Squeeze", "y axes", "s")]),
+    "of-no-axis": ("y", [("ints", "", "axes"), ("Squeeze", "y axes", "s")]),
+    "of-axes-that-are-not-known": ("y", [("Squeeze", "y i", "s")]),
+    "of-all": ("y", [("Squeeze", "y", "s")]),
+    "not-alone": ("y", [("ints", "1", "axes"), ("Squeeze", "y axes", "s"), ("Relu", "y", "r")]),
+    "beside-an-output": ("y", [("ints", "1", "axes"), ("Squeeze", "y axes", "s"), ("output", "1 1 64 32", "y")]),
+    "another-node": ("y", [("ints", "1", "axes"), ("Unsqueeze", "y axes", "s")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SQUEEZES)
+def test_a_squeeze_of_axes_of_the_indices_is_taken_along(name: str) -> None:
+    output, nodes = SQUEEZES[name]
+    draft = drawn(gather_of((50, 32, 64), axis=2, indices=[1, 1]), *nodes)
+    draft.nodes.sort(key=lambda node: node.op_type == "Gather")  # the node that is looked at comes last
+    fusion = fused(draft, lambda view: view.transposed((0, 2, 1)))
+    assert fusion.site.output == output
+    assert len(fusion.site.replaced) == (2 if output == "s" else 1)
+
+
+def test_where_axes_are_an_attribute_a_squeeze_is_left() -> None:
+    draft = drawn(gather_of((50, 32, 64), opset=12, indices=[1], **SCALES["one"]), ("Squeeze", "y", "s", {"axes": [0]}))
+    draft.nodes.sort(key=lambda node: node.op_type == "Gather")
+    assert fused(draft, lambda view: view.transposed((0, 2, 1))).site.output == "y"
+
+
 SIZES: list[tuple[int, list[Dim], Reason | None]] = [
     (50, UNKNOWN, Reason.SMALL_TABLE), (50, [500], Reason.SMALL_TABLE), (50, [5], None), (70_000, UNKNOWN, None),
     (70_000, ["s", 3], None),
@@ -147,7 +189,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "the-weight-by-the-weight": (gather_of(inputs=["w_d", "w_d"]), Reason.CONSUMER),
     "columns": (gather_of(gather_axis=1), Reason.GATHER),
     "columns-from-the-end": (gather_of(gather_axis=-1), Reason.GATHER),
-    "rows-of-a-cube": (gather_of((5, 10, 64), axis=2), Reason.GATHER),
+    "blocks-of-matrices": (gather_of((50, 10, 64), axis=0, block=16), Reason.GATHER),
     "half-bytes-in-a-vector": (gather_of((64,), axis=0), Reason.GATHER),
     "bfloat16": (gather_of(scale="bfloat16"), Reason.PRODUCT_TYPE),
     "blocks-of-8": (gather_of(block=8), Reason.GATHER),

@@ -1,5 +1,6 @@
 """GatherBlockQuantized: which tables it takes, as which operands, and what stands around it."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 from onnx import numpy_helper
 
 from ort_qdq_plugin.fusion.gather_block_quantized import QuantizedLookup, quantized_lookup
+from ort_qdq_plugin.fusion.lookups import Squeezed
 from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, UINT8
 from ort_qdq_plugin.report.weights import Reason
-from tests.fusion.support import emitted, integers_of, refused
+from tests.fusion.support import drawn, emitted, evaluated, integers_of, refused
 from tests.fusion.tables import SCALES, gather_of, lookup_of
-from tests.packing.plain import packed_lines
+from tests.packing.plain import Array, elements_of, packed_lines, packed_rows
 
 
 def quantized(shape: tuple[int, ...] = (50, 64), **table: Any) -> QuantizedLookup:
@@ -146,9 +148,93 @@ def test_what_the_report_says() -> None:
     assert quantized().operator == "GatherBlockQuantized"
 
 
+# Tables of matrices
+
+
+def numbers_of(fusion: QuantizedLookup, indices: Array) -> Array:
+    """The numbers of the rows that are looked up for some indices."""
+    nodes, constants = emitted(fusion)
+    (lookup,) = (node for node in nodes if node.op_type == "GatherBlockQuantized")
+    return evaluated(nodes[: nodes.index(lookup)], constants, {"i": indices}, lookup.input[1])
+
+
+@pytest.mark.parametrize("shape", [(50, 3, 64), (50, 2, 3, 64)])
+def test_an_index_stands_for_all_rows_of_its_matrix(shape: tuple[int, ...]) -> None:
+    fusion = quantized(shape, axis=len(shape) - 1)
+    rows, inner = math.prod(shape[:-1]), shape[1:-1]
+    assert fusion.operands["data"].shape == (rows, 32)
+    assert fusion.operands["data"].in_place is not None
+    assert fusion.operands["scales"].shape == (rows, 2)
+    assert fusion.operands["zero_points"].shape == (rows, 1)
+    numbers = np.arange(rows).reshape(50, *inner)
+    for indices in (np.array(49), np.array([[3, 0], [-1, 7]])):
+        np.testing.assert_array_equal(numbers_of(fusion, indices), numbers[indices])
+
+
+@pytest.mark.parametrize(("element", "bits"), [("uint2", 2), ("int4", 4), ("uint4", 4), ("uint8", 8), ("int8", 8)])
+def test_matrices_with_blocks_along_their_columns_are_transposed(element: str, bits: int) -> None:
+    fusion = quantized((50, 40, 12), element=element, axis=1, block=16, opset=25)
+    wanted = {"data": (12, 40, fusion.lookup.table.weight), "scales": (12, 3, fusion.lookup.table.scales),
+              "zero_points": (12, 3, fusion.lookup.table.zero_points)}  # fmt: skip
+    for name, (columns, rows, stored) in wanted.items():
+        operand = fusion.operands[name]
+        assert stored is not None
+        size = 32 if name == "scales" else bits
+        elements = elements_of(stored.read().tobytes(), size, 50 * rows * columns).reshape(50, rows, columns)
+        if element.startswith("int") and name != "scales":
+            elements = elements ^ (1 << bits - 1)
+        lines = elements.transpose(0, 2, 1).reshape(50 * columns, rows)
+        np.testing.assert_array_equal(packed_lines(operand), packed_rows(lines, size, -(-rows * size // 8)))
+        assert operand.shape == (50 * columns, operand.line_bytes // (4 if name == "scales" else 1))
+
+
+IN_ROWS, IN_COLUMNS = {"axis": 2}, {"axis": 1, "block": 16}
+
+
+@pytest.mark.parametrize(("table", "is_swapped"), [(IN_ROWS, True), (IN_COLUMNS, False)])
+@pytest.mark.parametrize(("indices", "perm"), [((), [1, 0]), ((3,), [0, 2, 1]), ((2, "n"), [0, 1, 3, 2])])
+def test_a_result_that_is_wanted_the_other_way_round_is_transposed(
+    table: dict[str, Any], is_swapped: bool, indices: tuple[int | str, ...], perm: list[int]
+) -> None:
+    draft = gather_of((50, 32, 64), indices=indices, **table)
+    nodes, _ = emitted(quantized_lookup(lookup_of(draft, is_swapped=is_swapped)))
+    assert [node.op_type for node in nodes] == ["Gather", "Add", "GatherBlockQuantized", "Transpose"]
+    assert list(nodes[-1].attribute[0].ints) == perm
+    plain = quantized_lookup(lookup_of(draft, is_swapped=not is_swapped))
+    assert [node.op_type for node in emitted(plain)[0]] == ["Gather", "Add", "GatherBlockQuantized"]
+    with refused(Reason.GATHER):
+        quantized_lookup(lookup_of(draft, is_swapped=is_swapped, indices_rank=None))
+
+
+def test_a_squeeze_goes_before_that_so_that_a_product_can_follow() -> None:
+    lookup = lookup_of(drawn(gather_of((50, 32, 64), indices=(1, 3), axis=2), ("Squeeze", "y axes", "s")), is_swapped=True)
+    scope = lookup.site.replaced[0][0]
+    gather = lookup.site._replace(replaced=((scope, len(scope.nodes) - 2),), output="y")
+    lookup = lookup._replace(site=gather, squeezed=Squeezed((scope, len(scope.nodes) - 1), "axes", 1))
+    fusion = quantized_lookup(lookup)
+    assert [index for _, index in fusion.site.replaced] == [len(scope.nodes) - 2, len(scope.nodes) - 1]
+    nodes, _ = emitted(fusion)
+    assert [node.op_type for node in nodes] == ["Gather", "Add", "GatherBlockQuantized", "Squeeze", "Transpose"]
+    assert (list(nodes[-2].input)[1:], list(nodes[-1].attribute[0].ints)) == (["axes"], [0, 2, 1])
+    assert list(nodes[-1].output) == ["s"]
+    plain = quantized_lookup(lookup._replace(is_swapped=False))
+    assert (plain.site, emitted(plain)[0][-1].op_type) == (gather, "GatherBlockQuantized")
+
+
+def test_what_the_report_says_of_matrices() -> None:
+    for table, layout in ((IN_ROWS, "N-major"), (IN_COLUMNS, "K-major")):
+        entry = quantized((50, 32, 64), **table).entry()
+        k, n = (64, 32) if layout == "N-major" else (32, 64)
+        assert (entry.k, entry.n, entry.layout) == (k, 50 * n, layout)
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "blocks-of-8": {"block": 8}, "blocks-of-40": {"shape": (50, 96), "block": 40},
-    "a-scale-for-each-column": SCALES["columns"], "a-cube": {"shape": (50, 4, 64), "axis": 2},
+    "a-scale-for-each-column": SCALES["columns"], "a-scale-for-each-matrix": {"shape": (50, 4, 64), **SCALES["rows"]},
+    "a-scale-for-each-column-of-cubes": {"shape": (50, 4, 64), "axis": 2, "block": 0},
+    "matrices-that-end-within-a-byte": {"shape": (50, 33, 65), "axis": 1},
+    "more-rows-of-matrices-than-can-be-numbered": {"shape": (2, (1 << 24) + 1, 1), **SCALES["one"]},
+    "matrices-before-sums-of-any-shape": {"shape": (50, 4, 64), **SCALES["one"], "opset": 6},
     "a-vector": {"shape": (50,), **SCALES["one"]}, "half-bytes-before-slices": {"shape": (50, 63), "opset": 9},
     "more-rows-than-can-be-numbered": {"shape": ((1 << 24) + 1, 1), **SCALES["one"]},
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """The rule for lookups: what of a table shares a scale, which forms there are for it, and which tables are small."""
 
+import math
 from typing import Any
 
 import pytest
@@ -50,6 +51,10 @@ def test_a_table_is_small_where_many_lookups_cost_more_than_all_of_it(key: tuple
         assert not is_small((round(border * 1.02), length), choice, unknown)
     assert is_small((round(border * 0.5), length // 4, 4), choice, (64, 64))
     assert not is_small((round(border * 0.51), length), choice, (MANY // 2,))
+    # Of matrices few are looked up: each of their rows is one.
+    matrices = 8 * border / MANY
+    assert is_small((int(matrices * 0.5), 1024, length), choice, None)
+    assert not is_small((math.ceil(matrices * 1.02), 1024, length), choice, None)
     # Nobody notices what a few indices cost.
     assert not is_small((10, 16), choice, ())
     assert not is_small((10, 16), choice, (2, 3))

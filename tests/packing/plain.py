@@ -71,7 +71,8 @@ def operand_lines(operand: Operand) -> Array:
     elif operand.order is Order.ROWS:
         rows = flat.reshape(operand.lines, operand.stored_length)
     else:
-        rows = flat.reshape(operand.stored_length, operand.lines).T
+        matrices = flat.reshape(operand.stack, operand.stored_length, operand.lines // operand.stack)
+        rows = np.concatenate([matrix.T for matrix in matrices])
     if operand.order is not Order.SPREAD:
         rows = np.repeat(rows, operand.repeat, axis=1)[:, : operand.length]
     rows = rows ^ (1 << operand.bits - 1) if operand.flip else rows
@@ -114,7 +115,11 @@ def operands(draw: st.DrawFn, sizes: st.SearchStrategy[int], offsets: st.SearchS
     repeat = 1 if order is Order.SPREAD else draw(st.sampled_from([1, 1, 2, 4]))
     of_line = -(-length // repeat)
     spread = (lines,) if draw(st.booleans()) else ()
-    shape = {Order.ROWS: (lines, of_line), Order.TRANSPOSED: (of_line, lines), Order.SPREAD: spread}[order]
+    stack = 1
+    if order is Order.TRANSPOSED and of_line * lines * BITS[data_type] % 8 == 0:
+        stack = draw(st.sampled_from([1, 1, 2, 5]))
+    shape = {Order.ROWS: (lines, of_line), Order.TRANSPOSED: (stack, of_line, lines), Order.SPREAD: spread}[order]
+    lines *= stack
     conversion = draw(st.sampled_from(CONVERSIONS.get(data_type, [None])))
     bits = BITS[data_type if conversion is None else conversion.target]
     # The largest sum still fits.
@@ -124,5 +129,5 @@ def operands(draw: st.DrawFn, sizes: st.SearchStrategy[int], offsets: st.SearchS
     flip = data_type in WHOLE and draw(st.booleans())
     return Operand(
         TensorProto.UINT8, (lines * line_bytes,), lines, length, line_bytes, source, order, BITS[data_type], flip, repeat,
-        conversion, widening,
+        stack, conversion, widening,
     )  # fmt: skip
