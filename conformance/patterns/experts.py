@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conformance.drawing.draft import ROWS
-from conformance.drawing.weight import PER_TENSOR
+from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from conformance.patterns.pattern import ZEROS, Expectation, Pattern, Step, pattern
 
 __all__ = ["EXPERTS"]
@@ -63,4 +63,37 @@ _GATHERED = (
     _looked_up("reason", "gather-blocks-of-experts", f"{_GATHER}  {_GEMM}", axis=0, block=10),
 )  # fmt: skip
 
-EXPERTS = (*_GATHERED,)
+_B, _MATMUL = 4, "y = MatMul(x, w_d)"
+_SWAP = "t = Transpose <perm = [0, 2, 1]> (w_d)  y = MatMul(x, t)"
+
+
+def _all(expects: Expectation, name: str, nodes: str, layout: str = "n-major", **other: Any) -> Pattern:
+    """Products of all experts, of which there are few."""
+    (_, *matrix), axis = _LAYOUTS[layout]
+    rest = {name: other.pop(name) for name in ("x", "y", "quick", "kind", "precision", "opset") if name in other}
+    draw: Step = lambda d: d.dequantize("w", (_B, *matrix), **{"axis": axis, **other})  # noqa: E731
+    ends: dict[str, Any] = {"x": (_B, ROWS, _K), "y": (_B, ROWS, _N)}
+    return pattern(expects, f"experts-all-{name}", draw, nodes, **(ends | rest))
+
+
+_ALL = (
+    *(_all("fused", f"{layout}-{element}-{suffix}", _MATMUL if layout == "k-major" else _SWAP, layout, element=element,
+           zero=zero, quick=element == "uint4")
+      for layout in _LAYOUTS for element in ("uint4", "int4", "uint8", "int8") for zero, suffix in ZEROS),
+    _all("fused", "one-activation", _SWAP, x=(1, ROWS, _K)),
+    _all("fused", "one-matrix-of-activations", _MATMUL, "k-major", x=(ROWS, _K), quick=True),
+    _all("fused", "batches", _SWAP, x=(2, _B, ROWS, _K), y=(2, _B, ROWS, _N)),
+    _all("fused", "transposed-by-the-product", "y = com.microsoft.FusedMatMul <transB = 1> (x, w_d)"),
+    _all("fused", "float16", _SWAP, scale="float16", kind="float16", precision="float16"),
+    _all("fused", "float16-cast", f"c = Cast <to = 1> (w_d)  {_SWAP.replace('w_d', 'c')}", scale="float16", kind="float",
+         precision="float16"),
+    _all("fused", "per-tensor", _MATMUL, "k-major", block=PER_TENSOR),
+    _all("fused", "a-scale-for-each-expert", _SWAP, axis=0, block=PER_CHANNEL, element="uint8"),
+    _all("fused", "a-scale-for-each-column", _SWAP, axis=1, block=PER_CHANNEL),
+    _all("fused", "block-48", _MATMUL, "k-major", block=48),
+    _all("reason", "scaled-by-the-product", "y = com.microsoft.FusedMatMul <transB = 1, alpha = 0.5> (x, w_d)"),
+    _all("reason", "on-the-left", "y = MatMul(w_d, x)", x=(_B, _K, ROWS), y=(_B, _N, ROWS)),
+    _all("reason", "blocks-along-n", _MATMUL, "k-major", axis=2),
+)  # fmt: skip
+
+EXPERTS = _GATHERED + _ALL

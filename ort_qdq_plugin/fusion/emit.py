@@ -16,6 +16,8 @@ __all__ = ["FreshNames", "NodeEmitter"]
 
 # Since this opset Unsqueeze takes its axes as an input.
 _UNSQUEEZE_AXES_INPUT = 13
+# Since this one Split wants the number of its parts as an attribute.
+_SPLIT_NUM_OUTPUTS = 18
 
 
 class FreshNames:
@@ -52,8 +54,12 @@ class NodeEmitter:
         self._opset = opset
 
     def fused(self, op_type: str, inputs: Sequence[str], **numbers: int) -> str:
-        """Add the fused node itself, an operator of ONNX Runtime's own domain. Returns the name of its output."""
-        return self._add(op_type, inputs, self._name, CONTRIB_DOMAIN, numbers)
+        """Add a fused node, an operator of ONNX Runtime's own domain. Returns the name of its output.
+
+        The first of them has the name of the node that is replaced.
+        """
+        name, self._name = self._name, ""
+        return self._add(op_type, inputs, name, CONTRIB_DOMAIN, numbers)
 
     def node(self, op_type: str, inputs: Sequence[str], **numbers: Any) -> str:
         """Add a standard node; its attributes are whole numbers or sequences of them. Returns the name of its output."""
@@ -65,6 +71,14 @@ class NodeEmitter:
         if self._opset < _UNSQUEEZE_AXES_INPUT:
             return self.node("Unsqueeze", [value], axes=axes)
         return self.node("Unsqueeze", [value, self._numbers(axes, "axes")])
+
+    def split(self, value: str, count: int, axis: int) -> list[str]:
+        """Add a Split of an axis into `count` equal parts. Returns their names."""
+        numbers = {"num_outputs": count} if self._opset >= _SPLIT_NUM_OUTPUTS else {}
+        first = self.node("Split", [value], axis=axis, **numbers)
+        parts = [first, *(self._names.fresh(first) for _ in range(count - 1))]
+        add_values(self._nodes[-1], outputs=parts[1:])
+        return parts
 
     def cut(self, value: str, length: int) -> str:
         """Add a Slice (opset 10) that leaves the first `length` elements along the last axis. Returns the result's name."""

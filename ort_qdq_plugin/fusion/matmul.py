@@ -15,6 +15,7 @@ from ort_qdq_plugin.fusion.bias import Addend, Bias, check_bias, following_bias,
 from ort_qdq_plugin.fusion.choice import form_of
 from ort_qdq_plugin.fusion.dequantize import Dequantized, QuantizedMatrix
 from ort_qdq_plugin.fusion.emit import NodeEmitter
+from ort_qdq_plugin.fusion.experts import StackFusion, fused_stack, is_stack
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.matmul_nbits import kernel_type, operands_of
 from ort_qdq_plugin.fusion.view import View
@@ -127,8 +128,12 @@ class _Product(NamedTuple):
     bias: Addend | None
 
 
-def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSettings, locate: Locate) -> MatMulFusion:
+def fuse(
+    site: Site, dequantized: Dequantized, view: View, settings: FusionSettings, locate: Locate
+) -> MatMulFusion | StackFusion:
     """Fuse the product at a site (`kind.Fuse`)."""
+    if is_stack(view):
+        return fused_stack(site, dequantized, view, settings)
     scope, index = site.replaced[0]
     node = scope.nodes[index]
     product = _read_product(node, site.weight)

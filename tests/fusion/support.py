@@ -104,7 +104,8 @@ def evaluated(
             canvas = Canvas(opset)
             canvas.nodes.append(node)
             feeds = {name: np.asarray(known[canvas.input(name, None)]) for name in dict.fromkeys(node.input)}
-            canvas.output(node.output[0], None)
-            (known[node.output[0]],) = ReferenceEvaluator(canvas.model()).run(None, feeds)
+            for name in node.output:
+                canvas.output(name, None)
+            known.update(zip(node.output, ReferenceEvaluator(canvas.model()).run(None, feeds), strict=True))
     result: Array = known[output]
     return result

@@ -52,6 +52,23 @@ def test_a_name_that_is_free_is_given_as_it_is_and_once() -> None:
 # Chains
 
 
+@pytest.mark.parametrize("opset", [11, 17, 18, 21])
+def test_equal_parts_of_an_axis(opset: int) -> None:
+    emitter, values = emitter_of(opset), np.arange(24.0).reshape(2, 6, 2)
+    parts = emitter.split("x", 3, 1)
+    emitter.node("Concat", [parts[2], parts[0], parts[1]], axis=1)
+    given = evaluated(emitter.finished(), emitter.constants, {"x": values}, "y", opset)
+    np.testing.assert_array_equal(given, np.roll(values, 2, axis=1))
+
+
+def test_the_first_fused_node_alone_has_the_name_of_what_it_replaces() -> None:
+    emitter = emitter_of()
+    emitter.node("Add", [emitter.fused("MatMulNBits", ["x", "b"]), emitter.fused("MatMulNBits", ["x", "c"])])
+    names = [node.name for node in emitter.finished()]
+    assert names[0] == "product"
+    assert len(set(names)) == 3
+
+
 def test_the_last_node_gives_the_output_and_the_others_have_new_names() -> None:
     emitter = emitter_of()
     cast = emitter.node("Cast", ["x"], to=TensorProto.FLOAT)

@@ -56,7 +56,9 @@ def fused(draft: Draft, settings: FusionSettings = SETTINGS, data_type: int | No
     scope, site = scope_and_site(draft)
     found = read(scope)
     view = found.view if data_type is None else found.view._replace(data_type=data_type)
-    return fuse(site, found, view, settings, locate)
+    fusion = fuse(site, found, view, settings, locate)
+    assert isinstance(fusion, MatMulFusion)
+    return fusion
 
 
 # What is computed
@@ -296,7 +298,9 @@ REFUSED: dict[str, tuple[Draft, Reason]] = {
         product_of(x=None, shape=(1, 64, 32), weight={"axis": 1}), Reason.ACTIVATION_RANK,
     ),
     "activation-without-axes": (product_of(inputs=["w_d", "x"], x=(), weight={"block": PER_TENSOR}), Reason.INVALID),
-    "a-batch-of-weights": (product_of(shape=(2, 64, 32), weight={"axis": 1}), Reason.BATCHED),
+    "a-batch-of-weights-on-the-left": (
+        product_of(inputs=["w_d", "x"], shape=(2, 32, 64), weight={"axis": 2}), Reason.BATCHED,
+    ),
     "a-vector": (product_of(shape=(64,)), Reason.RANK),
     "blocks-along-n": (product_of(weight={"axis": 1}), Reason.BLOCKS_ALONG_N),
     "blocks-that-the-product-has-along-n": (product_of("Gemm", transB=1), Reason.BLOCKS_ALONG_N),
