@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from conformance.drawing.draft import ROWS
+from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from conformance.patterns.pattern import ZEROS, Expectation, Pattern, Step, pattern
 
@@ -96,4 +96,60 @@ _ALL = (
     _all("reason", "blocks-along-n", _MATMUL, "k-major", axis=2),
 )  # fmt: skip
 
-EXPERTS = _GATHERED + _ALL
+_H, _I = 64, 96
+"""Hidden and inner sizes of a mixture of experts."""
+_SILU = 'activation_type = "silu", normalize_routing_weights = 1, k = 2'
+_SWIGLU = 'activation_type = "swiglu", swiglu_fusion = 1, normalize_routing_weights = 1, k = 2'
+
+
+def _mixture(expects: Expectation, name: str, attributes: str = _SILU, **other: Any) -> Pattern:
+    """A MoE whose weights are dequantized: `other` is how both are stored, and what else the pattern has."""
+    rest = {name: other.pop(name) for name in ("x", "y", "quick", "kind", "precision", "opset") if name in other}
+    names = {
+        name: other.pop(name, default) for name, default in (("one", "w_d"), ("two", "v_d"), ("b1", "b1"), ("b2", "b2"))
+    }
+    before, scale = other.pop("before", ""), rest.get("kind", other.get("scale", "float"))
+    n = 2 * _I if "swiglu" in attributes else _I
+    shapes = {"w": other.pop("w", (_B, n, _H)), "v": other.pop("v", (_B, _H, _I))}
+
+    def draw(d: Draft) -> None:
+        d.input("p", (ROWS, _B), scale)
+        for weight, shape in shapes.items():
+            d.dequantize(weight, shape, **{"axis": 2, "scale_range": (0.001, 0.02), **other})
+        d.floats("b1", (_B, n), scale)
+        d.floats("b2", (_B, _H), scale)
+
+    inputs = ", ".join(["x", "p", names["one"], names["b1"], names["two"], names["b2"]])
+    node = f"{before}  y = com.microsoft.MoE <{attributes}> ({inputs})"
+    return pattern(expects, f"experts-moe-{name}", draw, node, **{"x": (ROWS, _H), "y": (ROWS, _H), "kind": scale, **rest})
+
+
+_SWAPPED_WEIGHTS = "w_t = Transpose <perm = [0, 2, 1]> (w_d)  v_t = Transpose <perm = [0, 2, 1]> (v_d)"
+_SWAPPED_BOTH: dict[str, Any] = {
+    "before": _SWAPPED_WEIGHTS, "one": "w_t", "two": "v_t", "w": (_B, _H, _I), "v": (_B, _I, _H), "axis": 1,
+}  # fmt: skip
+_MIXTURES = (
+    *(_mixture("fused", f"{element}-{suffix}", element=element, zero=zero, quick=element == "uint4")
+      for element in ("uint4", "int4") for zero, suffix in ZEROS),
+    *(_mixture("either", f"{element}-{suffix}", element=element, zero=zero, opset=25 if element.endswith("2") else 21)
+      for element in ("uint2", "int2", "uint8", "int8") for zero, suffix in ZEROS),
+    *(_mixture("fused", activation, _SILU.replace("silu", activation)) for activation in ("relu", "gelu", "identity")),
+    _mixture("fused", "swiglu", _SWIGLU, quick=True),
+    _mixture("fused", "swiglu-of-gpt-oss", f"{_SWIGLU}, swiglu_limit = 7.0, activation_alpha = 1.702, activation_beta = 1.0",
+             element="int4", zero="none"),
+    _mixture("fused", "all-probabilities", "k = 2", quick=True),
+    _mixture("fused", "one-expert", _SILU.replace("k = 2", "k = 1")),
+    _mixture("fused", "block-16", block=16),
+    _mixture("fused", "one-scale-for-a-row", block=96, w=(_B, _I, 96), v=(_B, 96, _I), x=(ROWS, 96), y=(ROWS, 96), b2=""),
+    _mixture("fused", "per-tensor", block=PER_TENSOR),
+    _mixture("fused", "without-biases", b1="", b2=""),
+    _mixture("fused", "k-major", **_SWAPPED_BOTH, quick=True),
+    _mixture("fused", "k-major-int4", **_SWAPPED_BOTH, element="int4"),
+    _mixture("fused", "float16", scale="float16", kind="float16", precision="float16"),
+    _mixture("fused", "float16-scales", scale="float16", kind="float", precision="float16",
+             before="w_c = Cast <to = 1> (w_d)  v_c = Cast <to = 1> (v_d)", one="w_c", two="v_c"),
+    _mixture("reason", "blocks-of-8", block=8),
+    _mixture("reason", "one-weight-in-float", before="f = Abs(v_d)", two="f"),
+)  # fmt: skip
+
+EXPERTS = _GATHERED + _ALL + _MIXTURES

@@ -109,8 +109,8 @@ def _census(model: onnx.ModelProto) -> tuple[tuple[str, ...], tuple[tuple[int, i
         if node.op_type == "MatMulNBits":
             given = {attribute.name: attribute.i for attribute in node.attribute}
             forms.append((given["bits"], given["block_size"]))
-        if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
-            scales = constants.get(node.input[2])
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized", "QMoE"):
+            scales = constants.get(node.input[3 if node.op_type == "QMoE" else 2])
             bias = _BIASED if node.op_type == "MatMulNBits" and len(node.input) > 5 and node.input[5] else ""
             fused.append(f"{node.op_type}{bias}:{scales.data_type if scales else 0}")
         elif node.op_type == "Gather" and node.input[0] in constants:

@@ -53,10 +53,10 @@ class NodeEmitter:
         self._names = names
         self._opset = opset
 
-    def fused(self, op_type: str, inputs: Sequence[str], **numbers: int) -> str:
+    def fused(self, op_type: str, inputs: Sequence[str], **numbers: Any) -> str:
         """Add a fused node, an operator of ONNX Runtime's own domain. Returns the name of its output.
 
-        The first of them has the name of the node that is replaced.
+        The first of them has the name of the node that is replaced. Attributes are whole numbers, or those of another node.
         """
         name, self._name = self._name, ""
         return self._add(op_type, inputs, name, CONTRIB_DOMAIN, numbers)

@@ -40,6 +40,7 @@ class Site(NamedTuple):
     weight: str  # the name under which it reads the dequantized weight
     output: str  # the value that the fused node produces
     replaced: tuple[NodeRef, ...]  # the nodes that it replaces, in the order of the graph
+    joined: tuple[str, ...] = ()  # names under which the first of these reads other weights that the fusion takes in as well
 
 
 class Fusion(Protocol):

@@ -61,7 +61,8 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     left: dict[NodeRef, _WeightMatch] = {}
     fused: set[NodeRef] = set()  # with all that reads them
     constants = Constants(locate)
-    context = _Context(locate, constants, settings, Centred(), IntegerKernels(constants, settings.int8_activations))
+    kernels = IntegerKernels(constants, settings.int8_activations)
+    context = _Context(locate, constants, settings, Centred(), kernels, set())
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):
             if is_dequantize(node) and has_constant_weight(inner, node, constants):
@@ -115,6 +116,7 @@ class _Context(NamedTuple):
     settings: FusionSettings
     is_centred: Centred
     integer_kernels: IntegerKernels
+    joined: set[tuple[NodeRef, str]]  # weights that a fusion has taken in together with another one: by whom and how read
 
 
 class _Use(NamedTuple):
@@ -152,9 +154,12 @@ class _WeightMatch:
             self._leave(None, Reason.GRAPH_OUTPUT, None)
         # Through all views of the weight, to all that read it or one of them.
         place = (scope, index)
-        waiting = _readers(dequantized.view, scope, output)
+        waiting, is_joined = _readers(dequantized.view, scope, output), False
         while waiting:
             use = waiting.pop()
+            if (use.node_ref, use.name) in context.joined:
+                is_joined = True
+                continue
             scope, index = use.node_ref
             try:
                 spared = context.integer_kernels.reason(use.node_ref)
@@ -171,7 +176,7 @@ class _WeightMatch:
             except NotFusable as refusal:
                 fits = fits_reader(use.node_ref, use.name, use.view)
                 self._leave(use.node_ref, refusal.reason if fits else Reason.INVALID, use.first)
-        if self.reason is None and not self.fusions:
+        if self.reason is None and not self.fusions and not is_joined:
             self._leave(None, Reason.UNUSED, None)
         if self._reasons - {Reason.UNUSED} and _NEVER_ONCE.isdisjoint(self._reasons):
             self.once = dequantized_once(place, dequantized)
@@ -219,6 +224,7 @@ class _WeightMatch:
         fusion = _KINDS[operator.fused_by](site, dequantized, use.view, context.settings, context.locate)
         for node_ref in fusion.site.replaced:
             _check(node_ref)
+        context.joined.update((use.node_ref, name) for name in fusion.site.joined)
         return fusion
 
 

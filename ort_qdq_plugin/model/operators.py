@@ -48,6 +48,10 @@ _GEMM = "alpha:f beta:f transA:i transB:i"
 _CONSTANT = "value:t sparse_value:sparse_tensor"
 _SCALARS = "value_float:f value_floats:floats value_int:i value_ints:ints value_string:s value_strings:strings"
 _FUSED_MATMUL = "alpha:f transA:i transB:i transBatchA:i transBatchB:i"
+_MOE = (
+    "activation_alpha:f activation_beta:f activation_type:s k:i normalize_routing_weights:i swiglu_fusion:i swiglu_limit:f "
+    "swiglu_limit_after_activation:i use_sparse_mixer:i"
+)
 _DEQUANTIZE = "axis:i block_size:i"
 _QUANTIZE = "axis:i block_size:i output_dtype:i saturate:i"
 _CONV = "auto_pad:s dilations:ints group:i kernel_shape:ints pads:ints strides:ints"
@@ -110,6 +114,7 @@ OPERATORS = (
     Operator("FusedMatMul", "reader", f"1 XX {_FUSED_MATMUL}", fused_by="matmul", domain=CONTRIB_DOMAIN),
     Operator("Gather", "reader", "1 TI axis:i|13", fused_by="gather"),
     Operator("Conv", "reader", f"1 FFf {_CONV}|11|22 KKk {_CONV}", fused_by="conv"),
+    Operator("MoE", "reader", f"1 XXXxXxxx {_MOE}", fused_by="qmoe", domain=CONTRIB_DOMAIN),
     Operator("Add", "bias", f"{_BROADCAST}|14 AA"),
 )  # fmt: skip
 

@@ -36,6 +36,7 @@ class Reason(Sentence):
     ACTIVATION_RANK = "The weight has leading axes, and the rank of the product's other operand is not known."
     INTEGER_KERNEL = "The activations are quantized too: ONNX Runtime's integer kernels apply."
     FOLDED = "The result is quantized again: ONNX Runtime computes it once, when it loads the model."
+    EXPERTS = "No mixture of experts that ONNX Runtime quantizes on the CPU computes the same from these weights."
     GATHER = "No form of a lookup takes it: one along a first axis, with a scale for all, rows, columns, or blocks in rows."
     SMALL_TABLE = "The table has so few rows that many lookups in a run would take longer than dequantizing all of it."
     MEMORY = "Its values in float would take more memory than Options.dequantize_once allows."
