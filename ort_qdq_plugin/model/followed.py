@@ -9,7 +9,7 @@ Format facts: If, Loop and Scan of the ONNX specification.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from ort_qdq_plugin.model.elements import INT64
 from ort_qdq_plugin.model.messages import attribute, int_attribute, is_standard, made_tensor, subgraphs
 from ort_qdq_plugin.model.seen import ALL, NOTHING, Seen
 from ort_qdq_plugin.model.shape_rules import OPERATORS
-from ort_qdq_plugin.model.shapes import UNKNOWN, Shape, stated_shapes
+from ort_qdq_plugin.model.shapes import UNKNOWN, Shape
 from ort_qdq_plugin.model.tensors import MAX_RANK
 
 if TYPE_CHECKING:
@@ -41,32 +41,38 @@ class _Model(NamedTuple):
 
     opset: int
     has_functions: bool  # of its own, which ONNX's inference looks into
+    stated: Iterator[Mapping[str, Shape]]
     found: list[Known]
 
 
-def followed_shapes(graph: GraphProto, opset: int, *, has_functions: bool = False) -> list[Known]:
-    """Follow shapes through a main graph and its subgraphs. `has_functions`: whether the model has functions of its own.
+def followed_shapes(
+    graph: GraphProto, opset: int, stated: Iterable[Mapping[str, Shape]], *, has_functions: bool = False
+) -> list[Known]:
+    """Follow shapes through a main graph and its subgraphs.
+
+    `stated` has the shapes that each of these graphs states, the outermost first; `has_functions` says whether the model has
+    functions of its own.
 
     Returns:
         What is known in each graph, the outermost first: only what ONNX's inference would say as well, except of values
         behind operators that it does not know and ONNX Runtime does. Dimensions may be UNKNOWN.
     """
-    model = _Model(opset, has_functions, [])
-    _follow(graph, dict.fromkeys(range(len(graph.input))), ChainMap(), model)
+    model = _Model(opset, has_functions, iter(stated), [])
+    _follow(graph, dict.fromkeys(range(len(graph.input))), (), model)
     return model.found
 
 
-def _follow(graph: GraphProto, entering: _Results, outer: ChainMap[str, Shape | None], model: _Model) -> Known:
-    """Follow shapes through one graph; `entering` has those of its inputs."""
+def _follow(graph: GraphProto, entering: _Results, outer: tuple[Known, ...], model: _Model) -> Known:
+    """Follow shapes through one graph, whose inputs have those in `entering`. `outer`: what is known in graphs around it."""
     own: Known = {}
     model.found.append(own)
-    known, stated, constants = outer.new_child(own), stated_shapes(graph), dict(_constants(graph))
+    stated, constants = next(model.stated), dict(_constants(graph))
     _settle(own, [value.name for value in graph.input], entering, stated)
     for tensor in graph.initializer:
         if len(tensor.dims) <= MAX_RANK and own.get(tensor.name) is None:
             own[tensor.name] = tuple(tensor.dims)
     for node in graph.node:
-        _settle(own, node.output, _results(node, known, constants, model), stated)
+        _settle(own, node.output, _results(node, (own, *outer), constants, model), stated)
     return own
 
 
@@ -102,12 +108,11 @@ def _constants(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
                 yield node.output[0], made_tensor(INT64, (len(numbers.ints),), np.array(numbers.ints, "<i8").tobytes())
 
 
-def _results(
-    node: NodeProto, known: ChainMap[str, Shape | None], constants: Mapping[str, TensorProto], model: _Model
-) -> _Results:
+def _results(node: NodeProto, around: tuple[Known, ...], constants: Mapping[str, TensorProto], model: _Model) -> _Results:
     """What is known of a node's outputs."""
     if any(attr.HasField("g") or attr.graphs for attr in node.attribute):
-        return _controlled(node, known, model)
+        return _controlled(node, around, model)
+    known = around[0] if len(around) == 1 else ChainMap(*around)
     row = None
     if is_standard(node):
         row = OPERATORS.get(node.op_type) if model.opset >= _FIRST_OPSET else None
@@ -126,8 +131,9 @@ def _results(
     return {at: None if shape is NOTHING else shape for at, shape in enumerate(shapes) if shape is not None}
 
 
-def _controlled(node: NodeProto, known: ChainMap[str, Shape | None], model: _Model) -> _Results:
+def _controlled(node: NodeProto, around: tuple[Known, ...], model: _Model) -> _Results:
     """What is known of the outputs of a node that has graphs inside, which are followed."""
+    known = ChainMap(*around)
     of_inputs = {at: known[name] for at, name in enumerate(node.input) if name in known}
     kind = node.op_type if is_standard(node) and model.opset >= _FIRST_OPSET else ""
     entering: _Results = {}
@@ -138,7 +144,7 @@ def _controlled(node: NodeProto, known: ChainMap[str, Shape | None], model: _Mod
         entering = _scanned(node, of_inputs)
     leaving = []
     for graph in subgraphs(node):
-        inside = _follow(graph, entering, known, model)
+        inside = _follow(graph, entering, around, model)
         # Of an outer value that leaves a graph as it is, ONNX's inference says what is stated there.
         leaving.append({at: inside[value.name] for at, value in enumerate(graph.output) if value.name in inside})
     if kind == "If" and len(leaving) == 2:

@@ -201,8 +201,9 @@ class Scope:
     def _followed_shapes(self) -> dict[Scope, Known]:
         """What follows from what is stated, in this main graph and its subgraphs."""
         functions = self._model is not None and bool(self._model.functions)
-        found = followed_shapes(self.graph, self.opset, has_functions=functions)
-        return dict(zip(scopes(self), found, strict=True))
+        inner = list(scopes(self))
+        stated = (scope._stated_shapes for scope in inner)
+        return dict(zip(inner, followed_shapes(self.graph, self.opset, stated, has_functions=functions), strict=True))
 
     @computed_once
     def _inferred_shapes(self) -> dict[Scope, dict[str, Shape]]:

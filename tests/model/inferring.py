@@ -24,7 +24,8 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def followed(model: onnx.ModelProto) -> list[dict[str, Shape | None]]:
     """What is known of the values that the nodes make, in each graph of a model."""
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    known = followed_shapes(model.graph, opset, has_functions=bool(model.functions))
+    stated = map(stated_shapes, graphs(model.graph))
+    known = followed_shapes(model.graph, opset, stated, has_functions=bool(model.functions))
     return [
         {name: shapes[name] for node in graph.node for name in node.output if name in shapes}
         for shapes, graph in zip(known, graphs(model.graph), strict=True)
