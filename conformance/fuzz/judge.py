@@ -40,7 +40,8 @@ class Verdict(Enum):
 
 
 # Of the largest value. Level 4 rounds activations to 8 bits; else right numbers are close ones, whatever the weights.
-_TOLERANCES = {0: 2e-3, 4: 5e-2}
+_ROUNDING_LEVEL = 4
+_TOLERANCES = {0: 2e-3, _ROUNDING_LEVEL: 5e-2}
 # Of values that overflow none is as large as what is summed up, and at level 4 of few values none may be.
 _FEW, _SLACK = 8, 10
 _ROUNDING = 1e-6
@@ -52,7 +53,7 @@ class Judge:
 
     def __init__(self, level: int = 0) -> None:
         self._ours, self._stock = Worker(), Worker()
-        self._level, self._tolerance = level, _TOLERANCES[level]
+        self._level = level
         self.details = ""
         self.fused = 0
 
@@ -81,13 +82,13 @@ class Judge:
             return Verdict.SLOW
         if ours.nbytes > nbytes + MAX_BYTES:
             return Verdict.LARGE
-        verdict = _compared(ours, stock, truth, self._tolerance)
-        if verdict is Verdict.WRONG and not _close(self._stock.run("stock", model, self._level), stock, self._tolerance):
+        verdict = _compared(ours, stock, truth, self._level)
+        if verdict is Verdict.WRONG and not _close(self._stock.run("stock", model, self._level), stock, self._level):
             return Verdict.VARIES
         return verdict
 
 
-def _compared(ours: Outcome, stock: Outcome, truth: Outcome, tolerance: float) -> Verdict:
+def _compared(ours: Outcome, stock: Outcome, truth: Outcome, level: int) -> Verdict:
     if stock.error is not None:
         # Optimized, it may fail for other reasons.
         has_kernel = truth.error is None or truth.error.kind != "NotImplemented"
@@ -104,16 +105,16 @@ def _compared(ours: Outcome, stock: Outcome, truth: Outcome, tolerance: float) -
             return Verdict.LIFTED
         if truth.error is not None:
             return Verdict.OTHER_ERROR
-        return Verdict.ONLY_OURS if ours.values is None or _close(ours, truth, tolerance) else Verdict.WRONG
+        return Verdict.ONLY_OURS if ours.values is None or _close(ours, truth, level) else Verdict.WRONG
     if ours.error is not None:
         return Verdict.OTHER_ERROR
     if ours.values is None or stock.values is None:
         return Verdict.LOADED_BOTH
     if all(map(_identical, ours.values, stock.values)):
         return Verdict.IDENTICAL
-    if _close(ours, stock, tolerance):
+    if _close(ours, stock, level):
         return Verdict.CLOSE
-    return Verdict.UNOPTIMIZED if truth.values is not None and _close(ours, truth, tolerance) else Verdict.WRONG
+    return Verdict.UNOPTIMIZED if truth.values is not None and _close(ours, truth, level) else Verdict.WRONG
 
 
 def _identical(a: Any, b: Any) -> bool:
@@ -122,24 +123,25 @@ def _identical(a: Any, b: Any) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def _close(ours: Outcome, theirs: Outcome, tolerance: float) -> bool:
+def _close(ours: Outcome, theirs: Outcome, level: int) -> bool:
     if ours.values is None or theirs.values is None:
         return False
-    return all(_identical(a, b) or _nearly(a, b, tolerance) for a, b in zip(ours.values, theirs.values, strict=True))
+    return all(_identical(a, b) or _nearly(a, b, level) for a, b in zip(ours.values, theirs.values, strict=True))
 
 
-def _nearly(a: Any, b: Any, tolerance: float) -> bool:
+def _nearly(a: Any, b: Any, level: int) -> bool:
     if not isinstance(a, np.ndarray) or a.shape != b.shape or a.dtype != b.dtype or not np.issubdtype(a.dtype, np.floating):
         return False
     # What rounds to infinity is as good as the largest number. Where float16 overflows, wider intermediates need not.
     kind = np.finfo(a.dtype)
     largest, smallest = float(kind.max), _SMALLEST_STEPS * float(kind.smallest_subnormal)
     a, b = np.nan_to_num(a.astype(np.float64), nan=np.nan, posinf=largest, neginf=-largest), b.astype(np.float64)
-    if np.isinf(b).any() or (tolerance == _TOLERANCES[4] and b.size < _FEW):
+    tolerance = _TOLERANCES[level]
+    if np.isinf(b).any() or (level == _ROUNDING_LEVEL and b.size < _FEW):
         tolerance *= _SLACK
     a, b = a[np.isfinite(b)], b[np.isfinite(b)]
     # Level 4 takes the zero points off the sums: what cancels leaves a rounding error.
-    limit = max(tolerance * np.abs(b).max(initial=0), smallest, _ROUNDING if tolerance >= _TOLERANCES[4] else 0)
+    limit = max(tolerance * np.abs(b).max(initial=0), smallest, _ROUNDING if level == _ROUNDING_LEVEL else 0)
     return bool((np.abs(a - b) <= limit).all())
 
 
