@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ort_qdq_plugin.cli.console import UsageError, complain
-from ort_qdq_plugin.system.environment import PREFIX
+from ort_qdq_plugin.system.environment import PREFIX, TUNABLES, with_huge_heap
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -19,7 +19,6 @@ EXAMPLE = "ort-qdq run -- python program.py"
 
 _SIGNAL = 128  # what shells add to the number of the signal that ended a program
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_TUNABLES, _HUGE_HEAP = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +50,7 @@ def _environment(log: str) -> dict[str, str]:
     environment = {**os.environ, PREFIX: "1", f"{PREFIX}_LOG_FILE": log}
     # A level above info would hide sessions.
     environment.pop(f"{PREFIX}_LOG", None)
-    tunables = environment.get(_TUNABLES, "")
     # Where it says "always" nothing is to be gained, and where it says "never" nothing can be.
-    if _HUGE_PAGES.exists() and "[madvise]" in _HUGE_PAGES.read_text() and _HUGE_HEAP not in tunables:
-        environment[_TUNABLES] = ":".join(filter(None, [tunables, f"{_HUGE_HEAP}=1"]))
+    if _HUGE_PAGES.exists() and "[madvise]" in _HUGE_PAGES.read_text():
+        environment[TUNABLES] = with_huge_heap(environment.get(TUNABLES, ""))
     return environment

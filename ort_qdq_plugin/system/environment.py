@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["NO", "PREFIX", "YES"]
+__all__ = ["NO", "PREFIX", "TUNABLES", "YES", "with_huge_heap"]
 
 PREFIX = "ORT_QDQ_PLUGIN"
 """The variable that switches the package on; the names of all others begin with it."""
 
 YES = ("1", "true", "yes", "on")
 NO = ("", "0", "false", "no", "off")
+
+TUNABLES = "GLIBC_TUNABLES"
+"""The variable that the C library reads when a process starts: name=value, separated by colons."""
+
+_HUGE_HEAP = "glibc.malloc.hugetlb"
+
+
+def with_huge_heap(tunables: str) -> str:
+    """A value of `TUNABLES` that also has the heap use huge pages, unless it says of them already."""
+    said = any(entry.partition("=")[0] == _HUGE_HEAP for entry in tunables.split(":"))
+    return tunables if said else ":".join(filter(None, [tunables, f"{_HUGE_HEAP}=1"]))

@@ -47,6 +47,25 @@ def test_what_it_is_given(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.arena_max=1", "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0:glibc.malloc.arena_max=1", "glibc.malloc.hugetlb=0:glibc.malloc.arena_max=1"),
+    ],
+)
+def test_what_the_user_tells_the_c_library_is_kept(
+    given: str | None, expected: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter(tmp_path / "python3", f'echo "$GLIBC_TUNABLES" > "{tmp_path}/tunables"; echo 1', monkeypatch)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    assert prepacked_in_another_process(str(folder)) == 1
+    assert (tmp_path / "tunables").read_text() == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
     ("script", "problem"),
     [
         ("echo first >&2; echo the problem >&2; exit 1", "the problem"),
