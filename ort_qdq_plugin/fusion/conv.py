@@ -98,7 +98,7 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     if view.data_type != FLOAT or dequantized.bits >= _BYTE:
         # In float, 8 bits are dequantized in every run.
         raise NotFusable(Reason.CONVOLUTION)
-    place = _place(scope, node, shape, (k, n), settings.once_bytes > 0)
+    place = _place(scope, node, shape, (k, n), settings.once_bytes() > 0)
     if not any(rule.holds(place) for rule in RULES):
         raise NotFusable(Reason.CONVOLUTION)
     matrix = dequantized.matrix(view.reshaped((n, k)), transposed=True)

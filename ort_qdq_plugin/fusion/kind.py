@@ -28,7 +28,9 @@ class FusionSettings(NamedTuple):
     accuracy_level: int  # MatMulNBits' attribute, 0 to 4
     # Whether ONNX Runtime's integer kernels take int8 activations, as by ``session.qdqisint8allowed``.
     int8_activations: bool = False
-    once_bytes: int = 0  # the most bytes that the values of weights which are dequantized once may take together
+    # The most bytes that the values of weights which are dequantized once may take together. It may take long to tell: it is
+    # asked where there are such weights.
+    once_bytes: Callable[[], int] = int
 
 
 class Site(NamedTuple):

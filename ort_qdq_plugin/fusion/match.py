@@ -74,7 +74,9 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
                     left[inner, index] = decision
     # What makes scales for others of them goes with those.
     goes = ReadersGo(constants.folded, fused | {ref for ref, decision in left.items() if decision.once is not None})
-    chosen = choose([once for ref in left if not goes(ref) and (once := left[ref].once)], settings.once_bytes)
+    offered = [once for ref in left if not goes(ref) and (once := left[ref].once)]
+    most_bytes = settings.once_bytes() if offered else 0
+    chosen = choose(offered, most_bytes)
     goes = ReadersGo(constants.folded, fused | {once.node_ref for once in chosen})
     unfused: list[UnfusedWeight] = []
     candidates: list[tuple[DequantizedOnce, int | None]] = []  # each with its index among the unfused, if it is there
@@ -85,7 +87,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
         if decision.once is not None:
             candidates.append((decision.once, len(unfused) if entries else None))
         unfused += entries
-    if settings.once_bytes:
+    if most_bytes:
         _say_which_are_chosen(unfused, candidates, chosen)
     if not fusions and not any(entry.bytes_added for entry in unfused):
         chosen = []  # vectors alone are not worth it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo, readable
@@ -55,9 +56,8 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
     with journal.stage("match"), readable():
         scope, matches = model_scope(parsed.proto), Matches()
         if request.may_fuse:
-            settings = FusionSettings(
-                request.block_size, request.accuracy_level, request.int8_activations, _once_bytes(request, parsed)
-            )
+            once_bytes = partial(_once_bytes, request, parsed)
+            settings = FusionSettings(request.block_size, request.accuracy_level, request.int8_activations, once_bytes)
             matches = match(scope, parsed.locate, settings)
     with journal.stage("plan"):
         groups = [tuple(fusion.operands.values()) for fusion in matches.fusions]

@@ -28,7 +28,7 @@ def draft_of(**how: Any) -> Draft:
 
 
 def matched(draft: Draft, most: int = ALL) -> Matches:
-    return match(model_scope(draft.model()), locate, SETTINGS._replace(once_bytes=most))
+    return match(model_scope(draft.model()), locate, SETTINGS._replace(once_bytes=lambda: most))
 
 
 def once(draft: Draft, most: int = ALL) -> list[str]:
@@ -41,6 +41,19 @@ def test_what_feeds_no_product() -> None:
     (chosen,), (entry,) = matches.once, matches.unfused
     assert (chosen.output, chosen.operand.data_type, chosen.operand.shape) == ("w_d", FLOAT, (K, N))
     assert (entry.reason, entry.bytes_added, entry.bytes_per_run) == (Reason.CONSUMER, K * N * 4, 0)
+
+
+def test_how_much_it_may_be_is_asked_where_there_is_something() -> None:
+    asked = list[int]()
+
+    def most() -> int:
+        asked.append(1)
+        return ALL
+
+    for reader, inputs, times in (("MatMul", "x w_d", 0), ("Sum", "w_d x", 1)):
+        draft = drawn(draft_of(), (reader, inputs, "y"))
+        match(model_scope(draft.model()), locate, SETTINGS._replace(once_bytes=most))
+        assert len(asked) == times
 
 
 @pytest.mark.parametrize(
