@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accuracy-level", type=int, help="of the fused nodes, 0 to 4 (default 4, or what genai_config.json says)"
     )
+    parser.add_argument(
+        "--dequantize-once",
+        action="store_true",
+        help="write weights that no fused operator takes dequantized, not as integers",
+    )
 
 
 def run(given: argparse.Namespace) -> int:
@@ -37,7 +42,7 @@ def run(given: argparse.Namespace) -> int:
     from ort_qdq_plugin.options import Options
 
     try:
-        options = Options(accuracy_level=given.accuracy_level)
+        options = Options(accuracy_level=given.accuracy_level, dequantize_once="always" if given.dequantize_once else "auto")
     except ValueError as error:
         raise UsageError(str(error)) from error
     export = _export_folder if os.path.isdir(given.model) else _export_file

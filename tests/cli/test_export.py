@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from tests.cli.support import Here
@@ -16,6 +17,17 @@ def test_a_model_that_stock_loads(tmp_path: Path, here: Here) -> None:
     stock(str(out))
     assert "out.onnx is there already: say --force" in here.refused("export", tmp_path / "m.onnx", out)
     here.said("export", tmp_path / "m.onnx", out, "--force")
+
+
+def test_weights_that_no_fused_operator_takes(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "m.onnx").write_bytes(mixed())
+    dequantizing = []
+    for number, flags in enumerate(([], ["--dequantize-once"])):
+        out = tmp_path / f"{number}.onnx"
+        here.said("export", tmp_path / "m.onnx", out, *flags)
+        dequantizing.append([node.op_type for node in onnx.load(out).graph.node].count("DequantizeLinear"))
+        stock(str(out))
+    assert dequantizing == [1, 0]
 
 
 def test_a_folder(tmp_path: Path, here: Here) -> None:
