@@ -16,7 +16,7 @@ import onnxruntime
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.ort.keys import PARALLEL_KEY
 
-__all__ = ["CONFIG_NAME", "ModelFile", "merged", "model_files", "read_config", "rewritten"]
+__all__ = ["CONFIG_NAME", "ModelFile", "merged", "model_files", "read_config", "rewritten", "to_bytes", "with_entries"]
 
 CONFIG_NAME = "genai_config.json"
 _MAX_BYTES = 64 << 20
@@ -128,15 +128,27 @@ def rewritten(config: Json, filenames: Mapping[str, str], entries: Mapping[str, 
 
     Sessions pre-pack in parallel, unless it says otherwise.
     """
-    changed = json.loads(json.dumps(config))
+    changed = with_entries(config, entries, {PARALLEL_KEY: "1"})
     for section in _sections(changed["model"]):
         section[_FILENAME] = filenames[section[_FILENAME]]
+    return to_bytes(changed)
+
+
+def with_entries(config: Json, entries: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> Json:
+    """A configuration with these config entries for all sessions, and with the defaults where it says nothing of them."""
+    changed: Json = json.loads(json.dumps(config))
+    for section in _sections(changed["model"]):
         if _options_of(section) is not None:
-            section[_SESSION_OPTIONS] = {PARALLEL_KEY: "1", **section[_SESSION_OPTIONS], **entries}
+            section[_SESSION_OPTIONS] = {**(defaults or {}), **section[_SESSION_OPTIONS], **entries}
     decoder = _dict_at(changed, "model", "decoder")
     if decoder is not None:
-        decoder[_SESSION_OPTIONS] = {PARALLEL_KEY: "1", **decoder.get(_SESSION_OPTIONS, {_PROVIDERS: []}), **entries}
-    return json.dumps(changed, indent=2).encode()
+        decoder[_SESSION_OPTIONS] = {**(defaults or {}), **decoder.get(_SESSION_OPTIONS, {_PROVIDERS: []}), **entries}
+    return changed
+
+
+def to_bytes(config: Json) -> bytes:
+    """A configuration as it is written to a file."""
+    return json.dumps(config, indent=2).encode()
 
 
 def _sections(value: Any) -> Iterator[Json]:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
-from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, model_files, read_config
+from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, model_files, read_config, to_bytes, with_entries
 from ort_qdq_plugin.load.export import write_model
-from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.options import Options, Progress
 from ort_qdq_plugin.ort.providers import check_providers
@@ -40,7 +40,8 @@ def export(
         out: The new folder, which gets this name when it is complete.
         force: Whether another model's folder may be replaced.
         progress: Called with (bytes done, bytes in all), which begin anew for each file.
-        options: Options of this package. Of these, accuracy level and block size replace those of the configuration.
+        options: Options of this package. Of these, accuracy level and block size replace those of the configuration, also in
+            the new folder's.
 
     Returns:
         A report for each ONNX file that genai_config.json names, by that name. Its route is "export", or "stock" if the file
@@ -54,7 +55,8 @@ def export(
     source, target = os.path.abspath(folder), os.path.abspath(out)
     _check_paths(source, target, force)
     chosen = dataclasses.replace(options or Options(), progress=progress)
-    files = {file.filename: file for file in model_files(read_config(source))}
+    config = read_config(source)
+    files, entries = {file.filename: file for file in model_files(config)}, entries_of(chosen, None)
     temporary = f"{target}.{os.urandom(_RANDOM_BYTES).hex()}"
     unfinished = f"{temporary}.tmp"
     os.mkdir(unfinished)
@@ -68,6 +70,10 @@ def export(
         left_out = data.only_of(fused)
         copied = [(path, name) for path, name in existing if os.path.realpath(path) not in left_out]
         _copy(copied, unfinished, progress or (lambda _done, _total: None))
+        if entries:
+            # For what ONNX Runtime fuses itself.
+            with open(os.path.join(unfinished, CONFIG_NAME), "wb") as file:
+                file.write(to_bytes(with_entries(config, entries)))
         _rename(unfinished, target, f"{temporary}.old")
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

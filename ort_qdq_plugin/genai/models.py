@@ -305,7 +305,10 @@ def _fused_folder(
             log.warning("preparing without the cache: %s", problem)
             reports.clear()
             entries = _entries(folder, files, dataclasses.replace(without, share_weights=False), True, reports)
-        if not entries:
+        # They hold for what ONNX Runtime fuses itself, too.
+        settings = entries_of(options, None)
+        is_quantized = any(report.stock_reason is not StockReason.NOT_QUANTIZED for report in reports.values())
+        if not entries and not (settings and is_quantized):
             raise LeaveToStock(StockReason.NOT_FUSIBLE)
         if not all(folder.entry.has_current_sources() for folder in entries.values()):
             # The first file was of one model, and the last one of another.
@@ -315,7 +318,7 @@ def _fused_folder(
         for number, (filename, entry) in enumerate(entries.items()):
             filenames[filename] = os.path.join(_ENTRY.format(number), os.path.basename(entry.model))
             links[_ENTRY.format(number)] = os.path.dirname(entry.model)
-        temporary.fill(folder, rewritten(config, filenames, entries_of(options, None)), links)
+        temporary.fill(folder, rewritten(config, filenames, settings), links)
         return ModelState(temporary, reports, tuple(entries.values()))
     except BaseException:
         temporary.close()

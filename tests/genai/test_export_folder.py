@@ -72,6 +72,10 @@ def test_accuracy_level_of_the_configuration_and_of_the_options(folder: Path, tm
     export(folder, tmp_path / "config")
     export(folder, tmp_path / "options", options=Options(accuracy_level=2))
     assert (levels(tmp_path / "config" / DECODER), levels(tmp_path / "options" / DECODER)) == ({1}, {2})
+    # The new configuration says it as well, for what ONNX Runtime fuses itself.
+    said = [json.loads((tmp_path / name / CONFIG_NAME).read_text()) for name in ("config", "options")]
+    assert [made["model"]["decoder"]["session_options"][ACCURACY_KEY] for made in said] == ["1", "2"]
+    assert (tmp_path / "config" / CONFIG_NAME).read_text() == (folder / CONFIG_NAME).read_text()
 
 
 @pytest.mark.parametrize(("key", "value", "reason"), [

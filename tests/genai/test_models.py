@@ -1,6 +1,7 @@
 """Models of onnxruntime-genai whose files, or whose entries of the cache, are replaced while they are loaded."""
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -10,13 +11,16 @@ from typing import Any
 
 import pytest
 
-from ort_qdq_plugin import Options, QdqPluginError, genai
+from ort_qdq_plugin import Options, QdqPluginError, StockReason, genai
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.genai import calls, models
+from ort_qdq_plugin.genai.config import CONFIG_NAME, read_config
 from ort_qdq_plugin.load.through_cache import entry_folder_through_cache
+from ort_qdq_plugin.ort.keys import ACCURACY_KEY
 from tests.cache.support import entries
 from tests.genai.small_model import tokens, write_model
+from tests.support import floating
 
 og = pytest.importorskip("onnxruntime_genai")
 
@@ -77,6 +81,26 @@ def test_it_computes_what_stock_does_and_says_what_was_copied(folder: Path, cach
     assert 0 < copied <= (folder / "model.onnx.data").stat().st_size
     after = {path: path.stat() for path in folder.iterdir()}
     assert [(one.st_nlink, one.st_ctime_ns) for one in after.values()] == [(1, one.st_ctime_ns) for one in before.values()]
+
+
+def test_the_accuracy_level_holds_where_nothing_is_fused(folder: Path) -> None:
+    """Then too ONNX Runtime may fuse something itself."""
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    config["model"]["decoder"]["session_options"]["graph_optimization_level"] = "ORT_DISABLE_ALL"
+    (folder / CONFIG_NAME).write_text(json.dumps(config))
+    model = genai.load(folder, options=Options(accuracy_level=0))
+    assert tokens(model) == tokens(og.Model(str(folder)))
+    assert genai.report_of(model)["model.onnx"].stock_reason is StockReason.FUSION_DISABLED
+
+    def said(level: int | None) -> str | None:
+        made = models._new_state(str(folder), (), Options(accuracy_level=level))
+        if made.folder is None:
+            return None
+        return str(read_config(made.folder.path)["model"]["decoder"]["session_options"][ACCURACY_KEY])
+
+    assert (said(0), said(None)) == ("0", None)
+    (folder / "model.onnx").write_bytes(floating().SerializeToString())
+    assert said(0) is None  # nothing in it is quantized
 
 
 def test_an_object_that_has_opened_another_entry_is_not_used(
