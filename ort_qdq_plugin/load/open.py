@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
 from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, OPTIONS_IN_MODEL, config_entry, options_are_in_models
@@ -68,4 +69,4 @@ def leave_unreadable_to_stock() -> Iterator[None]:
 
 def _has_fused_operators(skeleton: Skeleton) -> bool:
     """Whether handing a model over may help it although nothing is fused: it may have fused operators or the extensions'."""
-    return skeleton.mentions("MatMulNBits") or skeleton.mentions(EXTENSIONS_DOMAIN)
+    return any(map(skeleton.mentions, (*LOW_BIT_OPERATORS, EXTENSIONS_DOMAIN)))

@@ -17,6 +17,7 @@ from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.graph import Scope, check_imports, domains, domains_once_inlined, model_scope
 from ort_qdq_plugin.model.messages import external_tensors
 from ort_qdq_plugin.model.operands import Operand, as_stored, borrowed_bytes, packed_bytes
+from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
 from ort_qdq_plugin.model.parsed import ParsedModel
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, supplies_initializers
@@ -70,7 +71,7 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
     used = domains(scope)
     check_imports(parsed.proto, used)
     # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs it.
-    borrows = parsed.skeleton.mentions("MatMulNBits") and any(external_tensors(parsed.proto.graph))
+    borrows = any(map(parsed.skeleton.mentions, LOW_BIT_OPERATORS)) and any(external_tensors(parsed.proto.graph))
     if not groups and not borrows and EXTENSIONS_DOMAIN not in used:
         raise NothingToDo(StockReason.NOT_FUSIBLE)
     stored, packed = parsed.skeleton.stored_bytes, sum(layout.sizes)

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["CONTRIB_DOMAIN", "LAST_OPSET", "OPERATORS", "Operator", "Role", "operator_of", "role_of"]
+__all__ = ["CONTRIB_DOMAIN", "LAST_OPSET", "LOW_BIT_OPERATORS", "OPERATORS", "Operator", "Role", "operator_of", "role_of"]
 
 LAST_OPSET = 28
 """The last opset whose versions are written down here."""
 
 CONTRIB_DOMAIN = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
+
+LOW_BIT_OPERATORS = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
+"""ONNX Runtime's operators with weights of few bits, which fused nodes are, and which models may hold already."""
 
 Role = Literal["dequantize", "constant", "view", "folded", "reader", "bias"]
 """What an operator is to a weight. "view": its output has every element of its first input once. "reader": it is fused with

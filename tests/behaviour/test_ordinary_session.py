@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from benchmarks.big_models import write_pair
 from conformance.drawing.draft import Draft
@@ -127,4 +127,35 @@ def test_the_qoperator_model_gets_the_hand_over(tmp_path: Path) -> None:
     session = passed_through(str(pair.qop))
     assert mapped(tmp_path)
     report = made_report(session)
+    assert (report.route, report.fused, report.packed_bytes, report.stock_reason) == ("borrowed", (), 0, None)
+
+
+def mixture() -> Draft:
+    """A mixture of experts that is quantized already."""
+    draft = Draft("mixture")
+    x = draft.input("x", ["m", 64])
+    probabilities = draft.node("MatMul", [x, draft.floats("router", [64, 4], low=-1, high=1)])
+    weights = [draft.quantized(name, "uint8", [4, 64, 32]) for name in ("w", "v")]
+    scales = [draft.floats(f"{name}_s", [4, 64, 2]) for name in ("w", "v")]
+    draft.node(
+        "QMoE", [x, probabilities, weights[0], scales[0], "", weights[1], scales[1]], "y", domain="com.microsoft", k=2,
+        block_size=32, weights_prepacked=0,
+    )  # fmt: skip
+    draft.output("y", ["m", 64])
+    return draft
+
+
+def lookup() -> Draft:
+    """A lookup in a table that is quantized already."""
+    draft = Draft("lookup")
+    indices = draft.node("Cast", [draft.input("x", ["m", 2])], "i", to=TensorProto.INT64)
+    operands = [draft.quantized("w", "uint8", [500, 32]), indices, draft.floats("s", [500, 2])]
+    draft.node("GatherBlockQuantized", operands, "y", domain="com.microsoft", block_size=32, bits=4, quantize_axis=1)
+    draft.output("y", ["m", 2, 64])
+    return draft
+
+
+@pytest.mark.parametrize("draft", [mixture(), lookup()], ids=["QMoE", "GatherBlockQuantized"])
+def test_so_do_other_models_that_are_quantized_already(tmp_path: Path, form: Form, draft: Draft) -> None:
+    report = made_report(passed_through(save(draft.model(), tmp_path, form)))
     assert (report.route, report.fused, report.packed_bytes, report.stock_reason) == ("borrowed", (), 0, None)

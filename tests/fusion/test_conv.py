@@ -22,7 +22,7 @@ from tests.fusion.support import SETTINGS, emitted, integers_of, locate, read, r
 from tests.support import CPU, made_report, quiet, saved_nodes, stock
 
 K, N = 512, 128  # of 64 Ki elements, from which on a product is worth it
-ALL = SETTINGS._replace(once_bytes=sys.maxsize)
+ALL = SETTINGS._replace(once_bytes=lambda: sys.maxsize)
 
 
 def convolution(

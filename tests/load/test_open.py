@@ -77,10 +77,13 @@ def test_session_options_in_the_model(path: Path, monkeypatch: pytest.MonkeyPatc
     is_left_to_stock(asked(str(path)), StockReason.OPTIONS_IN_MODEL)
 
 
-@pytest.mark.parametrize("domain", ["com.microsoft", "ai.onnx.contrib"])
-def test_models_that_gain_by_the_hand_over_alone(domain: str) -> None:
+@pytest.mark.parametrize(("operator", "domain"), [
+    ("MatMulNBits", "com.microsoft"), ("GatherBlockQuantized", "com.microsoft"), ("QMoE", "com.microsoft"),
+    ("Some", "ai.onnx.contrib"),
+])  # fmt: skip
+def test_models_that_gain_by_the_hand_over_alone(operator: str, domain: str) -> None:
     model = unquantized()
-    model.graph.node[0].op_type, model.graph.node[0].domain = "MatMulNBits", domain
+    model.graph.node[0].op_type, model.graph.node[0].domain = operator, domain
     open_model(asked(model.SerializeToString(), NO_QDQ)).close()
 
 
@@ -107,7 +110,7 @@ def test_a_glance_tells_what_is_quantized_throughout() -> None:
         glance_at(skeleton)
 
 
-@pytest.mark.parametrize("operator", ["MatMulNBits", "", None])
+@pytest.mark.parametrize("operator", ["MatMulNBits", "GatherBlockQuantized", "QMoE", "", None])
 def test_a_glance_passes_everything_else(operator: str | None) -> None:
     """None: a model without quantized activations."""
     model = linear(Weight()) if operator is None else product()
