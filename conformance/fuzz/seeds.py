@@ -39,6 +39,18 @@ _MORE = (
            """v0 = Unsqueeze(w_d, axes)  v1 = Transpose <perm = [0, 2, 1]> (v0)  v2 = Squeeze(v1, axes)
               v3 = Reshape(v2, shape)  v4 = Flatten(v3)  v5 = Identity(v4)  v6 = Cast <to = 1> (v5)
               y = Gemm <alpha = 0.5, beta = 2.0> (x, v6, bias)"""),
+    either("experts looked up", lambda d: d.input("e", [1], "int64"), lambda d: d.ints("first", [0]),
+           lambda d: d.dequantize("w", (12, 32, 8), axis=1),
+           "g = Gather <axis = 0> (w_d, e)  s = Squeeze(g, first)  y = MatMul(x, s)", x=["m", 32], y=["m", 8]),
+    either("experts in rows looked up", lambda d: d.input("e", [2], "int64"),
+           lambda d: d.dequantize("w", (12, 8, 32), axis=2),
+           "g = Gather <axis = 0> (w_d, e)  t = Transpose <perm = [0, 2, 1]> (g)  y = MatMul(x, t)", x=[2, "m", 32],
+           y=[2, "m", 8]),
+    either("all experts", lambda d: d.dequantize("w", (3, 32, 8), axis=1), "y = MatMul(x, w_d)", x=[3, "m", 32],
+           y=[3, "m", 8]),
+    either("a mixture of experts", lambda d: d.input("p", ["m", 2]), lambda d: d.dequantize("w", (2, 32, 32), axis=2),
+           lambda d: d.dequantize("v", (2, 32, 32), axis=2), lambda d: d.floats("b", [2, 32]),
+           "y = com.microsoft.MoE <normalize_routing_weights = 1, k = 2> (x, p, w_d, b, v_d)", x=["m", 32], y=["m", 32]),
     either("subgraphs", _subgraphs, x=["m", 32], y=["m", 16]),
 )  # fmt: skip
 

@@ -3,11 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
+from onnx import TensorProto
+
 from conformance.drawing.draft import ROWS, Draft
+from conformance.drawing.elements import raw_tensor
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from conformance.patterns.pattern import ZEROS, Expectation, Pattern, Step, pattern
 
 __all__ = ["EXPERTS"]
+
+
+def _numbers(d: Draft, name: str, *numbers: int) -> None:
+    """A constant that stays in the model where initializers are in other files: ONNX Runtime's shape inference reads it."""
+    d.constant_nodes = True
+    d.ints(name, numbers)
+    d.constant_nodes = False
+
 
 _E, _K, _N = 50, 96, 64
 """More experts than ids (`MAX_IDS`)."""
@@ -23,7 +34,7 @@ def _looked_up(
     rest = {name: other.pop(name) for name in ("x", "y", "quick", "kind", "precision", "opset") if name in other}
     steps: tuple[Step, ...] = (
         lambda d: d.input("e", ids, "int64"),
-        lambda d: d.ints("first", [0]),
+        lambda d: _numbers(d, "first", 0),
         lambda d: d.dequantize("w", shape, **{"axis": axis, **other}),
         nodes,
     )
@@ -152,4 +163,69 @@ _MIXTURES = (
     _mixture("reason", "one-weight-in-float", before="f = Abs(v_d)", two="f"),
 )  # fmt: skip
 
-EXPERTS = _GATHERED + _ALL + _MIXTURES
+
+def _router(d: Draft, experts: int = _B) -> None:
+    """The two best experts of each token: their numbers `best`, and their weights `share`, which add up to 1."""
+    d.floats("router", (_H, experts), low=-1, high=1)
+    _numbers(d, "two", 2)
+    d.write("logits = MatMul(x, router)  top, best = TopK(logits, two)  share = Softmax <axis = -1> (top)")
+
+
+def _looked_up_for_each_token(d: Draft) -> None:
+    """gpt-oss in PyTorch: the matrices of each token's experts, of 32, multiplied by an Einsum."""
+    _router(d, 32)
+    d.dequantize("w", (32, _I, _H), axis=2)
+    d.dequantize("v", (32, _H, _I), axis=2)
+    d.write('w1 = Gather <axis = 0> (w_d, best)  h = Einsum <equation = "tkoi,ti->tko"> (w1, x)')
+    d.write("g = Sigmoid(h)  a = Mul(h, g)")
+    d.write('w2 = Gather <axis = 0> (v_d, best)  o = Einsum <equation = "tkoi,tki->tko"> (w2, a)')
+    d.write('y = Einsum <equation = "tko,tk->to"> (o, share)')
+
+
+def _unrolled(d: Draft) -> None:
+    """Mixtral as Optimum and Olive export it: an expert after the other, with the tokens that chose it, each quantized."""
+    _router(d)
+    _numbers(d, "last", -1)
+    _numbers(d, "one", 1)
+    d.write("y0 = Sub(x, x)")
+    for expert in range(_B):
+        gate, up, down, e = (f"{name}{expert}" for name in ("w", "u", "v", "e"))
+        d.constant(raw_tensor(e, TensorProto.INT64, [], expert.to_bytes(8, "little")))
+        d.write(f"is_{e} = Equal(best, {e})  as_{e} = Cast <to = 1> (is_{e})  all_{e} = Mul(as_{e}, share)")
+        d.write(f"s_{e} = ReduceSum(all_{e}, last)  f_{e} = Squeeze(s_{e}, one)  n_{e} = NonZero(f_{e})")
+        d.write(f"t_{e} = Transpose <perm = [1, 0]> (n_{e})  x_{e} = GatherND(x, t_{e})  p_{e} = GatherND(s_{e}, t_{e})")
+        for name, shape in ((gate, (_I, _H)), (up, (_I, _H)), (down, (_H, _I))):
+            d.dequantize(name, shape, axis=1)
+            d.write(f"{name}_t = Transpose <perm = [1, 0]> ({name}_d)")
+        d.write(f"g_{e} = MatMul(x_{e}, {gate}_t)  h_{e} = Sigmoid(g_{e})  k_{e} = Mul(g_{e}, h_{e})")
+        d.write(f"m_{e} = MatMul(x_{e}, {up}_t)  a_{e} = Mul(k_{e}, m_{e})  o_{e} = MatMul(a_{e}, {down}_t)")
+        result = "y" if expert == _B - 1 else f"y{expert + 1}"
+        d.write(f'q_{e} = Mul(o_{e}, p_{e})  {result} = ScatterND <reduction = "add"> (y{expert}, t_{e}, q_{e})')
+
+
+def _all_in_a_batch(d: Draft) -> None:
+    """Llama 4 in PyTorch: every token goes to every expert, which ``bmm`` computes, and is weighted."""
+    _router(d)
+    d.dequantize("w", (_B, _H, _I), axis=1)
+    d.dequantize("v", (_B, _I, _H), axis=1)
+    _numbers(d, "repeats", _B, 1)
+    _numbers(d, "stack", _B, -1, _H)
+    _numbers(d, "first", 0)
+    _numbers(d, "last", 2)
+    d.write("many = Tile(x, repeats)  each = Reshape(many, stack)  h = MatMul(each, w_d)  g = Sigmoid(h)  a = Mul(h, g)")
+    d.write("o = MatMul(a, v_d)  all = Softmax <axis = -1> (logits)  turned = Transpose <perm = [1, 0]> (all)")
+    d.write("weights = Unsqueeze(turned, last)  q = Mul(o, weights)  y = ReduceSum <keepdims = 0> (q, first)")
+
+
+def _layer(name: str, draw: Step, fusions: int) -> Pattern:
+    ends: dict[str, Any] = {"x": (ROWS, _H), "y": (ROWS, _H), "kind": "float"}
+    return pattern("fused", f"experts-layer-{name}", draw, fusions=fusions, quick=True, **ends)
+
+
+_LAYERS = (
+    _layer("looked-up-for-each-token", _looked_up_for_each_token, 2),
+    _layer("unrolled", _unrolled, 3 * _B),
+    _layer("all-in-a-batch", _all_in_a_batch, 2),
+)
+
+EXPERTS = _GATHERED + _ALL + _MIXTURES + _LAYERS

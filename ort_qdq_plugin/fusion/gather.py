@@ -9,7 +9,7 @@ from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.gather_block_quantized import quantized_lookup
 from ort_qdq_plugin.fusion.gathered_rows import gathered_rows
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
-from ort_qdq_plugin.fusion.lookups import MAX_COPY, Form, Lookup, Squeezed, choice_for, is_small, scales_of
+from ort_qdq_plugin.fusion.lookups import MAX_COPY, Form, Lookup, Squeezed, choice_for, is_small, scales_of, shape_in_rows
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, UINT8
 from ort_qdq_plugin.model.graph import Scope
@@ -43,7 +43,7 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     if _is_quantized_again(scope, site.output, dequantized, locate):
         raise NotFusable(Reason.INTEGER_KERNEL)
     indices = scope.stated_shape(node.input[1])
-    if is_small(table.shape, choice, indices):
+    if is_small(shape_in_rows(dequantized), choice, indices):
         raise NotFusable(Reason.SMALL_TABLE)
     lookup = Lookup(
         site=site,

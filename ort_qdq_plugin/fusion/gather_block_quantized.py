@@ -20,7 +20,7 @@ import numpy as np
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import Site, report_entry
-from ort_qdq_plugin.fusion.lookups import Lookup, Scales, Squeezed
+from ort_qdq_plugin.fusion.lookups import Lookup, Scales, Squeezed, shape_in_rows
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, INT32, UINT8, bits_of
 from ort_qdq_plugin.model.messages import made_tensor
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
@@ -156,15 +156,14 @@ def quantized_lookup(lookup: Lookup) -> QuantizedLookup:
 def _rows_of(lookup: Lookup) -> _Rows:
     """The rows that blocks lie in; raises NotFusable where blocks do not lie in rows or columns of matrices."""
     table, shape = lookup.table, lookup.table.weight.shape
-    rank = len(shape)
-    in_rows = lookup.scales is not Scales.COLUMNS and (rank == _MATRIX or table.axis in (None, rank - 1))
-    if rank >= _MATRIX and in_rows:
+    rank, stack = len(shape), math.prod(shape[:-2])
+    if rank >= _MATRIX and lookup.scales is not Scales.COLUMNS and (rank == _MATRIX or table.axis in (None, rank - 1)):
         return _Rows(shape, 0, lookup.is_swapped)
-    parts = [tensor for tensor in (table.weight, table.zero_points) if tensor is not None]
-    whole = all(math.prod(tensor.shape[-2:]) * table.bits % 8 == 0 for tensor in parts)
-    if rank <= _MATRIX or lookup.scales is not Scales.BLOCKS or table.axis != rank - 2 or not whole:
+    stacks = [tensor for tensor in (table.weight, table.zero_points) if tensor is not None]
+    starts_on_bytes = all(tensor.elements // stack * table.bits % 8 == 0 for tensor in stacks)
+    if rank <= _MATRIX or not table.block or table.axis != rank - 2 or not starts_on_bytes:
         raise NotFusable(Reason.GATHER)
-    return _Rows((*shape[:-2], shape[-1], shape[-2]), math.prod(shape[:-2]), not lookup.is_swapped)
+    return _Rows(shape_in_rows(table), stack, not lookup.is_swapped)
 
 
 def _operands_of(lookup: Lookup, rows: _Rows, block_size: int, computed_in: int) -> Operands:

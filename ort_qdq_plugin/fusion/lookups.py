@@ -32,6 +32,7 @@ __all__ = [
     "choice_for",
     "is_small",
     "scales_of",
+    "shape_in_rows",
 ]
 
 MANY = 4096
@@ -161,6 +162,14 @@ def scales_of(table: Dequantized) -> Scales:
     return Scales.ROWS if table.block >= shape[axis] and len(shape) == 2 else Scales.BLOCKS
 
 
+def shape_in_rows(table: Dequantized) -> tuple[int, ...]:
+    """A table's shape, with the axis of its blocks last where it is the one before: as it would be stored in rows."""
+    shape = table.weight.shape
+    rank = len(shape)
+    is_in_columns = rank >= _MATRICES and table.block > 0 and table.axis == rank - 2
+    return (*shape[:-2], shape[-1], shape[-2]) if is_in_columns else shape
+
+
 def choice_for(table: Dequantized, scales: Scales) -> Choice:
     """The choice for a table; raises NotFusable if there is none."""
     choice = CHOICES.get((table.scales.data_type, table.bits == 8, scales))
@@ -172,7 +181,7 @@ def choice_for(table: Dequantized, scales: Scales) -> Choice:
 def is_small(shape: Sequence[int], choice: Choice, indices: Shape | None) -> bool:
     """Whether a table has so few rows that dequantizing all of them may take less time than dequantizing what is looked up.
 
-    `shape` is the table's, `indices` that of the indices, as far as it is known.
+    `shape` is the table's (`shape_in_rows`), `indices` that of the indices, as far as it is known.
     """
     known = [size for size in indices or (None,) if size is not None]
     many = MANY if len(shape) < _MATRICES else _MANY_MATRICES

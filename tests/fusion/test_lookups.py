@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ort_qdq_plugin.fusion.lookups import CHOICES, MANY, Form, Scales, choice_for, is_small, scales_of
+from ort_qdq_plugin.fusion.lookups import CHOICES, MANY, Form, Scales, choice_for, is_small, scales_of, shape_in_rows
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
 from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import read, refused, scope_and_site
@@ -85,6 +85,20 @@ def test_what_the_model_rounds_is_rounded(computed: int, table: int, seen: int, 
 )  # fmt: skip
 def test_zero_points_that_are_0_are_none(element: str, zero: str, needed: bool) -> None:
     assert lookup_of(gather_of(element=element, zero=zero)).has_zero_points == needed
+
+
+@pytest.mark.parametrize(
+    ("table", "shape"),
+    [
+        ({"shape": (50, 4, 64), "axis": 2}, (50, 4, 64)),
+        ({"shape": (50, 64, 4), "axis": 1}, (50, 4, 64)),
+        ({"shape": (2, 50, 64, 4), "axis": 2}, (2, 50, 4, 64)),
+        ({"shape": (50, 64, 4), "axis": 1, "block": 0, "element": "uint8"}, (50, 64, 4)),
+        ({"shape": (50, 64), "axis": 1}, (50, 64)),
+    ],
+)
+def test_blocks_in_columns_are_of_other_rows(table: dict[str, Any], shape: tuple[int, ...]) -> None:
+    assert shape_in_rows(read(scope_and_site(gather_of(**table))[0])) == shape
 
 
 def test_a_row_has_all_elements_but_those_of_the_first_axis() -> None:
