@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ort_qdq_plugin.errors import ModelError, NotFusable
+from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.gather_block_quantized import quantized_lookup
 from ort_qdq_plugin.fusion.gathered_rows import gathered_rows
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.lookups import MAX_COPY, Form, Lookup, Squeezed, choice_for, is_small, scales_of, shape_in_rows
 from ort_qdq_plugin.fusion.view import View
-from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, UINT8
+from ort_qdq_plugin.model.elements import FLOAT, FLOAT16
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import int_attribute
 from ort_qdq_plugin.model.operands import packed_bytes
 from ort_qdq_plugin.model.shapes import whole_numbers
-from ort_qdq_plugin.model.tensors import Locate, StoredTensor
+from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["fuse"]
@@ -40,8 +40,6 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
         raise NotFusable(Reason.PRODUCT_TYPE)
     scales = scales_of(dequantized)
     choice = choice_for(dequantized, scales)
-    if _is_quantized_again(scope, site.output, dequantized, locate):
-        raise NotFusable(Reason.INTEGER_KERNEL)
     indices = scope.stated_shape(node.input[1])
     if is_small(shape_in_rows(dequantized), choice, indices):
         raise NotFusable(Reason.SMALL_TABLE)
@@ -84,29 +82,3 @@ def _squeezed(scope: Scope, output: str, indices_rank: int, locate: Locate) -> S
     axes = whole_numbers(scope.constant(node.input[1]), locate)
     is_of_indices = axes is not None and all(0 <= axis < indices_rank for axis in axes)
     return Squeezed(readers[0], node.input[1], len(set(axes))) if axes and is_of_indices else None
-
-
-def _is_quantized_again(scope: Scope, output: str, table: Dequantized, locate: Locate) -> bool:
-    """Whether all that reads the rows makes the same bytes of them again: ONNX Runtime then gathers those itself."""
-    readers = scope.uses(output)
-    if table.axis is not None or table.weight.data_type != UINT8 or not readers or scope.is_output(output):
-        return False
-    wanted = [table.scales, table.zero_points]
-    for inner, index in readers:
-        node = inner.nodes[index]
-        if node.op_type != "QuantizeLinear" or len(node.input) < 2:
-            return False
-        try:
-            given = [None if tensor is None else locate(tensor) for tensor in map(inner.constant, node.input[1:])]
-            if not all(map(_same, wanted, [*given, None][: len(wanted)])):
-                return False
-        except (ModelError, OSError):
-            return False
-    return True
-
-
-def _same(one: StoredTensor | None, two: StoredTensor | None) -> bool:
-    """Whether two scalars are the same number of the same type."""
-    if one is None or two is None:
-        return one is two
-    return (one.data_type, one.nbytes) == (two.data_type, two.nbytes) and one.read().tobytes() == two.read().tobytes()

@@ -7,13 +7,12 @@ from onnx import TensorProto
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import Dim
-from ort_qdq_plugin.fusion.gather import fuse
 from ort_qdq_plugin.fusion.gather_block_quantized import QuantizedLookup
 from ort_qdq_plugin.fusion.gathered_rows import GatheredRows
 from ort_qdq_plugin.fusion.lookups import Form
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT16
 from ort_qdq_plugin.report.weights import Reason
-from tests.fusion.support import SETTINGS, drawn, emitted, missing, read, refused, scope_and_site
+from tests.fusion.support import drawn, emitted, refused
 from tests.fusion.tables import SCALES, fused, gather_of
 
 UNKNOWN: list[Dim] = ["s"]
@@ -132,51 +131,6 @@ def test_a_table_that_may_be_read_often_in_a_run_has_to_have_many_rows() -> None
 def test_another_type_is_cast_to() -> None:
     nodes, _ = emitted(fused(gather_of(), lambda view: view._replace(data_type=FLOAT16)))
     assert [node.op_type for node in nodes] == ["Gather", "GatherBlockQuantized", "Cast"]
-
-
-# Rows that ONNX Runtime leaves as they are
-
-
-def quantized_again(*nodes: tuple[Any, ...], **table: Any) -> Draft:
-    """The rows of a table, quantized by something that the nodes say."""
-    draft = gather_of(**{"element": "uint8", **SCALES["one"], **table})
-    draft.quantized("z2", "uint8", [])
-    draft.floats("s2", [], low=2, high=3)
-    return drawn(draft, *nodes)
-
-
-AGAIN = ("QuantizeLinear", "y w_s w_z", "q")
-
-
-@pytest.mark.parametrize(
-    ("draft", "reason"),
-    [
-        (quantized_again(AGAIN), Reason.INTEGER_KERNEL),
-        (quantized_again(AGAIN, ("QuantizeLinear", "y w_s w_z", "r")), Reason.INTEGER_KERNEL),
-        (quantized_again(("QuantizeLinear", "y w_s", "q"), zero="none"), Reason.INTEGER_KERNEL),
-        (quantized_again(AGAIN, ("Relu", "y", "r")), None),
-        (quantized_again(AGAIN, ("output", "2 3 64", "y")), None),
-        (quantized_again(("QuantizeLinear", "y s2 w_z", "q")), None),
-        (quantized_again(("QuantizeLinear", "y w_s z2", "q")), None),
-        (quantized_again(("QuantizeLinear", "y w_s", "q")), None),
-        (quantized_again(AGAIN, element="int8"), None),
-        (quantized_again(("QuantizeLinear", "y s2 z2", "q"), **SCALES["rows"]), None),
-        (quantized_again(("Relu", "y", "q")), None),
-        (quantized_again(), None),
-    ],
-)
-def test_rows_of_which_the_same_bytes_are_made_again_are_left(draft: Draft, reason: Reason | None) -> None:
-    draft.nodes.sort(key=lambda node: node.op_type == "Gather")  # the node that is looked at comes last
-    with refused(reason):
-        fused(draft)
-
-
-def test_bytes_that_are_not_there_are_not_made_again() -> None:
-    draft = quantized_again(AGAIN)
-    draft.nodes.sort(key=lambda node: node.op_type == "Gather")
-    scope, site = scope_and_site(draft)
-    table = read(scope)
-    assert isinstance(fuse(site, table, table.view, SETTINGS, missing), QuantizedLookup)
 
 
 # What is refused
