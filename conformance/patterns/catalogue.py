@@ -17,6 +17,7 @@ from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
 from conformance.patterns.bodies import FUNCTIONS, SUBGRAPHS
 from conformance.patterns.convolutions import CONVOLUTIONS
 from conformance.patterns.experts import EXPERTS
+from conformance.patterns.folded import FOLDED
 from conformance.patterns.once import ONCE
 from conformance.patterns.pattern import ADD, GEMM_T, MATMUL, TRANSPOSE, ZEROS, Expectation, Pattern, Step, bias, pattern
 from conformance.patterns.products import CHAINS, GEMMS, LEFT, SHARED
@@ -126,7 +127,7 @@ def _cover() -> Iterator[Pattern]:
 
 _BY_HAND = SHARED + CHAINS + GEMMS + ODD_BLOCKS + EMBEDDINGS + LEFT + SUBGRAPHS + FUNCTIONS + HALF_PRECISION + OLD_OPSETS
 _PLAIN = (*_cover(), *(replace(trap, group=2) for trap in TRAPS + REFUSED))
-_MODULES = ONCE + CONVOLUTIONS + EXPERTS
+_MODULES = ONCE + CONVOLUTIONS + EXPERTS + FOLDED
 PATTERNS = tuple(sorted(_PLAIN + _BY_HAND + STATIC + DEFAULT_ZEROS + _MODULES, key=lambda pattern: pattern.group))
 
 

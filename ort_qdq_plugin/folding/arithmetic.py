@@ -168,14 +168,17 @@ def clip(has_low: bool, has_high: bool) -> Values:
     return _of_numbers(computed)
 
 
-def quantize(target: int) -> Values:
-    """QuantizeLinear to a type: (values, scales, zero points) -> integers. In float, rounding half to even, saturating."""
+def quantize(target: int, in_half: bool = False) -> Values:
+    """QuantizeLinear to a type: (values, scales, zero points) -> integers. In float, rounding half to even, saturating.
+
+    `in_half`: the quotient is rounded to float16 first.
+    """
     low, high = _range_of(target)
 
     def computed(values: np.ndarray, scales: np.ndarray, *zero_points: np.ndarray) -> np.ndarray:
         quotient = np.divide(values, scales, dtype=np.float32)
-        if values.dtype == np.float16:
-            quotient = quotient.astype(np.float16).astype(np.float32)  # as the kernel does
+        if in_half:
+            quotient = quotient.astype(np.float16).astype(np.float32)
         # No number is larger than what is none, and none is smaller.
         if not (quotient.max() <= _MOST_QUOTIENT and quotient.min() >= -_MOST_QUOTIENT) or not np.isfinite(scales).all():
             raise NotComputedError("a QuantizeLinear of what is no number or far too large, or by a scale that is none")

@@ -54,6 +54,7 @@ from ort_qdq_plugin.model.messages import attribute, int_attribute, is_standard
 __all__ = ["result_of"]
 
 _SINGLE = ((), (1,))
+_IN_SCALE_TYPE = 23  # opset
 _DEFAULT_AXIS = 1  # of QuantizeLinear and DequantizeLinear
 # Elements of less than a byte are none that ONNX Runtime moves, but for Transpose.
 _MOVED = frozenset(CODES.values()) - {code for code in WEIGHT_TYPES if code > BFLOAT16}
@@ -159,9 +160,12 @@ def _quantize(given: Given, _: int) -> Expression:
     floats = {operand.data_type for operand in operands[:2]}
     if not floats <= {FLOAT, FLOAT16} or len(floats) != 1 or target not in DEQUANTIZED_TYPES or wanted not in (0, target):
         raise ModelError("QuantizeLinear of these types")
-    if int_attribute(given.node, "precision") not in (0, FLOAT):
+    # In what the quotient is: since opset 23 in the type of the scales, unless the node says otherwise.
+    precision = int_attribute(given.node, "precision") or (operands[1].data_type if given.opset >= _IN_SCALE_TYPE else FLOAT)
+    if precision not in (FLOAT, operands[1].data_type):
         raise ModelError("QuantizeLinear in another precision")
-    return elementwise(f"QuantizeLinear {target}", quantize(target), operands, target)
+    in_half = precision == FLOAT16
+    return elementwise(f"QuantizeLinear {target} {in_half}", quantize(target, in_half), operands, target)
 
 
 def _dequantize(given: Given, _: int) -> Expression:

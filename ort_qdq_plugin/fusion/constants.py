@@ -146,7 +146,7 @@ class Constants:
         scope, index = node_ref
         node = scope.nodes[index]
         left = iter([operand.expression for operand in operands])
-        given = Given(node, tuple(next(left) if one else None for one in node.input))
+        given = Given(node, tuple(next(left) if one else None for one in node.input), scope.opset)
         if not is_as_specified(scope, index, scope.opset, [one.data_type for one in given.present]):
             raise ModelError(f"{node.op_type} is not as specified")
         result = result_of(given, list(node.output).index(name))

@@ -30,6 +30,7 @@ class Given(NamedTuple):
 
     node: NodeProto
     inputs: tuple[Expression | None, ...]  # None where an input is left out
+    opset: int  # of the model
 
     @property
     def present(self) -> list[Expression]:

@@ -88,6 +88,11 @@ def _is_quantized_throughout(data: bytes) -> bool:
         return False
     nodes = [_node(data, reader, field) for field in parts if field[1] == _NODE]
     computed = {name for node in nodes if node.op_type != b"Constant" for name in node.outputs}
+    # What is computed from nothing but initializers.
+    constants = set(types)
+    for node in nodes:
+        if node.inputs and constants.issuperset(filter(None, node.inputs)):
+            constants.update(node.outputs)
     # All that DequantizeLinear makes; and what it makes of the model's own matrices.
     dequantized: set[bytes] = set()
     weights: set[bytes] = set()
@@ -96,7 +101,7 @@ def _is_quantized_throughout(data: bytes) -> bool:
             if node.inputs[0] not in types and node.inputs[0] not in computed:
                 return False  # a Constant node's value, of which nothing is known here
             dequantized.update(node.outputs)
-            if node.inputs[0] in types and node.inputs[0] not in vectors:
+            if node.inputs[0] in constants and node.inputs[0] not in vectors:
                 weights.update(node.outputs)
     views = [node for node in nodes if node.op_type in _VIEWS]
     for values in (dequantized, weights):

@@ -194,9 +194,13 @@ def linear(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], dict[str,
     seed=st.integers(0, 99),
     halves=st.booleans(),
     target=st.sampled_from(["int8", "uint8", "int16", "uint16", *SMALL]),
+    opset=st.sampled_from([21, 23, 25]),
+    in_float=st.booleans(),
 )
-@example(((9, 8), (9, 1), {"axis": 1, "block_size": 16}), "float", True, 0, True, "int4")
-def test_quantize(form: Any, kind: str, zero: bool, seed: int, halves: bool, target: str) -> None:
+@example(((9, 8), (9, 1), {"axis": 1, "block_size": 16}), "float", True, 0, True, "int4", 21, False)
+def test_quantize(
+    form: Any, kind: str, zero: bool, seed: int, halves: bool, target: str, opset: int, in_float: bool
+) -> None:
     shape, of_scales, attributes = form
     rng = np.random.default_rng(seed)
     scales = 2.0 ** rng.integers(-6, 0, of_scales) if halves else rng.uniform(0.03, 0.2, of_scales)
@@ -208,7 +212,11 @@ def test_quantize(form: Any, kind: str, zero: bool, seed: int, halves: bool, tar
     if not zero:
         tensors.pop("z")
         attributes = {**attributes, "output_dtype": code_of(target)}
-    check_folding([node("QuantizeLinear", list(tensors), ["y"], **attributes)], tensors)
+    if in_float:
+        attributes = {**attributes, "precision": code_of("float")}
+        opset = 25
+    opset = opset if target not in ("int2", "uint2") else 25
+    check_folding([node("QuantizeLinear", list(tensors), ["y"], **attributes)], tensors, opset)
 
 
 @settings(max_examples=200, deadline=None)
