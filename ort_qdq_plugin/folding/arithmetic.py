@@ -179,14 +179,13 @@ def quantize(target: int, in_half: bool = False) -> Values:
         quotient = np.divide(values, scales, dtype=np.float32)
         if in_half:
             quotient = quotient.astype(np.float16).astype(np.float32)
-        # No number is larger than what is none, and none is smaller.
-        if not (quotient.max() <= _MOST_QUOTIENT and quotient.min() >= -_MOST_QUOTIENT) or not np.isfinite(scales).all():
+        # What is no number is the greatest and the smallest one.
+        if not (quotient.max() <= _MOST_QUOTIENT and quotient.min() >= -_MOST_QUOTIENT):
             raise NotComputedError("a QuantizeLinear of what is no number or far too large, or by a scale that is none")
         np.rint(quotient, out=quotient)
         if zero_points:
             quotient += zero_points[0]
-        np.maximum(quotient, low, out=quotient)
-        np.minimum(quotient, high, out=quotient)
+        np.clip(quotient, low, high, out=quotient)
         return np.asarray(quotient.astype(numpy_type(target)))
 
     return computed

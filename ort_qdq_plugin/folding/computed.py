@@ -9,7 +9,7 @@ import numpy as np
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.folding.boxes import boxes_of
-from ort_qdq_plugin.folding.elements import numpy_type, pack_elements
+from ort_qdq_plugin.folding.elements import pack_elements
 from ort_qdq_plugin.folding.expression import Expression, Stored, Transposed, key_of, leaves
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.tensors import StoredTensor, tensor_bytes
@@ -82,14 +82,12 @@ class _ComputedSource:
 
     def _computed(self, first: int, last: int) -> np.ndarray:
         """The bytes of elements first..last."""
-        values, at = np.empty(last - first, numpy_type(self.expression.data_type)), 0
-        for box in boxes_of(self.expression.shape, first, last, self._piece):
-            part = self.expression.values(box)
-            values[at : at + part.size] = part.reshape(-1)
-            at += part.size
+        boxes = boxes_of(self.expression.shape, first, last, self._piece)
+        parts = [self.expression.values(box).reshape(-1) for box in boxes]
+        values = np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
         bits = ELEMENTS[self.expression.data_type].bits
         data = values.view(np.uint8)
-        return pack_elements(data & np.uint8((1 << bits) - 1), bits) if bits < 8 else data
+        return pack_elements(data, bits) if bits < 8 else data
 
     def check_unchanged(self) -> None:
         return None  # its leaves are in files of the model, which are checked

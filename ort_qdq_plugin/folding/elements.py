@@ -48,15 +48,20 @@ def unpack_elements(data: np.ndarray, bits: int) -> np.ndarray:
 
 
 def pack_elements(elements: np.ndarray, bits: int) -> np.ndarray:
-    """Packed bytes [..., ceil(n*bits/8)] from one uint8 per element [..., n], low bits first, the last byte zero-padded."""
+    """Packed bytes [..., ceil(n*bits/8)] from one uint8 per element [..., n], low bits first, the last byte zero-padded.
+
+    Bits above those of an element do not matter.
+    """
     if bits == 8:
         return elements
-    per = 8 // bits
+    per, mask = 8 // bits, (1 << bits) - 1
     short = -elements.shape[-1] % per
     if short:
         elements = np.concatenate([elements, np.zeros((*elements.shape[:-1], short), np.uint8)], axis=-1)
-    grouped = elements.reshape(*elements.shape[:-1], -1, per)
-    packed: np.ndarray = grouped[..., 0].copy()
+    # The elements of a byte as one little-endian word.
+    words = np.ascontiguousarray(elements).view(f"<u{per}")
+    word = words.dtype.type
+    packed = words & word(mask)
     for at in range(1, per):
-        packed |= grouped[..., at] << np.uint8(at * bits)
-    return packed
+        packed |= words >> word(at * (8 - bits)) & word(mask << at * bits)
+    return packed.astype(np.uint8)

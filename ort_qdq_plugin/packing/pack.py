@@ -30,6 +30,9 @@ _MAX_THREAD_SCRATCH_BYTES = 64 << 20
 # Bytes that are copied or widened at once: they stay in cache between being read and being written.
 _COPY_BYTES = 1 << 20
 
+# Bytes that are computed for one step: that takes most of its time, and all threads shall have some.
+_COMPUTED_BYTES = 32 << 20
+
 # Elements that are dequantized at once: what is made on the way stays in cache.
 _DEQUANTIZED_ELEMENTS = 1 << 17
 
@@ -138,6 +141,8 @@ def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:
     whole = _Band(move, operand.source, 0, lines)
     aligned = whole.columns * operand.bits % 8 == 0
     row_bytes = whole.columns * operand.bits // 8 if aligned else whole.columns * _UNALIGNED_BYTES_PER_ELEMENT
+    if not operand.source.source.is_stored:
+        scratch_bytes = min(scratch_bytes, _COMPUTED_BYTES)
     if operand.is_copy or (operand.widening is not None and operand.order is Order.ROWS):
         scratch_bytes = min(scratch_bytes, _COPY_BYTES)
     rows = max(scratch_bytes // row_bytes, _MIN_BAND_LINES) // _MIN_BAND_LINES * _MIN_BAND_LINES
