@@ -43,6 +43,7 @@ class Constants:
         self.folded: set[NodeRef] = set()
         """The nodes whose results are expressions: all inputs are constant, and nothing is wrong with them."""
         self._known: dict[tuple[Scope, str], _Computed | Reason] = {}
+        self._at_run_time: dict[Scope, set[str]] = {}
 
     def tensor(self, scope: Scope, name: str) -> StoredTensor:
         """The constant called `name` in a scope, stored or computed.
@@ -87,6 +88,8 @@ class Constants:
 
     def _found(self, scope: Scope, name: str) -> _Computed | Reason:
         first = (scope.definer(name), name)
+        if name in self._computed_at_run_time(first[0]):
+            return Reason.NOT_CONSTANT
         # Chains of nodes may be of any length: what a value needs is found before it.
         waiting, begun = [first], set()
         while waiting:
@@ -102,10 +105,21 @@ class Constants:
                 self._known[key] = self._find(*key)
         return self._known[first]
 
+    def _computed_at_run_time(self, scope: Scope) -> set[str]:
+        """Values of a graph that are made of its inputs: most of those that are no constants, found in one go."""
+        if scope not in self._at_run_time:
+            values = {value.name for value in scope.graph.input} - scope.initializers.keys()
+            for node in scope.nodes:
+                if not values.isdisjoint(node.input):
+                    values.update(node.output)
+            values.discard("")
+            self._at_run_time[scope] = values
+        return self._at_run_time[scope]
+
     def _needed_by(self, scope: Scope, name: str) -> list[tuple[Scope, str]]:
         """The values that it depends on what a value is."""
         found = None if name in scope.initializers else scope.producer(name)
-        if found is None or _is_never_constant(found[2]):
+        if found is None or _is_never_constant(found[2]) or name in self._computed_at_run_time(scope):
             return []
         values = [(scope.definer(given), given) for given in found[2].input if given]
         return [value for value in values if value not in self._known]
@@ -121,7 +135,7 @@ class Constants:
         if scope.is_overridable(name):
             return Reason.OVERRIDABLE
         found = scope.producer(name)
-        if found is None or _is_never_constant(found[2]):
+        if found is None or _is_never_constant(found[2]) or name in self._computed_at_run_time(scope):
             return Reason.NOT_CONSTANT
         scope, index, node = found
         inputs = [self._known[scope.definer(given), given] for given in node.input if given]
