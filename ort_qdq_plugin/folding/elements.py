@@ -64,4 +64,4 @@ def pack_elements(elements: np.ndarray, bits: int) -> np.ndarray:
     packed = words & word(mask)
     for at in range(1, per):
         packed |= words >> word(at * (8 - bits)) & word(mask << at * bits)
-    return packed.astype(np.uint8)
+    return np.asarray(packed.astype(np.uint8))

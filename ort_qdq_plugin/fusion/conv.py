@@ -120,7 +120,7 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
         activation=node.input[0],
         alpha=1.0,
         bias=bias,
-        outer=OuterNodes(_to_last(rank), _to_front(rank)),
+        outer=OuterNodes(before=_to_last(rank), after=_to_front(rank)),
     )
 
 

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from functools import reduce
 from typing import NamedTuple
 
-import numpy as np
-
 from ort_qdq_plugin.errors import ModelError, NotComputedError, NotFusable
-from ort_qdq_plugin.folding.building import inverse, transposed, unordered
+from ort_qdq_plugin.folding.building import inverse, reshaped, transposed, unordered
 from ort_qdq_plugin.folding.computed import as_expression, as_tensor
 from ort_qdq_plugin.folding.expression import Expression
+from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
+from ort_qdq_plugin.fusion.factors import as_floats, constant, multiplied, varying_axes, vector
 from ort_qdq_plugin.fusion.view import View, view_of
-from ort_qdq_plugin.model.elements import DEQUANTIZED_TYPES, ELEMENTS, SCALE_TYPES, top_bits
+from ort_qdq_plugin.model.elements import DEQUANTIZED_TYPES, ELEMENTS, FLOAT, SCALE_TYPES
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, text
 from ort_qdq_plugin.model.operators import role_of
 from ort_qdq_plugin.model.tensors import StoredTensor, shape_of
 from ort_qdq_plugin.report.weights import Reason
 
-__all__ = ["Centred", "Dequantized", "QuantizedMatrix", "has_constant_weight", "is_dequantize", "read_dequantize"]
+__all__ = ["Dequantized", "QuantizedMatrix", "Seen", "has_constant_weight", "is_dequantize", "read_dequantize"]
 
 # Shapes of a single scale or zero point. ONNX Runtime takes either for either.
 _SINGLE = ((), (1,))
 
 # DequantizeLinear's default axis, in the ONNX specification since version 13 and in ONNX Runtime's contrib operators.
 _DEFAULT_AXIS = 1
-
-# Zero points are read to see whether they are needed: the first bytes, then a chunk at a time, up to a limit for a model.
-_HEAD_BYTES, _CHUNK_BYTES = 4096, 1 << 20
-_MAX_READ_BYTES = 1 << 30
 
 
 class QuantizedMatrix(NamedTuple):
@@ -51,6 +48,8 @@ class QuantizedMatrix(NamedTuple):
     n: int  # columns
     k_major: bool  # whether the weight is stored [K, N]
     block: int  # elements along K that share a scale; 0 if all of a column do
+    # What each row is multiplied by besides, floats [K]: the activation has to be. None: nothing.
+    rows: StoredTensor | None = None
 
     @property
     def bits(self) -> int:
@@ -75,6 +74,9 @@ class Dequantized(NamedTuple):
     axis: int | None  # the axis along which scales differ or blocks lie; None if there is a single scale
     block: int  # elements along the axis that share a scale; 0: every index has its own
     output_type: int  # the TensorProto.DataType of the result
+    # What the values are multiplied by besides: each of float, and of shapes that broadcast to the weight's without another
+    # axis. A kind of fusion is only given such a weight if it says so (`kind`).
+    factors: tuple[Expression, ...] = ()
 
     @property
     def bits(self) -> int:
@@ -91,8 +93,13 @@ class Dequantized(NamedTuple):
         """The dequantized tensor as it is stored."""
         return view_of(self.weight.shape, self.output_type)
 
-    def matrix(self, view: View, transposed: bool) -> QuantizedMatrix:
+    def matrix(self, view: View, transposed: bool, rows_may_differ: bool = False) -> QuantizedMatrix:
         """The right operand W[K, N] of a product that reads the weight as `view`, or as the transpose of that.
+
+        Args:
+            view: How the product sees the weight.
+            transposed: Whether it takes the transpose of what it sees.
+            rows_may_differ: Whether each row may be multiplied by a number of its own (`QuantizedMatrix.rows`).
 
         Raises:
             NotFusable: This is no matrix with blocks along K.
@@ -107,8 +114,9 @@ class Dequantized(NamedTuple):
         stored, perm = self._as_stored()
         if perm is not None:
             with suppress(NotFusable):
-                return stored._matrix(tuple(perm[axis] for axis in k_axes), tuple(perm[axis] for axis in n_axes))
-        return self._matrix(k_axes, n_axes)
+                k_stored, n_stored = (tuple(perm[axis] for axis in axes) for axes in (k_axes, n_axes))
+                return stored._matrix(k_stored, n_stored, rows_may_differ)
+        return self._matrix(k_axes, n_axes, rows_may_differ)
 
     def _as_stored(self) -> tuple[Dequantized, tuple[int, ...] | None]:
         """The same without a Transpose that computes the weight: its axis i is axis perm[i] then. None: there is none."""
@@ -125,40 +133,100 @@ class Dequantized(NamedTuple):
             scales=turned(self.scales),
             zero_points=None if self.zero_points is None else turned(self.zero_points),
             axis=None if self.axis is None else perm[self.axis],
+            factors=tuple(transposed(factor, inverse(perm)) for factor in self.factors),
         ), perm
 
-    def _matrix(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...]) -> QuantizedMatrix:
+    def _matrix(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...], rows_may_differ: bool) -> QuantizedMatrix:
         """The matrix with these of the weight's axes as K and N; raises NotFusable."""
         k_major = list(k_axes + n_axes) == sorted(k_axes + n_axes)
         if not k_major and list(n_axes + k_axes) != sorted(n_axes + k_axes):
             raise NotFusable(Reason.INTERLEAVED)
+        scaling = self._scaling(k_axes, n_axes)
+        if scaling.rows and not rows_may_differ:
+            raise NotFusable(Reason.FACTOR if self.factors else Reason.BLOCKS_ALONG_N)
+        k, n = (math.prod(self.weight.shape[axis] for axis in axes) for axes in (k_axes, n_axes))
         return QuantizedMatrix(
             weight=self.weight,
-            scales=self.scales,
-            zero_points=None if self.centred else self.zero_points,
+            scales=_times_columns(scaling, k, n, k_major) if scaling.columns else scaling.scales,
+            zero_points=None if self.centred else scaling.zero_points,
             centred=self.centred,
-            k=math.prod(self.weight.shape[axis] for axis in k_axes),
-            n=math.prod(self.weight.shape[axis] for axis in n_axes),
+            k=k,
+            n=n,
             k_major=k_major,
-            block=self._block_along(k_axes, n_axes),
+            block=scaling.block,
+            rows=as_tensor(reduce(multiplied, scaling.rows), self.scales.name) if scaling.rows else None,
         )
 
-    def _block_along(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...]) -> int:
-        """Elements along K that share a scale; 0 where all of a column do."""
-        if self.axis is None:
-            return 0
-        size = self.weight.shape[self.axis]
-        if not self.block:
-            if n_axes == (self.axis,):
-                return 0
+    def _scaling(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...]) -> _Scaling:
+        """What scales a matrix whose rows and columns run over these stored axes; raises NotFusable if nothing can."""
+        scaling, shape = self._own_scaling(k_axes, n_axes), self.weight.shape
+        rows, columns = list(scaling.rows), []
+        for factor in self.factors:
+            varying = varying_axes(factor)
+            if not varying:
+                columns.append(reshaped(factor, ()))
+            elif varying <= set(n_axes):
+                columns.append(vector(factor, n_axes, shape))
+            elif varying <= set(k_axes):
+                rows.append(vector(factor, k_axes, shape))
+            else:
+                raise NotFusable(Reason.FACTOR)
+        return scaling._replace(rows=tuple(rows), columns=tuple(columns))
+
+    def _own_scaling(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...]) -> _Scaling:
+        """As `_scaling`, without factors."""
+        stored = _Scaling(self.scales, self.zero_points, self.block)
+        if self.axis is None or (not self.block and n_axes == (self.axis,)):
+            return stored._replace(block=0)
+        shape, size = self.weight.shape, self.weight.shape[self.axis]
+        if self.block and k_axes[-1:] == (self.axis,):
+            if len(k_axes) > 1 and self.block < size and size % self.block:
+                raise NotFusable(Reason.BLOCK_SIZE)
+            return stored if len(k_axes) == 1 else stored._replace(block=min(self.block, size))
+        if self.has_blocks:
             raise NotFusable(Reason.BLOCKS_ALONG_N)
-        if k_axes[-1:] != (self.axis,):
-            raise NotFusable(Reason.BLOCKS_ALONG_N)
-        if len(k_axes) == 1:
-            return self.block
-        if self.block < size and size % self.block:
-            raise NotFusable(Reason.BLOCK_SIZE)
-        return min(self.block, size)
+        # All of an axis shares a scale, or each of its indices has one: these are numbers for columns, or for rows.
+        dims = self.scales.shape if self.block else tuple(size if axis == self.axis else 1 for axis in range(len(shape)))
+        scales = reshaped(as_expression(self.scales), dims)
+        if varying_axes(scales) <= set(n_axes):
+            zero_points = self.zero_points
+            if zero_points is not None:
+                along = vector(reshaped(as_expression(zero_points), dims), n_axes, shape)
+                zero_points = as_tensor(along, zero_points.name)
+            return _Scaling(as_tensor(vector(scales, n_axes, shape), self.scales.name), zero_points, 0)
+        if varying_axes(scales) <= set(k_axes) and (self.zero_points is None or self.centred):
+            one = as_tensor(constant(1, FLOAT, ()), self.scales.name)
+            return _Scaling(one, None, 0, rows=(as_floats(vector(scales, k_axes, shape)),))
+        raise NotFusable(Reason.BLOCKS_ALONG_N)
+
+
+class Seen(NamedTuple):
+    """A value: what is dequantized, and how that looks to those who read the value."""
+
+    dequantized: Dequantized
+    view: View
+    nodes: int = 0  # how many nodes made other operands of those that a DequantizeLinear has
+
+
+class _Scaling(NamedTuple):
+    """What scales a matrix: scales and zero points as `QuantizedMatrix` has them, and more factors."""
+
+    scales: StoredTensor
+    zero_points: StoredTensor | None
+    block: int
+    rows: tuple[Expression, ...] = ()  # each [K]
+    columns: tuple[Expression, ...] = ()  # each [N], or a single one
+
+
+def _times_columns(scaling: _Scaling, k: int, n: int, k_major: bool) -> StoredTensor:
+    """The scales of a matrix times the factors of its columns."""
+    factor = reduce(multiplied, scaling.columns)
+    scales = as_expression(scaling.scales)
+    if scaling.block:
+        blocks = -(-k // scaling.block)
+        scales = reshaped(scales, (blocks, n) if k_major else (n, blocks))
+        factor = factor if k_major or not factor.shape else reshaped(factor, (n, 1))
+    return as_tensor(multiplied(scales, factor), scaling.scales.name)
 
 
 def is_dequantize(node: NodeProto) -> bool:
@@ -226,47 +294,6 @@ def _operand(scope: Scope, name: str, constants: Constants) -> TensorProto | Exp
     """An operand that the model stores or computes; raises NotFusable for others."""
     stored = scope.constant(name)
     return constants.expression(scope, name) if stored is None else stored
-
-
-class Centred:
-    """Whether zero points are those that MatMulNBits takes by itself, so that it need not be given them.
-
-    For elements of more than 8 bits, which it does not take: whether they are 0. One object serves one model: it remembers
-    the answers, and says no once it has read _MAX_READ_BYTES.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], bool] = {}
-        self._left = _MAX_READ_BYTES
-
-    def __call__(self, data_type: int, zero_points: StoredTensor | None) -> bool:
-        element = ELEMENTS[data_type]
-        around_zero = element.weight != "unsigned"
-        if zero_points is None:
-            return around_zero
-        key = (*zero_points.storage, zero_points.elements, data_type)
-        if key not in self._known:
-            # The middle of the unsigned range is an element of which only the top bit is set.
-            self._known[key] = self._repeats(zero_points, element.bits, 0 if around_zero else top_bits(element.bits))
-        return self._known[key]
-
-    def _repeats(self, zero_points: StoredTensor, bits: int, byte: int) -> bool:
-        """Whether every byte, up to the last element, is `byte`."""
-        # If they differ, they mostly do so at the beginning. The last byte may be padded, so it is compared apart.
-        step, start, end = _HEAD_BYTES, 0, zero_points.nbytes - 1
-        while start < end:
-            chunk = np.empty(min(step, end - start), np.uint8)
-            self._left -= chunk.size
-            if self._left < 0:
-                return False
-            zero_points.read_range(start, chunk)
-            if (chunk != byte).any():
-                return False
-            step, start = _CHUNK_BYTES, start + chunk.size
-        last = np.empty(1, np.uint8)
-        zero_points.read_range(end, last)
-        used = 0xFF >> (zero_points.nbytes * 8 - zero_points.elements * bits)
-        return int(last[0]) & used == byte & used
 
 
 def _granularity(weight: tuple[int, ...], scales: tuple[int, ...], axis: int, block: int) -> tuple[int | None, int]:

@@ -80,6 +80,10 @@ class NodeEmitter:
         add_values(self._nodes[-1], outputs=parts[1:])
         return parts
 
+    def reshaped(self, value: str, shape: Sequence[int]) -> str:
+        """Add a Reshape (opset 5), in whose shape 0 stands for what `value` has there. Returns the result's name."""
+        return self.node("Reshape", [value, self._numbers(shape, "shape")])
+
     def cut(self, value: str, length: int) -> str:
         """Add a Slice (opset 10) that leaves the first `length` elements along the last axis. Returns the result's name."""
         numbers = {"starts": 0, "ends": length, "axes": -1}

@@ -1,6 +1,7 @@
 """What a kind of fusion is: a module of this folder with a function `fuse`, which rows of `model.operators` name.
 
-Matching calls `fuse` for every reader of a dequantized weight whose operator is in such a row.
+Matching calls `fuse` for every reader of a dequantized weight whose operator is in such a row. With weights that are
+multiplied by more than their scales (`Dequantized.factors`) it does so only where the module says ``TAKES_FACTORS = True``.
 """
 
 from __future__ import annotations

@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
+from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants, ReadersGo
-from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, has_constant_weight, is_dequantize, read_dequantize
+from ort_qdq_plugin.fusion.dequantize import Seen, has_constant_weight, is_dequantize
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.once import DequantizedOnce, choose, dequantized_once, fits_reader
+from ort_qdq_plugin.fusion.routes import Routes
 from ort_qdq_plugin.fusion.validity import is_as_specified
-from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import int_attribute, text
@@ -26,11 +27,13 @@ from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
 
 __all__ = ["Matches", "match"]
 
-# Module of this folder -> its `fuse`.
-_KINDS: dict[str, Fuse] = {
-    kind: importlib.import_module(f"ort_qdq_plugin.fusion.{kind}").fuse
+_MODULES = {
+    kind: importlib.import_module(f"ort_qdq_plugin.fusion.{kind}")
     for kind in dict.fromkeys(row.fused_by for row in OPERATORS if row.fused_by)
 }
+# Module of this folder -> its `fuse`.
+_KINDS: dict[str, Fuse] = {kind: module.fuse for kind, module in _MODULES.items()}
+_TAKE_FACTORS = {kind for kind, module in _MODULES.items() if getattr(module, "TAKES_FACTORS", False)}
 
 # Any other reason says more of a weight, and of these a later one.
 _SAYS_LITTLE = (None, Reason.FOLDED, Reason.INTEGER_KERNEL, Reason.GRAPH_OUTPUT)
@@ -61,8 +64,8 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     left: dict[NodeRef, _WeightMatch] = {}
     fused: set[NodeRef] = set()  # with all that reads them
     constants = Constants(locate)
-    kernels = IntegerKernels(constants, settings.int8_activations)
-    context = _Context(locate, constants, settings, Centred(), kernels, set())
+    routes, kernels = Routes(constants, Centred()), IntegerKernels(constants, settings.int8_activations)
+    context = _Context(locate, constants, settings, routes, kernels, {})
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):
             if is_dequantize(node) and has_constant_weight(inner, node, constants):
@@ -116,15 +119,15 @@ class _Context(NamedTuple):
     locate: Locate
     constants: Constants
     settings: FusionSettings
-    is_centred: Centred
+    routes: Routes
     integer_kernels: IntegerKernels
-    joined: set[tuple[NodeRef, str]]  # weights that a fusion has taken in together with another one: by whom and how read
+    fused: dict[NodeRef, Fusion]  # the nodes that fusions replace; it grows
 
 
 class _Use(NamedTuple):
-    """A node that reads the weight, maybe through views: how it sees it, and under which name."""
+    """A node that reads the weight, maybe through others: how it sees it, and under which name."""
 
-    view: View
+    seen: Seen
     node_ref: NodeRef
     name: str
     first: NodeRef  # the reader of the weight itself through which it does
@@ -140,13 +143,14 @@ class _WeightMatch:
         # Those for which it is computed, once for each of their inputs that reads it; None stands for the graph's output.
         self._computed_for: set[NodeRef | None] = set()
         self._reasons: set[Reason] = set()  # why readers are left
+        self._is_taken = False  # whether a fusion of another weight takes this one, too
         self._context = context
         node = scope.nodes[index]
         output = node.output[0] if node.output else ""
         self._uses = Counter(scope.uses(output))
         self._name = text(node.name or output)
         try:
-            dequantized = read_dequantize(scope, node, context.constants, context.is_centred)
+            start = context.routes.start(scope, node)
             _check((scope, index))
         except NotFusable as refusal:
             for node_ref in [None] * scope.is_output(output) + [*scope.uses(output)] or [None]:
@@ -154,34 +158,20 @@ class _WeightMatch:
             return
         if scope.is_output(output):
             self._leave(None, Reason.GRAPH_OUTPUT, None)
-        # Through all views of the weight, to all that read it or one of them.
+        # Through all that reorders, takes apart, scales or joins the weight, to all that read it or one of these.
         place = (scope, index)
-        waiting, is_joined = _readers(dequantized.view, scope, output), False
+        waiting = _readers(start, scope, output)
         while waiting:
             use = waiting.pop()
-            if (use.node_ref, use.name) in context.joined:
-                is_joined = True
-                continue
-            scope, index = use.node_ref
             try:
-                spared = context.integer_kernels.reason(use.node_ref)
-                if spared is not None and not dequantized.has_blocks:
-                    raise NotFusable(spared)
-                after = self._view_after(use)
-                if after is None:
-                    self.fusions.append(self._fused(dequantized, use))
-                    continue
-                output = scope.nodes[index].output[0]
-                waiting += _readers(after, scope, output, use.first)
-                if scope.is_output(output) or not scope.uses(output):
-                    raise NotFusable(Reason.GRAPH_OUTPUT if scope.is_output(output) else Reason.UNUSED)
+                waiting += self._decided(use)
             except NotFusable as refusal:
-                fits = fits_reader(use.node_ref, use.name, use.view)
+                fits = fits_reader(use.node_ref, use.name, use.seen.view)
                 self._leave(use.node_ref, refusal.reason if fits else Reason.INVALID, use.first)
-        if self.reason is None and not self.fusions and not is_joined:
+        if self.reason is None and not self.fusions and not self._is_taken:
             self._leave(None, Reason.UNUSED, None)
         if self._reasons - {Reason.UNUSED} and _NEVER_ONCE.isdisjoint(self._reasons):
-            self.once = dequantized_once(place, dequantized)
+            self.once = dequantized_once(place, start.dequantized)
 
     @property
     def times(self) -> int:
@@ -198,22 +188,41 @@ class _WeightMatch:
         if self.reason in _SAYS_LITTLE and reason not in _SAYS_LITTLE[: _SAYS_LITTLE.index(self.reason)]:
             self.reason = reason
 
-    def _view_after(self, use: _Use) -> View | None:
-        """What a node that is a view of the weight itself makes of it; None for other nodes."""
-        scope, index = use.node_ref
-        node = scope.nodes[index]
-        after = follow(use.view, scope, node, self._context.locate) if node.input[0] == use.name else None
-        if after is not None:
-            _check(use.node_ref)
-        return after
+    def _decided(self, use: _Use) -> list[_Use]:
+        """Decide one reader. Those that read what it makes of the weight; none if it is fused. Raises NotFusable if not."""
+        scope, context = use.node_ref[0], self._context
+        spared = context.integer_kernels.reason(use.node_ref)
+        if spared is not None and not use.seen.dequantized.has_blocks:
+            raise NotFusable(spared)
+        fused = context.fused.get(use.node_ref)
+        if fused is not None:
+            if use.name not in (fused.site.weight, *fused.site.joined):
+                raise NotFusable(Reason.CONSUMER)
+            self._is_taken = True
+            return []
+        after = context.routes.after(use.node_ref, use.name, use.seen)
+        if after is None:
+            fusion = self._fused(use)
+            self.fusions.append(fusion)
+            context.fused.update(dict.fromkeys(fusion.site.replaced, fusion))
+            return []
+        _check(use.node_ref)
+        if any(scope.is_output(name) for name, _ in after):
+            self._leave(use.node_ref, Reason.GRAPH_OUTPUT, use.first)
+        elif not any(scope.uses(name) for name, _ in after):
+            raise NotFusable(Reason.UNUSED)
+        return [reader for name, seen in reversed(after) for reader in _readers(seen, scope, name, use.first)]
 
-    def _fused(self, dequantized: Dequantized, use: _Use) -> Fusion:
+    def _fused(self, use: _Use) -> Fusion:
         (scope, index), context = use.node_ref, self._context
+        dequantized, view, _ = use.seen
         node, operator = scope.nodes[index], operator_of(scope.nodes[index])
         if dequantized.weight.data_type not in WEIGHT_TYPES:
             raise NotFusable(Reason.WEIGHT_TYPE)
         if operator is None or operator.fused_by not in _KINDS:
             raise NotFusable(Reason.CONSUMER)
+        if dequantized.factors and operator.fused_by not in _TAKE_FACTORS:
+            raise NotFusable(Reason.FACTOR)
         output = node.output[0] if node.output else ""
         site = Site(
             dequantize=self._name,
@@ -223,10 +232,9 @@ class _WeightMatch:
             output=output,
             replaced=(use.node_ref,),
         )
-        fusion = _KINDS[operator.fused_by](site, dequantized, use.view, context.settings, context.locate)
+        fusion = _KINDS[operator.fused_by](site, dequantized, view, context.settings, context.locate)
         for node_ref in fusion.site.replaced:
             _check(node_ref)
-        context.joined.update((use.node_ref, name) for name in fusion.site.joined)
         return fusion
 
 
@@ -237,10 +245,10 @@ def _check(node_ref: NodeRef) -> None:
         raise NotFusable(Reason.OPSET)
 
 
-def _readers(view: View, scope: Scope, name: str, first: NodeRef | None = None) -> list[_Use]:
+def _readers(seen: Seen, scope: Scope, name: str, first: NodeRef | None = None) -> list[_Use]:
     """The readers of a value, the first one last. `first`: the node through which they read it, if there is one."""
     uses = reversed(dict.fromkeys(scope.uses(name)))
-    return [_Use(view, node_ref, name, first or node_ref) for node_ref in uses]
+    return [_Use(seen, node_ref, name, first or node_ref) for node_ref in uses]
 
 
 def _unfused(scope: Scope, index: int, decision: _WeightMatch, constants: Constants) -> list[UnfusedWeight]:

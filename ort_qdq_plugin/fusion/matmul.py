@@ -22,19 +22,31 @@ from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import FLOAT, FLOAT16
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, attributes, made_tensor
-from ort_qdq_plugin.model.operands import Operands
+from ort_qdq_plugin.model.operands import Operands, as_stored
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
 
-__all__ = ["MatMulFusion", "OuterNodes", "fuse"]
+__all__ = ["TAKES_FACTORS", "MatMulFusion", "OuterNodes", "Product", "fuse", "fused_product"]
+
+TAKES_FACTORS = True
+"""Those of columns go into the scales, those of rows onto the activation."""
+
+_BROADCAST_SINCE = 7  # the opset since which Mul broadcasts a row
 
 
 class OuterNodes(NamedTuple):
     """What has to stand before and after a fused node whose weight was not the plain right operand."""
 
     before: tuple[int, ...] | None = None  # the permutation of the activation's axes, or None
-    after: tuple[int, ...] | None = None  # the permutation of the result's axes, or None
+    joined: tuple[int, ...] | None = None  # the Reshape of the activation then, or None
+    split: tuple[int, ...] | None = None  # the Reshape of the result, or None
+    after: tuple[int, ...] | None = None  # the permutation of the result's axes then, or None
     new_axes: int = 0  # leading axes of size 1 that the result gets
+
+    @property
+    def moves_result(self) -> bool:
+        """Whether the result of the fused node is not that of the product."""
+        return self.split is not None or self.after is not None or self.new_axes > 0
 
 
 class MatMulFusion(NamedTuple):
@@ -42,7 +54,8 @@ class MatMulFusion(NamedTuple):
 
     site: Site
     matrix: QuantizedMatrix
-    operands: Operands  # B, scales and zero points, as far as they are needed
+    # B, scales and zero points, as far as they are needed, and rows: what the activation is multiplied by.
+    operands: Operands
     bits: int  # of an element of the fused node
     block_size: int  # of the fused node
     kernel_type: int  # TensorProto.DataType that the fused node computes in
@@ -59,7 +72,7 @@ class MatMulFusion(NamedTuple):
         return "MatMulNBits"
 
     def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
-        """Transpose and cast the activation, multiply, add what is not a bias, and cast back.
+        """Transpose, cast and scale the activation, multiply, add what is not a bias, and cast back.
 
         Alpha and beta are factors of their own, as in ONNX Runtime's Gemm. In the scales they could leave the range of the
         scales' type, or make sums overflow that do not without them: that depends on the activation.
@@ -67,8 +80,12 @@ class MatMulFusion(NamedTuple):
         value, outer = self.activation, self.outer
         if outer.before is not None:
             value = emitter.node("Transpose", [value], perm=outer.before)
+        if outer.joined is not None:
+            value = emitter.reshaped(value, outer.joined)
         if self.casts_from is not None:
             value = emitter.node("Cast", [value], to=self.kernel_type)
+        if "rows" in operands:
+            value = emitter.node("Mul", [value, operands["rows"]])
         bias = self.bias.own or ""
         if not isinstance(bias, str):
             bias = emitter.constant(bias, f"{self.site.name}.bias")
@@ -82,6 +99,8 @@ class MatMulFusion(NamedTuple):
         )  # fmt: skip
         if self.alpha != 1.0:
             value = self._times(value, self.alpha, "alpha", emitter)
+        if outer.split is not None:
+            value = emitter.reshaped(value, outer.split)
         if outer.after is not None:
             value = emitter.node("Transpose", [value], perm=outer.after)
         if outer.new_axes:
@@ -117,15 +136,15 @@ class MatMulFusion(NamedTuple):
         return emitter.node("Mul", [value, emitter.constant(constant, f"{self.site.name}.{name}")])
 
 
-class _Product(NamedTuple):
+class Product(NamedTuple):
     """alpha * op(activation) x op(weight) + bias; with the weight on the left, the factors the other way round."""
 
     activation: str
-    weight_on_left: bool
-    transposes_activation: bool
-    transposes_weight: bool
-    alpha: float
-    bias: Addend | None
+    weight_on_left: bool = False
+    transposes_activation: bool = False
+    transposes_weight: bool = False
+    alpha: float = 1.0
+    bias: Addend | None = None
 
 
 def fuse(
@@ -133,29 +152,55 @@ def fuse(
 ) -> MatMulFusion | StackFusion:
     """Fuse the product at a site (`kind.Fuse`)."""
     if is_stack(view):
+        if dequantized.factors:
+            raise NotFusable(Reason.FACTOR)
         return fused_stack(site, dequantized, view, settings)
     scope, index = site.replaced[0]
     node = scope.nodes[index]
     product = _read_product(node, site.weight)
-    matrix = dequantized.matrix(view, product.transposes_weight != product.weight_on_left)
-    matrix, bits, block_size = form_of(matrix, view.data_type, settings)
-    computed_in, casts_from = kernel_type(view.data_type, matrix.scales.data_type)
-    check_bias(scope, node, product.weight_on_left, matrix.n, locate)
+    matrix = dequantized.matrix(view, product.transposes_weight != product.weight_on_left, rows_may_differ=True)
     outer = _outer_nodes(scope, product, len(view.axes))
-    plain = casts_from is None and product.alpha == 1.0 and outer.after is None and not outer.new_axes
-    bias = own_bias(scope, product.bias, matrix.n, view.data_type, locate) if plain else Bias(addend=product.bias)
+    return fused_product(site, product, matrix, outer, view.data_type, settings, locate)
+
+
+def fused_product(
+    site: Site,
+    product: Product,
+    matrix: QuantizedMatrix,
+    outer: OuterNodes,
+    data_type: int,
+    settings: FusionSettings,
+    locate: Locate,
+) -> MatMulFusion:
+    """The fusion of a product that is computed in this type (TensorProto.DataType), with these nodes around it.
+
+    Raises:
+        NotFusable: No form of MatMulNBits is right, or the bias does not fit.
+    """
+    scope, index = site.replaced[0]
+    node = scope.nodes[index]
+    if matrix.rows is not None and scope.opset < _BROADCAST_SINCE:
+        raise NotFusable(Reason.FACTOR)
+    matrix, bits, block_size = form_of(matrix, data_type, settings)
+    computed_in, casts_from = kernel_type(data_type, matrix.scales.data_type)
+    check_bias(scope, node, product.weight_on_left, matrix.n, locate)
+    plain = casts_from is None and product.alpha == 1.0 and not outer.moves_result
+    bias = own_bias(scope, product.bias, matrix.n, data_type, locate) if plain else Bias(addend=product.bias)
     if plain and product.bias is None:
-        bias = following_bias(scope, node, product.activation, matrix.n, view.data_type)
-    if computed_in == FLOAT16 and (product.alpha != 1.0 or bias.addend is not None):
+        bias = following_bias(scope, node, product.activation, matrix.n, data_type)
+    if computed_in == FLOAT16 and (product.alpha != 1.0 or bias.addend is not None or matrix.rows is not None):
         # What is multiplied and added belongs to one operator, which rounds only its result to float16.
         computed_in, casts_from = FLOAT, FLOAT16
     if bias.add is not None:
         adding, at = bias.add
         site = site._replace(replaced=(*site.replaced, bias.add), output=adding.nodes[at].output[0])
+    operands = dict(operands_of(matrix, bits, block_size, computed_in, settings.accuracy_level))
+    if matrix.rows is not None:
+        operands["rows"] = as_stored(matrix.rows, (matrix.k,))
     return MatMulFusion(
         site=site,
         matrix=matrix,
-        operands=operands_of(matrix, bits, block_size, computed_in, settings.accuracy_level),
+        operands=operands,
         bits=bits,
         block_size=block_size,
         kernel_type=computed_in,
@@ -168,7 +213,7 @@ def fuse(
     )
 
 
-def _read_product(node: NodeProto, weight: str) -> _Product:
+def _read_product(node: NodeProto, weight: str) -> Product:
     if len(node.input) < 2 or not node.output:
         raise NotFusable(Reason.INVALID)
     if list(node.input).count(weight) != 1 or weight in node.input[2:]:
@@ -183,7 +228,7 @@ def _read_product(node: NodeProto, weight: str) -> _Product:
     bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
     beta = given["beta"].f if "beta" in given else 1.0
     alpha = given["alpha"].f if "alpha" in given else 1.0
-    return _Product(
+    return Product(
         activation=node.input[1] if on_left else node.input[0],
         weight_on_left=on_left,
         transposes_activation=flags["transB" if on_left else "transA"],
@@ -193,7 +238,7 @@ def _read_product(node: NodeProto, weight: str) -> _Product:
     )
 
 
-def _outer_nodes(scope: Scope, product: _Product, weight_rank: int) -> OuterNodes:
+def _outer_nodes(scope: Scope, product: Product, weight_rank: int) -> OuterNodes:
     """What has to stand before and after the fused node when the weight is made its right operand.
 
     With the weight on the left, ``W x`` is computed as the transpose of ``x' W'``.
@@ -210,4 +255,5 @@ def _outer_nodes(scope: Scope, product: _Product, weight_rank: int) -> OuterNode
         raise NotFusable(Reason.INVALID)
     # A vector is a row on the left and a column on the right: x and W x have the same axes whichever side x is on.
     swap = (*range(rank - 2), rank - 1, rank - 2) if rank >= 2 else None
-    return OuterNodes(swap if swaps else None, swap if swaps_result else None, max(0, weight_rank - max(rank, 2)))
+    new_axes = max(0, weight_rank - max(rank, 2))
+    return OuterNodes(before=swap if swaps else None, after=swap if swaps_result else None, new_axes=new_axes)

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import onnxruntime
 
 from ort_qdq_plugin.errors import NotFusable
+from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
-from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, is_dequantize, read_dequantize
+from ort_qdq_plugin.fusion.dequantize import Dequantized, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.validity import is_as_specified

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Rewriter", "lift_from_subgraphs"]
 
-_BRINGS_A_WEIGHT = ("dequantize", "constant", "view")
+_BRINGS_A_WEIGHT = ("dequantize", "constant", "view", "folded")
+_TAKES_A_PART = "Gather"  # a reader, unless its indices are constant
 _CONTRIB_VERSION = 1
 
 
@@ -100,15 +101,25 @@ class Rewriter:
                 found = scope.producer(name)
                 if found is None:
                     self._dropped.setdefault(value[0], set()).add(name)
-                elif found[:2] not in self._removed and self._may_go(*found[:2]):
+                elif found[:2] not in self._removed and self._may_go(*found[:2]) and self._is_unread(found[0], found[2]):
                     self._removed.add(found[:2])
                     waiting.append(found[:2])
 
     def _may_go(self, scope: Scope, index: int) -> bool:
         """Whether a node may be there for a weight alone. One that ONNX Runtime would refuse stays, for it to see."""
+        node = scope.nodes[index]
         if (scope, index) in self._folded:
             return True
-        return role_of(scope.nodes[index]) in _BRINGS_A_WEIGHT and is_as_specified(scope, index, self._scope.opset)
+        brings_a_weight = role_of(node) in _BRINGS_A_WEIGHT or node.op_type == _TAKES_A_PART
+        return brings_a_weight and is_as_specified(scope, index, self._scope.opset)
+
+    def _is_unread(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether nothing reads any output of a node any more, of which a Split has several."""
+        values = [(scope, name) for name in node.output if name]
+        return not any(
+            self._reads_left.get(value, len(scope.uses(value[1]))) or scope.is_output(value[1]) or value in self._read_anew
+            for value in values
+        )
 
     def _apply(self, scope: Scope) -> None:
         graph, gone = scope.graph, self._dropped.get(scope, set())

@@ -29,7 +29,8 @@ LOW_BIT_OPERATORS = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
 
 Role = Literal["dequantize", "constant", "view", "folded", "reader", "bias"]
 """What an operator is to a weight. "view": its output has every element of its first input once. "reader": it is fused with
-the weight. "bias": it may follow a reader and be fused with it. "folded": operands may be made of constants by it."""
+the weight. "bias": it may follow a reader and be fused with it. "folded": operands may be made of constants by it, or a
+part, a multiple or a joint of weights."""
 
 
 class Operator(NamedTuple):
@@ -115,6 +116,7 @@ OPERATORS = (
         "Gemm", "reader", f"1 FFF {_GEMM} broadcast:i|7 FFF {_GEMM}|9 NNN {_GEMM}|11 NNn {_GEMM}|13", fused_by="matmul"
     ),
     Operator("FusedMatMul", "reader", f"1 XX {_FUSED_MATMUL}", fused_by="matmul", domain=CONTRIB_DOMAIN),
+    Operator("Einsum", "reader", "12 A* equation:s|28", fused_by="einsum"),
     Operator("Gather", "reader", "1 TI axis:i|13", fused_by="gather"),
     Operator("Conv", "reader", f"1 FFf {_CONV}|11|22 KKk {_CONV}", fused_by="conv"),
     Operator("MoE", "reader", f"1 XXXxXxxx {_MOE}", fused_by="qmoe", domain=CONTRIB_DOMAIN),

@@ -12,8 +12,9 @@ from onnx.reference import ReferenceEvaluator
 from conformance.drawing.canvas import Canvas
 from conformance.drawing.draft import Draft
 from ort_qdq_plugin.errors import ModelError, NotFusable
+from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
-from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, is_dequantize, read_dequantize
+from ort_qdq_plugin.fusion.dequantize import Dequantized, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
 from ort_qdq_plugin.model.graph import Scope, model_scope

@@ -1,30 +1,24 @@
-"""Reading DequantizeLinear: operands checked against each other, zero points that need not be given, and W[K, N]."""
+"""Reading DequantizeLinear: operands checked against each other, and W[K, N]."""
 
 import math
 from collections.abc import Callable
-from itertools import count
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import ELEMENTS
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.fusion import dequantize as dequantize_module
+from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
-from ort_qdq_plugin.fusion.dequantize import Centred, Dequantized, has_constant_weight, read_dequantize
+from ort_qdq_plugin.fusion.dequantize import Dequantized, has_constant_weight, read_dequantize
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import model_scope
-from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.tensors import MAX_RANK, StoredTensor
 from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import locate, read, refused
-from tests.packing.plain import raw_bytes
 
 Shape = tuple[int, ...]
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -197,71 +191,6 @@ def test_bytes_that_cannot_be_found_make_it_invalid(error: Exception) -> None:
         read_dequantize(scope, scope.nodes[0], Constants(missing), Centred())
 
 
-# Zero points that need not be given
-
-
-def zero_points(values: Any, element: str, dirty: bool = False, padding: int = 0) -> StoredTensor:
-    """Zero points behind `padding` other bytes."""
-    array, kind = np.asarray(values), ELEMENTS[element]
-    raw = raw_bytes(array, kind.bits, dirty)
-    return StoredTensor("z", kind.code, array.shape, MemorySource(b"\x5a" * padding + raw), padding, len(raw))
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    element=st.sampled_from(WEIGHTS),
-    count=st.integers(1, 70),
-    other=st.one_of(st.none(), st.tuples(st.integers(0, 69), st.integers(0, 255))),
-    dirty=st.booleans(),
-    head=st.sampled_from([1, 3, 4096]),
-)
-def test_centred_zero_points_are_all_the_middle(
-    element: str, count: int, other: tuple[int, int] | None, dirty: bool, head: int
-) -> None:
-    kind = ELEMENTS[element]
-    values = np.full(count, kind.default_zero)
-    if other is not None:
-        values[other[0] % count] = kind.low + other[1] % (1 << kind.bits)
-    wanted = bool((values == kind.default_zero).all())
-    with mock.patch.object(dequantize_module, "_HEAD_BYTES", head), mock.patch.object(dequantize_module, "_CHUNK_BYTES", 5):
-        assert Centred()(kind.code, zero_points(values, element, dirty, padding=3)) == wanted
-    assert Centred()(kind.code, None) == kind.signed
-
-
-def test_zero_points_are_read_once() -> None:
-    reads: list[int] = []
-
-    class Counting(MemorySource):
-        def read_into(self, offset: int, target: memoryview) -> None:
-            reads.append(offset)
-            super().read_into(offset, target)
-
-    source, centred, names = Counting(bytes([0x88] * 8)), Centred(), map(str, count())
-
-    def is_centred(data_type: int, *shape: int) -> bool:
-        return centred(data_type, StoredTensor(next(names), data_type, shape, source, 0, 8))
-
-    assert is_centred(TensorProto.UINT4, 16)
-    seen = len(reads)
-    assert is_centred(TensorProto.UINT4, 16)
-    assert is_centred(TensorProto.UINT4, 4, 4)
-    assert len(reads) == seen > 0
-    # The same bytes are other numbers in another type.
-    assert not is_centred(TensorProto.UINT8, 8)
-    assert not is_centred(TensorProto.INT4, 16)
-
-
-def test_at_most_a_number_of_bytes_is_read() -> None:
-    with mock.patch.object(dequantize_module, "_MAX_READ_BYTES", 20):
-        centred = Centred()
-        # The last byte of each is compared apart, and not counted.
-        answers = [
-            centred(TensorProto.UINT8, StoredTensor(str(at), TensorProto.UINT8, (11,), MemorySource(data), 0, 11))
-            for at, data in enumerate([b"\x80" * 11, b"\x80" * 11 + b"other", b"\x80" * 11 + b"third"])
-        ]
-    assert answers == [True, True, False]
-
-
 # W[K, N]
 
 
@@ -305,7 +234,6 @@ NO_MATRIX: dict[str, tuple[Shape, int, int, Callable[[View], View], Reason]] = {
     "interleaved": ((4, 32, 16), 2, 16, lambda view: view.transposed((0, 2, 1)).reshaped((64, 32)), Reason.INTERLEAVED),
     "blocks-along-n": ((64, 32), 1, 16, same, Reason.BLOCKS_ALONG_N),
     "a-scale-for-each-row": ((64, 32), 0, 0, same, Reason.BLOCKS_ALONG_N),
-    "a-scale-for-a-part-of-the-columns": ((64, 4, 8), 2, 0, lambda view: view.reshaped((64, 32)), Reason.BLOCKS_ALONG_N),
     "blocks-along-the-outer-part-of-k": ((4, 16, 32), 0, 2, lambda view: view.reshaped((64, 32)), Reason.BLOCKS_ALONG_N),
     "blocks-that-end-within-a-part-of-k": ((4, 24, 32), 1, 16, lambda view: view.reshaped((96, 32)), Reason.BLOCK_SIZE),
 }

@@ -76,6 +76,61 @@ def test_every_reader_is_a_fusion_of_its_own() -> None:
     assert not matches.unfused
 
 
+# Weights on their way together, or in parts
+
+
+def test_weights_that_are_joined_are_one_fusion() -> None:
+    """It belongs to the first of them; the others are taken, too, and nothing is left of either."""
+    draft = draft_of()
+    draft.weight(Weight(), "v")
+    draft.node("MatMul", ["x", draft.node("Concat", ["w_d", "v_d"], "c", axis=1)], "y")
+    ((fusion,), unfused, once, _) = matched(draft)
+    assert (fusion.site.dequantize, fusion.site.weight) == ("w_d_node", "c")
+    assert (fusion.entry().k, fusion.entry().n) == (128, 128)
+    assert (unfused, once) == ((), ())
+
+
+def test_each_of_joined_weights_says_why_it_stays() -> None:
+    draft = draft_of()
+    draft.weight(Weight(), "v")
+    draft.node("Mul", ["x", draft.node("Concat", ["w_d", "v_d"], "c", axis=1)], "y")
+    assert decided(matched(draft)) == ([], [Reason.CONSUMER] * 2)
+
+
+def test_every_part_has_its_readers() -> None:
+    draft = draft_of()
+    draft.node("Split", ["w_d"], "p", axis=1)
+    draft.nodes[-1].output.append("q")
+    for name, part in (("a", "p"), ("b", "q"), ("c", "p")):
+        draft.node("MatMul", ["x", part], name)
+    assert decided(matched(draft)) == (["a", "c", "b"], [])
+    draft.node("Neg", ["q"], "d")
+    assert decided(matched(draft)) == (["a", "c", "b"], [Reason.CONSUMER])
+
+
+def test_a_product_of_two_weights_belongs_to_the_first() -> None:
+    draft = draft_of()
+    draft.dequantize("v", [3, 128], axis=1)
+    draft.node("MatMul", ["v_d", "w_d"], "y")
+    matches = matched(draft)
+    assert [fusion.site.dequantize for fusion in matches.fusions] == ["w_d_node"]
+    assert [(entry.weight, entry.reason) for entry in matches.unfused] == [("v", Reason.CONSUMER)]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_constant_indices_take_parts_of_products_alone(axis: int) -> None:
+    """What no product reads is a lookup."""
+    draft = Draft("match")
+    draft.input("x", ["m", 64])
+    draft.node("Gather", [draft.dequantize("w", [20000, 64], axis=1), draft.ints("i", [0, 2, 1])], "g", axis=axis)
+    draft.node("Neg", ["g"], "y")
+    fused, reasons = decided(matched(draft))
+    assert (fused, reasons) == ((["g"], []) if axis == 0 else ([], [Reason.GATHER]))
+    if axis == 0:
+        draft.node("MatMul", ["x", draft.node("Transpose", ["g"])], "z")
+        assert decided(matched(draft)) == (["z"], [Reason.CONSUMER])
+
+
 # Reasons
 
 UNKNOWN: dict[str, Any] = {"unknown": 1}  # as an attribute, it is one that no opset has
@@ -86,6 +141,13 @@ VIEWED: list[Any] = [("Identity", "w_d", "v"), ("MatMul", "x v", "y")]
 REASONS: dict[str, tuple[list[Any], str, Reason]] = {
     "unused": ([], "", Reason.UNUSED),
     "another-consumer": ([("Mul", "x w_d", "y")], "", Reason.CONSUMER),
+    "a-lookup-of-what-is-multiplied": (
+        [("floats", "64", "f"), ("Mul", "f w_d", "s"), ("Gather", "s i", "y")], "", Reason.FACTOR,
+    ),
+    "a-part-that-is-an-output": (
+        [("Split", "w_d", "v"), ("MatMul", "x v", "y"), ("output", "128 64", "v")], "y", Reason.GRAPH_OUTPUT,
+    ),
+    "a-split-that-no-opset-has": ([("Split", "w_d", "v", {"unknown": 1}), ("MatMul", "x v", "y")], "", Reason.OPSET),
     "a-product-of-another-domain": ([("MatMul", "x w_d", "y", {"domain": "local"})], "", Reason.CONSUMER),
     "a-product-of-the-weight-with-itself": ([("MatMul", "w_d w_d", "y")], "", Reason.CONSUMER),
     "a-view-of-another-input": ([("Reshape", "x w_d", "y")], "", Reason.CONSUMER),

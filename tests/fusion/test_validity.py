@@ -20,6 +20,7 @@ FLOAT, FLOAT16, UINT4, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorPro
 
 
 CODES = {f"tensor({name.lower()})": code for name, code in TensorProto.DataType.items()}
+ANY = 2**31 - 1  # as onnx.defs has it
 KNOWN = min(LAST_OPSET, defs.onnx_opset_version())
 ANY = 2**31 - 1  # inputs or outputs
 STANDARD = [row for row in OPERATORS if not row.domain]

@@ -1,0 +1,184 @@
+"""From a DequantizeLinear to those who read its result: what the nodes on the way make of it.
+
+They reorder its elements (`view`), take a part of them (`parts`), multiply them by constants (`factors`), or put them beside
+those of other weights (`joined`). Each of these is done to the integers, the scales and the zero points instead.
+
+Format facts: Mul and Div of the ONNX specification, and those that the modules named have.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ort_qdq_plugin.errors import ModelError, NotFusable
+from ort_qdq_plugin.fusion.centred import Centred
+from ort_qdq_plugin.fusion.constants import Constants
+from ort_qdq_plugin.fusion.dequantize import Seen, has_constant_weight, is_dequantize, read_dequantize
+from ort_qdq_plugin.fusion.factors import constant, divided, factor_of
+from ort_qdq_plugin.fusion.joined import joined
+from ort_qdq_plugin.fusion.parts import gathered, sliced, split
+from ort_qdq_plugin.fusion.view import follow
+from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, INT32, INT64
+from ort_qdq_plugin.model.graph import NodeRef, Scope
+from ort_qdq_plugin.model.messages import NodeProto, int_attribute, is_standard
+from ort_qdq_plugin.model.operators import operator_of, role_of
+from ort_qdq_plugin.report.weights import Reason
+
+__all__ = ["Routes"]
+
+# Nodes that may make new operands on the way to one reader, those of all weights that are joined together: each is another
+# step of computing an element. Real models have up to some dozens.
+_MAX_NODES = 128
+
+_MAX_DEPTH = 32  # nodes between a Concat and the DequantizeLinear of a weight that it joins
+_MAX_NUMBERS = 4096  # indices, or lengths, in one constant
+_MAX_AHEAD = 32  # nodes that are looked at to see what becomes of a part
+
+
+class Routes:
+    """Answers for one model."""
+
+    def __init__(self, constants: Constants, is_centred: Centred) -> None:
+        self._constants = constants
+        self._is_centred = is_centred
+        self._joined: dict[NodeRef, Seen | Reason] = {}
+
+    def start(self, scope: Scope, node: NodeProto) -> Seen:
+        """What a DequantizeLinear makes of its constants; raises NotFusable where it is not as it should be."""
+        dequantized = read_dequantize(scope, node, self._constants, self._is_centred)
+        return Seen(dequantized, dequantized.view)
+
+    def after(self, node_ref: NodeRef, name: str, seen: Seen) -> list[tuple[str, Seen]] | None:
+        """The values that a node makes of a weight which it reads as `name`; None if it does something else with it.
+
+        Raises:
+            NotFusable: The node is one of those that can be followed, but does something that cannot.
+        """
+        scope, index = node_ref
+        node = scope.nodes[index]
+        if not is_standard(node) or not any(node.output):
+            return None
+        if node.op_type == "Concat":
+            found: list[Seen] | None = [self._joint(node_ref)]
+        else:
+            found = self._made(scope, node, name, seen)
+        if found is None:
+            return None
+        return [(output, made) for output, made in zip(node.output, found, strict=True) if output]
+
+    def _made(self, scope: Scope, node: NodeProto, name: str, seen: Seen) -> list[Seen] | None:
+        """What each output of a node is that reads one weight."""
+        kind = node.op_type
+        longer = seen._replace(nodes=seen.nodes + 1)
+        if longer.nodes > _MAX_NODES:
+            raise NotFusable(Reason.COMPUTED)
+        if kind in ("Mul", "Div"):
+            return self._multiplied(scope, node, name, longer)
+        if node.input[0] != name:
+            return None
+        if role_of(node) == "view":
+            view = follow(seen.view, scope, node, self._constants.locate)
+            return None if view is None else [seen._replace(view=view)]
+
+        def numbers(name: str) -> tuple[list[int], int]:
+            return self._numbers(scope, name)
+
+        if kind == "Split":
+            return split(longer, node, scope.opset, numbers)
+        if kind == "Slice":
+            return [sliced(longer, node, scope.opset, numbers)]
+        if kind == "Gather" and self._is_of_a_product(scope, node):
+            return [gathered(longer, node, numbers)]
+        return None
+
+    def _multiplied(self, scope: Scope, node: NodeProto, name: str, seen: Seen) -> list[Seen] | None:
+        """A weight times a constant, or divided by it."""
+        others = [given for given in node.input if given != name]
+        is_left = node.input[0] == name
+        # Attributes are those of the first opsets, which broadcast in another way.
+        if len(node.input) != 2 or len(others) != 1 or node.attribute or (node.op_type == "Div" and not is_left):
+            return None
+        if not self._constants.is_constant(scope, others[0]):
+            return None
+        try:
+            factor = factor_of(self._constants.expression(scope, others[0]), seen.view)
+        except ModelError as error:
+            raise NotFusable(Reason.INVALID) from error
+        if node.op_type == "Div":
+            factor = divided(constant(1, FLOAT, ()), factor)
+        dequantized = seen.dequantized
+        return [seen._replace(dequantized=dequantized._replace(factors=(*dequantized.factors, factor)))]
+
+    def _joint(self, node_ref: NodeRef) -> Seen:
+        """What a Concat makes of its inputs, the same whichever of them is asked about."""
+        if node_ref not in self._joined:
+            scope, index = node_ref
+            node = scope.nodes[index]
+            self._joined[node_ref] = Reason.JOINED  # so that a cycle ends here
+            try:
+                parts = [self.weight(scope, name) for name in node.input]
+                if sum(part.nodes + 1 for part in parts) > _MAX_NODES:
+                    raise NotFusable(Reason.COMPUTED)
+                self._joined[node_ref] = joined(parts, int_attribute(node, "axis", 1))
+            except NotFusable as refusal:
+                self._joined[node_ref] = refusal.reason
+        found = self._joined[node_ref]
+        if isinstance(found, Reason):
+            raise NotFusable(found)
+        return found
+
+    def weight(self, scope: Scope, name: str, depth: int = _MAX_DEPTH) -> Seen:
+        """The weight that a value is; raises NotFusable if it is none, or not within so many nodes."""
+        found = scope.producer(name) if name and depth else None
+        if found is None:
+            raise NotFusable(Reason.JOINED)
+        scope, index, node = found
+        if is_dequantize(node):
+            if not has_constant_weight(scope, node, self._constants):
+                raise NotFusable(Reason.JOINED)
+            return self.start(scope, node)
+        if node.op_type == "Concat" and is_standard(node):
+            return self._joint((scope, index))
+        read = _read_by(scope, node)
+        after = None if read is None else self.after((scope, index), read, self.weight(scope, read, depth - 1))
+        made = dict(after or ()).get(name)
+        if made is None:
+            raise NotFusable(Reason.JOINED)
+        return made
+
+    def _is_of_a_product(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether a Gather takes a part of a weight, which a product reads, by constant indices; others are lookups."""
+        if len(node.input) != 2 or not self._constants.is_constant(scope, node.input[1]):
+            return False
+        ahead = [(scope, node.output[0])]
+        for inner, name in ahead:
+            for reader, index in inner.uses(name):
+                after = reader.nodes[index]
+                operator = operator_of(after)
+                if operator is None or not after.output:
+                    continue
+                if operator.role == "reader" and after.op_type != "Gather":
+                    return True
+                if operator.role in ("view", "folded", "reader") and len(ahead) < _MAX_AHEAD:
+                    ahead += [(reader, output) for output in after.output if output]
+        return False
+
+    def _numbers(self, scope: Scope, name: str) -> tuple[list[int], int]:
+        """The whole numbers of a constant, and its rank; raises NotFusable where it is none, or has too many."""
+        if not self._constants.is_constant(scope, name):
+            raise NotFusable(Reason.PART)
+        try:
+            tensor = self._constants.tensor(scope, name)
+            if tensor.data_type not in (INT32, INT64) or tensor.elements > _MAX_NUMBERS or len(tensor.shape) > 1:
+                raise NotFusable(Reason.PART)
+            values = tensor.read().view(ELEMENTS[tensor.data_type].numpy)
+        except (ModelError, OSError) as error:
+            raise NotFusable(Reason.INVALID) from error
+        return np.asarray(values).tolist(), len(tensor.shape)
+
+
+def _read_by(scope: Scope, node: NodeProto) -> str | None:
+    """The input of a node on the way that may be a weight."""
+    if node.op_type in ("Mul", "Div") and len(node.input) > 1 and scope.constant(node.input[0]) is not None:
+        return str(node.input[1])
+    return node.input[0] if node.input else None
