@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import ELEMENTS, FLOATS, raw_float, raw_tensor
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Zero
+from conformance.fuzz.ways import way
 
 __all__ = ["IDS", "drawn_model"]
 
@@ -78,10 +79,12 @@ def _dequantized(d: _Drawing, name: str, shape: Sequence[int], axis: int, like: 
 
 
 def _seen(d: _Drawing, value: str, kind: str, shape: list[int]) -> tuple[str, str, list[int]]:
-    """A matrix behind views: what it is called then, its type and its shape."""
+    """A matrix behind views, and maybe others: what it is called then, its type and its shape."""
     for _ in range(d.dice.choice((0, 0, 1, 1, 2, 3))):
         view = d.dice.choice(("Transpose", "Transpose", "Identity", "Cast", "Reshape", "Squeeze"))
-        if view == "Transpose":
+        if d.chance(0.2):
+            value, shape = way(d, d.dice, value, kind, shape)
+        elif view == "Transpose":
             value, shape = d.node("Transpose", [value], perm=list(reversed(range(len(shape))))), shape[::-1]
         elif view == "Identity":
             value = d.node("Identity", [value])

@@ -17,6 +17,7 @@ from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site
 from ort_qdq_plugin.fusion.matmul import MatMulFusion, OuterNodes, Product, fused_product
 from ort_qdq_plugin.fusion.view import View
+from ort_qdq_plugin.model.elements import FLOAT, FLOAT16
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, attribute
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
@@ -45,6 +46,8 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     if len(node.input) != 2 or list(node.input).count(site.weight) != 1 or not node.output:
         raise NotFusable(Reason.CONSUMER)
     activation = node.input[int(node.input[0] == site.weight)]
+    if view.data_type not in (FLOAT, FLOAT16):
+        raise NotFusable(Reason.PRODUCT_TYPE)  # before opset 28 it takes no bfloat16
     equation = _read_equation(node, site.weight, len(view.axes))
     if len(view.axes) < 2:
         raise NotFusable(Reason.RANK)

@@ -109,6 +109,16 @@ def test_what_is_no_product(equation: str, activation: str, weight: str, reason:
         fused(draft)
 
 
+@pytest.mark.parametrize(("scale", "reason"), [("float16", None), ("bfloat16", Reason.PRODUCT_TYPE)])
+def test_types(scale: str, reason: Reason | None) -> None:
+    draft = Draft("einsum")
+    draft.input("x", ["m", 3], scale)
+    draft.dequantize("w", [3, 4], axis=0, block=-1, scale=scale)
+    draft.node("Einsum", ["x", "w_d"], "y", equation="ab,bc->ac")
+    with refused(reason):
+        fused(draft)
+
+
 def test_a_size_of_one_would_be_repeated() -> None:
     draft = Draft("einsum")
     draft.input("x", ["m", 1])
