@@ -21,7 +21,7 @@ from ort_qdq_plugin.fusion.view import follow
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, INT32, INT64
 from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute, is_standard
-from ort_qdq_plugin.model.operators import operator_of, role_of
+from ort_qdq_plugin.model.operators import OPERATORS, operator_of
 from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["Routes"]
@@ -29,6 +29,9 @@ __all__ = ["Routes"]
 # Nodes that may make new operands on the way to one reader, those of all weights that are joined together: each is another
 # step of computing an element. Real models have up to some dozens.
 _MAX_NODES = 128
+
+_VIEWS = {row.op_type for row in OPERATORS if row.role == "view"}
+_ON_THE_WAY = _VIEWS | {"Concat", "Div", "Gather", "Mul", "Slice", "Split"}
 
 _MAX_DEPTH = 32  # nodes between a Concat and the DequantizeLinear of a weight that it joins
 _MAX_NUMBERS = 4096  # indices, or lengths, in one constant
@@ -56,7 +59,7 @@ class Routes:
         """
         scope, index = node_ref
         node = scope.nodes[index]
-        if not is_standard(node) or not any(node.output):
+        if node.op_type not in _ON_THE_WAY or not is_standard(node) or not any(node.output):
             return None
         if node.op_type == "Concat":
             found: list[Seen] | None = [self._joint(node_ref)]
@@ -69,6 +72,9 @@ class Routes:
     def _made(self, scope: Scope, node: NodeProto, name: str, seen: Seen) -> list[Seen] | None:
         """What each output of a node is that reads one weight."""
         kind = node.op_type
+        if kind in _VIEWS:
+            view = follow(seen.view, scope, node, self._constants.locate) if node.input[0] == name else None
+            return None if view is None else [seen._replace(view=view)]
         longer = seen._replace(nodes=seen.nodes + 1)
         if longer.nodes > _MAX_NODES:
             raise NotFusable(Reason.COMPUTED)
@@ -76,9 +82,6 @@ class Routes:
             return self._multiplied(scope, node, name, longer)
         if node.input[0] != name:
             return None
-        if role_of(node) == "view":
-            view = follow(seen.view, scope, node, self._constants.locate)
-            return None if view is None else [seen._replace(view=view)]
 
         def numbers(name: str) -> tuple[list[int], int]:
             return self._numbers(scope, name)
