@@ -8,6 +8,7 @@ Format facts: Split, Slice and Gather of the ONNX specification.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,9 +16,9 @@ import numpy as np
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.folding import building
 from ort_qdq_plugin.folding.computed import as_expression, as_tensor
-from ort_qdq_plugin.folding.expression import Expression
+from ort_qdq_plugin.folding.expression import Expression, Stored
 from ort_qdq_plugin.fusion.dequantize import Dequantized, Seen
-from ort_qdq_plugin.model.elements import bits_of
+from ort_qdq_plugin.model.elements import UINT8, bits_of
 from ort_qdq_plugin.model.messages import NodeProto, attribute, int_attribute
 from ort_qdq_plugin.model.tensors import StoredTensor, tensor_bytes
 from ort_qdq_plugin.report.weights import Reason
@@ -155,13 +156,19 @@ def _blocks(indices: Sequence[int], block: int) -> Sequence[int]:
 
 def taken_tensor(tensor: StoredTensor, axis: int, indices: Sequence[int]) -> StoredTensor:
     """Some indices of an axis of a tensor: where they are stored, if they lie there in one piece, else computed from it."""
+    if not isinstance(indices, range) or indices.step != 1 or not tensor.source.is_stored:
+        return as_tensor(_taken(as_expression(tensor), axis, indices), tensor.name)
     shape = (*tensor.shape[:axis], len(indices), *tensor.shape[axis + 1 :])
-    if isinstance(indices, range) and indices.step == 1 and tensor.source.is_stored and set(tensor.shape[:axis]) <= {1}:
-        inner = tensor.elements // tensor.shape[axis] * bits_of(tensor.data_type)
-        if not indices.start * inner % 8 and not len(indices) * inner % 8:
-            offset, nbytes = tensor.offset + indices.start * inner // 8, tensor_bytes(tensor.data_type, shape)
-            return tensor._replace(shape=shape, offset=offset, nbytes=nbytes)
-    return as_tensor(_taken(as_expression(tensor), axis, indices), tensor.name)
+    outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :]) * bits_of(tensor.data_type)
+    if indices.start * inner % 8 or len(indices) * inner % 8 or (outer > 1 and tensor.shape[axis] * inner % 8):
+        return as_tensor(_taken(as_expression(tensor), axis, indices), tensor.name)
+    # It begins and ends on the borders of bytes: these are moved as they are, if at all.
+    start, length, nbytes = indices.start * inner // 8, len(indices) * inner // 8, tensor_bytes(tensor.data_type, shape)
+    if outer == 1:
+        return tensor._replace(shape=shape, offset=tensor.offset + start, nbytes=nbytes)
+    rows = tensor._replace(data_type=UINT8, shape=(outer, tensor.shape[axis] * inner // 8))
+    part = as_tensor(building.sliced(Stored(rows), 1, start, 1, length), tensor.name)
+    return part._replace(data_type=tensor.data_type, shape=shape)
 
 
 def _taken(expression: Expression, axis: int, indices: Sequence[int]) -> Expression:
