@@ -17,7 +17,7 @@ import conformance
 import conformance.drawing
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_TENSOR, Weight
-from ort_qdq_plugin import Options, Reason, create_session, export, inspect
+from ort_qdq_plugin import Options, Reason, StockReason, create_session, export, inspect
 from ort_qdq_plugin.ort import runs
 from tests import support
 from tests.support import (
@@ -233,6 +233,45 @@ def values_within_the_bound(folder: Path) -> None:
         assert [entry.reason is Reason.MEMORY for entry in entries] == [not entry.bytes_added for entry in entries]
 
 
+def by_hand(element: str) -> onnx.ModelProto:
+    """A product with a weight that is written out."""
+    draft = Draft("by hand")
+    draft.input("x", ["m", 128])
+    draft.quantized("w", element, (128, 64))
+    draft.floats("s", (64,))
+    draft.write("c = Cast <to = 1> (w)  w_d = Mul(c, s)  y = MatMul(x, w_d)")
+    draft.output("y", ["m", 64])
+    return draft.model()
+
+
+def written_out_is_folded_by_stock(folder: Path) -> None:
+    options = quiet()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    stock(by_hand("int8").SerializeToString(), options)
+    optimized = onnx.load(folder / "optimized.onnx")
+    assert [node.op_type for node in optimized.graph.node] == ["MatMul"]
+    assert {tensor.data_type for tensor in optimized.graph.initializer} == {onnx.TensorProto.FLOAT}
+
+
+def written_out_at_low_levels(_folder: Path) -> None:
+    for element, level, fused in (("int8", 4, 1), ("int8", 0, 0), ("int4", 4, 1), ("int4", 0, 1)):
+        report = inspect(by_hand(element).SerializeToString(), options=Options(accuracy_level=level))
+        assert len(report.fused) == fused
+        for entry in report.unfused:
+            assert (entry.bytes_per_run, entry.bytes_added, entry.bytes_folded) == (0, 0, 4 * 128 * 64)
+
+
+def other_forms_are_told(_folder: Path) -> None:
+    """Operators of each row of the page are told."""
+    for row in rows_below("docs/troubleshooting.md", "| operators | what a model with them is |"):
+        for op in re.findall(r"`(\w+)`", row[0]):
+            draft = Draft(op)
+            draft.quantized("w", "uint8", (16, 16))
+            draft.output(draft.node(op, ["w"], "y"), None)
+            report = inspect(draft.model().SerializeToString(), check=False)
+            assert (report.stock_reason, op in report.stock_detail) == (StockReason.OTHER_FORM, True)
+
+
 # A page, words on it, and what has to hold.
 CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("docs/troubleshooting.md", "below 1 MiB in all", file_from_1_mib),
@@ -247,6 +286,9 @@ CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("docs/how-it-works.md", "There are two exceptions", two_exceptions),
     ("docs/how-it-works.md", "with blocks of 32 or more, a NaN in the input vanishes", nan_vanishes),
     ("docs/options.md", "At level 4 [a NaN in the input vanishes]", nan_vanishes),
+    ("docs/how-it-works.md", "makes floats of such a weight when it loads the model", written_out_is_folded_by_stock),
+    ("docs/how-it-works.md", "products with weights of 8 bits are left to ONNX Runtime, whose", written_out_at_low_levels),
+    ("docs/troubleshooting.md", "| operators | what a model with them is |", other_forms_are_told),
     ("docs/how-it-works.md", "at least as long as K, it counts as one scale for each column", one_block_is_one_scale),
     ("docs/troubleshooting.md", "about 11 MB of memory that stays", inference_costs),
     ("docs/robustness.md", "within 2 seconds is waited for no longer", forks_wait_two_seconds),

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 
 import ort_qdq_plugin
+from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from tests.model.test_glance import product
 from tests.support import linear, unquantized
@@ -223,9 +225,19 @@ def loaded_by(model: Path) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("quantized", ["not at all", "throughout"])
+def dynamic() -> onnx.ModelProto:
+    """A model of integers that is quantized at run time."""
+    draft = Draft("dynamic")
+    operands = [draft.input("x", ["m", 64], "uint8"), draft.quantized("w", "int8", (64, 48))]
+    integers = draft.node("MatMulInteger", operands)
+    draft.node("Mul", [draft.node("Cast", [integers], to=onnx.TensorProto.FLOAT), draft.floats("s", (48,))], "y")
+    draft.output("y", ["m", 48])
+    return draft.model()
+
+
+@pytest.mark.parametrize("quantized", ["not at all", "throughout", "dynamically"])
 def test_a_model_without_fusions_imports_little(quantized: str, tmp_path: Path) -> None:
-    model = product() if quantized == "throughout" else unquantized()
+    model = {"not at all": unquantized, "throughout": product, "dynamically": dynamic}[quantized]()
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     imported = loaded_by(path)

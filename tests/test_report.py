@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Reason, Report, StockReason, create_session
+from ort_qdq_plugin import Reason, Report, StockReason, UnfusedWeight, create_session
+from ort_qdq_plugin.report.weights import HINTS
 from tests.support import linear, made_report, mixed, save
 
 STAGES = ["open", "match", "plan", "pack", "assemble", "create session"]
@@ -83,3 +84,14 @@ def test_a_model_that_is_left_to_stock() -> None:
     plain = json.loads(json.dumps(report.to_dict()))
     assert (plain["stock_reason"], plain["stock_detail"]) == (str(StockReason.PROVIDER), "QNN")
     assert Report("stock", StockReason.NOT_QUANTIZED).stock_message == str(StockReason.NOT_QUANTIZED)
+
+
+def test_what_would_help() -> None:
+    assert set(HINTS) < set(Reason)
+    assert all(hint[0].isupper() and hint.endswith(".") for hint in HINTS.values())
+    made = UnfusedWeight("d", "w", Reason.BLOCKS_ALONG_N, (64, 64), 4, 32, 2048, 16384, form="int4 [64, 64], per tensor")
+    (plain,) = Report("stock", unfused=(made,)).to_dict()["unfused"]
+    assert (plain["hint"], plain["form"]) == (HINTS[Reason.BLOCKS_ALONG_N], made.form)
+    text = str(Report("stock", unfused=(made,)))
+    assert f"{made.form}: {Reason.BLOCKS_ALONG_N} (0.0 MB dequantized per run) {made.hint}" in text
+    assert UnfusedWeight("d", "w", Reason.FOLDED, (64, 64), 4, 32, 2048, 0).hint == ""

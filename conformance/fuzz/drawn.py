@@ -58,6 +58,8 @@ def _dequantized(d: _Drawing, name: str, shape: Sequence[int], axis: int, like: 
     """A dequantized weight, with its scales along an axis or in blocks of it; its name and the type of its elements, which
     is another weight's if that is given."""
     dice = d.dice
+    if not like and d.chance(0.15):
+        return _written_out(d, name, shape, axis)
     element = dice.choice(("uint2", "int2", "uint4", "uint4", "int4", "int4", "uint8", "int8"))
     block = dice.choice((PER_CHANNEL, PER_TENSOR, *_BLOCKS, shape[axis]))
     scale = like or dice.choice(("float", "float", "float", "float16", "float16", "bfloat16"))
@@ -76,6 +78,33 @@ def _dequantized(d: _Drawing, name: str, shape: Sequence[int], axis: int, like: 
         axis -= len(shape)
     zero = dice.choice(_ZEROS)
     return d.dequantize(name, shape, axis=axis, block=block, element=element, zero=zero, scale=scale, **more), kind
+
+
+def _written_out(d: _Drawing, name: str, shape: Sequence[int], axis: int) -> tuple[str, str]:
+    """The same by Cast, Sub and Mul. Blocks are an axis of their own."""
+    dice, whole = d.dice, list(shape)
+    element, kind = dice.choice(("uint8", "int8", "int8", *(("uint4", "int4") if d.opset >= 21 else ()))), "float"
+    if d.chance(0.3):
+        kind = "float16"
+    divisors = [size for size in (8, 16, 32, 64) if not shape[axis] % size]
+    block = dice.choice((PER_CHANNEL, PER_TENSOR, *divisors))
+    granularity = [size if at == axis and not block else 1 for at, size in enumerate(shape)]
+    value = d.node("Cast", [d.quantized(name, element, shape)], to=FLOATS[kind])
+    if block > 0:
+        granularity = [*shape[:axis], shape[axis] // block, 1, *shape[axis + 1 :]]
+        in_blocks = [*shape[:axis], shape[axis] // block, block, *shape[axis + 1 :]]
+        value = d.node("Reshape", [value, d.ints(f"{name}_blocks", in_blocks)])
+    while d.chance(0.3) and granularity[:1] == [1]:
+        del granularity[0]  # broadcast all the same
+    zero = dice.choice(("none", "none", "cast", "floats", "fraction"))
+    if zero == "cast":
+        value = d.node("Sub", [value, d.node("Cast", [d.quantized(f"{name}_z", element, granularity)], to=FLOATS[kind])])
+    elif zero != "none":
+        zeros = raw_float(np.full(granularity, dice.randrange(8) + 0.5 * (zero == "fraction")), kind)
+        value = d.node("Sub", [value, d.constant(raw_tensor(f"{name}_z", FLOATS[kind], granularity, zeros))])
+    operands = [value, d.floats(f"{name}_s", granularity, kind)]
+    value = d.node("Mul", operands[:: dice.choice((1, -1))])
+    return (d.node("Reshape", [value, d.ints(f"{name}_whole", whole)]) if block > 0 else value), kind
 
 
 def _seen(d: _Drawing, value: str, kind: str, shape: list[int]) -> tuple[str, str, list[int]]:

@@ -85,6 +85,7 @@ class Manifest(NamedTuple):
         report["stock_reason"] = self.report.stock_reason and self.report.stock_reason.name
         for plain, entry in zip(report["unfused"], self.report.unfused, strict=True):
             plain["reason"] = entry.reason.name
+            del plain["hint"]  # follows from the reason
         fields = {**self._asdict(), "format": FORMAT, "report": report}
         body = json.dumps(fields, separators=(",", ":"), default=_text).encode()
         return digest_of(body).encode() + b"\n" + body

@@ -17,6 +17,9 @@ __all__ = ["EXAMPLE", "HELP", "add_arguments", "groups", "models_in", "run"]
 HELP = "show what can be done for each quantized weight of a model, and what the others cost"
 EXAMPLE = "ort-qdq inspect model.onnx"
 
+# Words of a form that say more than that a DequantizeLinear reads what is stored.
+_WAYS = ("behind", "written out")
+
 _COLUMNS = (
     Column("#", right=True),
     Column("kind"),
@@ -40,11 +43,19 @@ class Group(NamedTuple):
     layout: str  # how they are stored, "" where that cannot be said
     outcome: str  # "packed", "in place", or the reason why they stay
     fused: bool
+    form: str = ""  # the weight in words, but for what the other columns say of a fused one
+    hint: str = ""  # what would help
     once: bool = False  # whether they are dequantized once, when the model is loaded
     names: tuple[str, ...] = ()  # of their DequantizeLinear nodes
     stored_bytes: int = 0  # of all of them, each counted once
     bytes_per_run: int = 0  # that are written dequantizing all of them, on each run
     bytes_added: int = 0  # of their values, if these are computed once
+    bytes_folded: int = 0  # the same, if ONNX Runtime computes them
+
+    @property
+    def has_note(self) -> bool:
+        """Whether there is more to say of it than fits into a row."""
+        return not self.fused or bool(self.form)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +86,7 @@ def run(given: argparse.Namespace) -> int:
                 say(*[""] * bool(number), f"{path}:")
             _say_groups(groups(() if given.unfused else report.fused, report.unfused), given.unfused)
             _say_totals(report)
+            _say_others(report)
             say(f"Verdict: {_verdict(report)}")
     costs = given.unfused and any(entry.bytes_per_run for report in reports.values() for entry in report.unfused)
     return int(costs or any(report.stock_reason is StockReason.REFUSED for report in reports.values()))
@@ -89,48 +101,61 @@ def models_in(folder: str) -> list[str]:
 
 def groups(fused: Iterable[FusedWeight], unfused: Iterable[UnfusedWeight]) -> list[Group]:
     """Rows of the table: what costs most on each run first, then what is largest."""
-    found: dict[Group, list[tuple[str, int, int, int]]] = {}
+    found: dict[Group, list[tuple[str, int, int, int, int]]] = {}
     for entry in fused:
         outcome = "packed" if entry.packed_bytes else "in place"
         outcome += f", {entry.bits} bits" * (entry.bits != entry.stored_bits)
-        group = Group(entry.kind, (entry.k, entry.n), entry.stored_bits, entry.block_size, entry.layout, outcome, True)
-        found.setdefault(group, []).append((entry.dequantize, entry.stored_bytes, 0, 0))
+        form = entry.form if any(way in entry.form for way in _WAYS) else ""
+        group = Group(entry.kind, (entry.k, entry.n), entry.stored_bits, entry.block_size, entry.layout, outcome, True, form)
+        found.setdefault(group, []).append((entry.dequantize, entry.stored_bytes, 0, 0, 0))
     for left in unfused:
         once = left.bytes_added > 0
-        group = Group("", left.shape, left.bits, left.block_size, "", str(left.reason), False, once)
-        costs = (left.stored_bytes, left.bytes_per_run, left.bytes_added)
+        how = (str(left.reason), False, left.form, "" if once else left.hint, once)
+        group = Group("", left.shape, left.bits, left.block_size, "", *how)
+        costs = (left.stored_bytes, left.bytes_per_run, left.bytes_added, left.bytes_folded)
         found.setdefault(group, []).append((left.dequantize, *costs))
     rows = []
     for group, members in found.items():
         by_name = {name: costs for name, *costs in members}
-        stored, per_run, added = (sum(column) for column in zip(*by_name.values(), strict=True))
-        rows.append(group._replace(names=tuple(by_name), stored_bytes=stored, bytes_per_run=per_run, bytes_added=added))
+        stored, per_run, added, folded = (sum(column) for column in zip(*by_name.values(), strict=True))
+        counted = {"stored_bytes": stored, "bytes_per_run": per_run, "bytes_added": added, "bytes_folded": folded}
+        rows.append(group._replace(names=tuple(by_name), **counted))
     return sorted(rows, key=lambda group: (-group.bytes_per_run, -group.stored_bytes))
 
 
 def _say_groups(shown: Sequence[Group], by_name: bool) -> None:
-    unfused = [group for group in shown if not group.fused]
+    noted = [group for group in shown if group.has_note]
     if shown:
-        rows = [_cells(group, group.outcome if group.fused else _noted(group, unfused)) for group in shown]
+        rows = [_cells(group, _noted(group, noted)) for group in shown]
         say_table(_COLUMNS, rows, marked=[index for index, group in enumerate(shown) if not group.fused])
         say()
-    for index, group in enumerate(unfused):
+    for index, group in enumerate(noted):
+        if group.fused:
+            say(f"({index + 1}) {group.form}")
+            continue
         say(f"({index + 1}) {group.outcome}")
         values = math.prod(group.shape)
-        if group.once:
+        if group.bytes_folded:
+            say(f"    ONNX Runtime dequantizes it once, at load, to {size(group.bytes_folded)} in all.")
+        elif group.once:
             say(f"    Loading dequantizes {values:,} values of each, to {size(group.bytes_added)} in all.")
         elif group.bytes_per_run:
             total = size(group.bytes_per_run)
             say(f"    Each run dequantizes {values:,} values of each, for every reader, to {total} in all.")
+        if group.form:
+            say(f"    It is {group.form}.")
+        if group.hint:
+            say(f"    What would help: {group.hint}")
         for name in group.names if by_name else ():
             say(f"    {name}")
-    if unfused:
+    if noted:
         say()
 
 
-def _noted(group: Group, unfused: Sequence[Group]) -> str:
-    """What the table says of weights that are not fused, with the number of the note on them."""
-    return f"{'once' if group.once else 'unfused'} ({unfused.index(group) + 1})"
+def _noted(group: Group, noted: Sequence[Group]) -> str:
+    """What the table says of what becomes of weights, with the number of the note on them, if there is one."""
+    outcome = group.outcome if group.fused else "once" if group.once else "unfused"
+    return f"{outcome} ({noted.index(group) + 1})" if group in noted else outcome
 
 
 def _cells(group: Group, outcome: str) -> list[str]:
@@ -153,6 +178,12 @@ def _say_totals(report: Report) -> None:
     if stored:
         say(f"{count(len(stored), 'quantized weight')}, {size(sum(stored.values()))} with scales and zero points.")
         say(f"{size(report.packed_bytes)} are packed for a session, {size(report.borrowed_bytes)} are used in place.")
+
+
+def _say_others(report: Report) -> None:
+    """In which other ways the model is quantized, unless the verdict says so."""
+    if report.also not in ("", report.stock_detail):
+        say(f"It is also {report.also}.")
 
 
 def _verdict(report: Report) -> str:

@@ -21,6 +21,7 @@ from ort_qdq_plugin.folding.expression import (
     Reshaped,
     Sliced,
     Spread,
+    Stored,
     Taken,
     Transposed,
 )
@@ -70,6 +71,9 @@ def reshaped(source: Expression, shape: tuple[int, ...]) -> Expression:
         return source
     if isinstance(source, Reshaped):
         return reshaped(source.source, shape)
+    if isinstance(source, Stored):
+        # It stays what it is, and can be used where it is stored.
+        return Stored(source.tensor._replace(shape=shape))
     if isinstance(source, Transposed):
         # Where axes that are merged or split lie side by side before the transpose as well, it can come afterwards.
         groups = list(groups_of_axes(source.shape, shape))

@@ -44,6 +44,7 @@ class Site(NamedTuple):
     output: str  # the value that the fused node produces
     replaced: tuple[NodeRef, ...]  # the nodes that it replaces, in the order of the graph
     joined: tuple[str, ...] = ()  # names under which the first of these reads other weights that the fusion takes in as well
+    form: str = ""  # the weight in words
 
 
 class Fusion(Protocol):
@@ -100,4 +101,5 @@ def report_entry(
         stored_bytes=stored_bytes(operands),
         has_bias=has_bias,
         stored_bits=bits if stored_bits is None else stored_bits,
+        form=site.form,
     )

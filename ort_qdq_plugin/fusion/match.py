@@ -1,4 +1,4 @@
-"""Walking from every DequantizeLinear of a constant weight to what reads it, and deciding each."""
+"""Walking from every DequantizeLinear of a constant weight, or what does the same, to what reads it, and deciding each."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from typing import NamedTuple
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants, ReadersGo
-from ort_qdq_plugin.fusion.dequantize import Seen, has_constant_weight, is_dequantize
+from ort_qdq_plugin.fusion.dequantize import Dequantized, Seen, is_dequantize
+from ort_qdq_plugin.fusion.forms import form_of
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.once import DequantizedOnce, choose, dequantized_once, fits_reader
 from ort_qdq_plugin.fusion.routes import Routes
 from ort_qdq_plugin.fusion.validity import is_as_specified
+from ort_qdq_plugin.fusion.written_out import WrittenOut, check_faster
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
-from ort_qdq_plugin.model.messages import int_attribute, text
+from ort_qdq_plugin.model.messages import NodeProto, int_attribute, text
 from ort_qdq_plugin.model.operators import OPERATORS, operator_of
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
@@ -64,11 +66,11 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     left: dict[NodeRef, _WeightMatch] = {}
     fused: set[NodeRef] = set()  # with all that reads them
     constants = Constants(locate)
-    routes, kernels = Routes(constants, Centred()), IntegerKernels(constants, settings.int8_activations)
-    context = _Context(locate, constants, settings, routes, kernels, {})
+    routes = Routes(constants, WrittenOut(constants), Centred())
+    context = _Context(locate, constants, settings, routes, IntegerKernels(constants, settings.int8_activations), {})
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):
-            if is_dequantize(node) and has_constant_weight(inner, node, constants):
+            if routes.starts_at(inner, node):
                 decision = _WeightMatch(inner, index, context)
                 fusions += decision.fusions
                 if decision.reason is None:
@@ -86,7 +88,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     for ref, decision in left.items():
         if goes(ref):
             continue
-        entries = _unfused(*ref, decision, constants)
+        entries = decision.entries()
         if decision.once is not None:
             candidates.append((decision.once, len(unfused) if entries else None))
         unfused += entries
@@ -134,7 +136,7 @@ class _Use(NamedTuple):
 
 
 class _WeightMatch:
-    """What becomes of one DequantizeLinear: fusions, and the reason if one of its readers needs it to stay."""
+    """What becomes of a DequantizeLinear, or of a Mul in its place: fusions, and the reason if a reader needs it to stay."""
 
     def __init__(self, scope: Scope, index: int, context: _Context) -> None:
         self.fusions: list[Fusion] = []
@@ -149,8 +151,11 @@ class _WeightMatch:
         output = node.output[0] if node.output else ""
         self._uses = Counter(scope.uses(output))
         self._name = text(node.name or output)
+        self._place = (scope, index)
+        self._dequantized: Dequantized | None = None
         try:
             start = context.routes.start(scope, node)
+            self._dequantized = start.dequantized
             _check((scope, index))
         except NotFusable as refusal:
             for node_ref in [None] * scope.is_output(output) + [*scope.uses(output)] or [None]:
@@ -159,7 +164,6 @@ class _WeightMatch:
         if scope.is_output(output):
             self._leave(None, Reason.GRAPH_OUTPUT, None)
         # Through all that reorders, takes apart, scales or joins the weight, to all that read it or one of these.
-        place = (scope, index)
         waiting = _readers(start, scope, output)
         while waiting:
             use = waiting.pop()
@@ -170,13 +174,28 @@ class _WeightMatch:
                 self._leave(use.node_ref, refusal.reason if fits else Reason.INVALID, use.first)
         if self.reason is None and not self.fusions and not self._is_taken:
             self._leave(None, Reason.UNUSED, None)
-        if self._reasons - {Reason.UNUSED} and _NEVER_ONCE.isdisjoint(self._reasons):
-            self.once = dequantized_once(place, start.dequantized)
+        if not self._is_folded and self._reasons - {Reason.UNUSED} and _NEVER_ONCE.isdisjoint(self._reasons):
+            self.once = dequantized_once(self._place, start.dequantized)
 
     @property
-    def times(self) -> int:
-        """How often ONNX Runtime computes it on a run."""
-        return sum(1 if node_ref is None else self._uses[node_ref] for node_ref in self._computed_for)
+    def _is_folded(self) -> bool:
+        """Whether ONNX Runtime computes it once, when it loads the model, where it stays."""
+        scope, index = self._place
+        return not is_dequantize(scope.nodes[index])
+
+    @property
+    def _form(self) -> str:
+        scope, index = self._place
+        return form_of(scope, scope.nodes[index], self._dequantized)
+
+    def entries(self) -> list[UnfusedWeight]:
+        """What the report says where it stays."""
+        (scope, index), reason = self._place, self.reason
+        assert reason is not None
+        if self._is_folded:
+            return [self._context.routes.written_out.entry(scope, scope.nodes[index], reason, self._dequantized)]
+        times = sum(1 if node_ref is None else self._uses[node_ref] for node_ref in self._computed_for)
+        return _unfused(scope, scope.nodes[index], reason, times, self._form, self._context.constants)
 
     def _leave(self, node_ref: NodeRef | None, reason: Reason, first: NodeRef | None) -> None:
         """Leave the DequantizeLinear to a node that reads it. Of several reasons the one that says most is kept."""
@@ -231,10 +250,13 @@ class _WeightMatch:
             name=text(node.name or output),
             output=output,
             replaced=(use.node_ref,),
+            form=self._form,
         )
         fusion = _KINDS[operator.fused_by](site, dequantized, view, context.settings, context.locate)
         for node_ref in fusion.site.replaced:
             _check(node_ref)
+        if self._is_folded:
+            check_faster(fusion, context.settings)
         return fusion
 
 
@@ -251,9 +273,10 @@ def _readers(seen: Seen, scope: Scope, name: str, first: NodeRef | None = None) 
     return [_Use(seen, node_ref, name, first or node_ref) for node_ref in uses]
 
 
-def _unfused(scope: Scope, index: int, decision: _WeightMatch, constants: Constants) -> list[UnfusedWeight]:
-    """What the report says of a DequantizeLinear that stays, or is dequantized once; nothing where it is of a vector."""
-    node = scope.nodes[index]
+def _unfused(
+    scope: Scope, node: NodeProto, reason: Reason, times: int, form: str, constants: Constants
+) -> list[UnfusedWeight]:
+    """What the report says of a DequantizeLinear that is computed so many times; nothing where it is of a vector."""
     operands = [constants.outline(scope, name) for name in node.input[:3] if name]
     weight, scales = operands[0], operands[1]
     if weight is not None and len(weight.dims) < _WEIGHT_RANK:
@@ -264,11 +287,12 @@ def _unfused(scope: Scope, index: int, decision: _WeightMatch, constants: Consta
     entry = UnfusedWeight(
         dequantize=text(node.name or node.output[0]),
         weight=text(node.input[0]),
-        reason=decision.reason or Reason.UNUSED,
+        reason=reason,
         shape=shape,
         bits=bits_of(weight.data_type) if weight is not None and weight.data_type in ELEMENTS else 0,
         block_size=int_attribute(node, "block_size"),
         stored_bytes=min(sum(constants.stored_bytes(scope, name) for name in node.input[:3] if name), _MAX_BYTES),
-        bytes_per_run=min(math.prod(shape) * element_bytes * decision.times, _MAX_BYTES),
+        bytes_per_run=min(math.prod(shape) * element_bytes * times, _MAX_BYTES),
+        form=form,
     )
     return [entry]

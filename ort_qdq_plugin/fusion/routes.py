@@ -18,6 +18,7 @@ from ort_qdq_plugin.fusion.factors import constant, divided, factor_of
 from ort_qdq_plugin.fusion.joined import joined
 from ort_qdq_plugin.fusion.parts import gathered, sliced, split
 from ort_qdq_plugin.fusion.view import follow
+from ort_qdq_plugin.fusion.written_out import WrittenOut
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, INT32, INT64
 from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute, is_standard
@@ -41,13 +42,22 @@ _MAX_AHEAD = 32  # nodes that are looked at to see what becomes of a part
 class Routes:
     """Answers for one model."""
 
-    def __init__(self, constants: Constants, is_centred: Centred) -> None:
+    def __init__(self, constants: Constants, written_out: WrittenOut, is_centred: Centred) -> None:
+        self.written_out = written_out
         self._constants = constants
         self._is_centred = is_centred
         self._joined: dict[NodeRef, Seen | Reason] = {}
 
+    def starts_at(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether a node dequantizes a constant weight: a DequantizeLinear, or the last step of one that is written out."""
+        if is_dequantize(node):
+            return has_constant_weight(scope, node, self._constants)
+        return self.written_out.ends_at(scope, node)
+
     def start(self, scope: Scope, node: NodeProto) -> Seen:
-        """What a DequantizeLinear makes of its constants; raises NotFusable where it is not as it should be."""
+        """What such a node makes of its constants; raises NotFusable where it is not as it should be."""
+        if not is_dequantize(node):
+            return Seen(*self.written_out.read(scope, node, self._is_centred))
         dequantized = read_dequantize(scope, node, self._constants, self._is_centred)
         return Seen(dequantized, dequantized.view)
 
@@ -136,9 +146,7 @@ class Routes:
         if found is None:
             raise NotFusable(Reason.JOINED)
         scope, index, node = found
-        if is_dequantize(node):
-            if not has_constant_weight(scope, node, self._constants):
-                raise NotFusable(Reason.JOINED)
+        if self.starts_at(scope, node):
             return self.start(scope, node)
         if node.op_type == "Concat" and is_standard(node):
             return self._joint((scope, index))

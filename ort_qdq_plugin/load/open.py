@@ -33,7 +33,7 @@ def open_model(request: LoadRequest) -> Skeleton:
     try:
         if not _has_fused_operators(skeleton):
             if not skeleton.mentions("DequantizeLinear"):
-                raise LeaveToStock(StockReason.NOT_QUANTIZED)
+                _check_written_out(skeleton)
             if not request.may_fuse:
                 raise LeaveToStock(StockReason.FUSION_DISABLED)
         if options_are_in_models() and skeleton.mentions(OPTIONS_IN_MODEL):
@@ -54,7 +54,8 @@ def glance_at(skeleton: Skeleton) -> None:
         return
     with fork_lock:
         from ort_qdq_plugin.model.glance import is_quantized_throughout
-    if is_quantized_throughout(skeleton.data):
+        from ort_qdq_plugin.model.held import dequantizes_by_hand
+    if is_quantized_throughout(skeleton.data) and not dequantizes_by_hand(skeleton.data):
         raise NothingToDo(StockReason.NOT_FUSIBLE, "activations are quantized wherever weights are")
 
 
@@ -65,6 +66,17 @@ def leave_unreadable_to_stock() -> Iterator[None]:
         yield
     except (ModelError, OSError) as error:
         raise LeaveToStock(StockReason.UNREADABLE, str(error)) from error
+
+
+def _check_written_out(skeleton: Skeleton) -> None:
+    """Raise LeaveToStock for a model without DequantizeLinear, unless it does the same by other nodes."""
+    if not skeleton.may_hold_small_integers:
+        raise LeaveToStock(StockReason.NOT_QUANTIZED)
+    with fork_lock:
+        from ort_qdq_plugin.model.held import dequantizes_by_hand, other_forms
+    if not dequantizes_by_hand(skeleton.data):
+        form = other_forms(skeleton.data)
+        raise LeaveToStock(StockReason.OTHER_FORM if form else StockReason.NOT_QUANTIZED, form)
 
 
 def _has_fused_operators(skeleton: Skeleton) -> bool:

@@ -14,7 +14,8 @@ from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.fusion.match import Matches, match
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.model.graph import Scope, check_imports, domains, domains_once_inlined, model_scope
+from ort_qdq_plugin.model.graph import Scope, check_imports, domains, domains_once_inlined, model_scope, scopes
+from ort_qdq_plugin.model.held import forms_among
 from ort_qdq_plugin.model.messages import external_tensors
 from ort_qdq_plugin.model.operands import Operand, as_stored, borrowed_bytes, packed_bytes
 from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
@@ -67,13 +68,14 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
         layout = plan_layout([*groups, _unaligned(parsed, operands)], request.threads)
         fused = tuple(fusion.entry() for fusion in matches.fusions)
         packed, borrowed = packed_bytes(operands), borrowed_bytes(operands)
-        journal.planned(Report("stock", None, "", fused, matches.unfused, packed, borrowed))
+        also = forms_among(str(node.op_type) for inner in scopes(scope) for node in inner.nodes)
+        journal.planned(Report("stock", None, "", fused, matches.unfused, packed, borrowed, also=also))
     used = domains(scope)
     check_imports(parsed.proto, used)
     # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs it.
     borrows = any(map(parsed.skeleton.mentions, LOW_BIT_OPERATORS)) and any(external_tensors(parsed.proto.graph))
     if not groups and not borrows and EXTENSIONS_DOMAIN not in used:
-        raise NothingToDo(StockReason.NOT_FUSIBLE)
+        raise NothingToDo(StockReason.NOT_FUSIBLE, also)
     stored, packed = parsed.skeleton.stored_bytes, sum(layout.sizes)
     if packed > max(_GROWTH_BYTES, _GROWTH * stored):
         raise NothingToDo(StockReason.PACKED_SIZE, f"{packed} bytes instead of {stored}")

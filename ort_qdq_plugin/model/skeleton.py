@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
@@ -16,6 +17,10 @@ _ORT_FORMAT_IDENTIFIER = b"ORTM"
 
 _SECRET_BYTES = 8
 
+# A TensorProto's data_type, of integers of 8 bits or less, and the key of the next field: name, raw_data, external_data or
+# int32_data (onnx.proto). Serializers write fields in the order of their numbers.
+_SMALL_INTEGERS = re.compile(rb"\x10[\x02\x03\x15\x16\x19\x1a][BJj*]")
+
 
 class Skeleton(NamedTuple):
     """The serialized model without its large tensors, and what the references in it point into."""
@@ -28,6 +33,11 @@ class Skeleton(NamedTuple):
     def mentions(self, op_type: str) -> bool:
         """Whether a node of this type may be in the model; False is certain. Costs no parsing."""
         return op_type.encode() in self.data
+
+    @property
+    def may_hold_small_integers(self) -> bool:
+        """Whether there may be a tensor of integers of 8 bits or less; False is certain. Costs one search, no parsing."""
+        return _SMALL_INTEGERS.search(self.data) is not None
 
     @property
     def stored_bytes(self) -> int:

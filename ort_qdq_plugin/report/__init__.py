@@ -25,7 +25,8 @@ class StockReason(Sentence):
     """Why a whole model was left to stock ONNX Runtime, untouched. ``str(reason)`` is the sentence."""
 
     ORT_FORMAT = "The model is loaded in ORT format, not in ONNX format."
-    NOT_QUANTIZED = "Nothing in the model is quantized: it has no DequantizeLinear and no MatMulNBits node."
+    NOT_QUANTIZED = "Nothing in the model is quantized: it has no quantized operator, and dequantizes no weight."
+    OTHER_FORM = "The model is quantized in another way, which ONNX Runtime runs as it is."
     FUSION_DISABLED = "The session's options disable the fusion of QDQ nodes."
     NOT_FUSIBLE = "Nothing in the model can be fused."
     PROVIDER = "An execution provider of the session does not run MatMulNBits, or wants the QDQ form itself."
@@ -66,6 +67,7 @@ class Report(ByFields):
             was found in `Options.prepared`) or "" (none of these).
         shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
         copied_bytes: Of the model's own files, copied into the cache's entry when it was made.
+        also: In which other ways the model is quantized, in words: "fused already (MatMulNBits): ...", for instance.
         seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "check" (asking ONNX Runtime
             whether it takes the model, for `inspect`), "pack", "assemble", "share" (pre-packing for other processes) and
             "create session", which is ONNX Runtime's own work.
@@ -81,6 +83,7 @@ class Report(ByFields):
     cache: CacheUse = ""
     shared_bytes: int = 0
     copied_bytes: int = 0
+    also: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -93,7 +96,10 @@ class Report(ByFields):
         plain = asdict(self)
         plain["stock_reason"] = None if self.stock_reason is None else str(self.stock_reason)
         plain["fused"] = list(plain["fused"])
-        plain["unfused"] = [{**entry, "reason": str(entry["reason"])} for entry in plain["unfused"]]
+        plain["unfused"] = [
+            {**entry, "reason": str(left.reason), "hint": left.hint}
+            for entry, left in zip(plain["unfused"], self.unfused, strict=True)
+        ]
         return plain
 
     def __str__(self) -> str:
@@ -102,11 +108,15 @@ class Report(ByFields):
             where, bias = "packed" if fused.packed_bytes else "in place", ", with bias" if fused.has_bias else ""
             bits = f"{fused.bits} bits" + f" (stored {fused.stored_bits})" * (fused.bits != fused.stored_bits)
             size = f"K={fused.k} N={fused.n}, {bits}, block {fused.block_size}"
-            lines.append(f"  fused   {fused.node}: {fused.kind} {size}, {fused.layout}, {where}{bias}")
+            form = f", from {fused.form}" if fused.form else ""
+            lines.append(f"  fused   {fused.node}: {fused.kind} {size}, {fused.layout}, {where}{bias}{form}")
         for left in self.unfused:
-            once, nbytes = left.bytes_added, left.bytes_added or left.bytes_per_run
-            cost = f"{nbytes / _MB:.1f} MB dequantized {'once, at load' if once else 'per run'}"
-            lines.append(f"  {'once   ' if once else 'unfused'} {left.dequantize}: {left.reason} ({cost})")
+            form = f"{left.form}: " if left.form else ""
+            hint = f" {left.hint}" if left.hint and not left.bytes_added else ""
+            which = "once   " if left.bytes_added else "unfused"
+            lines.append(f"  {which} {left.dequantize}: {form}{left.reason} ({left.cost}){hint}")
+        if self.also not in ("", self.stock_detail):
+            lines.append(f"  also    {self.also}")
         return "\n".join(map(printable, lines))
 
     def summary(self) -> str:

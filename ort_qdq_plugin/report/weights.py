@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from ort_qdq_plugin.report.values import ByFields, Sentence
 
-__all__ = ["FusedWeight", "Layout", "Reason", "UnfusedWeight"]
+__all__ = ["HINTS", "FusedWeight", "Layout", "Reason", "UnfusedWeight"]
 
+_MB = 1e6
 Layout = Literal["K-major", "N-major"]
 
 
 class Reason(Sentence):
-    """Why a DequantizeLinear of a constant weight was left alone. ``str(reason)`` is the sentence."""
+    """Why what dequantizes a constant weight was left alone. ``str(reason)`` is the sentence."""
 
     OVERRIDABLE = "An operand is also a graph input, so the caller of run() may replace it."
     NOT_CONSTANT = "The scales or the zero points are computed at run time."
@@ -34,6 +36,12 @@ class Reason(Sentence):
     JOINED = "It is joined with what is no dequantized constant, or is stored, scaled or seen in another way."
     FACTOR = "A Mul or a Div behind it has neither one number for each row of the weight nor one for each column."
     EINSUM = "The Einsum is no product of an activation and the weight, or repeats or adds up what only one of them has."
+    SLOWER_THAN_FLOAT = (
+        "At this accuracy level the fused operator dequantizes 8-bit weights in every run, ONNX Runtime once."
+    )
+    OTHER_STEPS = "It is dequantized in other steps than a Cast of integers, a Sub of zero points and a Mul by scales."
+    SCALE_SHAPE = "Scales or zero points are neither one for all, nor one for each index of an axis, nor one for each block."
+    FRACTIONAL = "The zero points are no integers of the weight's type: the fused operator takes no others."
     CONSUMER = "The result feeds something other than a matrix product or a Gather."
     LEFT_OPERAND = "The weight is the left operand of the product, and the right one's rank is not known."
     TRANSPOSED_ACTIVATION = "The product transposes its other operand, whose rank is not known, or batches its axes."
@@ -50,13 +58,39 @@ class Reason(Sentence):
     OPSET = "A node on the way is not as the model's opset has it, or is no known operator: ONNX Runtime decides."
 
 
+HINTS: Mapping[Reason, str] = {
+    Reason.OVERRIDABLE: "Remove weights, scales and zero points from the graph's inputs.",
+    Reason.NOT_CONSTANT: "Fold scales and zero points into constants when exporting.",
+    Reason.COMPUTED: "Fold constants before saving the model.",
+    Reason.WEIGHT_TYPE: "Quantize weights to 2, 4 or 8 bits.",
+    Reason.SCALE_TYPE: "Export scales in float, float16 or bfloat16.",
+    Reason.PRODUCT_TYPE: "Export the product in float or float16.",
+    Reason.RESHAPE: "Export with constant shapes, and with the weight in the shape that the product takes.",
+    Reason.INTERLEAVED: "Store the weight with the axes of K side by side, and those of N.",
+    Reason.BLOCKS_ALONG_N: "Quantize per column, or in blocks along K: axis 0 of a [K, N] weight, axis 1 of an [N, K] one.",
+    Reason.BLOCK_SIZE: "Quantize in blocks of 16, 32, 64, 128 or 256 elements.",
+    Reason.SLOWER: "Accuracy level 4, or 4 bits.",
+    Reason.SLOWER_THAN_FLOAT: "Accuracy level 4, or 4 bits.",
+    Reason.OTHER_STEPS: "Export it with DequantizeLinear.",
+    Reason.SCALE_SHAPE: "Quantize per tensor, per channel, or in blocks along K.",
+    Reason.FRACTIONAL: "Quantize with integers as zero points, or without any.",
+    Reason.LEFT_OPERAND: "State shapes in the model: run shape inference before saving it.",
+    Reason.TRANSPOSED_ACTIVATION: "State shapes in the model: run shape inference before saving it.",
+    Reason.ACTIVATION_RANK: "State shapes in the model: run shape inference before saving it.",
+    Reason.MEMORY: 'Options(dequantize_once="always").',
+    Reason.UNUSED: "Remove the node.",
+    Reason.OPSET: "Export with opset 21 or newer for 4 bits and blocks, 23 for output_dtype, 25 for 2 bits.",
+}
+"""Reason -> what would help. Others need no help, or there is none."""
+
+
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class FusedWeight(ByFields):
     """A node that became a fused low-bit operator, or a lookup that dequantizes no more than it reads.
 
     Attributes:
         node: The node that was replaced, by its name or its output's.
-        dequantize: The DequantizeLinear that fed it.
+        dequantize: What fed it: a DequantizeLinear, or the Mul where dequantizing is written out (as Cast, Sub and Mul).
         kind: Its operator type.
         k: Rows of the weight.
         n: Columns of the weight.
@@ -68,6 +102,7 @@ class FusedWeight(ByFields):
         stored_bytes: What the model stores of its operands. What several fusions share counts in each.
         has_bias: Whether the fused node also adds a bias.
         stored_bits: Of an element as the model stores it: 2 where the fused node has 4, else the same.
+        form: The weight in words: its type and shape, what shares a scale, and the operators that it is behind.
     """
 
     node: str
@@ -83,16 +118,17 @@ class FusedWeight(ByFields):
     stored_bytes: int
     has_bias: bool
     stored_bits: int
+    form: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class UnfusedWeight(ByFields):
-    """A DequantizeLinear of a constant weight that no fused operator replaces, or not for all that read its result.
+    """What dequantizes a constant weight and no fused operator replaces, or not for all that read its result.
 
     Vectors, as biases and scales of norms are, are no weights.
 
     Attributes:
-        dequantize: The node, by its name or its output's.
+        dequantize: The node, by its name or its output's: a DequantizeLinear, or the Mul where dequantizing is written out.
         weight: What it dequantizes.
         reason: Why that is so.
         shape: Of the weight, as it is stored; (0,) if the model has no valid shape for it.
@@ -103,6 +139,9 @@ class UnfusedWeight(ByFields):
             none; 0 if it never does, and if its values are computed once.
         bytes_added: Of its values, if they are computed once, when the model is loaded: they are in the packed buffer, and
             the node is gone. 0 if they are not.
+        bytes_folded: Of its values, if ONNX Runtime itself computes them once, when it loads the model, as it does where
+            dequantizing is written out; else 0.
+        form: The weight in words, as in FusedWeight.
     """
 
     dequantize: str
@@ -114,3 +153,17 @@ class UnfusedWeight(ByFields):
     stored_bytes: int
     bytes_per_run: int
     bytes_added: int = 0
+    bytes_folded: int = 0
+    form: str = ""
+
+    @property
+    def cost(self) -> str:
+        """What it costs, in words."""
+        nbytes = self.bytes_added or self.bytes_folded or self.bytes_per_run
+        when = "once, at load" if self.bytes_added else "once, at load, by ONNX Runtime" if self.bytes_folded else "per run"
+        return f"{nbytes / _MB:.1f} MB dequantized {when}"
+
+    @property
+    def hint(self) -> str:
+        """What would help, as the reason tells; "" where nothing has to."""
+        return HINTS.get(self.reason, "")

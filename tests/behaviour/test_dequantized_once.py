@@ -301,7 +301,8 @@ def test_inspect_says_the_same() -> None:
     report = inspect(data)
     assert report.unfused == made_report(create_session(data, quiet(), CPU)).unfused
     assert "0 fused, 1 dequantized once, " in report.summary()
-    assert f"  once    w_d_node: {Reason.CONSUMER} (0.0 MB dequantized once, at load)" in str(report)
+    said = f"{report.unfused[0].form}: {Reason.CONSUMER} (0.0 MB dequantized once, at load)"
+    assert f"  once    w_d_node: {said}" in str(report)
     assert inspect(data, options=Options(dequantize_once="never")).unfused[0].bytes_per_run > 0
 
 

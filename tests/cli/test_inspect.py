@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
 from conformance.drawing.draft import Draft
+from conformance.drawing.elements import raw_tensor
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Reason, StockReason, inspect
+from ort_qdq_plugin import Reason, StockReason, create_session, inspect, report_of
 from tests.cli.support import Here, apart, on_terminal
 from tests.model.test_glance import product
 from tests.support import huge, linear, mixed, save, stack, unquantized
@@ -27,7 +29,8 @@ def test_a_row_for_each_kind_of_weight(model: Path, here: Here) -> None:
     assert lines[0] == ["#", "kind", "K", "x", "N", "bits", "block", "layout", "stored", "outcome", "per", "run"]
     assert lines[2] == ["1", "-", "1", "x", "64", "8", "-", "-", "69", "B", "once", "(1)", "-"]
     assert lines[1] == ["1", "MatMul", "128", "x", "64", "4", "32", "K-major", "5.2", "kB", "packed", "-"]
-    assert f"(1) {Reason.CONSUMER}\n    Loading dequantizes 64 values of each, to 256 B in all.\n" in said
+    note = "Loading dequantizes 64 values of each, to 256 B in all.\n    It is int8 [1, 64], per tensor.\n"
+    assert f"(1) {Reason.CONSUMER}\n    {note}" in said
     assert said.endswith("Verdict: 1 of 2 quantized weights fused, 1 dequantized once\n")
 
 
@@ -73,6 +76,30 @@ def test_a_model_without_weights_of_that_kind(tmp_path: Path, here: Here) -> Non
     assert said == f"Verdict: left to stock ONNX Runtime as it is. {StockReason.NOT_QUANTIZED}\n"
 
 
+def test_what_weights_are_behind_is_told(tmp_path: Path, here: Here) -> None:
+    """Of those that are fused, too; and what would help those that are not."""
+    for shape, told in (((64,), "outcome"), ((128, 1), "What would help: Quantize per column")):
+        draft = Draft("written out")
+        draft.input("x", ["m", 128])
+        operands = [draft.node("Cast", [draft.quantized("w", "int8", (128, 64))], to=TensorProto.FLOAT)]
+        operands.append(draft.floats("s", shape))
+        draft.output(draft.node("MatMul", ["x", draft.node("Mul", operands, "w_d")], "y"), ["m", 64])
+        said = here.said("inspect", save(draft.model(), tmp_path, "file"))
+        assert f"int8 [128, 64], per channel of axis {len(shape) % 2}, written out as Cast, Mul" in said
+        assert told in said
+        assert ("ONNX Runtime dequantizes it once, at load, to 32.8 kB in all.\n" in said) == (shape != (64,))
+        assert "of float" not in said
+
+
+def test_models_that_are_quantized_in_another_way(tmp_path: Path, here: Here) -> None:
+    draft = Draft("dynamic")
+    draft.input("x", ["m", 128], "uint8")
+    draft.output(draft.node("MatMulInteger", ["x", draft.quantized("w", "int8", (128, 64))], "y"), ["m", 64], "int32")
+    said = here.said("inspect", save(draft.model(), tmp_path, "file"))
+    told = "dynamically quantized (MatMulInteger): runs on integer kernels"
+    assert said == f"Verdict: left to stock ONNX Runtime as it is. {str(StockReason.OTHER_FORM)[:-1]}: {told}\n"
+
+
 def test_json_is_the_report(model: Path) -> None:
     done = apart("inspect", "--json", model)
     assert done.code == 0, done.err
@@ -116,3 +143,20 @@ def test_all_models_of_a_folder(tmp_path: Path, here: Here) -> None:
     here.said("inspect", "--unfused", tmp_path)
     plain = json.loads(here.said("inspect", "--json", tmp_path))
     assert [len(report["fused"]) for report in plain] == [1, 1]
+
+
+def test_models_that_are_quantized_in_two_ways(tmp_path: Path, here: Here) -> None:
+    model = linear(Weight())
+    tensor = raw_tensor("v", TensorProto.INT8, (128, 64), bytes(128 * 64))
+    model.graph.initializer.append(tensor)
+    scaled = [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"])]
+    scaled.append(helper.make_node("MatMulInteger", ["q", "v", "qz"], ["i"]))
+    model.graph.node.extend(scaled)
+    model.graph.output.append(helper.make_tensor_value_info("i", TensorProto.INT32, None))
+    said = here.said("inspect", save(model, tmp_path, "file"))
+    other = "dynamically quantized (DynamicQuantizeLinear, MatMulInteger): runs on integer kernels"
+    assert f"\nIt is also {other}.\nVerdict: all fused, 1 quantized weight\n" in said
+    session = create_session(model.SerializeToString())
+    report = report_of(session)
+    assert report is not None
+    assert (report.also, f"\n  also    {other}" in str(report)) == (other, True)

@@ -14,6 +14,7 @@ from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.routes import Routes
+from ort_qdq_plugin.fusion.written_out import WrittenOut
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import drawn, locate, refused
@@ -156,7 +157,8 @@ OTHERS: dict[str, list[Any]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_something_else(name: str) -> None:
     scope = model_scope(drawn(weight(), *OTHERS[name]).model())
-    routes = Routes(Constants(locate), Centred())
+    constants = Constants(locate)
+    routes = Routes(constants, WrittenOut(constants), Centred())
     assert routes.after((scope, len(scope.nodes) - 1), "w_d", routes.weight(scope, "w_d")) is None
 
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, StockReason
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
@@ -46,6 +47,22 @@ def test_a_quantized_model_is_opened(path: Path, as_bytes: bool) -> None:
         assert skeleton.source.size == path.stat().st_size
 
 
+def integers(op: str, **attributes: Any) -> bytes:
+    """A model with stored integers that an operator reads, and a Mul of what that makes of them."""
+    draft = Draft("integers")
+    draft.quantized("w", "int8", (64, 48))
+    draft.node("Mul", [draft.node(op, ["w"], "c", **attributes), draft.floats("s", (48,))], "y")
+    data: bytes = draft.model().SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_a_model_that_dequantizes_by_hand_is_opened(path: Path, as_bytes: bool) -> None:
+    path.write_bytes(integers("Cast", to=1))
+    with closing(open_model(asked(path.read_bytes() if as_bytes else str(path)))) as skeleton:
+        assert not skeleton.mentions("DequantizeLinear")
+
+
 NO_QDQ = with_entries({"session.disable_quant_qdq": "1"})
 AS_ORT = with_entries({"session.load_model_format": "ORT"})
 TO_STOCK: dict[str, tuple[dict[str, Any], StockReason, str]] = {
@@ -53,6 +70,17 @@ TO_STOCK: dict[str, tuple[dict[str, Any], StockReason, str]] = {
     "a path": ({"model": "/no/such/model.ort"}, StockReason.ORT_FORMAT, ""),
     "bytes": ({"model": b"\x00\x00\x00\x00ORTM and more"}, StockReason.ORT_FORMAT, ""),
     "a model": ({"model": unquantized().SerializeToString()}, StockReason.NOT_QUANTIZED, ""),
+    "integers that are no weight": ({"model": integers("Relu")}, StockReason.NOT_QUANTIZED, ""),
+    "integers that are multiplied as such": (
+        {"model": integers("MatMulInteger")},
+        StockReason.OTHER_FORM,
+        "dynamically quantized (MatMulInteger): runs on integer kernels",
+    ),
+    "weights that are written out, with QDQ switched off": (
+        {"model": integers("Cast", to=1), "session_options": NO_QDQ},
+        StockReason.FUSION_DISABLED,
+        "",
+    ),
     "QDQ that is switched off": ({"session_options": NO_QDQ}, StockReason.FUSION_DISABLED, ""),
 }
 

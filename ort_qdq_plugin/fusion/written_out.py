@@ -1,0 +1,319 @@
+"""Dequantizing written out: ``(Cast(integers) - zero points) * scales`` by Cast, Sub and Mul in place of a DequantizeLinear.
+
+torchao, HQQ, the ONNX export of PyTorch and hand-made models have it, with Reshapes and Transposes between for blocks. A Mul
+is such a node where one operand is made of stored integers and the other is constant. It becomes what a DequantizeLinear is
+(`Dequantized`), and all that follows takes it as one: the integers as weight, axis and blocks as the operands broadcast.
+
+That is exact. The integers have at most 8 bits, so that they and their differences are numbers of float and float16, and the
+product is rounded once, as DequantizeLinear rounds it.
+
+ONNX Runtime folds such nodes into a weight in float when it loads a model. What is left to it costs no time on a run, but
+takes the memory of the floats.
+
+Format facts: Cast, Sub and Mul of the ONNX specification, and its multidirectional broadcasting.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ort_qdq_plugin.errors import ModelError, NotFusable
+from ort_qdq_plugin.folding.arithmetic import cast
+from ort_qdq_plugin.folding.building import elementwise, inverse, reshaped, transposed
+from ort_qdq_plugin.folding.computed import as_tensor
+from ort_qdq_plugin.folding.elements import elements_of
+from ort_qdq_plugin.folding.expression import Elementwise, Expression, Transposed, key_of
+from ort_qdq_plugin.fusion.casts import core_of, is_exact_cast
+from ort_qdq_plugin.fusion.centred import Centred
+from ort_qdq_plugin.fusion.constants import Constants
+from ort_qdq_plugin.fusion.dequantize import Dequantized
+from ort_qdq_plugin.fusion.forms import form_of
+from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings
+from ort_qdq_plugin.fusion.view import View, view_of
+from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, WEIGHT_TYPES, bits_of
+from ort_qdq_plugin.model.graph import Scope
+from ort_qdq_plugin.model.messages import NodeProto, TensorProto, is_standard, text
+from ort_qdq_plugin.model.operators import operator_of, role_of
+from ort_qdq_plugin.model.tensors import MAX_RANK, StoredTensor
+from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
+
+__all__ = ["WrittenOut", "check_faster"]
+
+# From the Mul up to the stored integers, and down to a product: real ones have less than ten nodes.
+_MAX_STEPS = 32
+
+# The last of the steps; only Mul's can be those of a DequantizeLinear.
+_LAST_STEPS = ("Mul", "Div", "Sub", "Add")
+_BROADCAST_SINCE = 7  # the opset
+
+_WEIGHT_RANK = 2
+_MAX_ELEMENTS = 1 << 60  # reported of a shape that no tensor can have
+
+# What takes weights in float beside the operators that are fused, and what hands parts of one on.
+_OTHER_READERS = {"Conv", "ConvTranspose", "Einsum", "GRU", "LSTM", "RNN"}
+_PARTS = {"Concat", "Slice", "Split"}
+
+# MatMulNBits takes zero points that are fractions for 4 bits alone, and dequantizes all in every run then: 26 to 50 times
+# slower for a row than a product in float. So they have to be integers, which is seen by reading them at matching, some at
+# a time, up to a limit for a model.
+_PIECE, _MAX_READ_BYTES = 1 << 18, 1 << 30
+
+# At lower accuracy levels the kernel for 8 bits dequantizes all in every run: 1.2 to 42 times slower than the product with
+# the floats that ONNX Runtime makes at load. At this level it is 1.1 to 2.5 times faster (1 to 512 rows, 0.6 to 4 Mi
+# elements).
+_ROUNDS, _SLOW_BITS = 4, 8
+
+
+class _Parts(NamedTuple):
+    """What is written out, as constant expressions. The others broadcast to the shape of the integers."""
+
+    integers: Expression
+    zero_points: Expression | None
+    scales: Expression
+
+
+class WrittenOut:
+    """Finds and reads what is written out, for one model."""
+
+    def __init__(self, constants: Constants) -> None:
+        self._constants = constants
+        self._left = _MAX_READ_BYTES
+        self._known: dict[tuple[object, ...], bool | None] = {}
+
+    def ends_at(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether a node is the Mul of such a weight, or of one in other steps, and something reads it as a weight.
+
+        Other nodes cost next to nothing: what makes their inputs is seen to be no Cast of stored integers.
+        """
+        if node.op_type not in _LAST_STEPS or not is_standard(node) or len(node.input) != 2 or len(node.output) != 1:
+            return False
+        if scope.opset < _BROADCAST_SINCE:
+            return False
+        integers = self._integers_at(scope, node)
+        if integers is None or not _is_read_as_weight(scope, node.output[0]):
+            return False
+        return all(self._constants.is_constant(scope, name) for name in node.input)
+
+    def read(self, scope: Scope, node: NodeProto, is_centred: Centred) -> tuple[Dequantized, View]:
+        """What a Mul dequantizes, and how its output shows that.
+
+        Raises:
+            NotFusable: No DequantizeLinear does the same.
+        """
+        try:
+            return self._read(scope, node, is_centred)
+        except (ModelError, OSError) as error:
+            raise NotFusable(Reason.INVALID) from error
+
+    def entry(self, scope: Scope, node: NodeProto, reason: Reason, read: Dequantized | None) -> UnfusedWeight:
+        """What the report says of a Mul that stays. `read`: its operands, if they could be read."""
+        stored = [_stored_integers(scope, name) for name in node.input]
+        tensor = max((one for one in stored if one is not None), key=_elements)
+        shape = tuple(tensor.dims) if read is None else read.weight.shape
+        floats = bits_of(FLOAT if read is None else read.output_type) // 8 * _elements(tensor)
+        operands = [] if read is None else [one.nbytes for one in read[:3] if isinstance(one, StoredTensor)]
+        return UnfusedWeight(
+            dequantize=text(node.name or node.output[0]),
+            weight=text(tensor.name),
+            reason=reason,
+            shape=shape,
+            bits=bits_of(tensor.data_type if read is None else read.weight.data_type),
+            block_size=0 if read is None else read.block,
+            stored_bytes=sum(operands) or (_elements(tensor) * bits_of(tensor.data_type) + 7) // 8,
+            bytes_per_run=0,
+            bytes_folded=floats,
+            form=form_of(scope, node, read),
+        )
+
+    def _read(self, scope: Scope, node: NodeProto, is_centred: Centred) -> tuple[Dequantized, View]:
+        integers, zero_points, scales = self._parts(scope, node)
+        if scales.data_type not in (FLOAT, FLOAT16):
+            raise NotFusable(Reason.SCALE_TYPE)
+        if zero_points is not None:
+            zero_points = self._as_integers(zero_points, integers.data_type)
+        shape = integers.shape
+        granularity = _broadcast([scales.shape, () if zero_points is None else zero_points.shape], shape)
+        axis, block = _axis_and_block(shape, granularity)
+        of_scales = granularity if block else () if axis is None else (granularity[axis],)
+        # A transposed weight stays as it is stored: its reader sees a view.
+        perm = tuple(range(len(shape)))
+        while isinstance(integers, Transposed):
+            perm, integers = tuple(integers.perm[at] for at in perm), integers.source
+        back = inverse(perm)
+
+        def operand(expression: Expression, what: str) -> StoredTensor:
+            value = _spread(expression, granularity)
+            value = transposed(value, back) if block else reshaped(value, of_scales)
+            return as_tensor(value, f"{what} of {node.output[0]!r}")
+
+        weight = as_tensor(integers, f"integers of {node.output[0]!r}")
+        zeros = None if zero_points is None else operand(zero_points, "zero points")
+        dequantized = Dequantized(
+            weight=weight,
+            scales=operand(scales, "scales"),
+            zero_points=zeros,
+            centred=is_centred(weight.data_type, zeros),
+            axis=None if axis is None else perm[axis],
+            block=block,
+            output_type=scales.data_type,
+        )
+        return dequantized, view_of(weight.shape, scales.data_type).transposed(perm)
+
+    def _integers_at(self, scope: Scope, node: NodeProto) -> int | None:
+        """Which input of a Mul comes from integers by a Cast, as far as nodes tell; of two the larger one."""
+        found = [_stored_integers(scope, name) for name in node.input]
+        sizes = [0 if tensor is None else _elements(tensor) for tensor in found]
+        return sizes.index(max(sizes)) if any(sizes) else None
+
+    def _parts(self, scope: Scope, node: NodeProto) -> _Parts:
+        """The operands of a Mul."""
+        at = self._integers_at(scope, node) or 0
+        scales = self._constants.expression(scope, node.input[1 - at])
+        product = self._constants.expression(scope, node.input[at])
+        value, zero_points = _undone(product)
+        integers = core_of(value)
+        if node.op_type != "Mul" or integers.data_type not in WEIGHT_TYPES:
+            raise NotFusable(Reason.OTHER_STEPS)
+        if product.data_type != scales.data_type:
+            raise NotFusable(Reason.INVALID)
+        return _Parts(integers, zero_points, scales)
+
+    def _as_integers(self, zero_points: Expression, data_type: int) -> Expression | None:
+        """Zero points in the type of the integers; None where all are 0. Those that were cast to another type are not read.
+
+        Raises:
+            NotFusable: They are no integers of this type.
+        """
+        core = core_of(zero_points)
+        if core.data_type == data_type:
+            return core
+        key = (data_type, key_of(zero_points))
+        if key not in self._known:
+            self._known[key] = self._are_integers(as_tensor(zero_points, "zero points"), data_type)
+        known = self._known[key]
+        if known is None:
+            raise NotFusable(Reason.FRACTIONAL)
+        if not known:
+            return None
+        convert = cast(zero_points.data_type, data_type)
+        return elementwise(f"Cast {data_type}", convert, [zero_points], data_type)
+
+    def _are_integers(self, zero_points: StoredTensor, data_type: int) -> bool | None:
+        """Whether zero points are integers of this type other than 0; None if not all of them are integers of it."""
+        element = ELEMENTS[data_type]
+        low = -(1 << element.bits - 1) if element.weight == "signed" else 0
+        high = low + (1 << element.bits) - 1
+        any_is_set = False
+        for first in range(0, zero_points.elements, _PIECE):
+            count = min(_PIECE, zero_points.elements - first)
+            self._left -= count * ELEMENTS[zero_points.data_type].bits // 8
+            if self._left < 0:
+                raise NotFusable(Reason.COMPUTED)
+            values = elements_of(zero_points, first, count)
+            # A number that is none compares as unequal to itself.
+            if not ((values == np.trunc(values)) & (values >= low) & (values <= high)).all():
+                return None
+            any_is_set |= bool(values.any())
+        return any_is_set
+
+
+def check_faster(fusion: Fusion, settings: FusionSettings) -> None:
+    """Raise NotFusable where a fused product is slower than one with the floats that ONNX Runtime makes at load."""
+    is_slow = fusion.operator == "MatMulNBits" and fusion.entry().bits == _SLOW_BITS and settings.accuracy_level < _ROUNDS
+    if is_slow:
+        raise NotFusable(Reason.SLOWER_THAN_FLOAT)
+
+
+def _elements(tensor: TensorProto) -> int:
+    return int(min(max(0, math.prod(tensor.dims)), _MAX_ELEMENTS))
+
+
+def _stored_integers(scope: Scope, name: str) -> TensorProto | None:
+    """The stored matrix of integers that a value comes from by a Cast and what can be folded; None if it does not."""
+    is_cast = False
+    for _ in range(_MAX_STEPS):
+        stored = scope.constant(name)
+        if stored is not None:
+            is_weight = is_cast and len(stored.dims) >= _WEIGHT_RANK and stored.data_type in WEIGHT_TYPES
+            return stored if is_weight and len(stored.dims) <= MAX_RANK else None
+        found = scope.producer(name)
+        if found is None or role_of(found[2]) not in ("view", "folded") or not found[2].input:
+            return None
+        scope, _, node = found
+        is_cast |= node.op_type == "Cast"
+        name = node.input[0]
+    return None
+
+
+def _is_read_as_weight(scope: Scope, name: str) -> bool:
+    """Whether a value goes into a product, a lookup or the like, maybe through views or in parts."""
+    waiting = [(scope, name)]
+    for _ in range(_MAX_STEPS):
+        if not waiting:
+            return False
+        scope, name = waiting.pop()
+        for inner, index in dict.fromkeys(scope.uses(name)):
+            node = inner.nodes[index]
+            operator = operator_of(node)
+            if (operator is not None and operator.fused_by) or node.op_type in _OTHER_READERS:
+                return True
+            if role_of(node) == "view" or node.op_type in _PARTS:
+                waiting += [(inner, output) for output in node.output if output]
+    return False
+
+
+def _undone(value: Expression) -> tuple[Expression, Expression | None]:
+    """The minuend and the zero points that are subtracted from it, if there are any, of what a Mul reads."""
+    inner = value
+    while isinstance(inner, Elementwise) and is_exact_cast(inner):
+        inner = inner.operands[0]
+    if isinstance(inner, Transposed):
+        minuend, subtracted = _undone(inner.source)
+        if subtracted is None:
+            return value, None
+        subtracted = reshaped(subtracted, (1,) * (len(inner.perm) - len(subtracted.shape)) + subtracted.shape)
+        return transposed(minuend, inner.perm), transposed(subtracted, inner.perm)
+    if not (isinstance(inner, Elementwise) and inner.name == "Sub"):
+        return value, None
+    minuend, zero_points = inner.operands
+    if minuend.shape != inner.shape:
+        raise NotFusable(Reason.SCALE_SHAPE)
+    return minuend, zero_points
+
+
+def _broadcast(shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that operands have together, with as many axes as the integers; NotFusable if these are broadcast, too."""
+    try:
+        together = np.broadcast_shapes(*shapes, (1,) * len(shape))
+    except ValueError:
+        raise NotFusable(Reason.INVALID) from None
+    if len(together) != len(shape) or any(size not in (1, whole) for size, whole in zip(together, shape, strict=True)):
+        raise NotFusable(Reason.SCALE_SHAPE)
+    return together
+
+
+def _axis_and_block(shape: tuple[int, ...], granularity: tuple[int, ...]) -> tuple[int | None, int]:
+    """The axis along which scales differ or blocks lie, and the block size, as a DequantizeLinear would have them."""
+    differing = [axis for axis, size in enumerate(granularity) if size > 1]
+    sharing = [axis for axis, size in enumerate(granularity) if size == 1 and shape[axis] > 1]
+    if not differing:
+        return None, 0
+    if len(differing) == 1:
+        return differing[0], 0
+    if len(sharing) != 1:
+        raise NotFusable(Reason.SCALE_SHAPE)
+    return sharing[0], shape[sharing[0]]
+
+
+def _spread(expression: Expression, shape: tuple[int, ...]) -> Expression:
+    """Scales or zero points in this shape, to which they broadcast."""
+    if math.prod(expression.shape) == math.prod(shape):
+        return reshaped(expression, shape)
+    return Elementwise("Expand", _unchanged, (expression,), expression.data_type, shape)
+
+
+def _unchanged(values: np.ndarray) -> np.ndarray:
+    return values
