@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.computed import computed_once
 from ort_qdq_plugin.model.elements import FLOAT, INT64
-from ort_qdq_plugin.model.followed import Known, followed_shapes
 from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, attribute, is_standard, made_tensor, subgraphs
 from ort_qdq_plugin.model.shapes import UNKNOWN, Shape, inferred_graph, stated_shapes
+from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+    from ort_qdq_plugin.model.followed import Known
 
 __all__ = ["NodeRef", "Scope", "check_imports", "domains", "domains_once_inlined", "model_scope", "scopes"]
 
@@ -200,6 +202,9 @@ class Scope:
     @computed_once
     def _followed_shapes(self) -> dict[Scope, Known]:
         """What follows from what is stated, in this main graph and its subgraphs."""
+        # Many models state all shapes that are asked for.
+        with fork_lock:
+            from ort_qdq_plugin.model.followed import followed_shapes
         functions = self._model is not None and bool(self._model.functions)
         inner = list(scopes(self))
         stated = (scope._stated_shapes for scope in inner)

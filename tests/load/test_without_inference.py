@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from onnx.parser import parse_model
 
 from ort_qdq_plugin import inspect
+from ort_qdq_plugin.model import followed as following
 from ort_qdq_plugin.model import graph
 from ort_qdq_plugin.model.shapes import inferred_graph
 
@@ -138,7 +139,7 @@ def test_what_is_fused_is_the_same_as_with_the_inference(case: str, monkeypatch:
         return inferred_graph(model)
 
     followed = inspect(data)
-    monkeypatch.setattr(graph, "followed_shapes", lambda main, *_, **__: [{} for _ in inside(main)])
+    monkeypatch.setattr(following, "followed_shapes", lambda main, *_, **__: [{} for _ in inside(main)])
     monkeypatch.setattr(graph, "inferred_graph", infer)
     inferred = inspect(data)
     assert asked
