@@ -79,7 +79,7 @@ CONTRIB_OPERATORS: Mapping[str, Row] = {
     "MultiHeadAttention": Row(_multi_head_attention),
     "EmbedLayerNormalization": Row(_embedded),
     "MatMulNBits": Row(_product_of_blocks),
-    "DynamicQuantizeLSTM": Row(recurrent),
+    "DynamicQuantizeLSTM": Row(recurrent, 0),
     "FusedConv": Row(lambda seen: convolved(seen, 1), 2),
 }  # fmt: skip
 """Operator -> its rule."""

@@ -32,6 +32,7 @@ Known = dict[str, "Shape | None"]
 
 # The first one with DequantizeLinear. In earlier ones shapes follow by other rules in part.
 _FIRST_OPSET = 10
+_MAX_DIM = 2**63 - 1  # as TensorShapeProto has it
 
 _Results = Mapping[int, "Shape | None"]  # place among the outputs or inputs -> what is known, as in `Known`
 
@@ -127,8 +128,18 @@ def _results(node: NodeProto, around: tuple[Known, ...], constants: Mapping[str,
         return dict.fromkeys(range(len(node.output)))
     if len(needed) < row.needs or not all(name in known for name in needed):
         return {}
-    shapes = row.rule(Seen(node, [known.get(name) for name in node.input], constants, model.opset))
-    return {at: None if shape is NOTHING else shape for at, shape in enumerate(shapes) if shape is not None}
+    shapes = row.rule(Seen(node, [_seen(known, name) for name in node.input], constants, model.opset))
+    return {at: None if shape is NOTHING else shape for at, shape in enumerate(shapes) if shape is not None and _fits(shape)}
+
+
+def _fits(shape: Shape) -> bool:
+    """Whether a tensor can have this shape. A few nodes could make one whose rank or whose dimensions take all memory."""
+    return shape is NOTHING or (len(shape) <= MAX_RANK and all(dim is None or UNKNOWN <= dim <= _MAX_DIM for dim in shape))
+
+
+def _seen(known: Mapping[str, Shape | None], name: str) -> Shape | None:
+    shape = known.get(name)
+    return NOTHING if shape is None and name in known else shape
 
 
 def _controlled(node: NodeProto, around: tuple[Known, ...], model: _Model) -> _Results:

@@ -67,7 +67,8 @@ def reshaped(seen: Seen) -> _Outputs:
     before = seen.shape(0)
     if before is not None:
         return [reshaped_by(seen.node, before, lambda _: target)]
-    if len(target) > MAX_RANK or min(target, default=0) < -1:
+    # If it has a type, a value without a shape gets a rank.
+    if seen.shapes[0] is not NOTHING or len(target) > MAX_RANK or min(target, default=0) < -1:
         return []
     return [tuple(UNKNOWN if size < 1 else size for size in target)]
 
@@ -104,7 +105,10 @@ def flattened(seen: Seen) -> _Outputs:
 
 def shape_of_shape(seen: Seen) -> _Outputs:
     """Shape."""
-    rank = len(seen.first)
+    before = seen.shape(0)
+    if before is None:
+        return [(None if seen.shapes[0] is NOTHING else UNKNOWN,)]
+    rank = len(before)
     start, end, _ = slice(seen.whole("start"), seen.whole("end", rank)).indices(rank)
     return [(max(0, end - start),)]
 
@@ -154,8 +158,11 @@ def split(seen: Seen) -> _Outputs:
 def sliced(seen: Seen) -> _Outputs:
     """Slice."""
     rank, dims = len(seen.first), list(seen.first)
-    if any(seen.is_computed(at) for at in range(1, len(seen.node.input))):
-        return [(None,) * rank]
+    computed = [at for at in range(1, len(seen.node.input)) if seen.is_computed(at)]
+    if computed:
+        # Computed axes and steps of which no shape is known count as none.
+        is_open = computed[0] < 3 or seen.shape(computed[0]) is not None
+        return [(None,) * rank if is_open else of_rank(seen.first)]
     starts, ends = seen.numbers(1), seen.numbers(2)
     axes = seen.numbers(3) if seen.has(3) else list(range(len(starts or ())))
     steps = seen.numbers(4) if seen.has(4) else [1] * len(starts or ())

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["ALL", "NOTHING", "Row", "Rule", "Seen"]
 
 NOTHING: Shape = (-2,)
-"""What a rule says of an output of which ONNX's inference says no shape."""
+"""The shape of a value of which ONNX's inference says none, for certain."""
 
 
 class Seen(NamedTuple):
     """A node and its inputs."""
 
     node: NodeProto
-    shapes: Sequence[Shape | None]  # of its inputs; None for one of which nothing is known
+    shapes: Sequence[Shape | None]  # of its inputs, or NOTHING; None for one of which nothing is known
     # The constants of the graph that the node is in, as far as ONNX's inference knows their values: initializers, and what
     # Constant nodes give. Those of outer graphs are values like others to it.
     constants: Mapping[str, TensorProto]
@@ -37,11 +37,12 @@ class Seen(NamedTuple):
     @property
     def all(self) -> list[Shape]:
         """The shapes of all inputs, for operators that need them."""
-        return [shape for shape in self.shapes if shape is not None]
+        return [shape for shape in self.shapes if shape is not None and shape is not NOTHING]
 
     def shape(self, at: int) -> Shape | None:
-        """The shape of the input at this place."""
-        return self.shapes[at] if at < len(self.shapes) else None
+        """The shape of the input at this place, if it is known and there is one."""
+        shape = self.shapes[at] if at < len(self.shapes) else None
+        return None if shape is NOTHING else shape
 
     def has(self, at: int) -> bool:
         """Whether there is an input at this place."""

@@ -18,6 +18,7 @@ from ort_qdq_plugin.model.window_shapes import convolved, deconvolved, pooled, p
 
 __all__ = ["OPERATORS", "matrix_product", "recurrent", "same"]
 
+_MATRIX = 2  # its rank
 _STATES_RANK = 3  # of what LSTM and its like read: steps, batch and elements
 
 _Outputs = Sequence["Shape | None"]
@@ -49,8 +50,9 @@ def _matmul(seen: Seen) -> _Outputs:
 
 
 def _gemm(seen: Seen) -> _Outputs:
-    left, right = seen.first, seen.all[1]
-    if not len(left) == len(right) == 2:
+    # Without these too ONNX's inference may tell the rank, in some versions.
+    left, right = seen.shape(0), seen.shape(1)
+    if left is None or right is None or not len(left) == len(right) == _MATRIX:
         return []
     return [(left[bool(seen.whole("transA"))], right[not seen.whole("transB")])]
 
@@ -120,21 +122,24 @@ def _one_hot(seen: Seen) -> _Outputs:
 
 def recurrent(seen: Seen) -> _Outputs:
     """LSTM, GRU and RNN: the states of all steps, and the last one (of an LSTM two)."""
-    if len(seen.first) != _STATES_RANK:
+    # As Gemm, these may have a rank that does not come from what they read.
+    before = seen.shape(0)
+    if before is None or len(before) != _STATES_RANK:
         return []
     directions = {"forward": 1, "reverse": 1, "bidirectional": 2}.get(seen.text("direction", "forward"))
     hidden = max(0, seen.whole("hidden_size")) or None
     if seen.whole("layout"):
-        batch, steps, _ = seen.first
+        batch, steps, _ = before
         return [(batch, steps, directions, hidden), *[(batch, directions, hidden)] * 2]
-    steps, batch, _ = seen.first
+    steps, batch, _ = before
     return [(steps, directions, batch, hidden), *[(directions, batch, hidden)] * 2]
 
 
 def _attention(seen: Seen) -> _Outputs:
-    query, value = seen.first, seen.all[2]
+    query, value = seen.shape(0), seen.shape(2)
     # Heads are an axis of their own, or parts of the last one.
-    return [(*query[:-1], UNKNOWN)] if len(query) == len(value) in (3, 4) else []
+    is_known = query is not None and value is not None and len(query) == len(value) in (3, 4)
+    return [(*query[:-1], UNKNOWN)] if query is not None and is_known else []
 
 
 def _quantized_dynamically(seen: Seen) -> _Outputs:
@@ -157,10 +162,10 @@ def _rows(*rows: tuple[str, Rule, int]) -> Mapping[str, Row]:
 
 OPERATORS: Mapping[str, Row] = _rows(
     (
-        "Abs Acos Acosh Asin Asinh Atan Atanh BatchNormalization BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh CumSum "
+        "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh CumSum "
         "DequantizeLinear Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Hardmax Identity "
         "InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Log LogSoftmax LpNormalization "
-        "Mish Neg Not PRelu QuantizeLinear RMSNormalization Reciprocal Relu ReverseSequence RotaryEmbedding Round "
+        "Mish Neg Not PRelu QuantizeLinear RMSNormalization Reciprocal Relu RotaryEmbedding Round "
         "ScatterElements ScatterND Selu Shrink Sigmoid Sign SimplifiedLayerNormalization Sin Sinh Softmax Softplus Softsign "
         "Sqrt Swish Tan Tanh ThresholdedRelu Trilu",
         same,
@@ -172,17 +177,20 @@ OPERATORS: Mapping[str, Row] = _rows(
         _elementwise,
         ALL,
     ),
+    # Its other outputs have shapes of their own.
+    ("BatchNormalization", lambda seen: [seen.shape(0)], 0),
+    ("ReverseSequence", same, 2),
     ("GroupNormalization", _same_rank, 1),
     ("MatMul MatMulInteger", _matmul, 2),
-    ("Gemm", _gemm, 2),
+    ("Gemm", _gemm, 0),
     ("Einsum", _einsum, ALL),
-    ("Attention", _attention, 3),
+    ("Attention", _attention, 0),
     ("Conv ConvInteger", lambda seen: convolved(seen, 1), 2),
     ("QLinearConv", lambda seen: convolved(seen, 3), 4),
     ("ConvTranspose", deconvolved, 2),
     ("AveragePool LpPool MaxPool", pooled, 1),
     ("GlobalAveragePool GlobalLpPool GlobalMaxPool", pooled_globally, 1),
-    ("GRU LSTM RNN", recurrent, 1),
+    ("GRU LSTM RNN", recurrent, 0),
     ("Resize", moves.resized, 1),
     ("DepthToSpace SpaceToDepth", moves.moved_depth, 1),
     ("DynamicQuantizeLinear", _quantized_dynamically, 0),
@@ -191,7 +199,7 @@ OPERATORS: Mapping[str, Row] = _rows(
     ("Squeeze", moves.squeezed, 1),
     ("Unsqueeze", moves.unsqueezed, 1),
     ("Flatten", moves.flattened, 1),
-    ("Shape", moves.shape_of_shape, 1),
+    ("Shape", moves.shape_of_shape, 0),
     ("Concat", moves.concatenated, ALL),
     ("Split", moves.split, 1),
     ("Slice", moves.sliced, 1),
@@ -207,7 +215,7 @@ OPERATORS: Mapping[str, Row] = _rows(
     ("TopK", _top, 1),
     ("OneHot", _one_hot, 1),
     ("Gather", moves.gathered, 2),
-    ("GatherElements", moves.like_indices, 2),
+    ("GatherElements", moves.like_indices, 0),
     ("GatherND", moves.gathered_parts, 2),
     ("ConstantOfShape", moves.filled, 0),
     ("Constant", _constant, 0),

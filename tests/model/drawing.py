@@ -16,6 +16,7 @@ class Drawing:
 
     def __init__(self, op_type: str, opset: int, seed: int, domain: str = "") -> None:
         self.op_type, self.opset, self.rng, self.domain = op_type, opset, Random(seed), domain
+        self.without_shape = 0.0  # the chance that an input of the model has none
         self.inputs: list[onnx.ValueInfoProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.nodes: list[onnx.NodeProto] = []
@@ -42,6 +43,7 @@ class Drawing:
     def value(self, dims: Dims | None, data_type: int = TensorProto.FLOAT) -> str:
         """An input of the model."""
         name = f"x{len(self.inputs)}"
+        dims = None if self.without_shape and self.chance(self.without_shape) else dims
         self.inputs.append(helper.make_tensor_value_info(name, data_type, dims))
         return name
 

@@ -20,6 +20,7 @@ _INPUTS_OF_TYPE = {
 def drawn(op_type: str, opset: int, seed: int) -> onnx.ModelProto:
     """A model of one node."""
     drawing = Drawing(op_type, opset, seed)
+    drawing.without_shape = 0.1
     NODES.get(op_type, _plain)(drawing)
     return drawing.model()
 

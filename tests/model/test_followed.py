@@ -200,3 +200,17 @@ def test_early_opsets_are_left_to_the_inference() -> None:
     model = parse_model("""<ir_version: 8, opset_import: ["": 7]>
     g (float[n, 4] x) => (float[] z) { a = Relu (x) z = Max (x, a) }""")
     assert check(model) == 0
+
+
+def test_shapes_that_no_tensor_can_have() -> None:
+    """Ranks double with every lookup in a value by itself, and so do the digits of dimensions with every product."""
+    nodes = ["i0 = Cast <to = 7> (x)  f0 = Flatten <axis = 1> (x)"]
+    for at in range(60):
+        nodes.append(f"i{at + 1} = Gather (i{at}, i{at})")
+        nodes.append(f'e{at} = Einsum <equation = "ij,kl->ijkl"> (f{at}, f{at})  f{at + 1} = Flatten <axis = 2> (e{at})')
+    model = parse_model(f"""<ir_version: 10, opset_import: ["": 21]>
+    g (float[99, 99] x) => (float[] z) {{ {"  ".join(nodes)} z = Relu (f60) }}""")
+    (known,) = followed(model)
+    assert known["i3"] == (99,) * 9
+    assert known["f1"] == (99**2, 99**2)
+    assert not known.keys() & {"i10", "f10"}

@@ -12,7 +12,7 @@ from tests.model.drawn_nodes import NODES, drawn
 from tests.model.inferring import check, followed
 
 FIRST_OPSET, LAST_OPSET = 10, min(26, defs.onnx_opset_version())
-SEEDS = range(60)
+SEEDS = range(80)
 # Their exact dimensions, beside those that are open, are left to ONNX's inference.
 RANK_ALONE = {"Attention", "DepthToSpace", "GroupNormalization", "SpaceToDepth"}
 
