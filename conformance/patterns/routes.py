@@ -142,6 +142,10 @@ ROUTES = (
     reason("split-within-a-block", Weight(), _ints(lengths=[48, 80]),
            "a, b = Split(w_d, lengths)  p, q = Split <axis = 1> (x, lengths)  y0 = MatMul(p, a)  y1 = MatMul(q, b)"
            "  y = Add(y0, y1)"),
+    fused("expand-batches", Weight(), _ints(to=[3, 128, 64]), "v = Expand(w_d, to)  y = MatMul(x, v)", x=[3, ROWS, 128],
+          y=[3, ROWS, 64], quick=True),
+    reason("expand-more-batches", Weight(), _ints(to=[3, 128, 64]), "v = Expand(w_d, to)  y = MatMul(x, v)",
+           x=[1, ROWS, 128], y=[3, ROWS, 64]),
     fused("part-of-a-joint-of-multiples", Weight(), _floats("f", 64), _ints(b=[32], e=[96], axis=[1]),
           "j = Concat <axis = 1> (w_d, w_d)  m = Slice(j, b, e, axis)  v = Mul(m, f)  y = MatMul(x, v)"),
 )  # fmt: skip

@@ -1,9 +1,9 @@
 """From a DequantizeLinear to those who read its result: what the nodes on the way make of it.
 
-They reorder its elements (`view`), take a part of them (`parts`), multiply them by constants (`factors`), or put them beside
-those of other weights (`joined`). Each of these is done to the integers, the scales and the zero points instead.
+They reorder its elements (`view`), repeat it for each batch, take a part of it (`parts`), multiply it by constants
+(`factors`), or put it beside others (`joined`). Each is done to the integers, the scales and the zero points instead.
 
-Format facts: Mul and Div of the ONNX specification, and those that the modules named have.
+Format facts: Mul, Div and Expand of the ONNX specification, and those that the modules named have.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ __all__ = ["Routes"]
 _MAX_NODES = 128
 
 _VIEWS = {row.op_type for row in OPERATORS if row.role == "view"}
-_ON_THE_WAY = _VIEWS | {"Concat", "Div", "Gather", "Mul", "Slice", "Split"}
+_ON_THE_WAY = _VIEWS | {"Concat", "Div", "Expand", "Gather", "Mul", "Slice", "Split"}
+
+_MATRIX = 2  # its rank
 
 _MAX_DEPTH = 32  # nodes between a Concat and the DequantizeLinear of a weight that it joins
 _MAX_NUMBERS = 4096  # indices, or lengths, in one constant
@@ -96,6 +98,8 @@ class Routes:
         def numbers(name: str) -> tuple[list[int], int]:
             return self._numbers(scope, name)
 
+        if kind == "Expand":
+            return [self._expanded(scope, node, seen)]
         if kind == "Split":
             return split(longer, node, scope.opset, numbers)
         if kind == "Slice":
@@ -121,6 +125,28 @@ class Routes:
             factor = divided(constant(1, FLOAT, ()), factor)
         dequantized = seen.dequantized
         return [seen._replace(dequantized=dequantized._replace(factors=(*dequantized.factors, factor)))]
+
+    def _expanded(self, scope: Scope, node: NodeProto, seen: Seen) -> Seen:
+        """A weight that is repeated for each batch of activations: products repeat it by themselves.
+
+        Raises:
+            NotFusable: It is not known that all that reads the result does so.
+        """
+        wanted, shape = self._numbers(scope, node.input[1])[0], seen.view.shape
+        given = (1,) * (len(wanted) - len(shape)) + shape
+        matrix = given[-_MATRIX:]
+        repeated = [max(one, two) for one, two in zip(given[:-_MATRIX], wanted, strict=False)]
+        is_of_batches = len(given) == len(wanted) >= _MATRIX and set(given[:-_MATRIX]) <= {1} and min(wanted) > 0
+        if not is_of_batches or any(size not in (1, has) for size, has in zip(wanted[-_MATRIX:], matrix, strict=True)):
+            raise NotFusable(Reason.BATCHED)
+        for reader, index in scope.uses(node.output[0]):
+            product = reader.nodes[index]
+            activation = reader.known_shape(product.input[0]) or ()
+            batches = list(activation[:-_MATRIX])[-len(repeated) :] if repeated else []
+            is_right = product.op_type == "MatMul" and list(product.input).index(node.output[0]) == 1
+            if not is_right or batches != repeated:
+                raise NotFusable(Reason.BATCHED)
+        return seen._replace(view=seen.view.reshaped((*(1 for _ in repeated), *matrix)))
 
     def _joint(self, node_ref: NodeRef) -> Seen:
         """What a Concat makes of its inputs, the same whichever of them is asked about."""

@@ -162,6 +162,29 @@ def test_what_is_something_else(name: str) -> None:
     assert routes.after((scope, len(scope.nodes) - 1), "w_d", routes.weight(scope, "w_d")) is None
 
 
+@pytest.mark.parametrize(("to", "shape", "fits"), [
+    ("3 32 8", [3, "m", 32], True), ("3 1 8", [3, "m", 32], True), ("1 1", ["m", 32], True),
+    ("2 3 1 1", [2, 3, 4, 32], True),
+    ("3 32 8", [5, 3, "m", 32], True), ("3 32 8", ["b", "m", 32], False), ("3 32 8", [1, "m", 32], False),
+    ("3 32 8", ["m", 32], False), ("3 32 8", None, False), ("8", ["m", 32], False), ("0 32 8", [0, 4, 32], False),
+])  # fmt: skip
+def test_a_weight_for_each_batch(to: str, shape: Any, fits: bool) -> None:
+    draft = weight()
+    draft.input("b", shape)
+    drawn(draft, ("ints", to, "to"), ("Expand", "w_d to", "v"), ("MatMul", "b v", "y"))
+    with refused(None if fits else Reason.BATCHED):
+        found = followed(draft, "v")
+        assert seen_values(found).shape == (*[1] * (len(to.split()) - 2), 32, 8)
+
+
+@pytest.mark.parametrize("reader", [("Neg", "v", "z"), ("MatMul", "v b", "z"), ("MatMul", "v v", "z")])
+def test_a_weight_for_each_batch_of_something_else(reader: tuple[str, str, str]) -> None:
+    draft = weight()
+    draft.input("b", [3, 8, 32])
+    with refused(Reason.BATCHED):
+        followed(drawn(draft, ("ints", "3 32 8", "to"), ("Expand", "w_d to", "v"), ("MatMul", "b v", "y"), reader), "v")
+
+
 def test_a_value_of_other_nodes_is_no_weight() -> None:
     draft = drawn(weight(), ("Neg", "w_d", "n"), ("Transpose", "n", "t"), ("DequantizeLinear", "x w_s", "d"))
     for name in ("n", "t", "x", "d", "nowhere", ""):
