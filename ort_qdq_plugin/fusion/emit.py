@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ort_qdq_plugin.model.elements import INT64
 from ort_qdq_plugin.model.graph import Scope, scopes
-from ort_qdq_plugin.model.messages import NodeProto, TensorProto, add_values, made_node, made_tensor, text
+from ort_qdq_plugin.model.messages import GraphProto, NodeProto, TensorProto, add_values, made_node, made_tensor, text
 from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN
 
 __all__ = ["FreshNames", "NodeEmitter"]
@@ -62,7 +62,7 @@ class NodeEmitter:
         return self._add(op_type, inputs, name, CONTRIB_DOMAIN, numbers)
 
     def node(self, op_type: str, inputs: Sequence[str], **numbers: Any) -> str:
-        """Add a standard node; its attributes are whole numbers or sequences of them. Returns the name of its output."""
+        """Add a standard node; its attributes are whole numbers, sequences of them, or graphs. Returns its output's name."""
         return self._add(op_type, inputs, "", "", numbers)
 
     def unsqueezed(self, value: str, count: int) -> str:
@@ -88,6 +88,16 @@ class NodeEmitter:
         """Add a Slice (opset 10) that leaves the first `length` elements along the last axis. Returns the result's name."""
         numbers = {"starts": 0, "ends": length, "axes": -1}
         return self.node("Slice", [value, *(self._numbers([number], name) for name, number in numbers.items())])
+
+    def branch(self, data_type: int, write: Callable[[NodeEmitter], object]) -> GraphProto:
+        """A graph for a node's attribute. Its one output, of this type, is that of the last node that `write` adds."""
+        output = self._names.fresh(f"{text(self._output)}.branch")
+        inner = NodeEmitter(output, self._names.fresh(f"{self._name}.branch"), self._names, self._opset)
+        write(inner)
+        self.constants += inner.constants
+        graph = GraphProto(name=output, node=inner.finished())
+        graph.output.add(name=output).type.tensor_type.elem_type = data_type
+        return graph
 
     def constant(self, tensor: TensorProto, name: str) -> str:
         """Add an initializer. Returns its name, which is `name` if nothing else is called so."""

@@ -23,7 +23,7 @@ from ort_qdq_plugin.model.operands import Operands
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
 
-__all__ = ["StackFusion", "fused_stack", "is_stack"]
+__all__ = ["StackFusion", "fused_stack", "is_stack", "part_of_stack", "view_of_part"]
 
 _STACK = 3  # the rank of a stack of matrices
 # Each becomes a node. Of the models that are known, none has more experts in a layer.
@@ -111,7 +111,7 @@ def fused_stack(site: Site, dequantized: Dequantized, view: View, settings: Fusi
     batch = shape[-_STACK] if len(shape) >= _STACK else 1
     if batch not in (1, count):
         raise NotFusable(Reason.BATCHED)
-    matrices = [_part(dequantized, view, at).matrix(_view_of_part(view), transposes_weight) for at in range(count)]
+    matrices = [part_of_stack(dequantized, at).matrix(view_of_part(view), transposes_weight) for at in range(count)]
     # ONNX Runtime fuses no stacks, in whichever order they are stored.
     form = form_of(matrices[0]._replace(k_major=False), view.data_type, settings)
     computed_in, casts_from = kernel_type(view.data_type, form.matrix.scales.data_type)
@@ -145,13 +145,13 @@ def _transposes_weight(node: NodeProto, weight: str) -> bool:
     return "transB" in given and given["transB"].i != 0
 
 
-def _view_of_part(view: View) -> View:
+def view_of_part(view: View) -> View:
     """How a matrix of the stack is seen."""
     axes = tuple(tuple(axis - 1 for axis in axes) for axes in view.axes[1:])
     return View(view.stored_shape[1:], axes, view.data_type)
 
 
-def _part(stack: Dequantized, view: View, at: int) -> Dequantized:
+def part_of_stack(stack: Dequantized, at: int) -> Dequantized:
     """One matrix of a stack; raises NotFusable where it is stored from within a byte on."""
     if stack.axis == 0 and stack.block:
         raise NotFusable(Reason.BLOCKS_ALONG_N)

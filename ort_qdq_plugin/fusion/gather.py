@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from ort_qdq_plugin.errors import NotFusable
+from ort_qdq_plugin.fusion.chosen import chosen_product
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.gather_block_quantized import quantized_lookup
 from ort_qdq_plugin.fusion.gathered_rows import gathered_rows
@@ -26,7 +27,7 @@ _AXES_INPUT = 13  # the opset since which the axes of Squeeze are an input
 
 
 def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSettings, locate: Locate) -> Fusion:
-    """Fuse the Gather at a site (`kind.Fuse`). None of the settings matters to it."""
+    """Fuse the Gather at a site (`kind.Fuse`), with the product behind it where it looks up one of a few matrices."""
     scope, index = site.replaced[0]
     node, table = scope.nodes[index], dequantized.weight
     if len(node.input) != 2 or not node.output or node.input[0] != site.weight or site.weight == node.input[1]:
@@ -35,6 +36,8 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     is_swapped = len(stored) > _MATRIX and view.axes == (*stored[:-2], stored[-1], stored[-2])
     if (view.axes != stored and not is_swapped) or int_attribute(node, "axis") not in (0, -len(table.shape)):
         raise NotFusable(Reason.GATHER)
+    with suppress(NotFusable):
+        return chosen_product(site, dequantized, view, settings, locate)
     types = (dequantized.scales.data_type, dequantized.output_type, view.data_type)
     if not all(data_type in (FLOAT, FLOAT16) for data_type in types):
         raise NotFusable(Reason.PRODUCT_TYPE)

@@ -83,8 +83,9 @@ class Choice(NamedTuple):
 # - Cast and Mul take 0.4 ns, Cast, Sub and Mul 0.8 ns. They write floats two or three times: where those leave the cache,
 #   they take twice as long.
 # - Gather takes no elements of less than a byte.
-# - A product with matrices that are looked up stays a product of floats. MatMulNBits on bytes that were looked up has
-#   nothing to pre-pack: it dequantizes them at every accuracy level, and takes 1.4 (128 rows) to 4 times as long (one row).
+# - A product with matrices that are looked up stays a product of floats, unless `chosen` takes it. MatMulNBits on bytes that
+#   were looked up has nothing to pre-pack: it dequantizes them at every accuracy level, and takes 1.4 (128 rows) to 4 times
+#   as long (one row).
 _BYTES = (Form.QUANTIZED, Form.SCALED, Form.SHIFTED)
 _MULTIPLIED = (Form.SCALED, Form.SHIFTED)
 _QUANTIZED = (Form.QUANTIZED,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError
@@ -58,7 +58,7 @@ class Rewriter:
         nodes, scope = emitter.finished(), site.replaced[0][0]
         self._replaced[site.replaced[-1]] = nodes
         self._removed.update(site.replaced[:-1])
-        self._read_anew.update((scope.definer(name), name) for node in nodes for name in node.input)
+        self._read_anew.update((scope.definer(name), name) for node in nodes for name in _reads(node))
 
     def put_constant(self, node_ref: NodeRef) -> str:
         """Take away a node whose output becomes an initializer of the main graph; the name that this has to have.
@@ -135,6 +135,14 @@ class Rewriter:
         for field in (graph.initializer, graph.value_info):
             for at in reversed([at for at, item in enumerate(field) if item.name in gone]):
                 del field[at]
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """The names that a node reads, itself or in a graph of its own."""
+    yield from node.input
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            yield from _reads(inner)
 
 
 def lift_from_subgraphs(graph: GraphProto, names: FreshNames, main: GraphProto | None = None) -> None:

@@ -135,12 +135,14 @@ def refer(tensor: TensorProto, location: str, offset: int, nbytes: int) -> None:
 def made_node(
     op_type: str, inputs: Iterable[str], outputs: Iterable[str], *, name: str = "", domain: str = "", **numbers: Any
 ) -> NodeProto:
-    """A node. Its attributes, `numbers`, are whole numbers or sequences of them, or those of another node."""
+    """A node. Its attributes, `numbers`, are whole numbers or sequences of them, graphs, or those of another node."""
     node = NodeProto(op_type=op_type, name=name, domain=domain)
     add_values(node, inputs, outputs)
     for key, value in numbers.items():
         if isinstance(value, AttributeProto):
             node.attribute.add().CopyFrom(value)
+        elif isinstance(value, GraphProto):
+            node.attribute.add(name=key, type=AttributeProto.GRAPH).g.CopyFrom(value)
         elif isinstance(value, int):
             node.attribute.add(name=key, type=AttributeProto.INT, i=value)
         else:
