@@ -53,7 +53,7 @@ def pack_elements(elements: np.ndarray, bits: int) -> np.ndarray:
     Bits above those of an element do not matter.
     """
     if bits == 8:
-        return elements
+        return np.ascontiguousarray(elements)
     per, mask = 8 // bits, (1 << bits) - 1
     short = -elements.shape[-1] % per
     if short:
@@ -64,4 +64,4 @@ def pack_elements(elements: np.ndarray, bits: int) -> np.ndarray:
     packed = words & word(mask)
     for at in range(1, per):
         packed |= words >> word(at * (8 - bits)) & word(mask << at * bits)
-    return np.asarray(packed.astype(np.uint8))
+    return np.asarray(packed.astype(np.uint8, order="C"))

@@ -51,7 +51,7 @@ from ort_qdq_plugin.model.elements import (
 )
 from ort_qdq_plugin.model.messages import attribute, int_attribute, is_standard
 
-__all__ = ["result_of"]
+__all__ = ["dequantized", "result_of"]
 
 _SINGLE = ((), (1,))
 _IN_SCALE_TYPE = 23  # opset
@@ -143,18 +143,12 @@ def _spread(source: Expression, shape: tuple[int, ...], axis: int, block: int) -
     return reshaped(source, (shape[axis], *(1,) * (len(shape) - axis - 1)))
 
 
-def _linear(given: Given) -> list[Expression]:
-    """The operands of a QuantizeLinear or a DequantizeLinear, which broadcast to each other."""
-    operands = given.present
-    if len(operands) < 2 or len(operands) < len(given.inputs):
-        raise ModelError(f"{given.node.op_type} with {len(operands)} operands")
-    axis, block = int_attribute(given.node, "axis", _DEFAULT_AXIS), int_attribute(given.node, "block_size")
-    values, *others = operands
-    return [values, *(_spread(other, values.shape, axis, block) for other in others)]
-
-
 def _quantize(given: Given, _: int) -> Expression:
-    operands = _linear(given)
+    axis, block = int_attribute(given.node, "axis", _DEFAULT_AXIS), int_attribute(given.node, "block_size")
+    values, *others = given.present
+    if not 1 <= len(others) == len(given.inputs) - 1:
+        raise ModelError(f"QuantizeLinear with {len(given.present)} operands")
+    operands = [values, *(_spread(other, values.shape, axis, block) for other in others)]
     wanted = int_attribute(given.node, "output_dtype")
     target = operands[2].data_type if len(operands) > 2 else wanted or UINT8
     floats = {operand.data_type for operand in operands[:2]}
@@ -169,12 +163,30 @@ def _quantize(given: Given, _: int) -> Expression:
 
 
 def _dequantize(given: Given, _: int) -> Expression:
-    operands = _linear(given)
-    source, target = operands[0].data_type, int_attribute(given.node, "output_dtype") or operands[1].data_type
-    if source not in DEQUANTIZED_TYPES or not {operands[1].data_type, target} <= {FLOAT, FLOAT16}:
+    axis, block = int_attribute(given.node, "axis", _DEFAULT_AXIS), int_attribute(given.node, "block_size")
+    if not 2 <= len(given.present) == len(given.inputs):
+        raise ModelError(f"DequantizeLinear with {len(given.present)} operands")
+    values, scales, *zero_points = given.present
+    target = int_attribute(given.node, "output_dtype") or scales.data_type
+    return dequantized(values, scales, zero_points[0] if zero_points else None, axis, block, target)
+
+
+def dequantized(
+    values: Expression, scales: Expression, zero_points: Expression | None, axis: int, block: int, target: int
+) -> Expression:
+    """What a DequantizeLinear with this axis and block size gives, in this floating-point type.
+
+    Raises:
+        ModelError: ONNX Runtime has no kernel for it, or the operands do not fit together.
+    """
+    source = values.data_type
+    if source not in DEQUANTIZED_TYPES or not {scales.data_type, target} <= {FLOAT, FLOAT16}:
         raise ModelError("DequantizeLinear of these types")
-    if len(operands) > 2 and operands[2].data_type != source:
-        raise ModelError("zero points of another type")
+    # ONNX Runtime's kernel wants those of 32 bits to be 0.
+    if zero_points is not None and (zero_points.data_type != source or source == INT32):
+        raise ModelError("DequantizeLinear with zero points of such a type")
+    others = [scales] if zero_points is None else [scales, zero_points]
+    operands = [values, *(_spread(other, values.shape, axis, block) for other in others)]
     return elementwise(f"DequantizeLinear {source} {target}", dequantize(source, target), operands, target)
 
 

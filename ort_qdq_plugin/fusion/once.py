@@ -6,21 +6,20 @@ operator that it has in integers. What does belong to one is left alone here too
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.folding.computed import as_expression, as_tensor
+from ort_qdq_plugin.fusion.computing import dequantized
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.view import View
-from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16
+from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.messages import int_attribute
-from ort_qdq_plugin.model.operands import Dequantization, Operand, dequantized
+from ort_qdq_plugin.model.operands import Operand, as_stored
 
 __all__ = ["DequantizedOnce", "choose", "dequantized_once", "fits_reader"]
-
-# ONNX Runtime's kernel wants these to have no zero point but 0.
-_WIDE_BITS = 32
 
 _CONV_RANK = 3  # at least, of its input and its weight
 
@@ -41,23 +40,21 @@ class DequantizedOnce(NamedTuple):
 
 def dequantized_once(node_ref: NodeRef, weight: Dequantized) -> DequantizedOnce | None:
     """The values of a DequantizeLinear; None where ONNX Runtime has no kernel for it."""
-    element = ELEMENTS[weight.weight.data_type]
-    if not {weight.scales.data_type, weight.output_type} <= {FLOAT, FLOAT16}:
-        return None
-    if weight.block and weight.scales.shape == (1,):
-        # For its kernel this is a single scale, to which blocks do not belong.
-        return None
     zero_points = weight.zero_points
-    if zero_points is not None and weight.centred and element.weight != "unsigned":
-        zero_points = None
-    if zero_points is not None and element.bits == _WIDE_BITS:
+    if zero_points is not None and weight.centred and ELEMENTS[weight.weight.data_type].weight != "unsigned":
+        zero_points = None  # all are 0
+    try:
+        values = dequantized(
+            as_expression(weight.weight),
+            as_expression(weight.scales),
+            None if zero_points is None else as_expression(zero_points),
+            weight.axis or 0,
+            weight.block,
+            weight.output_type,
+        )
+    except ModelError:
         return None
-    shape, axis = weight.weight.shape, weight.axis
-    if axis is None:
-        how = Dequantization(1, weight.weight.elements, 0, weight.scales, zero_points)
-    else:
-        how = Dequantization(shape[axis], math.prod(shape[axis + 1 :]), weight.block, weight.scales, zero_points)
-    return DequantizedOnce(node_ref, dequantized(weight.weight, weight.output_type, how))
+    return DequantizedOnce(node_ref, as_stored(as_tensor(values, weight.weight.name), values.shape))
 
 
 def fits_reader(node_ref: NodeRef, name: str, view: View) -> bool:

@@ -12,13 +12,11 @@ from ort_qdq_plugin.model.tensors import StoredTensor
 
 __all__ = [
     "Conversion",
-    "Dequantization",
     "Operand",
     "Operands",
     "Order",
     "as_stored",
     "borrowed_bytes",
-    "dequantized",
     "packed_bytes",
     "stored_bytes",
     "zeros",
@@ -40,28 +38,6 @@ class Conversion(NamedTuple):
     target: int  # the one they get
 
 
-class Dequantization(NamedTuple):
-    """Integers become floating-point values: each minus its zero point, times its scale.
-
-    The source is seen as an array [outer, size, inner] whose middle axis is the one along which scales differ.
-
-    Format facts: DequantizeLinear of the ONNX specification (``axis``, ``block_size``, the shapes of the scales).
-    """
-
-    size: int
-    inner: int
-    # Elements along the middle axis that share a scale: scales are [outer, ceil(size/block), inner]. 0: they are [size].
-    block: int
-    scales: StoredTensor
-    zero_points: StoredTensor | None  # of the source's type and the shape of the scales; None: all are 0
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Equal for those that do the same with the same stored bytes."""
-        zero_points = None if self.zero_points is None else self.zero_points.storage
-        return (*self[:3], self.scales.data_type, self.scales.storage, zero_points)
-
-
 class Operand(NamedTuple):
     """A constant input of a node. Its bytes are a matrix of elements, one line after the other."""
 
@@ -81,7 +57,6 @@ class Operand(NamedTuple):
     # Of integers of 2 or 4 bits: they get twice as many, and this is added to each of them, after `flip`. None leaves them.
     widening: int | None = None
     alignment: int = 1  # bytes: where the source has to start if it is to be used in place
-    dequantization: Dequantization | None = None  # of integers; None leaves them as they are
 
     @property
     def nbytes(self) -> int:
@@ -100,8 +75,7 @@ class Operand(NamedTuple):
         is_vector = 1 in (self.lines // self.stack, self.length)
         stored_as_lines = self.order is Order.ROWS or (self.order is Order.TRANSPOSED and is_vector)
         fills_its_lines = self.length * self.bits == self.line_bytes * 8 or self.lines == 1
-        how = (self.conversion, self.widening, self.dequantization)
-        changed = self.flip or self.repeat != 1 or any(one is not None for one in how)
+        changed = self.flip or self.repeat != 1 or self.conversion is not None or self.widening is not None
         same_size = self.source is not None and self.source.nbytes == self.nbytes
         return same_size and not changed and stored_as_lines and fills_its_lines
 
@@ -118,10 +92,7 @@ class Operand(NamedTuple):
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for operands that are the same bytes of any shape, made in the same way of the same stored bytes."""
-        how = self.dequantization
-        if self.source is None or how is None:
-            return (self.data_type, *self[2:5], *self[6:], None if self.source is None else self.source.storage)
-        return (self.data_type, *self[2:5], *self[6:-1], self.source.storage, self.source.data_type, how.key)
+        return (self.data_type, *self[2:5], *self[6:], None if self.source is None else self.source.storage)
 
 
 Operands = Mapping[str, Operand]
@@ -133,14 +104,6 @@ def as_stored(tensor: StoredTensor, shape: tuple[int, ...]) -> Operand:
     return Operand(
         tensor.data_type, shape, lines=1, length=math.prod(shape), line_bytes=tensor.nbytes, source=tensor,
         bits=bits_of(tensor.data_type),
-    )  # fmt: skip
-
-
-def dequantized(tensor: StoredTensor, data_type: int, how: Dequantization) -> Operand:
-    """The values of a quantized tensor, in this floating-point type."""
-    return Operand(
-        data_type, tensor.shape, lines=tensor.elements, length=1, line_bytes=bits_of(data_type) // 8, source=tensor,
-        bits=bits_of(tensor.data_type), dequantization=how,
     )  # fmt: skip
 
 

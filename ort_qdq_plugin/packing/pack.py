@@ -17,7 +17,6 @@ from ort_qdq_plugin.model.operands import Conversion, Operand, Order
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.packing.bits import Transposer, widen_elements
-from ort_qdq_plugin.packing.dequantize import BYTES_PER_ELEMENT, dequantized_values, pieces
 from ort_qdq_plugin.packing.layout import Layout, Move, Slot
 from ort_qdq_plugin.system.threads import Work
 
@@ -32,9 +31,6 @@ _COPY_BYTES = 1 << 20
 
 # Bytes that are computed for one step: that takes most of its time, and all threads shall have some.
 _COMPUTED_BYTES = 32 << 20
-
-# Elements that are dequantized at once: what is made on the way stays in cache.
-_DEQUANTIZED_ELEMENTS = 1 << 17
 
 # With fewer bytes for each of them, threads wait for each other more than they help.
 _BYTES_PER_THREAD = 16 << 20
@@ -129,10 +125,6 @@ def _bands(move: Move, scratch_bytes: int) -> Iterator[_Band]:
     if operand.order is Order.SPREAD:
         yield _Band(move, operand.source, 0, 1)
         return
-    if operand.dequantization is not None:
-        for first, last in pieces(operand, min(scratch_bytes // BYTES_PER_ELEMENT, _DEQUANTIZED_ELEMENTS)):
-            yield _Band(move, operand.source, first, last)
-        return
     if operand.stack > 1 and not operand.is_copy:
         for matrix in _matrices(move, operand.source):
             yield from _bands(matrix, scratch_bytes)
@@ -205,8 +197,6 @@ class _Job:
         operand = band.operand
         if operand.order is Order.SPREAD:
             self._put(band, 0, _spread(operand, band.source))
-        elif operand.dequantization is not None:
-            self._put(band, band.first, dequantized_values(operand, band.first, band.last))
         elif band.columns * operand.bits % 8:
             self._unaligned(band)
         elif operand.order is Order.ROWS:

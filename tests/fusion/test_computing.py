@@ -243,6 +243,23 @@ def test_dequantize(form: Any, kind: str, zero: bool, seed: int, source: str, re
     check_folding([node("DequantizeLinear", list(tensors), ["y"], **attributes)], tensors)
 
 
+@pytest.mark.parametrize("source", ["int8", "uint8", "int16", "uint16", "int32", *SMALL])
+@pytest.mark.parametrize(("kind", "result"), [("float", "float"), ("float16", "float16"), ("float", "float16")])
+def test_integers_of_all_values_by_odd_scales(source: str, kind: str, result: str) -> None:
+    """Scales beyond the range of float16, subnormal in each type, and what is no number."""
+    odd = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, 3e-8, 1e-6, 700.0, 1e5, 3e38, -1.0])
+    with np.errstate(over="ignore"):
+        tensors = {"a": (source, values_of(source, (12, 700), 3)), "s": (kind, odd.astype(NUMPY[kind]))}
+    if source != "int32":
+        tensors["z"] = (source, values_of(source, (12,), 4))
+    check_folding([node("DequantizeLinear", list(tensors), ["y"], axis=0, output_dtype=code_of(result))], tensors)
+
+
+def test_zero_points_of_32_bits_are_left() -> None:
+    tensors = {"a": ("int32", np.ones(3)), "s": ("float", np.array(1.0)), "z": ("int32", np.array(0))}
+    check_left([node("DequantizeLinear", ["a", "s", "z"], ["y"])], tensors)
+
+
 UNDEFINED: dict[str, tuple[list[NodeProto], dict[str, tuple[str, Any]]]] = {
     "Cast of what is no number": ([node("Cast", ["a"], ["y"], to=code_of("int8"))], {"a": ("float", [1, np.nan])}),
     "Cast of an infinity": ([node("Cast", ["a"], ["y"], to=code_of("int64"))], {"a": ("float", [1, np.inf])}),

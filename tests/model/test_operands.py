@@ -6,15 +6,13 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, INT4, UINT4, UINT8
+from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, UINT4, UINT8
 from ort_qdq_plugin.model.operands import (
     Conversion,
-    Dequantization,
     Operand,
     Order,
     as_stored,
     borrowed_bytes,
-    dequantized,
     packed_bytes,
     zeros,
 )
@@ -25,13 +23,6 @@ def matrix(**changed: Any) -> Operand:
     """Four lines of 16 elements of 4 bits, as they are stored."""
     operand = Operand(UINT8, (4, 8), lines=4, length=16, line_bytes=8, source=stored(UINT4, (4, 16)), bits=4)
     return operand._replace(**changed)
-
-
-def values(**changed: Any) -> Operand:
-    """The same elements, dequantized."""
-    source = changed.pop("source", stored(UINT4, (4, 16)))
-    how = Dequantization(16, 1, 8, stored(FLOAT, (4, 2)), stored(UINT4, (4, 2)))._replace(**changed)
-    return dequantized(source, FLOAT, how)
 
 
 @pytest.mark.parametrize(("length", "repeat", "wanted"), [(16, 1, 16), (16, 4, 4), (17, 4, 5), (3, 4, 1)])
@@ -145,20 +136,3 @@ OTHERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_made_otherwise_has_another_key(name: str) -> None:
     assert matrix(**OTHERS[name]).key != matrix().key
-
-
-def test_values_are_in_no_place_and_the_same_of_the_same_bytes() -> None:
-    one = values(source=stored(UINT4, (4, 16)))
-    assert (one.in_place, one.is_copy, one.nbytes, one.shape) == (None, False, 4 * 64, (4, 16))
-    source, scales = stored(UINT4, (4, 16)), stored(FLOAT, (4, 2))
-    same = [values(source=source, scales=scales, zero_points=None).key for _ in range(2)]
-    assert same[0] == same[1]
-    others = [
-        values(source=source._replace(data_type=INT4), scales=scales, zero_points=None),
-        values(source=source, scales=scales._replace(data_type=FLOAT16), zero_points=None),
-        values(source=source, scales=scales, zero_points=source),
-        values(source=source, scales=stored(FLOAT, (4, 2), seed=1), zero_points=None),
-        values(source=source, scales=scales, zero_points=None, block=16),
-        dequantized(source, FLOAT16, Dequantization(16, 1, 8, scales, None)),
-    ]
-    assert len({same[0], *(other.key for other in others)}) == 7
