@@ -56,7 +56,7 @@ class Scope:
         if len(outputs) != len(set(outputs)):
             raise ModelError("two nodes have an output of the same name")
         if not self.initializers.keys().isdisjoint(outputs):
-            raise ModelError("a node has an output of the same name as an initializer")
+            raise ModelError("an initializer has the name of a node's output")
         node_names = [node.name for node in self.nodes if node.name]
         if len(node_names) != len(set(node_names)):
             raise ModelError("two nodes have the same name")

@@ -196,6 +196,7 @@ def named(nodes: dict[str, str], initializers: tuple[str, ...] = ()) -> GraphPro
         (named({"p p": ""}), "output of the same name"),
         (named({"p": "n", "q": "n"}), "nodes have the same name"),
         (named({}, ("w", "w")), "initializers have the same name"),
+        (parse_graph("g (x) => () <float w = {1}> { w = Neg (x) }"), "the name of a node's output"),
         (named({"p": "", "q" * 1025: ""}), "1024 characters"),
         (named({"p": "n", "q": "m" * 1025}), "1024 characters"),
         (named({}, ("w" * 1025,)), "1024 characters"),
