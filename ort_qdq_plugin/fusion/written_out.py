@@ -177,7 +177,7 @@ class WrittenOut:
         integers = core_of(value)
         if node.op_type != "Mul" or integers.data_type not in WEIGHT_TYPES:
             raise NotFusable(Reason.OTHER_STEPS)
-        if product.data_type != scales.data_type:
+        if product.data_type != scales.data_type or min(integers.shape) <= 0:
             raise NotFusable(Reason.INVALID)
         return _Parts(integers, zero_points, scales)
 

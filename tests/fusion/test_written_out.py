@@ -269,6 +269,29 @@ def test_other_steps_are_told(nodes: str) -> None:
     assert made_report(ours(draft.model())).fused == ()
 
 
+@pytest.mark.parametrize("shape", [(0, N), (K, 0)])
+def test_weights_of_no_elements_are_left(shape: tuple[int, int]) -> None:
+    draft = Draft("empty")
+    draft.input("x", ["m", shape[0]])
+    draft.quantized("w", "int8", shape)
+    draft.scalar("s", 0.1)
+    draft.write("c = Cast <to = 1> (w)  w_d = Mul(c, s)  y = MatMul(x, w_d)")
+    draft.output("y", ["m", shape[1]])
+    model = draft.model()
+    session = ours(model)
+    assert made_report(session).fused == ()
+    feeds = {"x": np.ones((2, shape[0]), np.float32)}
+    np.testing.assert_array_equal(session.run(None, feeds)[0], unoptimized(model).run(None, feeds)[0])
+
+
+def test_types_that_do_not_fit_are_left_to_stock() -> None:
+    model = written(Form())
+    scales = next(tensor for tensor in model.graph.initializer if tensor.name == "s")
+    scales.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scales).astype(np.float16), "s"))
+    seen = inspect(model.SerializeToString(), check=False)
+    assert [entry.reason for entry in seen.unfused] == [Reason.INVALID]
+
+
 def test_an_overridable_scale_is_left_alone() -> None:
     model = written(Form())
     scales = next(tensor for tensor in model.graph.initializer if tensor.name == "s")
