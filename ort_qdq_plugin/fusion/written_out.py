@@ -171,15 +171,14 @@ class WrittenOut:
     def _parts(self, scope: Scope, node: NodeProto) -> _Parts:
         """The operands of a Mul."""
         at = self._integers_at(scope, node) or 0
-        scales = self._constants.expression(scope, node.input[1 - at])
-        product = self._constants.expression(scope, node.input[at])
-        value, zero_points = _undone(product)
-        integers = core_of(value)
-        if node.op_type != "Mul" or integers.data_type not in WEIGHT_TYPES:
+        result = self._constants.expression(scope, node.output[0])
+        if not isinstance(result, Elementwise) or result.name != "Mul":
             raise NotFusable(Reason.OTHER_STEPS)
-        if product.data_type != scales.data_type or min(integers.shape) <= 0:
-            raise NotFusable(Reason.INVALID)
-        return _Parts(integers, zero_points, scales)
+        value, zero_points = _undone(result.operands[at])
+        integers = core_of(value)
+        if integers.data_type not in WEIGHT_TYPES:
+            raise NotFusable(Reason.OTHER_STEPS)
+        return _Parts(integers, zero_points, result.operands[1 - at])
 
     def _as_integers(self, zero_points: Expression, data_type: int) -> Expression | None:
         """Zero points in the type of the integers; None where all are 0. Those that were cast to another type are not read.
