@@ -22,7 +22,7 @@ import numpy as np
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.folding.arithmetic import cast
-from ort_qdq_plugin.folding.building import elementwise, inverse, reshaped, transposed
+from ort_qdq_plugin.folding.building import elementwise, inverse, reshaped, transposed, unordered
 from ort_qdq_plugin.folding.computed import as_tensor
 from ort_qdq_plugin.folding.elements import elements_of
 from ort_qdq_plugin.folding.expression import Elementwise, Expression, Transposed, key_of
@@ -68,11 +68,12 @@ _ROUNDS, _SLOW_BITS = 4, 8
 
 
 class _Parts(NamedTuple):
-    """What is written out, as constant expressions. The others broadcast to the shape of the integers."""
+    """What is written out, as constant expressions, the others of shapes that broadcast to that of the integers."""
 
     integers: Expression
     zero_points: Expression | None
     scales: Expression
+    perm: tuple[int, ...]  # the Transpose of the product of all, which is the result
 
 
 class WrittenOut:
@@ -129,7 +130,7 @@ class WrittenOut:
         )
 
     def _read(self, scope: Scope, node: NodeProto, is_centred: Centred) -> tuple[Dequantized, View]:
-        integers, zero_points, scales = self._parts(scope, node)
+        integers, zero_points, scales, order = self._parts(scope, node)
         if scales.data_type not in (FLOAT, FLOAT16):
             raise NotFusable(Reason.SCALE_TYPE)
         if zero_points is not None:
@@ -160,7 +161,7 @@ class WrittenOut:
             block=block,
             output_type=scales.data_type,
         )
-        return dequantized, view_of(weight.shape, scales.data_type).transposed(perm)
+        return dequantized, view_of(weight.shape, scales.data_type).transposed(perm).transposed(order)
 
     def _integers_at(self, scope: Scope, node: NodeProto) -> int | None:
         """Which input of a Mul comes from integers by a Cast, as far as nodes tell; of two the larger one."""
@@ -171,14 +172,14 @@ class WrittenOut:
     def _parts(self, scope: Scope, node: NodeProto) -> _Parts:
         """The operands of a Mul."""
         at = self._integers_at(scope, node) or 0
-        result = self._constants.expression(scope, node.output[0])
+        result, perm = unordered(self._constants.expression(scope, node.output[0]))
         if not isinstance(result, Elementwise) or result.name != "Mul":
             raise NotFusable(Reason.OTHER_STEPS)
         value, zero_points = _undone(result.operands[at])
         integers = core_of(value)
         if integers.data_type not in WEIGHT_TYPES:
             raise NotFusable(Reason.OTHER_STEPS)
-        return _Parts(integers, zero_points, result.operands[1 - at])
+        return _Parts(integers, zero_points, result.operands[1 - at], perm)
 
     def _as_integers(self, zero_points: Expression, data_type: int) -> Expression | None:
         """Zero points in the type of the integers; None where all are 0. Those that were cast to another type are not read.
@@ -269,12 +270,6 @@ def _undone(value: Expression) -> tuple[Expression, Expression | None]:
     inner = value
     while isinstance(inner, Elementwise) and is_exact_cast(inner):
         inner = inner.operands[0]
-    if isinstance(inner, Transposed):
-        minuend, subtracted = _undone(inner.source)
-        if subtracted is None:
-            return value, None
-        subtracted = reshaped(subtracted, (1,) * (len(inner.perm) - len(subtracted.shape)) + subtracted.shape)
-        return transposed(minuend, inner.perm), transposed(subtracted, inner.perm)
     if not (isinstance(inner, Elementwise) and inner.name == "Sub"):
         return value, None
     minuend, zero_points = inner.operands
