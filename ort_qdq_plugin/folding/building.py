@@ -75,6 +75,8 @@ def reshaped(source: Expression, shape: tuple[int, ...]) -> Expression:
         # It stays what it is, and can be used where it is stored.
         return Stored(source.tensor._replace(shape=shape))
     if isinstance(source, Transposed):
+        if sum(size > 1 for size in source.shape) <= 1:
+            return reshaped(source.source, shape)
         # Where axes that are merged or split lie side by side before the transpose as well, it can come afterwards.
         groups = list(groups_of_axes(source.shape, shape))
         before = [source.perm[mine] for mine, _ in groups]
