@@ -242,6 +242,9 @@ class _WeightMatch:
             raise NotFusable(Reason.CONSUMER)
         if dequantized.factors and operator.fused_by not in _TAKE_FACTORS:
             raise NotFusable(Reason.FACTOR)
+        if len(node.input) > 1 and node.input[0] == use.name and context.routes.is_weight(scope, node.input[1]):
+            # A product of two weights: the right one is what is fused, and the left one stands for the activation.
+            raise NotFusable(Reason.CONSUMER)
         output = node.output[0] if node.output else ""
         site = Site(
             dequantize=self._name,

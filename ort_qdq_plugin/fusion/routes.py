@@ -183,6 +183,14 @@ class Routes:
             raise NotFusable(Reason.JOINED)
         return made
 
+    def is_weight(self, scope: Scope, name: str) -> bool:
+        """Whether a value is a weight, as far as that can be followed."""
+        try:
+            self.weight(scope, name)
+        except NotFusable:
+            return False
+        return True
+
     def _is_of_a_product(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a Gather takes a part of a weight, which a product reads, by constant indices; others are lookups."""
         if len(node.input) != 2 or not self._constants.is_constant(scope, node.input[1]):
@@ -195,7 +203,8 @@ class Routes:
                 if operator is None or not after.output:
                     continue
                 if operator.role == "reader" and after.op_type != "Gather":
-                    return True
+                    # Of a product of two weights, the left one stands for the activation.
+                    return after.input[0] != name or not self.is_weight(reader, after.input[1])
                 if operator.role in ("view", "folded", "reader") and len(ahead) < _MAX_AHEAD:
                     ahead += [(reader, output) for output in after.output if output]
         return False

@@ -108,13 +108,22 @@ def test_every_part_has_its_readers() -> None:
     assert decided(matched(draft)) == (["a", "c", "b"], [Reason.CONSUMER])
 
 
-def test_a_product_of_two_weights_belongs_to_the_first() -> None:
-    draft = draft_of()
-    draft.dequantize("v", [3, 128], axis=1)
-    draft.node("MatMul", ["v_d", "w_d"], "y")
+@pytest.mark.parametrize("behind", ["", "Neg", "Gather"])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_product_of_two_weights_belongs_to_the_right_one(is_first: bool, behind: str) -> None:
+    """The left one, positions for instance, stands for an activation."""
+    draft = Draft("match")
+    for name in "wv" if is_first else "vw":
+        draft.dequantize(
+            name, [128, 64] if name == "w" else [20000 if behind == "Gather" else 3, 128], axis=int(name == "v")
+        )
+    left = draft.node("Gather", ["v_d", draft.ints("i", [0, 1])], "g") if behind == "Gather" else "v_d"
+    draft.node("MatMul", [draft.node("Neg", [left]) if behind == "Neg" else left, "w_d"], "y")
     matches = matched(draft)
-    assert [fusion.site.dequantize for fusion in matches.fusions] == ["w_d_node"]
-    assert [(entry.weight, entry.reason) for entry in matches.unfused] == [("v", Reason.CONSUMER)]
+    lookups = ["v_d_node"] if behind == "Gather" else []
+    found = [fusion.site.dequantize for fusion in matches.fusions]
+    assert sorted(found) == sorted([*lookups, "w_d_node"])
+    assert [(entry.weight, entry.reason) for entry in matches.unfused] == [("v", Reason.CONSUMER)][len(lookups) :]
 
 
 @pytest.mark.parametrize("axis", [0, 1])

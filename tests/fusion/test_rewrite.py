@@ -51,6 +51,38 @@ def initializers(graph: GraphProto) -> set[str]:
 # What goes
 
 
+def test_what_takes_parts_goes_with_the_last_of_them() -> None:
+    draft = draft_of()
+    draft.node("Split", ["w_d"], "p", axis=1)
+    draft.nodes[-1].output.append("q")
+    draft.node("Gather", ["q", draft.ints("i", [3, 1])], "g", axis=1)
+    for name, part in (("a", "p"), ("b", "g")):
+        draft.node("MatMul", ["x", part], name)
+    graph, _ = rewritten(draft.model())
+    assert ops(graph.node) == ["MatMulNBits"] * 2
+    assert not initializers(graph)
+    draft.node("Neg", ["q"], "c")
+    graph, _ = rewritten(draft.model())
+    assert ops(graph.node) == ["DequantizeLinear", "Split", "MatMulNBits", "MatMulNBits", "Neg"]
+    assert initializers(graph) == {"w", "w_s", "w_z"}
+    draft.output("p", [128, 32])
+    draft.nodes.pop()
+    graph, _ = rewritten(draft.model())
+    assert ops(graph.node) == ["DequantizeLinear", "Split", "MatMulNBits", "MatMulNBits"]
+
+
+def test_what_joins_weights_goes_with_all_of_them() -> None:
+    draft = draft_of()
+    draft.weight(Weight(), "v")
+    draft.node("Mul", ["v_d", draft.floats("f", [64])], "m")
+    draft.node("Concat", ["w_d", "v_d"], "c", axis=1)
+    for name, weight in (("a", "c"), ("b", "m")):
+        draft.node("MatMul", ["x", weight], name)
+    graph, _ = rewritten(draft.model())
+    assert ops(graph.node) == ["MatMulNBits"] * 2
+    assert not initializers(graph)
+
+
 def test_a_product_and_its_weight_become_one_node() -> None:
     draft = draft_of()
     draft.declare("w_d", [128, 64])
