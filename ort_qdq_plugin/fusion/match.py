@@ -17,8 +17,7 @@ from ort_qdq_plugin.fusion.forms import form_of
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.once import DequantizedOnce, choose, dequantized_once, fits_reader
-from ort_qdq_plugin.fusion.routes import Routes
-from ort_qdq_plugin.fusion.validity import is_as_specified
+from ort_qdq_plugin.fusion.routes import Routes, check_specified
 from ort_qdq_plugin.fusion.written_out import WrittenOut, check_faster
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
@@ -156,7 +155,7 @@ class _WeightMatch:
         try:
             start = context.routes.start(scope, node)
             self._dequantized = start.dequantized
-            _check((scope, index))
+            check_specified((scope, index))
         except NotFusable as refusal:
             for node_ref in [None] * scope.is_output(output) + [*scope.uses(output)] or [None]:
                 self._leave(node_ref, refusal.reason, node_ref)
@@ -225,7 +224,6 @@ class _WeightMatch:
             self.fusions.append(fusion)
             context.fused.update(dict.fromkeys(fusion.site.replaced, fusion))
             return []
-        _check(use.node_ref)
         if any(scope.is_output(name) for name, _ in after):
             self._leave(use.node_ref, Reason.GRAPH_OUTPUT, use.first)
         elif not any(scope.uses(name) for name, _ in after):
@@ -257,17 +255,10 @@ class _WeightMatch:
         )
         fusion = _KINDS[operator.fused_by](site, dequantized, view, context.settings, context.locate)
         for node_ref in fusion.site.replaced:
-            _check(node_ref)
+            check_specified(node_ref)
         if self._is_folded:
             check_faster(fusion, context.settings)
         return fusion
-
-
-def _check(node_ref: NodeRef) -> None:
-    """Raise NotFusable for a node that ONNX Runtime would refuse: a fusion must not hide it."""
-    scope, index = node_ref
-    if not is_as_specified(scope, index, scope.opset):
-        raise NotFusable(Reason.OPSET)
 
 
 def _readers(seen: Seen, scope: Scope, name: str, first: NodeRef | None = None) -> list[_Use]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def split(seen: Seen, node: NodeProto, opset: int, numbers: Numbers) -> list[See
             raise NotFusable(Reason.INVALID)
     if len(lengths) != count or min(lengths) < 0 or sum(lengths) != size:
         raise NotFusable(Reason.INVALID)
-    ends = [sum(lengths[: at + 1]) for at in range(count)]
+    ends = accumulate(lengths)
     return [taken(seen, axis, range(end - length, end)) for end, length in zip(ends, lengths, strict=True)]
 
 
@@ -59,7 +60,7 @@ def sliced(seen: Seen, node: NodeProto, opset: int, numbers: Numbers) -> Seen:
     """What a Slice takes."""
     shape = seen.view.shape
     if opset >= _SLICE_INPUTS:
-        found = [numbers(name)[0] if name else None for name in (*node.input[1:], "", "")[:4]]
+        found = [numbers(name)[0] if name else None for name in (*node.input[1:], "", "", "", "")[:4]]
     else:
         attributes = [attribute(node, name) for name in ("starts", "ends", "axes")]
         found = [None if given is None else list(given.ints) for given in attributes] + [None]

@@ -17,6 +17,7 @@ from ort_qdq_plugin.fusion.dequantize import Seen, has_constant_weight, is_dequa
 from ort_qdq_plugin.fusion.factors import constant, divided, factor_of
 from ort_qdq_plugin.fusion.joined import joined
 from ort_qdq_plugin.fusion.parts import gathered, sliced, split
+from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import follow
 from ort_qdq_plugin.fusion.written_out import WrittenOut
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, INT32, INT64
@@ -25,7 +26,7 @@ from ort_qdq_plugin.model.messages import NodeProto, int_attribute, is_standard
 from ort_qdq_plugin.model.operators import OPERATORS, operator_of
 from ort_qdq_plugin.report.weights import Reason
 
-__all__ = ["Routes"]
+__all__ = ["Routes", "check_specified"]
 
 # Nodes that may make new operands on the way to one reader, those of all weights that are joined together: each is another
 # step of computing an element. Real models have up to some dozens.
@@ -38,7 +39,7 @@ _MATRIX = 2  # its rank
 
 _MAX_DEPTH = 32  # nodes between a Concat and the DequantizeLinear of a weight that it joins
 _MAX_NUMBERS = 4096  # indices, or lengths, in one constant
-_MAX_AHEAD = 32  # nodes that are looked at to see what becomes of a part
+_MAX_AHEAD = 32  # values, and readers of each, that are looked at to see what becomes of a part
 
 
 class Routes:
@@ -73,6 +74,7 @@ class Routes:
         node = scope.nodes[index]
         if node.op_type not in _ON_THE_WAY or not is_standard(node) or not any(node.output):
             return None
+        check_specified(node_ref)
         if node.op_type == "Concat":
             found: list[Seen] | None = [self._joint(node_ref)]
         else:
@@ -155,6 +157,8 @@ class Routes:
             node = scope.nodes[index]
             self._joined[node_ref] = Reason.JOINED  # so that a cycle ends here
             try:
+                if len(node.input) > _MAX_NODES:
+                    raise NotFusable(Reason.COMPUTED)
                 parts = [self.weight(scope, name) for name in node.input]
                 if sum(part.nodes + 1 for part in parts) > _MAX_NODES:
                     raise NotFusable(Reason.COMPUTED)
@@ -173,8 +177,10 @@ class Routes:
             raise NotFusable(Reason.JOINED)
         scope, index, node = found
         if self.starts_at(scope, node):
+            check_specified((scope, index))
             return self.start(scope, node)
         if node.op_type == "Concat" and is_standard(node):
+            check_specified((scope, index))
             return self._joint((scope, index))
         read = _read_by(scope, node)
         after = None if read is None else self.after((scope, index), read, self.weight(scope, read, depth - 1))
@@ -197,7 +203,7 @@ class Routes:
             return False
         ahead = [(scope, node.output[0])]
         for inner, name in ahead:
-            for reader, index in inner.uses(name):
+            for reader, index in inner.uses(name)[:_MAX_AHEAD]:
                 after = reader.nodes[index]
                 operator = operator_of(after)
                 if operator is None or not after.output:
@@ -221,6 +227,13 @@ class Routes:
         except (ModelError, OSError) as error:
             raise NotFusable(Reason.INVALID) from error
         return np.asarray(values).tolist(), len(tensor.shape)
+
+
+def check_specified(node_ref: NodeRef) -> None:
+    """Raise NotFusable for a node that ONNX Runtime would refuse: a fusion must not hide it."""
+    scope, index = node_ref
+    if not is_as_specified(scope, index, scope.opset):
+        raise NotFusable(Reason.OPSET)
 
 
 def _read_by(scope: Scope, node: NodeProto) -> str | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from conformance.drawing.draft import Draft
 from ort_qdq_plugin.errors import NotFusable
@@ -85,6 +86,20 @@ def test_what_is_no_weight_is_not_joined() -> None:
     draft.nodes[-1].input.append(draft.floats("f", [8, 32]))
     with refused(Reason.JOINED):
         followed(draft, "c")
+
+
+@pytest.mark.parametrize("wrong", ["Transpose", "DequantizeLinear", "Concat"])
+def test_what_no_opset_has_is_not_joined(wrong: str) -> None:
+    """Neither on its own way, nor on that of another weight."""
+    draft = draft_of(0, {})
+    draft.dequantize("v", [8, 32], axis=1, block=16)
+    draft.node("Transpose", [draft.node("Transpose", ["v_d"])], "t")
+    draft.node("Concat", ["w0_d", draft.node("Concat", ["t"], axis=0)], "d", axis=0)
+    followed(draft, "d")
+    at = max(at for at, node in enumerate(draft.nodes[:-1]) if node.op_type == wrong)
+    draft.nodes[at].attribute.extend([helper.make_attribute("unknown", 1)])
+    with refused(Reason.OPSET):
+        followed(draft, "d")
 
 
 def test_those_that_are_multiplied_are_not_joined() -> None:

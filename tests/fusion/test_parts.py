@@ -148,7 +148,7 @@ REFUSED: dict[str, tuple[list[Any], Reason]] = {
     "nothing": ([INT, ("Slice", "w_d zero zero", "p")], Reason.PART),
     "an-index-that-is-not-there": ([("ints", "8", "i"), ("Gather", "w_d i", "p")], Reason.INVALID),
     "bounds-of-run-time": ([INT, ("Slice", "w_d x zero", "p")], Reason.PART),
-    "bounds-of-another-type": ([("floats", "1", "f"), ("Slice", "w_d f f", "p")], Reason.PART),
+    "bounds-of-another-type": ([("floats", "1", "f"), ("Slice", "w_d f f", "p")], Reason.OPSET),
 }  # fmt: skip
 
 

@@ -147,10 +147,8 @@ OTHERS: dict[str, list[Any]] = {
     "a-constant-divided-by-it": [("floats", "8", "f"), ("Div", "f w_d", "v")],
     "its-square": [("Mul", "w_d w_d", "v")],
     "another-domain": [("floats", "8", "f"), ("Mul", "w_d f", "v", {"domain": "local"})],
-    "what-the-first-opsets-had": [("floats", "8", "f"), ("Mul", "w_d f", "v", {"broadcast": 1})],
     "a-part-by-indices-of-run-time": [("Cast", "x", "i", {"to": TensorProto.INT64}), ("Gather", "w_d i", "v")],
     "indices-of-it": [("ints", "1", "i"), ("Gather", "i w_d", "v")],
-    "a-split-of-something-else": [("Split", "x w_d", "v")],
 }  # fmt: skip
 
 
@@ -207,9 +205,36 @@ def test_chains_have_an_end() -> None:
     assert len(followed(draft, value).dequantized.factors) == 20
 
 
+def test_what_the_first_opsets_had() -> None:
+    """They broadcast in another way."""
+    draft = Draft("routes", opset=6)
+    draft.dequantize("w", [32, 8], axis=0, block=-1, element="uint8", domain="com.microsoft")
+    draft.node("Mul", ["w_d", draft.floats("f", [8])], "v", broadcast=1)
+    scope = model_scope(draft.model())
+    routes = Routes(Constants(locate), Centred())
+    assert routes.after((scope, 1), "w_d", routes.weight(scope, "w_d")) is None
+
+
 def test_a_concat_of_itself_has_an_end() -> None:
-    with refused(Reason.JOINED):
+    with refused(Reason.OPSET):
         followed(drawn(weight(), ("Concat", "w_d c", "c", {"axis": 0})), "c")
+
+
+@pytest.mark.parametrize("node", [
+    ("Slice", "w_d", "v"), ("Expand", "w_d", "v"), ("Split", "w_d i i", "v"), ("Concat", "w_d", "v", {"unknown": 1}),
+    ("Mul", "w_d f", "v", {"unknown": 1}),
+])  # fmt: skip
+def test_what_no_opset_has(node: Any) -> None:
+    with refused(Reason.OPSET):
+        followed(drawn(weight(), ("ints", "1", "i"), ("floats", "8", "f"), node), "v")
+
+
+@pytest.mark.parametrize("op", ["Slice", "Gather", "Mul", "Concat", "Expand", "Transpose"])
+def test_what_has_more_outputs_than_it_should(op: str) -> None:
+    draft = drawn(weight(), ("ints", "1", "i"), ("floats", "8", "f"), (op, "w_d f" if op == "Mul" else "w_d i i", "v"))
+    draft.nodes[-1].output.append("another")
+    with refused(Reason.OPSET):
+        followed(draft, "v")
 
 
 def test_numbers_that_cannot_be_read() -> None:
