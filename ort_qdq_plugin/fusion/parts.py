@@ -27,7 +27,7 @@ from ort_qdq_plugin.report.weights import Reason
 __all__ = ["Numbers", "gathered", "sliced", "split", "taken", "taken_tensor"]
 
 Numbers = Callable[[str], tuple[list[int], int]]
-"""The whole numbers that a constant of a name holds, and its rank; raises NotFusable where it is none, or a long one."""
+"""The whole numbers that a constant of a name holds, and its rank, 0 or 1; raises NotFusable for all others."""
 
 # Since this opset Slice has inputs, and Split takes lengths that differ from an input.
 _SLICE_INPUTS, _SPLIT_INPUT = 10, 13
@@ -83,8 +83,6 @@ def gathered(seen: Seen, node: NodeProto, numbers: Numbers) -> Seen:
     axis = _from_front(int_attribute(node, "axis"), len(seen.view.axes))
     size = seen.view.shape[axis]
     indices, rank = numbers(node.input[1])
-    if rank > 1:
-        raise NotFusable(Reason.PART)
     if any(not -size <= index < size for index in indices):
         raise NotFusable(Reason.INVALID)
     part = taken(seen, axis, tuple(index % size for index in indices))

@@ -216,7 +216,7 @@ class Routes:
         return False
 
     def _numbers(self, scope: Scope, name: str) -> tuple[list[int], int]:
-        """The whole numbers of a constant, and its rank; raises NotFusable where it is none, or has too many."""
+        """As `parts.Numbers`, in a scope."""
         if not self._constants.is_constant(scope, name):
             raise NotFusable(Reason.PART)
         try:

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, numpy_helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import FLOATS, raw_float, raw_tensor
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.folding.expression import Stored
 from ort_qdq_plugin.fusion.factors import as_floats, constant, vector
+from ort_qdq_plugin.fusion.matmul import fuse
 from ort_qdq_plugin.report.weights import Reason
-from tests.fusion.support import locate, refused
+from tests.fusion.support import SETTINGS, emitted, locate, refused, scope_and_site
 from tests.fusion.values import computed, followed, matrix_values, seen_values
 
 
@@ -68,6 +70,34 @@ def test_half_precision_is_multiplied_in_float(scale: str) -> None:
     matrix = seen.dequantized.matrix(seen.view, False)
     assert matrix.scales.data_type == FLOATS["float"]
     assert matrix.scales.read().view("<f4").tolist() == [2.0**-30] * 8
+
+
+def test_factors_of_a_type_that_no_product_has() -> None:
+    draft = Draft("factors")
+    draft.dequantize("w", [32, 8], axis=0)
+    draft.node("Cast", ["w_d"], "c", to=TensorProto.DOUBLE)
+    draft.node("Mul", ["c", draft.constant(numpy_helper.from_array(np.ones(8), "f"))], "v")
+    with refused(Reason.PRODUCT_TYPE):
+        followed(draft, "v")
+
+
+@pytest.mark.parametrize(("scale", "opset", "operators"), [
+    ("float", 21, ["Mul", "MatMulNBits"]), ("float", 6, None), ("float16", 21, ["Cast", "Mul", "MatMulNBits", "Cast"]),
+])  # fmt: skip
+def test_rows_are_multiplied_onto_the_activation(scale: str, opset: int, operators: list[str] | None) -> None:
+    """In float; the first opsets have no Mul that does it."""
+    draft = Draft("factors")
+    draft.dequantize("w", [48, 12], axis=0, block=16, scale=scale)
+    draft.node("Mul", ["w_d", draft.floats("f", [48, 1], scale)], "v")
+    draft.node("MatMul", ["x", "v"], "y")
+    seen = followed(draft, "v")
+    draft.opset = opset
+    _, site = scope_and_site(draft, "v")
+    with refused(None if operators else Reason.FACTOR):
+        fusion = fuse(site, seen.dequantized, seen.view, SETTINGS, locate)
+        assert [node.op_type for node in emitted(fusion)[0]] == operators
+        rows = fusion.operands["rows"]
+        assert (rows.data_type, rows.shape) == (FLOATS["float"], (48,))
 
 
 REFUSED: dict[str, tuple[list[int], list[int], dict[str, Any], Reason]] = {

@@ -215,6 +215,19 @@ def test_what_the_first_opsets_had() -> None:
     assert routes.after((scope, 1), "w_d", routes.weight(scope, "w_d")) is None
 
 
+def test_what_takes_too_many_nodes() -> None:
+    draft = weight()
+    draft.node("Mul", ["w_d", draft.scalar("f", 1.0)])
+    draft.node("Concat", ["w_d"] * 200, "c", axis=0)
+    scope = model_scope(draft.model())
+    routes = Routes(Constants(locate), Centred())
+    long = routes.weight(scope, "w_d")._replace(nodes=1000)
+    with refused(Reason.COMPUTED):
+        routes.after((scope, 1), "w_d", long)
+    with refused(Reason.COMPUTED):
+        routes.weight(scope, "c")
+
+
 def test_a_concat_of_itself_has_an_end() -> None:
     with refused(Reason.OPSET):
         followed(drawn(weight(), ("Concat", "w_d c", "c", {"axis": 0})), "c")
