@@ -18,6 +18,7 @@ import conformance.drawing
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_TENSOR, Weight
 from ort_qdq_plugin import Options, Reason, StockReason, create_session, export, inspect
+from ort_qdq_plugin.fusion import constants
 from ort_qdq_plugin.ort import runs
 from tests import support
 from tests.support import (
@@ -270,6 +271,9 @@ def other_forms_are_told(_folder: Path) -> None:
             draft.output(draft.node(op, ["w"], "y"), None)
             report = inspect(draft.model().SerializeToString(), check=False)
             assert (report.stock_reason, op in report.stock_detail) == (StockReason.OTHER_FORM, True)
+def expressions_are_bounded(_: Path) -> None:
+    bounds = (constants._MAX_DEPTH, constants._MAX_STEPS, constants._GROWTH, constants._GROWTH_BYTES)
+    assert bounds == (64, 256, 16, 64 << 20)
 
 
 # A page, words on it, and what has to hold.
@@ -280,6 +284,7 @@ CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("docs/how-it-works.md", "as the model stores, or 128 MiB if that is more", values_within_the_bound),
     ("docs/troubleshooting.md", "of 7.4 MB of packed weights takes 16.7 MB of anonymous", memory_keeps_packed_bytes),
     ("docs/troubleshooting.md", "without [the cache](cache.md): each packs a copy of its own", packs_unless_cached),
+    ("docs/how-it-works.md", "64 nodes deep, take 256 steps for an element, and have 16 times", expressions_are_bounded),
     ("README.md", "each process that loads a model packs it again", packs_unless_cached),
     ("docs/options.md", "| route | how ONNX Runtime got the model |", routes_are_those),
     ("docs/how-it-works.md", "is refused here too, with its own error", two_exceptions),

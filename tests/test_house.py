@@ -251,6 +251,7 @@ def test_a_quantized_model_imports_messages_but_not_onnx(tmp_path: Path) -> None
     imported = loaded_by(path)
     assert "ort_qdq_plugin.load.prepare" in imported
     assert not [name for name in imported if name.split(".")[0] == "onnx"]
+    assert "ort_qdq_plugin.folding.expression" not in imported  # nor what only computed operands need
 
 
 def test_message_classes_are_those_of_onnx() -> None:

@@ -2,24 +2,26 @@
 
 ONNX Runtime carries out such nodes when it loads a model (constant folding), and fuses what is left. Here nothing is carried
 out: a computed constant is an expression (`folding`). Its elements are computed when the operand of a fused node is packed.
+
+What expressions need is imported when a model has the first one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Set
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
-from ort_qdq_plugin.folding.computed import as_tensor
-from ort_qdq_plugin.folding.expression import Expression, Stored, leaves
-from ort_qdq_plugin.fusion.computing import result_of
-from ort_qdq_plugin.fusion.rearranging import Given
 from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, subgraphs
 from ort_qdq_plugin.model.tensors import Locate, StoredTensor, shape_of, tensor_bytes
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.system.forks import fork_lock
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.folding.expression import Expression
 
 __all__ = ["Constants", "ReadersGo"]
 
@@ -55,7 +57,10 @@ class Constants:
         stored = scope.constant(name)
         if stored is not None:
             return self.locate(stored)
-        return as_tensor(self.expression(scope, name), name)
+        expression = self.expression(scope, name)
+        with fork_lock:
+            from ort_qdq_plugin.folding.computed import as_tensor
+        return as_tensor(expression, name)
 
     def expression(self, scope: Scope, name: str) -> Expression:
         """As `tensor`, as an expression."""
@@ -84,7 +89,7 @@ class Constants:
                 return tensor_bytes(stored.data_type, shape_of(stored))
             return 0
         found = self._found(scope, name)
-        return sum(leaf.nbytes for leaf in leaves(found.expression)) if isinstance(found, _Computed) else 0
+        return found.leaf_bytes if isinstance(found, _Computed) else 0
 
     def _found(self, scope: Scope, name: str) -> _Computed | Reason:
         first = (scope.definer(name), name)
@@ -128,8 +133,11 @@ class Constants:
         """What a value is, once that is known of all that it needs."""
         stored = scope.constant(name)
         if stored is not None:
+            with fork_lock:
+                from ort_qdq_plugin.folding.expression import Stored
             try:
-                return _Computed(Stored(self.locate(stored)), 0, 1, 1)
+                tensor = self.locate(stored)
+                return _Computed(Stored(tensor), 0, 1, 1, tensor.nbytes)
             except (ModelError, OSError):
                 return Reason.INVALID
         if scope.is_overridable(name):
@@ -157,6 +165,9 @@ class Constants:
         Raises:
             ModelError: It is not followed, or not as it should be, or it would take too much.
         """
+        with fork_lock:
+            from ort_qdq_plugin.fusion.computing import result_of
+            from ort_qdq_plugin.fusion.rearranging import Given
         scope, index = node_ref
         node = scope.nodes[index]
         left = iter([operand.expression for operand in operands])
@@ -173,13 +184,14 @@ class Constants:
             # Of what is concatenated, an element is computed from one alone.
             (max(steps) if node.op_type == "Concat" else sum(steps)) + 1,
             sum(operand.nodes for operand in operands) + 1,
+            sum(operand.leaf_bytes for operand in operands),
         )
         if computed.depth > _MAX_DEPTH or computed.steps > _MAX_STEPS or computed.nodes > _MAX_NODES:
             raise ModelError(f"{name}: computed in too many steps")
         if min(result.shape, default=1) <= 0:
             raise ModelError(f"{name}: no elements")
         nbytes = tensor_bytes(result.data_type, result.shape)
-        if nbytes > _GROWTH_BYTES and nbytes > _GROWTH * sum(leaf.nbytes for leaf in leaves(result)):
+        if nbytes > max(_GROWTH_BYTES, _GROWTH * computed.leaf_bytes):
             raise ModelError(f"{name}: {nbytes} bytes made of a few")
         return computed
 
@@ -213,6 +225,7 @@ class _Computed(NamedTuple):
     depth: int
     steps: int
     nodes: int
+    leaf_bytes: int  # of the stored tensors that it is computed from, each counted as often as it is used
 
 
 _FIRST = (Reason.NOT_CONSTANT, Reason.OVERRIDABLE, Reason.INVALID)

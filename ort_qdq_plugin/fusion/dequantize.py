@@ -120,6 +120,8 @@ class Dequantized(NamedTuple):
 
     def _as_stored(self) -> tuple[Dequantized, tuple[int, ...] | None]:
         """The same without a Transpose that computes the weight: its axis i is axis perm[i] then. None: there is none."""
+        if self.weight.source.is_stored:
+            return self, None
         weight, perm = unordered(as_expression(self.weight))
         if perm == tuple(range(len(perm))):
             return self, None

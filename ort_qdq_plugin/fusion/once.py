@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.folding.computed import as_expression, as_tensor
-from ort_qdq_plugin.fusion.computing import dequantized
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.messages import int_attribute
 from ort_qdq_plugin.model.operands import Operand, as_stored
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["DequantizedOnce", "choose", "dequantized_once", "fits_reader"]
 
@@ -40,6 +39,9 @@ class DequantizedOnce(NamedTuple):
 
 def dequantized_once(node_ref: NodeRef, weight: Dequantized) -> DequantizedOnce | None:
     """The values of a DequantizeLinear; None where ONNX Runtime has no kernel for it."""
+    with fork_lock:
+        from ort_qdq_plugin.folding.computed import as_expression, as_tensor
+        from ort_qdq_plugin.fusion.computing import dequantized
     zero_points = weight.zero_points
     if zero_points is not None and weight.centred and ELEMENTS[weight.weight.data_type].weight != "unsigned":
         zero_points = None  # all are 0
