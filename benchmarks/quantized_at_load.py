@@ -18,9 +18,11 @@ from onnx import TensorProto, helper
 
 from benchmarks.results import Results, command
 from benchmarks.ways import jobs, measure, peers
+from ort_qdq_plugin.cli.measure import Peer
 
 __all__ = ["main", "write_float_weight"]
 
+_LAYOUTS = {"K-major": False, "N-major": True}
 _BLOCK, _ROWS = 32, 512  # rows that are written at once
 
 
@@ -60,18 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", default=None, help="folder for the models, which are removed afterwards")
     args = parser.parse_args(argv)
     size = int((args.gigabytes * 2**30 / 4) ** 0.5) // 64 * 64
-    for n_major in (False, True):
-        with tempfile.TemporaryDirectory(prefix="ort-qdq-float-", dir=args.dir) as folder:
-            model = Path(folder, "model.onnx")
+    with tempfile.TemporaryDirectory(prefix="ort-qdq-float-", dir=args.dir) as folder:
+        contenders: dict[str, Peer] = {}
+        for name, n_major in _LAYOUTS.items():
+            model = Path(folder, f"{name}.onnx")
             write_float_weight(model, size, n_major=n_major)
-            name = f"{'N' if n_major else 'K'}-major: "
             made = jobs(folder, model, files=(str(model), str(model.with_suffix(".data"))))
-            contenders = peers(("stock-qdq", "ours-qdq"), made, folder, args.against, name)
-            measure(contenders, args.runs)
-            results.table(
-                contenders, ["init", "cpu", "load peak", "steady"], ["init", "cpu", "load peak", "steady"], ["stock-qdq"]
-            )
-            results.target(contenders, "load peak", "ours-qdq", 0.5, by="stock-qdq", model=name)
+            contenders |= peers(("stock-qdq", "ours-qdq"), made, folder, args.against, f"{name}: ")
+        measure(contenders, args.runs)
+    shown = ["init", "cpu", "load peak", "steady"]
+    results.table(contenders, shown, shown, ["stock-qdq"])
+    for name in _LAYOUTS:
+        results.target(contenders, "load peak", "ours-qdq", 0.5, by="stock-qdq", model=f"{name}: ")
     return results.finish(args)
 
 
