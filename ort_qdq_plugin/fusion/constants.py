@@ -8,7 +8,7 @@ What expressions need is imported when a model has the first one.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +23,7 @@ from ort_qdq_plugin.system.forks import fork_lock
 if TYPE_CHECKING:
     from ort_qdq_plugin.folding.expression import Expression
 
-__all__ = ["Constants", "ReadersGo"]
+__all__ = ["Constants", "ReadersGo", "stored_in"]
 
 # Of an expression: how many nodes deep it is; how many are computed for an element; and how many it has in all, each counted
 # as often as it is used. Real ones have a dozen. It bounds the time for an element, and for comparing expressions.
@@ -194,6 +194,15 @@ class Constants:
         if nbytes > max(_GROWTH_BYTES, _GROWTH * computed.leaf_bytes):
             raise ModelError(f"{name}: {nbytes} bytes made of a few")
         return computed
+
+
+def stored_in(source: StoredTensor) -> Iterable[StoredTensor]:
+    """The stored tensors that a tensor is computed from, once for each use; itself if it is stored."""
+    if source.source.is_stored:
+        return [source]
+    with fork_lock:
+        from ort_qdq_plugin.folding.computed import stored_in
+    return stored_in(source)
 
 
 class ReadersGo:

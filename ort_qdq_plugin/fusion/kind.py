@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+from ort_qdq_plugin.fusion.constants import stored_in
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import NodeRef
-from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes, stored_bytes
+from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import FusedWeight, Layout
 
@@ -87,6 +88,7 @@ def report_entry(
 ) -> FusedWeight:
     """What the report says of a fusion; the arguments are those of FusedWeight. None: as many bits as the fused node has."""
     site, operands = fusion.site, fusion.operands.values()
+    sources = [operand.source for operand in operands]
     return FusedWeight(
         node=site.name,
         dequantize=site.dequantize,
@@ -98,7 +100,7 @@ def report_entry(
         layout=layout,
         packed_bytes=packed_bytes(operands),
         borrowed_bytes=borrowed_bytes(operands),
-        stored_bytes=stored_bytes(operands),
+        stored_bytes=sum(tensor.nbytes for source in sources if source is not None for tensor in stored_in(source)),
         has_bias=has_bias,
         stored_bits=bits if stored_bits is None else stored_bits,
         form=site.form,

@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo, readable
+from ort_qdq_plugin.fusion.constants import stored_in
 from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.fusion.match import Matches, match
 from ort_qdq_plugin.load.journal import Journal
@@ -19,13 +20,11 @@ from ort_qdq_plugin.model.messages import external_tensors
 from ort_qdq_plugin.model.operands import Operand, as_stored, borrowed_bytes, packed_bytes
 from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
 from ort_qdq_plugin.model.parsed import ParsedModel
-from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, supplies_initializers
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.report import Report, StockReason
-from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["Plan", "goes_by_path", "plan_model"]
 
@@ -114,7 +113,7 @@ def _unaligned(parsed: ParsedModel, fused: Iterable[Operand]) -> list[Operand]:
 
     In a packed buffer they are pages of a file instead. Tensors that fused nodes replace are left out.
     """
-    replaced = {tensor.storage for one in fused if one.source is not None for tensor in _stored_in(one.source)}
+    replaced = {tensor.storage for one in fused if one.source is not None for tensor in stored_in(one.source)}
     copies = []
     for tensor in external_tensors(parsed.proto.graph):
         with suppress(ModelError):
@@ -122,12 +121,3 @@ def _unaligned(parsed: ParsedModel, fused: Iterable[Operand]) -> list[Operand]:
             if not stored.is_aligned and stored.storage not in replaced and stored.nbytes >= LARGE_TENSOR_BYTES:
                 copies.append(as_stored(stored, stored.shape))
     return copies
-
-
-def _stored_in(source: StoredTensor) -> Iterable[StoredTensor]:
-    """The stored tensors that an operand's source is, or is computed from."""
-    if source.source.is_stored:
-        return [source]
-    with fork_lock:
-        from ort_qdq_plugin.folding.computed import stored_in
-    return stored_in(source)

@@ -18,7 +18,6 @@ __all__ = [
     "as_stored",
     "borrowed_bytes",
     "packed_bytes",
-    "stored_bytes",
     "zeros",
 ]
 
@@ -115,11 +114,6 @@ def packed_bytes(operands: Iterable[Operand]) -> int:
 def borrowed_bytes(operands: Iterable[Operand]) -> int:
     """Bytes of those operands that are used where the model stores them."""
     return sum(operand.nbytes for operand in operands if operand.in_place is not None)
-
-
-def stored_bytes(operands: Iterable[Operand]) -> int:
-    """Bytes of the tensors that operands are made of."""
-    return sum(operand.source.nbytes for operand in operands if operand.source is not None)
 
 
 def zeros(data_type: int, nbytes: int) -> Operand:
