@@ -18,7 +18,7 @@ from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.once import DequantizedOnce, choose, dequantized_once, fits_reader
 from ort_qdq_plugin.fusion.routes import Routes, check_specified
-from ort_qdq_plugin.fusion.written_out import WrittenOut, check_faster
+from ort_qdq_plugin.fusion.written_out import check_faster
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute, text
@@ -65,7 +65,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     left: dict[NodeRef, _WeightMatch] = {}
     fused: set[NodeRef] = set()  # with all that reads them
     constants = Constants(locate)
-    routes = Routes(constants, WrittenOut(constants), Centred())
+    routes = Routes(constants, Centred())
     context = _Context(locate, constants, settings, routes, IntegerKernels(constants, settings.int8_activations), {})
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):

@@ -45,8 +45,8 @@ _MAX_AHEAD = 32  # values, and readers of each, that are looked at to see what b
 class Routes:
     """Answers for one model."""
 
-    def __init__(self, constants: Constants, written_out: WrittenOut, is_centred: Centred) -> None:
-        self.written_out = written_out
+    def __init__(self, constants: Constants, is_centred: Centred) -> None:
+        self.written_out = WrittenOut(constants)
         self._constants = constants
         self._is_centred = is_centred
         self._joined: dict[NodeRef, Seen | Reason] = {}

@@ -14,7 +14,6 @@ from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.routes import Routes
-from ort_qdq_plugin.fusion.written_out import WrittenOut
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import drawn, locate, refused
@@ -156,7 +155,7 @@ OTHERS: dict[str, list[Any]] = {
 def test_what_is_something_else(name: str) -> None:
     scope = model_scope(drawn(weight(), *OTHERS[name]).model())
     constants = Constants(locate)
-    routes = Routes(constants, WrittenOut(constants), Centred())
+    routes = Routes(constants, Centred())
     assert routes.after((scope, len(scope.nodes) - 1), "w_d", routes.weight(scope, "w_d")) is None
 
 

@@ -14,7 +14,6 @@ from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.dequantize import Dequantized, QuantizedMatrix, Seen
 from ort_qdq_plugin.fusion.routes import Routes
-from ort_qdq_plugin.fusion.written_out import WrittenOut
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.tensors import StoredTensor
 from tests.fusion.support import locate
@@ -43,8 +42,7 @@ def computed(draft: Draft, *names: str, feeds: Mapping[str, Any] | None = None) 
 def followed(draft: Draft, name: str) -> Seen:
     """The weight that a value of a drawn model is taken for."""
     scope = model_scope(draft.model())
-    constants = Constants(locate)
-    return Routes(constants, WrittenOut(constants), Centred()).weight(scope, name)
+    return Routes(Constants(locate), Centred()).weight(scope, name)
 
 
 def numbers(tensor: StoredTensor) -> Array:
