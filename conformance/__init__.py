@@ -1,6 +1,7 @@
 """What others can check this package by. Each of these is one subject, and one command: `python -m conformance.<name>`.
 
 - `patterns`: every way of writing a quantized weight, and what becomes of it
+- `tools`: models that real quantizers and simplifiers write
 - `choices`: the form that a product gets, against all others
 - `choices_lookup`: whether the form that a lookup in a quantized table takes is the fastest
 - `choices_conv`: whether a convolution is faster as a product, or with its weight dequantized once

@@ -1,5 +1,6 @@
 """What the documentation says, and whether it is so: each claim is a page, words that stand there, and what has to hold."""
 
+import fnmatch
 import itertools
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import conformance
 import conformance.drawing
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import PER_TENSOR, Weight
+from conformance.tools.expected import EXPECTED
 from ort_qdq_plugin import Options, Reason, StockReason, create_session, export, inspect
 from ort_qdq_plugin.fusion import constants
 from ort_qdq_plugin.ort import runs
@@ -186,6 +188,20 @@ def modules_are_those(_folder: Path) -> None:
     assert sorted(named) == sorted({*modules} - {"__init__"})
 
 
+def tools_are_those(_folder: Path) -> None:
+    """The page's rows are those of the check, each once; what is fused, and the reasons, are the check's."""
+    verdicts = {f"{tool}: {name}": verdict for tool, rows in EXPECTED.items() for name, verdict in rows.items()}
+    shown: list[str] = []
+    for *_, becomes, globs in rows_below("docs/tools.md", "| tool and setting | writes | what becomes of it | rows |"):
+        names = [name for glob in re.findall("`(.+?)`", globs) for name in fnmatch.filter(verdicts, glob)]
+        told = set(re.findall(r"\w+", " ".join(verdicts[name] for name in names)))
+        assert ("fused" in told) == ("fused" in becomes.lower()), globs
+        assert {word for word in told if word.isupper()} == set(re.findall("`([A-Z_]+)`", becomes)), globs
+        assert all(hasattr(Reason, word) or hasattr(StockReason, word) for word in told if word.isupper())
+        shown += names
+    assert sorted(shown) == sorted(verdicts)
+
+
 def forks_wait_two_seconds(_folder: Path) -> None:
     assert runs._RUN_SECONDS == 2
 
@@ -298,6 +314,7 @@ CLAIMS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("docs/troubleshooting.md", "about 11 MB of memory that stays", inference_costs),
     ("docs/robustness.md", "within 2 seconds is waited for no longer", forks_wait_two_seconds),
     ("docs/troubleshooting.md", "that did not end within 2 seconds", forks_wait_two_seconds),
+    ("docs/tools.md", "Each row is checked by", tools_are_those),
     ("conformance/__init__.py", "Each of these is one subject, and one command", commands_exist),
     ("conformance/drawing/__init__.py", "Models, drawn node by node", modules_are_those),
 ]

@@ -8,7 +8,7 @@ from conformance.drawing.elements import raw_tensor
 from conformance.drawing.weight import Weight
 from conformance.patterns.pattern import MATMUL, Step, fused
 
-__all__ = ["FUNCTIONS", "SUBGRAPHS"]
+__all__ = ["FUNCTIONS", "SUBGRAPHS", "function"]
 
 # {0} stands for the branch's name.
 _PRODUCT = "{0}_h = MatMul(x, w_d)"
@@ -96,7 +96,7 @@ SUBGRAPHS = (
 )  # fmt: skip
 
 
-def _function(signature: str, nodes: str, *constants: Weight) -> Step:
+def function(signature: str, nodes: str, *constants: Weight) -> Step:
     """A function of the model, with constants of its own or without."""
 
     def draw(d: Draft) -> None:
@@ -119,13 +119,13 @@ _DQ_IN_BLOCKS = """
     out = Transpose <perm = [1, 0]> (d)
 """
 FUNCTIONS = (
-    fused("function-called-twice", _function("Linear (a, w, s, z)", f"d = {_DQ_OF_INPUTS}  out = MatMul(a, d)"),
+    fused("function-called-twice", function("Linear (a, w, s, z)", f"d = {_DQ_OF_INPUTS}  out = MatMul(a, d)"),
           _stored(Weight(n=128), "w1"), "h = local.Linear(x, w1, w1_s, w1_z)", _stored(Weight(), "w2"),
           "y = local.Linear(h, w2, w2_s, w2_z)", fusions=2, quick=True),
-    fused("function-constants", _function("Linear (a)", "out = MatMul(a, w_d)", Weight()), "y = local.Linear(x)"),
-    fused("function-nested", _function("Dequantized <block> (w, s, z)", _DQ_IN_BLOCKS),
-          _function("Linear (a, w, s, z)", "t = local.Dequantized <block = 32> (w, s, z)  out = MatMul(a, t)"),
+    fused("function-constants", function("Linear (a)", "out = MatMul(a, w_d)", Weight()), "y = local.Linear(x)"),
+    fused("function-nested", function("Dequantized <block> (w, s, z)", _DQ_IN_BLOCKS),
+          function("Linear (a, w, s, z)", "t = local.Dequantized <block = 32> (w, s, z)  out = MatMul(a, t)"),
           _stored(Weight("uint8", n_major=True)), "y = local.Linear(x, w, w_s, w_z)"),
-    fused("function-dq-only", _function("Dequantized (w, s, z)", f"out = {_DQ_OF_INPUTS}"), _stored(Weight()),
+    fused("function-dq-only", function("Dequantized (w, s, z)", f"out = {_DQ_OF_INPUTS}"), _stored(Weight()),
           f"w_d = local.Dequantized(w, w_s, w_z)  {MATMUL}"),
 )  # fmt: skip

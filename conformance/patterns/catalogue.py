@@ -23,6 +23,7 @@ from conformance.patterns.pattern import ADD, GEMM_T, MATMUL, TRANSPOSE, ZEROS, 
 from conformance.patterns.products import CHAINS, GEMMS, LEFT, SHARED
 from conformance.patterns.routes import ROUTES
 from conformance.patterns.storage import DEFAULT_ZEROS, EMBEDDINGS, HALF_PRECISION, ODD_BLOCKS, OLD_OPSETS, STATIC
+from conformance.patterns.tools import TOOLS
 from conformance.patterns.traps import REFUSED, TRAPS
 from conformance.patterns.written_out import WRITTEN_OUT
 
@@ -128,6 +129,7 @@ def _cover() -> Iterator[Pattern]:
 
 
 _BY_HAND = SHARED + CHAINS + GEMMS + ODD_BLOCKS + EMBEDDINGS + LEFT + SUBGRAPHS + FUNCTIONS + HALF_PRECISION + OLD_OPSETS
+_BY_HAND += TOOLS
 _PLAIN = (*_cover(), *(replace(trap, group=2) for trap in TRAPS + REFUSED))
 _MODULES = ONCE + CONVOLUTIONS + EXPERTS + FOLDED + ROUTES + WRITTEN_OUT
 PATTERNS = tuple(sorted(_PLAIN + _BY_HAND + STATIC + DEFAULT_ZEROS + _MODULES, key=lambda pattern: pattern.group))

@@ -108,7 +108,7 @@ def _new_shape(shape: tuple[int, ...], scope: Scope, node: NodeProto, locate: Lo
             raise NotFusable(Reason.RESHAPE)
         return found
 
-    if node.op_type == "Reshape" and (len(node.input) < 2 or allows_zero(node)):
+    if node.op_type == "Reshape" and (len(node.input) < 2 or (allows_zero(node) and 0 in numbers(node.input[1]))):
         raise NotFusable(Reason.RESHAPE)
     new = reshaped_by(node, shape, numbers)
     if new is None:

@@ -58,9 +58,9 @@ def transposed(seen: Seen) -> _Outputs:
 
 def reshaped(seen: Seen) -> _Outputs:
     """Reshape."""
-    if allows_zero(seen.node):
-        return []
     target = seen.numbers(1)
+    if allows_zero(seen.node) and (target is None or 0 in target):
+        return []
     if target is None:
         is_open = seen.is_computed(1) and seen.opset < _RESHAPES_BY_RANK
         return [NOTHING] if is_open else _of_length(seen, 1)

@@ -74,7 +74,7 @@ def reshaped_by(node: NodeProto, shape: Shape, numbers: Callable[[str], list[int
     if values is None:
         return None
     if node.op_type == "Reshape":
-        return None if allows_zero(node) else _reshaped(shape, values)
+        return None if allows_zero(node) and 0 in values else _reshaped(shape, values)
     rank = len(shape) + (len(values) if node.op_type == "Unsqueeze" else 0)
     axes, dims = from_the_front(values, rank), iter(shape)
     if axes is None or rank > MAX_RANK:

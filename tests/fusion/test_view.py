@@ -255,7 +255,7 @@ REFUSED: dict[str, tuple[NodeProto, dict[str, Sequence[int] | TensorProto], Reas
     },
     "reshape-without-a-shape": (node("Reshape"), {}, Reason.RESHAPE),
     "reshape-shape-not-constant": (node("Reshape", "shape"), {}, Reason.RESHAPE),
-    "reshape-with-allowzero": (node("Reshape", "shape", allowzero=1), {"shape": [4, 6]}, Reason.RESHAPE),
+    "reshape-to-zero": (node("Reshape", "shape", allowzero=1), {"shape": [0, 4, 6]}, Reason.RESHAPE),
     "reshape-with-two-unknown-axes": (node("Reshape", "shape"), {"shape": [-1, -1]}, Reason.INVALID),
     "reshape-that-does-not-divide": (node("Reshape", "shape"), {"shape": [5, -1]}, Reason.INVALID),
     "reshape-to-negative-sizes": (node("Reshape", "shape"), {"shape": [-2, 12]}, Reason.INVALID),
@@ -279,6 +279,13 @@ def test_as_many_axes_as_numpy_allows_are_followed() -> None:
     assert behind.shape == tuple(shape)
     with refused(Reason.RESHAPE):
         view_of([4, 6], FLOAT).reshaped([1, *shape])
+
+
+def test_allowzero_means_nothing_where_no_size_is_zero() -> None:
+    """torch's exporter gives it to every Reshape."""
+    behind = followed(view_of([1, 4, 6], FLOAT), node("Reshape", "shape", allowzero=1), shape=[4, -1])
+    assert behind is not None
+    assert behind.shape == (4, 6)
 
 
 @pytest.mark.parametrize("other", [
