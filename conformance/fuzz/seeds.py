@@ -54,7 +54,7 @@ _MORE = (
     either("ways", Weight(k=32, n=16),
            lambda d: d.ints("b", [2]), lambda d: d.ints("e", [14]), lambda d: d.ints("axis", [1]),
            lambda d: d.ints("i", [3, 1, 2]), lambda d: d.floats("f", [32, 1]), lambda d: d.ints("two", [2, 32, 15]),
-           """v0, v1 = Split <axis = 1> (w_d)  v2 = Concat <axis = 1> (v0, v1)  v3 = Slice(v2, b, e, axis)
+           """v0, v1 = Split <axis = 1, num_outputs = 2> (w_d)  v2 = Concat <axis = 1> (v0, v1)  v3 = Slice(v2, b, e, axis)
               v4 = Gather <axis = 1> (v3, i)  v5 = Mul(v4, f)  v6 = Concat <axis = 1> (v3, v4)  v7 = Expand(v6, two)
               y0 = Einsum <equation = "mk,kn->mn"> (x, v5)  y = MatMul(x, v6)  y1 = MatMul(h, v7)""",
            lambda d: d.input("h", [2, "m", 32]), y=["m", 15]),

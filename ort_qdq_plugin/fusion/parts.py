@@ -31,6 +31,7 @@ Numbers = Callable[[str], tuple[list[int], int]]
 
 # Since this opset Slice has inputs, and Split takes lengths that differ from an input.
 _SLICE_INPUTS, _SPLIT_INPUT = 10, 13
+_NUM_OUTPUTS = 18  # the opset since which a Split says into how many parts, or which ones: either, not both
 
 _UNBOUNDED = 1 << 62
 
@@ -39,16 +40,19 @@ def split(seen: Seen, node: NodeProto, opset: int, numbers: Numbers) -> list[See
     """What each output of a Split is."""
     axis = _from_front(int_attribute(node, "axis"), len(seen.view.axes))
     size, count = seen.view.shape[axis], len(node.output)
-    given = attribute(node, "split")
+    given, number = attribute(node, "split"), attribute(node, "num_outputs")
+    has_input = len(node.input) > 1 and node.input[1] != ""
+    if opset >= _NUM_OUTPUTS and has_input == (number is not None):
+        raise NotFusable(Reason.INVALID)
     if given is not None:
         lengths = list(given.ints)
-    elif opset >= _SPLIT_INPUT and len(node.input) > 1 and node.input[1]:
+    elif opset >= _SPLIT_INPUT and has_input:
         lengths, _ = numbers(node.input[1])
     else:
         # As even as possible: the last one may be shorter.
         each = -(-size // count)
         lengths = [max(0, min(each, size - at * each)) for at in range(count)]
-        if int_attribute(node, "num_outputs", count) != count or (attribute(node, "num_outputs") is None and size % count):
+        if number.i != count if number is not None else size % count:
             raise NotFusable(Reason.INVALID)
     if len(lengths) != count or min(lengths) < 0 or sum(lengths) != size:
         raise NotFusable(Reason.INVALID)

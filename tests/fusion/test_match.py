@@ -99,7 +99,7 @@ def test_each_of_joined_weights_says_why_it_stays() -> None:
 
 def test_every_part_has_its_readers() -> None:
     draft = draft_of()
-    draft.node("Split", ["w_d"], "p", axis=1)
+    draft.node("Split", ["w_d"], "p", axis=1, num_outputs=2)
     draft.nodes[-1].output.append("q")
     for name, part in (("a", "p"), ("b", "q"), ("c", "p")):
         draft.node("MatMul", ["x", part], name)
@@ -154,7 +154,9 @@ REASONS: dict[str, tuple[list[Any], str, Reason]] = {
         [("floats", "64", "f"), ("Mul", "f w_d", "s"), ("Gather", "s i", "y")], "", Reason.FACTOR,
     ),
     "a-part-that-is-an-output": (
-        [("Split", "w_d", "v"), ("MatMul", "x v", "y"), ("output", "128 64", "v")], "y", Reason.GRAPH_OUTPUT,
+        [("Split", "w_d", "v", {"num_outputs": 1}), ("MatMul", "x v", "y"), ("output", "128 64", "v")],
+        "y",
+        Reason.GRAPH_OUTPUT,
     ),
     "a-split-that-no-opset-has": ([("Split", "w_d", "v", {"unknown": 1}), ("MatMul", "x v", "y")], "", Reason.OPSET),
     "a-product-of-another-domain": ([("MatMul", "x w_d", "y", {"domain": "local"})], "", Reason.CONSUMER),

@@ -138,7 +138,9 @@ def test_a_slice_by_attributes() -> None:
 
 REFUSED: dict[str, tuple[list[Any], Reason]] = {
     "lengths-that-are-not-all": ([("ints", "3 1", "n"), ("Split", "w_d n", "p")], Reason.INVALID),
-    "no-such-axis": ([("Split", "w_d", "p", {"axis": 2})], Reason.INVALID),
+    "no-such-axis": ([("Split", "w_d", "p", {"axis": 2, "num_outputs": 1})], Reason.INVALID),
+    "no-lengths-at-all": ([("Split", "w_d", "p")], Reason.INVALID),
+    "lengths-and-a-number": ([("ints", "8", "n"), ("Split", "w_d n", "p", {"num_outputs": 1})], Reason.INVALID),
     "more-outputs-than-there-are": ([("Split", "w_d", "p", {"num_outputs": 2})], Reason.INVALID),
     "steps-of-none": ([INT, ("ints", "4", "e"), ("Slice", "w_d zero e zero zero", "p")], Reason.INVALID),
     "an-axis-twice": ([

@@ -53,7 +53,7 @@ def initializers(graph: GraphProto) -> set[str]:
 
 def test_what_takes_parts_goes_with_the_last_of_them() -> None:
     draft = draft_of()
-    draft.node("Split", ["w_d"], "p", axis=1)
+    draft.node("Split", ["w_d"], "p", axis=1, num_outputs=2)
     draft.nodes[-1].output.append("q")
     draft.node("Gather", ["q", draft.ints("i", [3, 1])], "g", axis=1)
     for name, part in (("a", "p"), ("b", "g")):
