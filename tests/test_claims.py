@@ -287,6 +287,8 @@ def other_forms_are_told(_folder: Path) -> None:
             draft.output(draft.node(op, ["w"], "y"), None)
             report = inspect(draft.model().SerializeToString(), check=False)
             assert (report.stock_reason, op in report.stock_detail) == (StockReason.OTHER_FORM, True)
+
+
 def expressions_are_bounded(_: Path) -> None:
     bounds = (constants._MAX_DEPTH, constants._MAX_STEPS, constants._GROWTH, constants._GROWTH_BYTES)
     assert bounds == (64, 256, 16, 64 << 20)

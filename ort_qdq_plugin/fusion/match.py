@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Set
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
@@ -22,19 +23,12 @@ from ort_qdq_plugin.fusion.written_out import check_faster
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute, text
-from ort_qdq_plugin.model.operators import OPERATORS, operator_of
+from ort_qdq_plugin.model.operators import operator_of
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["Matches", "match"]
-
-_MODULES = {
-    kind: importlib.import_module(f"ort_qdq_plugin.fusion.{kind}")
-    for kind in dict.fromkeys(row.fused_by for row in OPERATORS if row.fused_by)
-}
-# Module of this folder -> its `fuse`.
-_KINDS: dict[str, Fuse] = {kind: module.fuse for kind, module in _MODULES.items()}
-_TAKE_FACTORS = {kind for kind, module in _MODULES.items() if getattr(module, "TAKES_FACTORS", False)}
 
 # Any other reason says more of a weight, and of these a later one.
 _SAYS_LITTLE = (None, Reason.FOLDED, Reason.INTEGER_KERNEL, Reason.GRAPH_OUTPUT)
@@ -236,9 +230,10 @@ class _WeightMatch:
         node, operator = scope.nodes[index], operator_of(scope.nodes[index])
         if dequantized.weight.data_type not in WEIGHT_TYPES:
             raise NotFusable(Reason.WEIGHT_TYPE)
-        if operator is None or operator.fused_by not in _KINDS:
+        if operator is None or not operator.fused_by:
             raise NotFusable(Reason.CONSUMER)
-        if dequantized.factors and operator.fused_by not in _TAKE_FACTORS:
+        fuse, takes_factors = _kind(operator.fused_by)
+        if dequantized.factors and not takes_factors:
             raise NotFusable(Reason.FACTOR)
         if len(node.input) > 1 and node.input[0] == use.name and context.routes.is_weight(scope, node.input[1]):
             # A product of two weights: the right one is what is fused, and the left one stands for the activation.
@@ -253,12 +248,20 @@ class _WeightMatch:
             replaced=(use.node_ref,),
             form=self._form,
         )
-        fusion = _KINDS[operator.fused_by](site, dequantized, view, context.settings, context.locate)
+        fusion = fuse(site, dequantized, view, context.settings, context.locate)
         for node_ref in fusion.site.replaced:
             check_specified(node_ref)
         if self._is_folded:
             check_faster(fusion, context.settings)
         return fusion
+
+
+@cache
+def _kind(name: str) -> tuple[Fuse, bool]:
+    """The `fuse` of a module of this folder, and whether it takes factors. Models need few of these modules."""
+    with fork_lock:
+        module = importlib.import_module(f"ort_qdq_plugin.fusion.{name}")
+    return module.fuse, getattr(module, "TAKES_FACTORS", False)
 
 
 def _readers(seen: Seen, scope: Scope, name: str, first: NodeRef | None = None) -> list[_Use]:
