@@ -5,6 +5,7 @@
 - `choices`: the form that a product gets, against all others
 - `choices_lookup`: whether the form that a lookup in a quantized table takes is the fastest
 - `choices_conv`: whether a convolution is faster as a product, or with its weight dequantized once
+- `choices_forms`: whether a weight is as fast in other forms as behind a plain DequantizeLinear
 - `contracts`: what is relied on in ONNX Runtime
 - `faults`: full disks, limits, signals and files that change while a model is loaded
 - `fuzz`: models that nobody trusts

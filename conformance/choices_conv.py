@@ -4,15 +4,13 @@ Convolutions at one position, at many, and next to Transpose nodes, of several s
 ONNX Runtime; this package as it is; as a product, which this package is made to choose; and with the weight dequantized
 once. "never" is this package with `dequantize_once="never"`. Weights have 4 bits, in blocks of 32 along the channels.
 
-A figure is the least time of a run, in microseconds, on one thread; before each, other memory is read, as a model's other
-weights are. The contenders take turns, and all must give the same within 1e-5. Patches, whose kernel is as long as its
+A figure is the least CPU time of a run, in microseconds, on one thread. The contenders take turns, and all must give the
+same within 1e-5. Patches, whose kernel is as long as its
 strides, this package never makes products of; those here are made of Reshape and Transpose nodes.
 """
 
-import math
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,8 +19,8 @@ import onnxruntime as ort
 
 from conformance.checks import parser, run
 from conformance.drawing.draft import Draft
-from conformance.drawing.elements import Array
 from conformance.sessions import CPU, quiet_options
+from conformance.timing import least_seconds
 from ort_qdq_plugin import Options, create_session
 from ort_qdq_plugin.fusion import conv
 from ort_qdq_plugin.options import Once
@@ -31,8 +29,6 @@ __all__ = ["CASES", "Case", "main"]
 
 COLUMNS = ("convolution", "stock", "never", "once", "product", "package", "product / once", "package / fastest")
 _TURNS, _SECONDS = (7, 200), 0.6
-_OTHER_MEMORY = np.ones(1 << 20)
-"""8 MiB: more than the caches of one core hold."""
 _TOLERANCE = 1e-5
 
 
@@ -141,28 +137,14 @@ def _contenders(case: Case) -> dict[str, ort.InferenceSession]:
     return {**found, "package": _ours(model)}
 
 
-def _microseconds(sessions: Mapping[str, ort.InferenceSession], feeds: dict[str, Array]) -> dict[str, float]:
-    """The least time of a run of each."""
-    least = dict.fromkeys(sessions, math.inf)
-    end, (fewest, most) = time.monotonic() + _SECONDS, _TURNS
-    for turn in range(most):
-        if turn >= fewest and time.monotonic() > end:
-            break
-        for name, session in sessions.items():
-            _OTHER_MEMORY.sum()
-            start = time.perf_counter_ns()
-            session.run(None, feeds)
-            least[name] = min(least[name], (time.perf_counter_ns() - start) / 1e3)
-    return least
-
-
 def _row_of(case: Case) -> tuple[list[str], list[str]]:
     sessions: dict[str, Any] = _contenders(case)
     feeds = {"x": np.random.default_rng(0).standard_normal(case.shape).astype(np.float32)}
     results = {name: session.run(None, feeds)[0] for name, session in sessions.items()}
     most = _TOLERANCE * float(np.abs(results["stock"]).max())
     problems = [f"{name} differs" for name in results if np.abs(results[name] - results["stock"]).max() > most]
-    took = _microseconds(sessions, feeds)
+    seconds = least_seconds(sessions, feeds, runs=_TURNS, seconds=_SECONDS)
+    took = {name: 1e6 * time for name, time in seconds.items()}
     ratios = (took["product"] / took["once"], took["package"] / min(took.values()))
     figures = [f"{took[column]:.0f}" for column in COLUMNS[1:-2]]
     return [case.name, *figures, *(f"{ratio:.2f}" for ratio in ratios), *problems], problems

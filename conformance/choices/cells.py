@@ -1,15 +1,13 @@
 """Measuring the contenders of one product, with few rows or many."""
 
-import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import onnxruntime as ort
 
 from conformance.choices.forms import OURS, STOCK, Contender, Kind, Product
 from conformance.drawing.elements import Array
+from conformance.timing import least_seconds
 from ort_qdq_plugin import report_of
 
 __all__ = ["MAX_OVER_FASTEST", "MAX_OVER_STOCK", "Cell", "cells"]
@@ -22,8 +20,6 @@ _MAX_GROWTH = 3
 _SECONDS = 0.12
 """For the runs of one contender on one number of rows."""
 _RUNS = (3, 60)
-_OTHER_MEMORY = np.ones(1 << 20)
-"""8 MiB: more than the caches of one core hold."""
 _MORE_TRIES = 6
 """Where a figure misses its target, all run again, in new sessions, whose memory lies elsewhere: noise only ever adds."""
 
@@ -54,22 +50,9 @@ class Cell(NamedTuple):
         return self.seconds[OURS] / self.seconds[name]
 
 
-def _least_seconds(contenders: Mapping[str, Contender], feed: Mapping[str, Array]) -> dict[str, float]:
-    """The least time of each contender, in turns, in another order each time."""
-    taken: dict[str, list[int]] = {name: [] for name in contenders}
-    run = ort.InferenceSession.run  # of the native session: what this package adds to each call is another matter
-    for contender in contenders.values():
-        run(contender.session, None, feed)
-    least, most = _RUNS
-    for turn in range(most):
-        for name in random.sample(list(contenders), len(contenders)):
-            if turn >= least and sum(taken[name]) > _SECONDS * 1e9:
-                continue
-            _OTHER_MEMORY.sum()
-            start = time.thread_time_ns()
-            run(contenders[name].session, None, feed)
-            taken[name].append(time.thread_time_ns() - start)
-    return {name: min(times) / 1e9 for name, times in taken.items()}
+def _seconds(contenders: Mapping[str, Contender], feed: Mapping[str, Array]) -> dict[str, float]:
+    sessions = {name: contender.session for name, contender in contenders.items()}
+    return least_seconds(sessions, feed, runs=_RUNS, seconds=_SECONDS)
 
 
 def _chosen(session: ort.InferenceSession) -> str:
@@ -93,10 +76,10 @@ def cells(kind: Kind, rows: Sequence[int], problems: list[str]) -> Iterator[Cell
     same = {chosen, STOCK} if drawn.form_of_stock() == chosen else {chosen}
     for count in rows:
         feed = drawn.feed(count)
-        cell = Cell(kind, count, chosen, _least_seconds(contenders, feed), growth, same)
+        cell = Cell(kind, count, chosen, _seconds(contenders, feed), growth, same)
         for _ in range(_MORE_TRIES):
             if cell.is_right:
                 break
-            again = _least_seconds(drawn.contenders(), feed)
+            again = _seconds(drawn.contenders(), feed)
             cell = cell._replace(seconds={name: min(time, again[name]) for name, time in cell.seconds.items()})
         yield cell
