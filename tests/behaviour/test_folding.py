@@ -193,7 +193,7 @@ def test_scales_that_are_dequantized_are_not_told_of() -> None:
 
 def test_the_report_of_a_computed_weight_that_stays() -> None:
     nodes, tensors = quantized(WEIGHT)
-    made = model([*nodes[:2], node("Einsum", ["x", "d"], ["y"], equation="mk,nk->mn")], tensors).SerializeToString()
+    made = model([*nodes[:2], node("Einsum", ["x", "d"], ["y"], equation="mk,nj->mn")], tensors).SerializeToString()
     (entry,) = made_report(create_session(made, providers=CPU, options=Options(dequantize_once="never"))).unfused
     assert (entry.weight, entry.shape, entry.bits) == ("q", (N, K), 8)
     of_scales = N * 4 + N

@@ -17,11 +17,11 @@ from tests.support import CPU, made_report, quiet, result, stock
 # What is left to stock ONNX Runtime: the scales' shape, zero points or None, what reads it; and why.
 LEFT: dict[str, tuple[Sequence[int], Any, str, Reason]] = {
     "a scale for each element": ((K, N), None, "MatMul", Reason.SCALE_SHAPE),
-    "a scale for each index of K": ((K, 1), None, "MatMul", Reason.BLOCKS_ALONG_N),
+    "a scale for each index of K, and zero points": ((K, 1), 3.0, "MatMul", Reason.BLOCKS_ALONG_N),
     "zero points that are fractions": ((N,), 7.5, "MatMul", Reason.FRACTIONAL),
     "zero points out of range": ((N,), 128.0, "MatMul", Reason.FRACTIONAL),
     "zero points that are no numbers": ((N,), np.nan, "MatMul", Reason.FRACTIONAL),
-    "a reader that is no product": ((N,), None, "Einsum", Reason.CONSUMER),
+    "a reader that is no product": ((N,), None, "Einsum", Reason.EINSUM),
     "a table that is small": ((N,), None, "Gather", Reason.SMALL_TABLE),
 }
 
@@ -38,7 +38,7 @@ def test_what_is_left_is_told(name: str) -> None:
     if zero is not None:
         value = draft.node("Sub", [value, draft.scalar("z", zero)])
     value = draft.node("Mul", [value, "s"], "w_d")
-    attributes: dict[str, Any] = {"equation": "mk,kn->mn"} if op == "Einsum" else {}
+    attributes: dict[str, Any] = {"equation": "mk,jn->mn"} if op == "Einsum" else {}
     draft.node(op, ["w_d", "x"] if op == "Gather" else ["x", "w_d"], "y", **attributes)
     model = draft.model()
     seen = inspect(model.SerializeToString())
