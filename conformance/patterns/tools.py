@@ -20,6 +20,7 @@ _K, _N = 128, 64
 _ENDS: dict[str, Any] = {"x": [ROWS, _K], "y": [ROWS, _N]}
 _N_MAJOR, _K_MAJOR = (_N, _K), (_K, _N)
 _GEMM = "y = Gemm <transB = 1> (x, w_d, bias)"
+_GROUPS = (_K * _N // 32, 32)
 _INT4: dict[str, Any] = {"element": "int4", "block": 32, "axis": 1}
 
 
@@ -124,6 +125,12 @@ def _scaled_product(d: Draft) -> None:
     d.write("c = Cast <to = 1> (w)  p = MatMul(x, c)  h = Mul(p, s)  y = Add(h, bias)")
 
 
+def _whole(d: Draft) -> None:
+    """Groups as rows, made a matrix."""
+    d.ints("shape", _N_MAJOR)
+    d.write("r = Reshape(w_d, shape)  t = Transpose <perm = [1, 0]> (r)  y = MatMul(x, t)")
+
+
 def _grouped(d: Draft) -> None:
     """onnx-quantize takes the blocks apart in a function, which is called with scales and zero points of [blocks, 1]."""
     blocks = _K * _N // 32
@@ -183,7 +190,15 @@ TOOLS = (
     fused("scaled-activation", lambda d: d.floats("a", [1, _K], low=0.5, high=2), _weight(_N_MAJOR, **_INT4),
           "h = Mul(x, a)  t = Transpose <perm = [1, 0]> (w_d)  y = MatMul(h, t)", **_ENDS),
     # onnx-quantize
-    pattern("unfused", "blocks-in-a-function", function("Grouped (a, w, s, z, shape)", _GROUPED), _grouped, **_ENDS),
+    fused("blocks-in-a-function", function("Grouped (a, w, s, z, shape)", _GROUPED), _grouped, **_ENDS),
+    # HQQ, and others that make rows of the groups
+    fused("groups-as-rows", _weight(_GROUPS, element="uint4", block=32, axis=1, zero="random"), _whole, **_ENDS, quick=True),
+    fused("groups-as-rows-channel", _weight(_GROUPS, element="int4", axis=0), _whole, **_ENDS),
+    fused("groups-as-rows-gemm", _weight(_GROUPS, element="int4", axis=0), bias(_N), lambda d: d.ints("shape", _N_MAJOR),
+          "r = Reshape(w_d, shape)  y = Gemm <transB = 1> (x, r, bias)", **_ENDS),
+    fused("groups-as-rows-written-out", lambda d: (d.quantized("w", "uint4", _GROUPS), d.floats("s", [_GROUPS[0], 1]),
+          d.quantized("z", "uint4", [_GROUPS[0], 1])), "c = Cast <to = 1> (w)  f = Cast <to = 1> (z)  m = Sub(c, f)"
+          "  w_d = Mul(m, s)", _whole, **_ENDS),
     # esp-ppq
     reason("static-int8-bias", _activation, _weight(_K_MAJOR, axis=1), _int8_bias_behind, **_ENDS),
 )  # fmt: skip

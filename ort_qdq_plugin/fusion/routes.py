@@ -1,7 +1,8 @@
 """From a DequantizeLinear to those who read its result: what the nodes on the way make of it.
 
-They reorder its elements (`view`), repeat it for each batch, take a part of it (`parts`), multiply it by constants
-(`factors`), or put it beside others (`joined`). Each is done to the integers, the scales and the zero points instead.
+They reorder its elements (`view`), split its axes (`regrouped`), repeat it for each batch, take a part of it (`parts`),
+multiply it by constants (`factors`), or put it beside others (`joined`). Each is done to the integers, the scales and the
+zero points instead.
 
 Format facts: Mul, Div and Expand of the ONNX specification, and those that the modules named have.
 """
@@ -17,8 +18,9 @@ from ort_qdq_plugin.fusion.dequantize import Seen, has_constant_weight, is_dequa
 from ort_qdq_plugin.fusion.factors import constant, divided, factor_of
 from ort_qdq_plugin.fusion.joined import joined
 from ort_qdq_plugin.fusion.parts import gathered, sliced, split
+from ort_qdq_plugin.fusion.regrouped import split as split_axes
 from ort_qdq_plugin.fusion.validity import is_as_specified
-from ort_qdq_plugin.fusion.view import follow
+from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.fusion.written_out import WrittenOut
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, INT32, INT64
 from ort_qdq_plugin.model.graph import NodeRef, Scope
@@ -88,7 +90,7 @@ class Routes:
         kind = node.op_type
         if kind in _VIEWS:
             view = follow(seen.view, scope, node, self._constants.locate) if node.input[0] == name else None
-            return None if view is None else [seen._replace(view=view)]
+            return None if view is None else [_seen_as(seen, view)]
         longer = seen._replace(nodes=seen.nodes + 1)
         if longer.nodes > _MAX_NODES:
             raise NotFusable(Reason.COMPUTED)
@@ -227,6 +229,13 @@ class Routes:
         except (ModelError, OSError) as error:
             raise NotFusable(Reason.INVALID) from error
         return np.asarray(values).tolist(), len(tensor.shape)
+
+
+def _seen_as(seen: Seen, view: View) -> Seen:
+    """A weight in another view of it, or of its axes split."""
+    if view.stored_shape == seen.view.stored_shape:
+        return seen._replace(view=view)
+    return seen._replace(dequantized=split_axes(seen.dequantized, view.stored_shape), view=view)
 
 
 def check_specified(node_ref: NodeRef) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
@@ -45,21 +46,34 @@ class View(NamedTuple):
         return self._replace(axes=tuple(self.axes[axis] for axis in perm))
 
     def reshaped(self, shape: Sequence[int]) -> View:
-        """The view after a Reshape; raises NotFusable if the new shape splits a stored axis."""
-        if len(shape) > MAX_RANK:
-            raise NotFusable(Reason.RESHAPE)
-        remaining = [axis for axes in self.axes for axis in axes]
-        axes = []
+        """The view after a Reshape. A stored axis that it splits is several axes of a finer `stored_shape`.
+
+        Raises NotFusable if no axes have the new shape's elements for parts.
+        """
+        parts = [[size] for size in self.stored_shape]
+        remaining = [(axis, 0) for axes in self.axes for axis in axes]
+        taken: list[list[tuple[int, int]]] = []
         for size in shape:
-            taken: list[int] = []
-            while self.size(taken) < size and remaining:
-                taken.append(remaining.pop(0))
-            if self.size(taken) != size:
+            left, group = size, list[tuple[int, int]]()
+            while left > 1 and remaining:
+                axis, at = remaining.pop(0)
+                has = parts[axis][at]
+                outer = math.gcd(left, has)
+                if outer not in (left, has):
+                    raise NotFusable(Reason.RESHAPE)
+                if outer != has:
+                    parts[axis][at:] = [outer, has // outer]
+                    remaining.insert(0, (axis, at + 1))
+                group.append((axis, at))
+                left //= outer
+            if left != 1:
                 raise NotFusable(Reason.RESHAPE)
-            axes.append(tuple(taken))
-        if remaining:
+            taken.append(group)
+        if remaining or max(len(shape), sum(map(len, parts))) > MAX_RANK:
             raise NotFusable(Reason.RESHAPE)
-        return self._replace(axes=tuple(axes))
+        firsts = list(accumulate(map(len, parts), initial=0))
+        axes = tuple(tuple(firsts[axis] + at for axis, at in group) for group in taken)
+        return self._replace(stored_shape=tuple(size for one in parts for size in one), axes=axes)
 
 
 def view_of(shape: Sequence[int], data_type: int) -> View:

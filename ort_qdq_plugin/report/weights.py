@@ -25,7 +25,7 @@ class Reason(Sentence):
     PRODUCT_TYPE = "The product is computed in a type that no fused kernel takes."
     RANK = "The weight is not a matrix."
     BATCHED = "The weight is a stack of matrices: 256 are fused at most, on the right of a product whose batches are known."
-    RESHAPE = "A Reshape on the way to the product splits an axis of the stored weight, or its shape is not constant."
+    RESHAPE = "A Reshape on the way to the product tears apart what shares a scale, or its shape is not constant."
     INTERLEAVED = "The axes of the stored weight that make up K and N are interleaved."
     ROUNDED = "A Cast on the way makes integers, booleans or 8-bit floats of the dequantized values."
     BLOCKS_ALONG_N = "Scales vary along K index by index, or blocks lie along N: the fused operator needs blocks along K."

@@ -162,8 +162,8 @@ REASONS: dict[str, tuple[list[Any], str, Reason]] = {
     "a-product-of-another-domain": ([("MatMul", "x w_d", "y", {"domain": "local"})], "", Reason.CONSUMER),
     "a-product-of-the-weight-with-itself": ([("MatMul", "w_d w_d", "y")], "", Reason.CONSUMER),
     "a-view-of-another-input": ([("Reshape", "x w_d", "y")], "", Reason.CONSUMER),
-    "a-reshape-through-an-axis": (
-        [("ints", "64 128", "to"), ("Reshape", "w_d to", "r"), ("MatMul", "x r", "y")], "", Reason.RESHAPE,
+    "a-reshape-through-blocks": (
+        [("ints", "64 128", "to"), ("Reshape", "w_d to", "r"), ("MatMul", "x r", "y")], "", Reason.BLOCKS_ALONG_N,
     ),
     "an-output": ([*VIEWED, ("output", "128 64", "w_d")], "y", Reason.GRAPH_OUTPUT),
     "a-view-that-is-an-output": ([*VIEWED, ("output", "128 64", "v")], "y", Reason.GRAPH_OUTPUT),

@@ -1,5 +1,6 @@
 """From DequantizeLinear to readers: chains of nodes, with ONNX Runtime's own values as the reference."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,13 @@ def grown(data: st.DataObject, draft: Draft, value: str, shape: list[int]) -> tu
         perm = data.draw(st.permutations(range(len(shape))))
         return draft.node("Transpose", [value], perm=perm), [shape[at] for at in perm]
     if kind == "Reshape" and len(shape) > 1:
-        into = [*shape[:axis], -1] if axis < len(shape) - 1 else [1, *shape]
-        return draft.node("Reshape", [value, index(draft, into)]), [
-            *shape[:axis], int(np.prod(shape[axis:]))
-        ] if axis < len(shape) - 1 else into  # fmt: skip
+        parts = [part for part in range(2, shape[axis]) if not shape[axis] % part]
+        if data.draw(st.booleans()) and parts:
+            part = data.draw(st.sampled_from(parts))
+            into = [*shape[:axis], part, shape[axis] // part, *shape[axis + 1 :]]
+        else:
+            into = [*shape[:axis], math.prod(shape[axis:])] if axis < len(shape) - 1 else [1, *shape]
+        return draft.node("Reshape", [value, index(draft, into)]), into
     if kind == "Slice" and shape:
         step = data.draw(st.sampled_from((1, 1, 1, 2, -1, -2)))
         start, end = (data.draw(st.integers(-shape[axis] - 2, shape[axis] + 2)) for _ in range(2))
