@@ -135,7 +135,7 @@ EXPECTED: Mapping[str, Mapping[str, str]] = {
     },
     "simplifiers": {
         "onnxsim aimet int8 gemms": "3 fused",
-        "onnxsim aimet stored lpbq products": "3 CONSUMER, 3 OPSET",
+        "onnxsim aimet stored lpbq products": "3 fused",
         "onnxsim brevitas script int4 linear": "3 fused",
         "onnxsim nncf int4_sym products": "3 fused",
         "onnxsim onnx_quantize uint4 products": "3 fused",
@@ -143,7 +143,7 @@ EXPECTED: Mapping[str, Mapping[str, str]] = {
         "onnxsim torch dynamo linear": "3 fused",
         "onnxsim torchao int4 blocks linear": "NOT_QUANTIZED",
         "onnxslim aimet int8 gemms": "3 fused",
-        "onnxslim aimet stored lpbq products": "3 CONSUMER, 3 OPSET",
+        "onnxslim aimet stored lpbq products": "3 fused",
         "onnxslim brevitas script int4 linear": "3 fused",
         "onnxslim nncf int4_sym products": "3 fused",
         "onnxslim onnx_quantize uint4 products": "3 fused",

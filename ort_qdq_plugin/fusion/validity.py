@@ -9,12 +9,16 @@ from typing import NamedTuple
 from ort_qdq_plugin.model.elements import CODES, SCALE_TYPES
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import AttributeProto, NodeProto, onnx_library
-from ort_qdq_plugin.model.operators import LAST_OPSET, Operator, operator_of
+from ort_qdq_plugin.model.operators import LAST_OPSET, Operator, operator_of, role_of
 
 __all__ = ["Schema", "is_as_specified", "newest_opset", "schema_at"]
 
 _MAX_OPSET = 2**31 - 1  # as ONNX Runtime takes it
 _MATRIX = 2  # its rank
+_MAX_DEPTH = 8  # nodes that are asked for a type: scales may be dequantized themselves, for instance
+
+# Of these roles a node's result has the type of its first input, if it is none of these, or the type that it says.
+_KEEP_TYPES, _MAKE_TYPES = ("dequantize", "view", "folded"), ("ConstantOfShape", "QuantizeLinear")
 
 # Field of AttributeProto that holds a value -> the attribute's type. Lists may be empty.
 _LISTS = {"floats": AttributeProto.FLOATS, "ints": AttributeProto.INTS, "strings": AttributeProto.STRINGS}
@@ -168,19 +172,26 @@ def _is_attribute(attr: AttributeProto, schema: Schema) -> bool:
     return schema.attributes.get(attr.name) == attr.type and holds_it
 
 
-def _result_types(scope: Scope, node: NodeProto) -> tuple[int, ...]:
+def _result_types(scope: Scope, node: NodeProto, depth: int = _MAX_DEPTH) -> tuple[int, ...]:
     """Types that the output of `node` may have, as far as its own operands tell."""
     given = {attr.name: attr.i for attr in node.attribute}
     if node.op_type == "Cast":
         return (given.get("to", 0),)
     if node.op_type == "DequantizeLinear":
-        scales = scope.constant(node.input[1])
-        return (given.get("output_dtype") or (0 if scales is None else scales.data_type),)
+        scales = node.input[1] if len(node.input) > 1 else ""
+        return (given["output_dtype"],) if given.get("output_dtype") else _types_of(scope, scales, depth)
     if node.op_type == "Constant":
         value = scope.constant(node.output[0]) if node.output else None
         return tuple(SCALE_TYPES) if value is None else (value.data_type,)
-    found = scope.producer(node.input[0]) if node.input else None
-    if found is not None and found[2].op_type in ("Cast", "DequantizeLinear"):
-        return _result_types(found[0], found[2])
-    constant = scope.constant(node.input[0]) if node.input else None
-    return tuple(SCALE_TYPES) if constant is None else (constant.data_type,)
+    return _types_of(scope, node.input[0], depth) if node.input else tuple(SCALE_TYPES)
+
+
+def _types_of(scope: Scope, name: str, depth: int) -> tuple[int, ...]:
+    """Types that a value may have: those of scales where nothing tells."""
+    constant = scope.constant(name)
+    if constant is not None:
+        return (constant.data_type,)
+    found = scope.producer(name)
+    if not depth or found is None or role_of(found[2]) not in _KEEP_TYPES or found[2].op_type in _MAKE_TYPES:
+        return tuple(SCALE_TYPES)
+    return _result_types(found[0], found[2], depth - 1)

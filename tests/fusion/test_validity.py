@@ -15,6 +15,7 @@ from conformance.drawing.elements import MS
 from ort_qdq_plugin.fusion.validity import is_as_specified, schema_at
 from ort_qdq_plugin.model.graph import model_scope
 from ort_qdq_plugin.model.operators import LAST_OPSET, OPERATORS, Operator
+from tests.fusion.support import drawn
 
 FLOAT, FLOAT16, UINT4, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT4, TensorProto.INT64
 
@@ -220,6 +221,38 @@ def test_the_type_of_a_result_follows_from_its_operands(draft: Draft, wanted: se
     for kind in wanted | others:
         draft.values.clear()
         draft.declare("out", [4, 4], kind)
+        assert fits(draft, 23) == (kind in wanted)
+
+
+COMPUTED_SCALES: dict[str, tuple[list[tuple[Any, ...]], set[str]]] = {
+    "dequantized": ([("DequantizeLinear", "q w_s", "s", {"axis": 0})], {"float"}),
+    "dequantized-to": ([("DequantizeLinear", "q w_s", "s", {"axis": 0, "output_dtype": FLOAT16})], {"float16"}),
+    "cast": ([("Cast", "w_s", "s", {"to": FLOAT16})], {"float16"}),
+    "multiplied": ([("Cast", "w_s", "c", {"to": FLOAT16}), ("Mul", "c c", "m"), ("Reshape", "m axes", "s")], {"float16"}),
+    "looked-up": ([("Gather", "w_s axes", "s")], {"float", "float16", "bfloat16"}),
+    "of-one-number": ([("ConstantOfShape", "axes", "s")], {"float", "float16", "bfloat16"}),
+    "without-scales": ([("DequantizeLinear", "q", "s")], {"float", "float16", "bfloat16"}),
+    "of-nothing": ([("Neg", "", "s")], {"float", "float16", "bfloat16"}),
+    "many-nodes": (
+        [
+            ("Cast", "w_s", "s0", {"to": FLOAT16}),
+            *(("Neg", f"s{at}", f"s{at + 1}") for at in range(20)),
+            ("Neg", "s20", "s"),
+        ],
+        {"float", "float16", "bfloat16"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED_SCALES)
+def test_scales_that_are_computed_have_the_type_that_their_nodes_tell(name: str) -> None:
+    """And any type of scales where that is not told. Simplifiers state the types of all values."""
+    nodes, wanted = COMPUTED_SCALES[name]
+    for kind in ("float", "float16", "bfloat16", "int64", "uint8"):
+        draft = draft_of("Identity", "x")
+        draft.quantized("q", "uint8", [1, 4])
+        drawn(draft, *nodes, ("DequantizeLinear", "w s", "d", {"axis": 0, "block_size": 4}))
+        draft.declare("d", [4, 4], kind)
         assert fits(draft, 23) == (kind in wanted)
 
 
