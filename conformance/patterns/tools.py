@@ -199,6 +199,9 @@ TOOLS = (
     fused("groups-as-rows-written-out", lambda d: (d.quantized("w", "uint4", _GROUPS), d.floats("s", [_GROUPS[0], 1]),
           d.quantized("z", "uint4", [_GROUPS[0], 1])), "c = Cast <to = 1> (w)  f = Cast <to = 1> (z)  m = Sub(c, f)"
           "  w_d = Mul(m, s)", _whole, **_ENDS),
+    fused("groups-as-rows-table", _weight((512 * 4, 32), element="uint4", block=32, axis=1, zero="random"),
+          lambda d: d.ints("shape", [512, _K]), "r = Reshape(w_d, shape)  y = Gather(r, x)", x=[2, 3], x_kind="int64",
+          y=[2, 3, _K]),
     # esp-ppq
     reason("static-int8-bias", _activation, _weight(_K_MAJOR, axis=1), _int8_bias_behind, **_ENDS),
 )  # fmt: skip

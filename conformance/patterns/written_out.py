@@ -87,6 +87,8 @@ WRITTEN_OUT = (
     fused("written-out-is-output", _weight(scales=(_N,)), _TIMES, _MATMUL, lambda d: d.output("w_d", [_K, _N]), **_ENDS),
     fused("written-out-table", _weight(20000, 64, scales=(20000, 1)), _TIMES, "y = Gather(w_d, x)", x=[5], y=[5, 64],
           x_kind="int64"),
+    fused("written-out-table-in-blocks", _weight(20000, 2, 32, element="uint4", zeros="uint4", scales=(20000, 2, 1)),
+          _ints("whole", 20000, 64), _MINUS, "r = Reshape(w_d, whole)  y = Gather(r, x)", x=[5], y=[5, 64], x_kind="int64"),
     # Another precision of zero points or scales than the fused operator has, and readers that it does not replace.
     reason("written-out-fractions", _weight(scales=(_N,)), _scalar("z", 0.5),
            "c = Cast <to = 1> (w)  d = Sub(c, z)  w_d = Mul(d, s)", _MATMUL, **_ENDS, quick=True),

@@ -38,9 +38,9 @@ EXPECTED: Mapping[str, Mapping[str, str]] = {
     },
     "torchao": {
         "int4 asymmetric linear": "3 fused",
-        "int4 asymmetric tokens": "3 fused, 1 GATHER",
+        "int4 asymmetric tokens": "4 fused",
         "int4 blocks linear": "3 fused",
-        "int4 blocks tokens": "3 fused, 1 GATHER",
+        "int4 blocks tokens": "4 fused",
         "int4 dynamic linear": "3 fused",
         "int4 dynamic tokens": "3 fused",
         "int4 linear": "3 fused",

@@ -1,4 +1,7 @@
-"""DequantizeLinear -> [Cast]* -> Gather (an embedding table), in the form that is fastest for such a table (`lookups`)."""
+"""DequantizeLinear -> [Cast]* -> Gather (an embedding table), in the form that is fastest for such a table (`lookups`).
+
+Where Reshapes make rows of blocks, or of groups, the table is one of such rows (`regrouped`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from ort_qdq_plugin.fusion.gather_block_quantized import quantized_lookup
 from ort_qdq_plugin.fusion.gathered_rows import gathered_rows
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.lookups import MAX_COPY, Form, Lookup, Squeezed, choice_for, is_small, scales_of, shape_in_rows
+from ort_qdq_plugin.fusion.regrouped import merged
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import FLOAT, FLOAT16
 from ort_qdq_plugin.model.graph import Scope
@@ -29,6 +33,7 @@ _AXES_INPUT = 13  # the opset since which the axes of Squeeze are an input
 def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSettings, locate: Locate) -> Fusion:
     """Fuse the Gather at a site (`kind.Fuse`), with the product behind it where it looks up one of a few matrices."""
     scope, index = site.replaced[0]
+    dequantized, view = merged(dequantized, view)
     node, table = scope.nodes[index], dequantized.weight
     if len(node.input) != 2 or not node.output or node.input[0] != site.weight or site.weight == node.input[1]:
         raise NotFusable(Reason.CONSUMER)

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Zero
-from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin import Options, Reason, create_session
 from ort_qdq_plugin.fusion.lookups import CHOICES, Choice, Form, Scales
 from ort_qdq_plugin.model.elements import CODES
 from tests.support import CPU, Array, made_report, quiet, raised, stock
@@ -113,6 +113,44 @@ def test_tables_of_bytes_may_have_any_rank(
     session = ours(model)
     np.testing.assert_array_equal(session.run(None, feeds)[0], unoptimized(model).run(None, feeds)[0])
     assert made_report(session).fused
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    element=st.sampled_from(["uint4", "int4", "uint8", "int8"]),
+    zero=st.sampled_from(["none", "random"]),
+    form=st.sampled_from(["axis", "rows", "rows in blocks", "written out"]),
+    indices=st.sampled_from(INDICES),
+    rows=st.integers(60, 90),
+    groups=st.integers(1, 5),
+    size=st.sampled_from([16, 32, 64]),
+)
+def test_tables_of_groups(
+    element: str, zero: Zero, form: str, indices: list[int], rows: int, groups: int, size: int
+) -> None:
+    """A Reshape makes rows of groups, which are an axis of their own, or rows themselves."""
+    draft = Draft(f"{element}-{zero}-{form}-{rows}-{groups}-{size}")
+    draft.input("i", indices, "int64")
+    shape = (rows, groups, size) if form in ("axis", "written out") else (rows * groups, size)
+    if form == "written out":
+        draft.quantized("w", element, shape)
+        value = draft.node("Cast", ["w"], to=TensorProto.FLOAT)
+        if zero == "random":
+            draft.quantized("z", element, (*shape[:-1], 1))
+            value = draft.node("Sub", [value, draft.node("Cast", ["z"], to=TensorProto.FLOAT)])
+        value = draft.node("Mul", [value, draft.floats("s", (*shape[:-1], 1))])
+    else:
+        axis, block = {"axis": (2, size), "rows": (0, PER_CHANNEL), "rows in blocks": (1, size)}[form]
+        value = draft.dequantize("w", shape, axis=axis, block=block, element=element, zero=zero)
+    value = draft.node("Reshape", [value, draft.ints("to", [rows, groups * size])])
+    draft.output(draft.node("Gather", [value, "i"], "y"), None)
+    model = bytes(draft.model().SerializeToString())
+    feeds = {"i": some_indices(indices, rows)}
+    session = ours(model)
+    np.testing.assert_array_equal(session.run(None, feeds)[0], unoptimized(model).run(None, feeds)[0])
+    report = made_report(session)
+    event(f"{form}: {'fused' if report.fused else report.unfused[0].reason.name}")
+    assert len(report.fused) + (report.unfused[0].reason is Reason.SMALL_TABLE if report.unfused else 0) == 1, report
 
 
 OPSETS: list[tuple[int, str, str, dict[str, Any]]] = [

@@ -74,6 +74,24 @@ def test_a_large_table_is_not_copied_if_another_form_takes_it(monkeypatch: pytes
     assert form_of(gather_of(element="int8", zero="none", **rows)) is Form.QUANTIZED
 
 
+@pytest.mark.parametrize("gather_axis", [0, -2])
+@pytest.mark.parametrize("block", [16, 32])
+def test_blocks_that_are_an_axis_are_joined_to_rows(gather_axis: int, block: int) -> None:
+    draft = gather_of((50, 2, 32), axis=2, block=block, gather_axis=gather_axis)
+    fusion = fused(draft, lambda view: view.reshaped((50, 64)))
+    assert isinstance(fusion, QuantizedLookup)
+    assert (fusion.rows.shape, fusion.block_size) == ((50, 64), block)
+    source = fusion.operands["data"].source
+    assert source is not None
+    assert source.source.is_stored
+
+
+def test_axes_of_one_index_may_be_in_between() -> None:
+    fusion = fused(gather_of(), lambda view: view.reshaped((50, 1, 64)))
+    assert isinstance(fusion, QuantizedLookup)
+    assert fusion.rows.shape == (50, 1, 64)
+
+
 def test_matrices_may_be_seen_transposed() -> None:
     draft = gather_of((50, 32, 64), axis=2, indices=[1])
     for perm, op_types in (((0, 1, 2), []), ((0, 2, 1), ["Transpose"])):
@@ -154,7 +172,17 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "seen-in-double": (gather_of(), Reason.PRODUCT_TYPE, lambda view: view._replace(data_type=TensorProto.DOUBLE)),
     "made-in-bfloat16": (gather_of(output_dtype=BFLOAT16, opset=23), Reason.PRODUCT_TYPE),
     "transposed": (gather_of((64, 64)), Reason.GATHER, lambda view: view.transposed((1, 0))),
-    "with-an-axis-in-between": (gather_of(), Reason.GATHER, lambda view: view.reshaped((50, 1, 64))),
+    "rows-of-a-part-of-each": (gather_of((50, 2, 64), axis=2), Reason.GATHER, lambda view: view.transposed((1, 0, 2))),
+    "columns-of-what-is-joined": (
+        gather_of((50, 2, 32), axis=2, gather_axis=1),
+        Reason.GATHER,
+        lambda view: view.reshaped((50, 64)),
+    ),
+    "rows-of-which-each-has-several": (
+        gather_of((2, 50, 64), axis=1, block=50),
+        Reason.GATHER,
+        lambda view: view.reshaped((100, 64)),
+    ),
 }
 
 
