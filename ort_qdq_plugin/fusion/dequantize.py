@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from functools import reduce
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ort_qdq_plugin.errors import ModelError, NotComputedError, NotFusable
-from ort_qdq_plugin.folding.building import inverse, reshaped, transposed, unordered
-from ort_qdq_plugin.folding.computed import as_expression, as_tensor
-from ort_qdq_plugin.folding.expression import Expression
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
-from ort_qdq_plugin.fusion.factors import as_floats, constant, multiplied, varying_axes, vector
 from ort_qdq_plugin.fusion.view import View, view_of
-from ort_qdq_plugin.model.elements import DEQUANTIZED_TYPES, ELEMENTS, FLOAT, SCALE_TYPES
+from ort_qdq_plugin.model.elements import DEQUANTIZED_TYPES, ELEMENTS, SCALE_TYPES
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, text
 from ort_qdq_plugin.model.operators import role_of
 from ort_qdq_plugin.model.tensors import StoredTensor, shape_of
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.system.forks import fork_lock
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.folding.expression import Expression
 
 __all__ = ["Dequantized", "QuantizedMatrix", "Seen", "has_constant_weight", "is_dequantize", "read_dequantize"]
 
@@ -122,6 +121,9 @@ class Dequantized(NamedTuple):
         """The same without a Transpose that computes the weight: its axis i is axis perm[i] then. None: there is none."""
         if self.weight.source.is_stored:
             return self, None
+        with fork_lock:
+            from ort_qdq_plugin.folding.building import inverse, transposed, unordered
+            from ort_qdq_plugin.folding.computed import as_expression, as_tensor
         weight, perm = unordered(as_expression(self.weight))
         if perm == tuple(range(len(perm))):
             return self, None
@@ -143,63 +145,43 @@ class Dequantized(NamedTuple):
         k_major = list(k_axes + n_axes) == sorted(k_axes + n_axes)
         if not k_major and list(n_axes + k_axes) != sorted(n_axes + k_axes):
             raise NotFusable(Reason.INTERLEAVED)
-        scaling = self._scaling(k_axes, n_axes)
-        if scaling.rows and not rows_may_differ:
-            raise NotFusable(Reason.FACTOR if self.factors else Reason.BLOCKS_ALONG_N)
         k, n = (math.prod(self.weight.shape[axis] for axis in axes) for axes in (k_axes, n_axes))
+        scales, zero_points, rows = self.scales, self.zero_points, None
+        block = self._block_along(k_axes, n_axes)
+        if block is None or self.factors:
+            with fork_lock:
+                from ort_qdq_plugin.folding.computed import as_tensor
+                from ort_qdq_plugin.fusion.scaling import Scaled, Scaling, scaling_of
+            given = Scaling(scales, zero_points, -1 if block is None else block)
+            matrix = Scaled(self.weight.shape, k_axes, n_axes, k, n, k_major)
+            scales, zero_points, block, of_rows = scaling_of(given, self.axis, self.centred, self.factors, matrix)
+            if of_rows is not None and not rows_may_differ:
+                raise NotFusable(Reason.FACTOR if self.factors else Reason.BLOCKS_ALONG_N)
+            rows = None if of_rows is None else as_tensor(of_rows, self.scales.name)
         return QuantizedMatrix(
             weight=self.weight,
-            scales=_times_columns(scaling, k, n, k_major) if scaling.columns else scaling.scales,
-            zero_points=None if self.centred else scaling.zero_points,
+            scales=scales,
+            zero_points=None if self.centred else zero_points,
             centred=self.centred,
             k=k,
             n=n,
             k_major=k_major,
-            block=scaling.block,
-            rows=as_tensor(reduce(multiplied, scaling.rows), self.scales.name) if scaling.rows else None,
+            block=block,
+            rows=rows,
         )
 
-    def _scaling(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...]) -> _Scaling:
-        """What scales a matrix whose rows and columns run over these stored axes; raises NotFusable if nothing can."""
-        scaling, shape = self._own_scaling(k_axes, n_axes), self.weight.shape
-        rows, columns = list(scaling.rows), []
-        for factor in self.factors:
-            varying = varying_axes(factor)
-            if not varying:
-                columns.append(reshaped(factor, ()))
-            elif varying <= set(n_axes):
-                columns.append(vector(factor, n_axes, shape))
-            elif varying <= set(k_axes):
-                rows.append(vector(factor, k_axes, shape))
-            else:
-                raise NotFusable(Reason.FACTOR)
-        return scaling._replace(rows=tuple(rows), columns=tuple(columns))
-
-    def _own_scaling(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...]) -> _Scaling:
-        """As `_scaling`, without factors."""
-        stored = _Scaling(self.scales, self.zero_points, self.block)
+    def _block_along(self, k_axes: tuple[int, ...], n_axes: tuple[int, ...]) -> int | None:
+        """Elements along K that share a scale; 0 where all of a column do. None where the scales are of no such form."""
         if self.axis is None or (not self.block and n_axes == (self.axis,)):
-            return stored._replace(block=0)
-        shape, size = self.weight.shape, self.weight.shape[self.axis]
+            return 0
+        size = self.weight.shape[self.axis]
         if self.block and k_axes[-1:] == (self.axis,):
             if len(k_axes) > 1 and self.block < size and size % self.block:
                 raise NotFusable(Reason.BLOCK_SIZE)
-            return stored if len(k_axes) == 1 else stored._replace(block=min(self.block, size))
+            return self.block if len(k_axes) == 1 else min(self.block, size)
         if self.has_blocks:
             raise NotFusable(Reason.BLOCKS_ALONG_N)
-        # All of an axis shares a scale, or each of its indices has one: these are numbers for columns, or for rows.
-        dims = self.scales.shape if self.block else tuple(size if axis == self.axis else 1 for axis in range(len(shape)))
-        scales = reshaped(as_expression(self.scales), dims)
-        if varying_axes(scales) <= set(n_axes):
-            zero_points = self.zero_points
-            if zero_points is not None:
-                along = vector(reshaped(as_expression(zero_points), dims), n_axes, shape)
-                zero_points = as_tensor(along, zero_points.name)
-            return _Scaling(as_tensor(vector(scales, n_axes, shape), self.scales.name), zero_points, 0)
-        if varying_axes(scales) <= set(k_axes) and (self.zero_points is None or self.centred):
-            one = as_tensor(constant(1, FLOAT, ()), self.scales.name)
-            return _Scaling(one, None, 0, rows=(as_floats(vector(scales, k_axes, shape)),))
-        raise NotFusable(Reason.BLOCKS_ALONG_N)
+        return None
 
 
 class Seen(NamedTuple):
@@ -208,27 +190,6 @@ class Seen(NamedTuple):
     dequantized: Dequantized
     view: View
     nodes: int = 0  # how many nodes made other operands of those that a DequantizeLinear has
-
-
-class _Scaling(NamedTuple):
-    """What scales a matrix: scales and zero points as `QuantizedMatrix` has them, and more factors."""
-
-    scales: StoredTensor
-    zero_points: StoredTensor | None
-    block: int
-    rows: tuple[Expression, ...] = ()  # each [K]
-    columns: tuple[Expression, ...] = ()  # each [N], or a single one
-
-
-def _times_columns(scaling: _Scaling, k: int, n: int, k_major: bool) -> StoredTensor:
-    """The scales of a matrix times the factors of its columns."""
-    factor = reduce(multiplied, scaling.columns)
-    scales = as_expression(scaling.scales)
-    if scaling.block:
-        blocks = -(-k // scaling.block)
-        scales = reshaped(scales, (blocks, n) if k_major else (n, blocks))
-        factor = factor if k_major or not factor.shape else reshaped(factor, (n, 1))
-    return as_tensor(multiplied(scales, factor), scaling.scales.name)
 
 
 def is_dequantize(node: NodeProto) -> bool:
@@ -272,7 +233,7 @@ def read_dequantize(scope: Scope, node: NodeProto, constants: Constants, is_cent
         raise NotFusable(Reason.INVALID)
     try:
         located = [
-            constants.locate(operand) if isinstance(operand, TensorProto) else as_tensor(operand, text(name))
+            constants.locate(operand) if isinstance(operand, TensorProto) else _as_tensor(operand, text(name))
             for name, operand in zip(names, operands, strict=True)
         ]
         zero_points = located[2] if len(located) == 3 else None
@@ -290,6 +251,12 @@ def read_dequantize(scope: Scope, node: NodeProto, constants: Constants, is_cent
         block=block,
         output_type=output_type,
     )
+
+
+def _as_tensor(expression: Expression, name: str) -> StoredTensor:
+    with fork_lock:
+        from ort_qdq_plugin.folding.computed import as_tensor
+    return as_tensor(expression, name)
 
 
 def _operand(scope: Scope, name: str, constants: Constants) -> TensorProto | Expression:
