@@ -2,7 +2,7 @@
 
 They reorder its elements (`view`), split its axes (`regrouped`), repeat it for each batch, take a part of it (`parts`),
 multiply it by constants (`factors`), or put it beside others (`joined`). Each is done to the integers, the scales and the
-zero points instead.
+zero points instead. Models need few of these modules, which are imported for the first node that does.
 
 Format facts: Mul, Div and Expand of the ONNX specification, and those that the modules named have.
 """
@@ -15,10 +15,6 @@ from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.dequantize import Seen, has_constant_weight, is_dequantize, read_dequantize
-from ort_qdq_plugin.fusion.factors import constant, divided, factor_of
-from ort_qdq_plugin.fusion.joined import joined
-from ort_qdq_plugin.fusion.parts import gathered, sliced, split
-from ort_qdq_plugin.fusion.regrouped import split as split_axes
 from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.fusion.written_out import WrittenOut
@@ -27,6 +23,7 @@ from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute, is_standard
 from ort_qdq_plugin.model.operators import OPERATORS, operator_of
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["Routes", "check_specified"]
 
@@ -104,13 +101,13 @@ class Routes:
 
         if kind == "Expand":
             return [self._expanded(scope, node, seen)]
+        if kind == "Gather" and not self._is_of_a_product(scope, node):
+            return None
+        with fork_lock:
+            from ort_qdq_plugin.fusion.parts import gathered, sliced, split
         if kind == "Split":
             return split(longer, node, scope.opset, numbers)
-        if kind == "Slice":
-            return [sliced(longer, node, scope.opset, numbers)]
-        if kind == "Gather" and self._is_of_a_product(scope, node):
-            return [gathered(longer, node, numbers)]
-        return None
+        return [sliced(longer, node, scope.opset, numbers) if kind == "Slice" else gathered(longer, node, numbers)]
 
     def _multiplied(self, scope: Scope, node: NodeProto, name: str, seen: Seen) -> list[Seen] | None:
         """A weight times a constant, or divided by it."""
@@ -121,6 +118,8 @@ class Routes:
             return None
         if not self._constants.is_constant(scope, others[0]):
             return None
+        with fork_lock:
+            from ort_qdq_plugin.fusion.factors import constant, divided, factor_of
         try:
             factor = factor_of(self._constants.expression(scope, others[0]), seen.view)
         except ModelError as error:
@@ -155,6 +154,8 @@ class Routes:
     def _joint(self, node_ref: NodeRef) -> Seen:
         """What a Concat makes of its inputs, the same whichever of them is asked about."""
         if node_ref not in self._joined:
+            with fork_lock:
+                from ort_qdq_plugin.fusion.joined import joined
             scope, index = node_ref
             node = scope.nodes[index]
             self._joined[node_ref] = Reason.JOINED  # so that a cycle ends here
@@ -235,7 +236,9 @@ def _seen_as(seen: Seen, view: View) -> Seen:
     """A weight in another view of it, or of its axes split."""
     if view.stored_shape == seen.view.stored_shape:
         return seen._replace(view=view)
-    return seen._replace(dequantized=split_axes(seen.dequantized, view.stored_shape), view=view)
+    with fork_lock:
+        from ort_qdq_plugin.fusion.regrouped import split
+    return seen._replace(dequantized=split(seen.dequantized, view.stored_shape), view=view)
 
 
 def check_specified(node_ref: NodeRef) -> None:
