@@ -65,7 +65,8 @@ def run(draft: Draft, x: Array) -> tuple[Report, Array]:
 @pytest.mark.parametrize("n_major", [False, True])
 def test_no_type_is_narrower_than_declared(scale: str, output: str, size: str, n_major: bool) -> None:
     x = (np.random.default_rng(0).standard_normal((ROWS, K)) * SIZES[size][2]).astype(np.float16).astype(np.float32)
-    for casts in CASTS:
+    # By turns: each is tried for both layouts, for one at every size.
+    for casts in CASTS[(list(SIZES).index(size) + n_major) % 2 :: 2]:
         draft = drawn(scale, output, casts, size, n_major=n_major)
         final = (casts or output or scale).split()[-1]
         report, result = run(draft, x)

@@ -273,10 +273,10 @@ def reading_in_place(tmp_path: Path) -> str:
 
 
 ENDS = list(itertools.product((1, 3), ("main", "module", "native")))
-SLOW = [pytest.param(*end, marks=pytest.mark.slow) for end in ENDS[:-1]]
+LONG = [pytest.param(*end, marks=pytest.mark.long) for end in ENDS[:-1]]
 
 
-@pytest.mark.parametrize(("daemons", "where"), [ENDS[-1], *SLOW])
+@pytest.mark.parametrize(("daemons", "where"), [ENDS[-1], *LONG])
 def test_no_memory_goes_while_daemon_threads_still_run(reading_in_place: str, daemons: int, where: str) -> None:
     """A thread that comes back from a run after the interpreter's end is ended by it, which std::terminate takes for an
     error; one still running when ONNX Runtime's own objects go says that a node failed. Both are so with stock, too

@@ -1,4 +1,9 @@
-"""The pattern table's rows: all once, the quick ones by every route, from every kind of file, into every kind of buffer."""
+"""The pattern table's rows: all once, the quick ones by every route, from every kind of file, into every kind of buffer.
+
+The long tests try all of them; the slow ones one other way for each of the quick rows, in turns.
+"""
+
+from collections.abc import Iterator
 
 import onnxruntime as ort
 import pytest
@@ -16,19 +21,15 @@ WAYS: list[tuple[str, Buffer, Form]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("pattern", "wanted", "buffer", "form"),
-    [
-        pytest.param(
-            pattern,
-            *way,
-            id=f"{way[0]} from {way[2]}-{pattern.name}",
-            marks=[] if way == WAYS[0] and pattern.quick else pytest.mark.slow,
-        )
-        for way in WAYS
-        for pattern in (PATTERNS if way == WAYS[0] else quick_patterns())
-    ],
-)
+def cases() -> Iterator[object]:
+    for number, way in enumerate(WAYS):
+        for turn, pattern in enumerate(quick_patterns() if number else PATTERNS):
+            marks = [pytest.mark.slow] if number == 0 or number == 1 + turn % (len(WAYS) - 1) else [pytest.mark.long]
+            name = f"{way[0]} from {way[2]} into {way[1]}-{pattern.name}"
+            yield pytest.param(pattern, *way, id=name, marks=[] if number == 0 and pattern.quick else marks)
+
+
+@pytest.mark.parametrize(("pattern", "wanted", "buffer", "form"), list(cases()))
 def test_a_pattern(pattern: Pattern, wanted: str, buffer: Buffer, form: Form) -> None:
     def make(model: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
         # The table saves the optimized graph to look at it, which is not done by path.

@@ -170,10 +170,20 @@ def test_nothing_is_fused_where_the_caller_forbids_it(
 
 
 @pytest.mark.parametrize(
-    "entries", [{}, {SAVED_DATA_KEY: "saved.data"}, {SAVED_DATA_KEY: "saved.data", SAVED_SIZE_KEY: "0"}]
+    "entries",
+    [
+        {},
+        pytest.param({SAVED_DATA_KEY: "saved.data"}, marks=pytest.mark.slow),
+        {SAVED_DATA_KEY: "saved.data", SAVED_SIZE_KEY: "0"},
+    ],
 )
-@pytest.mark.parametrize("route", ["borrowed", "by path", "made", "used", "prepared"])
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(
+    ("route", "share"),
+    [
+        ("borrowed", False), ("by path", False), ("made", False), ("used", False), ("prepared", False), ("made", True),
+        pytest.param("used", True, marks=pytest.mark.slow), pytest.param("prepared", True, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_the_optimized_model_needs_nothing_of_ours(
     tmp_path: Path, empty: Path, route: str, share: bool, entries: dict[str, str], n_major: bool, form: Form
 ) -> None:
@@ -186,7 +196,7 @@ def test_the_optimized_model_needs_nothing_of_ours(
             options.add_session_config_entry(key, value)
         return options
 
-    if (share and route in ("borrowed", "by path")) or (form == "bytes" and route not in ("borrowed", "by path")):
+    if form == "bytes" and route not in ("borrowed", "by path"):
         return
     here = tmp_path / "here"
     here.mkdir()

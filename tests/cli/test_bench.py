@@ -99,7 +99,7 @@ def test_progress_only_on_a_terminal(model: Path) -> None:
     assert "loading" not in "".join(map(str, apart(*arguments)))
 
 
-@pytest.mark.slow
+@pytest.mark.long  # README's install command runs it, too
 def test_the_demo_agrees() -> None:
     done = apart(text="")
     assert done.code == 0, done.err

@@ -64,11 +64,12 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("as_file", [False, True])
 @pytest.mark.parametrize("entry", FAMILIES)
-def test_inspecting_ends_well(worker: Worker, beside: Path, entry: Path, as_file: bool) -> None:
-    outcome = worker.run("inspect", placed(entry, beside) if as_file else entry.read_bytes())
-    assert_cheap(outcome, "ModelError", "FileNotFoundError", "OSError")
+def test_inspecting_ends_well(worker: Worker, beside: Path, entry: Path) -> None:
+    # As a file, and as bytes if it is one that once went wrong, or every other time.
+    ways = [placed(entry, beside), entry.read_bytes()]
+    for given in ways if entry in REGRESSIONS else [ways[CORPUS.index(entry) % 2]]:
+        assert_cheap(worker.run("inspect", given), "ModelError", "FileNotFoundError", "OSError")
 
 
 @pytest.mark.parametrize("entry", FAMILIES)

@@ -20,7 +20,7 @@ from tests.fusion.support import locate
 KINDS = ("float", "int64", "float16", "int8", "uint8", "int4", "uint4", "int2", "uint2")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(drawn=expressions(KINDS), data=st.data(), piece=st.sampled_from([8, 16, 64, 1 << 17]))
 def test_bytes_from_anywhere(drawn: Drawn, data: st.DataObject, piece: int) -> None:
     bits = ELEMENTS[drawn.expression.data_type].bits

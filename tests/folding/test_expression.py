@@ -16,7 +16,7 @@ from tests.folding.support import constant
 from tests.fusion.support import locate
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(drawn=expressions(), data=st.data())
 def test_boxes_are_parts_of_the_whole(drawn: Drawn, data: st.DataObject) -> None:
     expression, array = drawn

@@ -185,7 +185,7 @@ def followed_or_refused(view: View, step: Step) -> View | Reason | None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(data=st.data(), stored_shape=st.lists(st.sampled_from([1, 1, 2, 2, 3, 4, 6]), max_size=4))
 def test_a_view_says_what_numpy_does(data: st.DataObject, stored_shape: list[int]) -> None:
     """And where it can say nothing, no order of the axes is what NumPy gives, as they are split by then."""

@@ -32,12 +32,13 @@ def both(folder: Path, model: str, way: Way) -> tuple[Side, Side]:
 
 
 def cases() -> Iterator[object]:
-    """Slow are all but the first model's first and last way."""
+    """Quick are the first model's first and last way, slow one way of each other model, in turns, and all others long."""
     for entry in PROBES:
-        for model, way in itertools.product(entry.models, entry.ways):
-            quick = model == entry.models[0] and way in (entry.ways[0], entry.ways[-1])
-            name = f"{entry.program.__name__}-{model}-{way}"
-            yield pytest.param(entry.program, model, way, id=name, marks=[] if quick else pytest.mark.slow)
+        for (number, model), way in itertools.product(enumerate(entry.models), entry.ways):
+            quick = not number and way in (entry.ways[0], entry.ways[-1])
+            slow = way == entry.ways[number % len(entry.ways)]
+            marks = [] if quick else [pytest.mark.slow] if slow else [pytest.mark.long]
+            yield pytest.param(entry.program, model, way, id=f"{entry.program.__name__}-{model}-{way}", marks=marks)
 
 
 @pytest.mark.parametrize(("program", "model", "way"), list(cases()))
