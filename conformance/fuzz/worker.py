@@ -77,7 +77,9 @@ def _set_up() -> None:
     logging.getLogger("ort_qdq_plugin").propagate = False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the base class prints what it tries again
     resource.setrlimit(resource.RLIMIT_AS, (_WORKER_BYTES, _WORKER_BYTES))
-    # What is imported or set up once is nobody's.
+    # What is imported or set up once is nobody's, and looking through it again and again would take most of the time.
+    gc.collect()
+    gc.freeze()
     for way in ("inspect", "ours", "stock", "unoptimized"):
         for model in seed_models()[:20]:
             _outcome_of(way, model)

@@ -8,6 +8,7 @@ from conformance.choices import cells, forms
 from conformance.choices.__main__ import main
 from ort_qdq_plugin.fusion import choice
 
+pytestmark = pytest.mark.slow
 SLOW_AS_STORED = "2 bits, level 4, blocks of 256, K-major, float, 256x256, rows 1"
 """Ten times as slow as the other forms."""
 

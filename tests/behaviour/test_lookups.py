@@ -65,7 +65,7 @@ def some_indices(shape: list[int], rows: int) -> Array:
     return np.concatenate([ends, np.ravel(drawn)[ends.size :]]).reshape(shape).astype(np.int64)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     element=st.sampled_from(["uint2", "int2", "uint4", "int4", "uint8", "int8"]),
     scales=st.sampled_from(sorted(SCALES)),

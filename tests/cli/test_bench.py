@@ -41,6 +41,7 @@ def test_every_way_is_measured_and_gives_the_same(model: Path) -> None:
     assert fused == {"stock": 0, "qoperator": 0, "cached": 2, "shared": 2, "ours": 2}
 
 
+@pytest.mark.slow
 def test_tables_have_medians_and_spread_and_the_picture_curves(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
 ) -> None:

@@ -78,14 +78,15 @@ def test_a_model_without_weights_of_that_kind(tmp_path: Path, here: Here) -> Non
 
 def test_what_weights_are_behind_is_told(tmp_path: Path, here: Here) -> None:
     """Of those that are fused, too; and what would help those that are not."""
-    for shape, told in (((64,), "outcome"), ((128, 1), "What would help: Quantize per column")):
+    scaled = {(64,): ("outcome", ", per channel of axis 1"), (128, 64): ("What would help: Quantize per tensor", "")}
+    for shape, (told, scales) in scaled.items():
         draft = Draft("written out")
         draft.input("x", ["m", 128])
         operands = [draft.node("Cast", [draft.quantized("w", "int8", (128, 64))], to=TensorProto.FLOAT)]
         operands.append(draft.floats("s", shape))
         draft.output(draft.node("MatMul", ["x", draft.node("Mul", operands, "w_d")], "y"), ["m", 64])
         said = here.said("inspect", save(draft.model(), tmp_path, "file"))
-        assert f"int8 [128, 64], per channel of axis {len(shape) % 2}, written out as Cast, Mul" in said
+        assert f"int8 [128, 64]{scales}, written out as Cast, Mul" in said
         assert told in said
         assert ("ONNX Runtime dequantizes it once, at load, to 32.8 kB in all.\n" in said) == (shape != (64,))
         assert "of float" not in said

@@ -29,7 +29,7 @@ def test_boxes_are_parts_of_the_whole(drawn: Drawn, data: st.DataObject) -> None
         np.testing.assert_array_equal(expression.values(box), array[tuple(slice(*bounds) for bounds in box)])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(one=expressions(("int8",)), two=expressions(("int8",)))
 def test_keys_are_equal_only_for_what_is_equal(one: Drawn, two: Drawn) -> None:
     if key_of(one.expression) == key_of(two.expression):

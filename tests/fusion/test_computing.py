@@ -58,7 +58,7 @@ def test_functions_are_of_the_types_that_onnx_runtime_has_kernels_for(op: str, k
     assert isinstance(expression_of(model), Reason) != taken
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     op=st.sampled_from(sorted(set(FUNCTIONS) - {"Mod", "Div"})),
     kind=st.sampled_from(list(NUMPY)),
@@ -186,7 +186,7 @@ def linear(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], dict[str,
     return shape, (*shape[:axis], -(-shape[axis] // block), *shape[axis + 1 :]), {"axis": counted, "block_size": block}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     form=linear(),
     kind=st.sampled_from(["float", "float16"]),

@@ -236,7 +236,7 @@ def hows() -> st.SearchStrategy[dict[str, Any]]:
     return drawn.map(lambda how: {key: "" if lacking.get(how["kind"]) == key else value for key, value in how.items()})
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(hows(), st.booleans())
 def test_products(tmp_path_factory: pytest.TempPathFactory, how: dict[str, Any], int8: bool) -> None:
     model = product(**how)

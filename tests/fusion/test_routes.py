@@ -91,7 +91,7 @@ def grown(data: st.DataObject, draft: Draft, value: str, shape: list[int]) -> tu
     return value, shape
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_chains(data: st.DataObject) -> None:
     draft = Draft("chain")

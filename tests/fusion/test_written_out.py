@@ -156,7 +156,7 @@ forms = st.builds(
 ).filter(lambda form: form.element in ("int8", "uint8") or form.reshape_late)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(form=forms)
 def test_is_what_a_dequantize_linear_is(form: Form) -> None:
     model, other = written(form), twin(form)

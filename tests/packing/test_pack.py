@@ -72,7 +72,7 @@ anything = st.one_of(
 )
 
 
-@settings(max_examples=350, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     many=st.lists(anything, min_size=1, max_size=4),
     threads=st.integers(1, 4),

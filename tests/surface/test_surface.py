@@ -32,12 +32,12 @@ def both(folder: Path, model: str, way: Way) -> tuple[Side, Side]:
 
 
 def cases() -> Iterator[object]:
-    """Quick are the first model's first and last way, slow one way of each other model, in turns, and all others long."""
+    """Quick is the first model's first way, slow its last one and one of each other model, in turns, and all others long."""
     for entry in PROBES:
         for (number, model), way in itertools.product(enumerate(entry.models), entry.ways):
-            quick = not number and way in (entry.ways[0], entry.ways[-1])
-            slow = way == entry.ways[number % len(entry.ways)]
-            marks = [] if quick else [pytest.mark.slow] if slow else [pytest.mark.long]
+            turn = entry.ways[number % len(entry.ways) if number else -1]
+            quick = not number and way == entry.ways[0]
+            marks = [] if quick else [pytest.mark.slow] if way == turn else [pytest.mark.long]
             yield pytest.param(entry.program, model, way, id=f"{entry.program.__name__}-{model}-{way}", marks=marks)
 
 

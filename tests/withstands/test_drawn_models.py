@@ -8,8 +8,9 @@ from conformance.fuzz.drawn import drawn_model
 from conformance.fuzz.judge import Judge
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 300, 100))
+@pytest.mark.parametrize(
+    "first", [pytest.param(0, marks=pytest.mark.slow), *(pytest.param(at, marks=pytest.mark.long) for at in (100, 200, 300))]
+)
 def test_drawn_models(judge: Judge, first: int) -> None:
     for number in range(first, first + 100):
         verdict = judge.verdict(drawn_model(random.Random(number)))

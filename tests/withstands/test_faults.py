@@ -12,11 +12,15 @@ from conformance.faults.scene import Fault, Scene, Skipped
 
 # Of the rows that are a matter of seconds, one of each kind in the quick suite.
 QUICKEST = {"ENOSPC later", "ENOSPC when writing", "SIGTERM", "directory is a file", "source rewritten while packing"}
-QUICK = [
-    pytest.param(fault, id=fault.name.replace(" ", "-"), marks=[] if fault.name in QUICKEST else pytest.mark.slow)
-    for fault in FAULTS
-    if fault.quick
-]
+# What happens to the source between packing and the session is as what happens before packing, and takes twice as long.
+LONG = {f"source {what} before the session" for what in ("replaced", "rewritten", "truncated")}
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    return [] if name in QUICKEST else [pytest.mark.long] if name in LONG else [pytest.mark.slow]
+
+
+QUICK = [pytest.param(fault, id=fault.name.replace(" ", "-"), marks=marks(fault.name)) for fault in FAULTS if fault.quick]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +41,9 @@ def test_a_fault_ends_as_with_stock_or_in_a_session(scene: Scene, fault: Fault) 
     assert not [verdict.problem for verdict in verdicts if verdict.problem]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loader", ["ours", "by path"])
+@pytest.mark.parametrize(
+    "loader", [pytest.param("ours", marks=pytest.mark.slow), pytest.param("by path", marks=pytest.mark.long)]
+)
 def test_kills_at_any_moment_leave_nothing(scene: Scene, loader: str) -> None:
     if loader not in scene.loaders:
         pytest.skip("no directory is safe here")
@@ -82,4 +87,4 @@ def test_what_is_left_behind_is_a_problem() -> None:
 def test_every_fault_has_a_name_of_its_own() -> None:
     names = {fault.name for fault in FAULTS}
     assert len(names) == len(FAULTS)
-    assert names >= QUICKEST
+    assert names >= QUICKEST | LONG

@@ -27,8 +27,15 @@ LOADED = [
 ]  # fmt: skip
 
 
+# Lists of other fields, which are read as those of nodes are, and that take seconds.
+LONG = {
+    f"empty-{name}" for name in ("attributes", "initializers", "inputs", "sparse-initializers", "tensors", "value-infos")
+}
+
+
 def slow_but(quick: Collection[str], names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
+    slow, long = pytest.mark.slow, pytest.mark.long
+    return [pytest.param(name, marks=[] if name in quick else long if name in LONG else slow) for name in names]
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, HOSTILE))
@@ -70,6 +77,10 @@ def sparse(folder: Path) -> str:
 @pytest.mark.slow
 def test_inspecting_a_sparse_file_reads_little_of_it(worker: Worker, tmp_path: Path) -> None:
     assert_cheap(worker.run("inspect", sparse(tmp_path)))
+
+
+def test_the_long_ones_are_there() -> None:
+    assert HOSTILE.keys() - {*QUICK, *LOADED[:5]} >= LONG
 
 
 def test_a_large_number_of_elements_is_reported_as_such() -> None:

@@ -74,7 +74,7 @@ def route(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     return Route(tmp_path, added_provider() if kind == "by path" else quiet(), ours, kind == "new entry")
 
 
-STRIDES = pytest.mark.parametrize("stride", [127, pytest.param(9, marks=pytest.mark.slow)])
+STRIDES = pytest.mark.parametrize("stride", [127, pytest.param(9, marks=pytest.mark.long)])
 
 
 @STRIDES
