@@ -55,6 +55,14 @@ def test_an_unknown_part_is_refused() -> None:
     assert refused.stderr.startswith("usage: ")
 
 
+def test_a_part_runs_what_the_readmes_command_leaves_out() -> None:
+    pytest_settings = SETTINGS["tool"]["pytest"]["ini_options"]
+    left_out = re.findall(r"not (\w+)", pytest_settings["addopts"])
+    assert re.findall(r"^    marked='(\w+) or (\w+)'$", RUN, re.MULTILINE) == [tuple(left_out)]
+    named = [marker.partition(":")[0] for marker in pytest_settings["markers"]]
+    assert set(left_out) <= set(named)
+
+
 def test_python_versions_are_the_same_everywhere() -> None:
     versions = matrix("python")
     named = [entry.rpartition(" :: ")[2] for entry in PROJECT["classifiers"] if "Python :: 3." in entry]

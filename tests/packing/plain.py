@@ -25,8 +25,8 @@ BITS: dict[int, int] = {**WHOLE, FLOAT: 32, FLOAT16: 16, BFLOAT16: 16}
 
 def raw_bytes(elements: Array, bits: int, dirty: bool = False) -> bytes:
     """TensorProto's raw_data: low bits first, no padding but in the last byte, which is all ones there if `dirty`."""
-    kind = np.uint8 if bits <= 8 else np.int64  # the smaller one makes large weights in an eighth of the time
-    flat = elements.reshape(-1).astype(kind)
+    kind: Any = np.uint8 if bits <= 8 else np.int64  # the smaller one makes large weights in an eighth of the time
+    flat: Array = elements.reshape(-1).astype(kind)
     as_bits = ((flat[:, None] >> np.arange(bits, dtype=kind)) & 1).astype(np.uint8).reshape(-1)
     padding = np.full(-as_bits.size % 8, int(dirty), np.uint8)
     return bytes(np.packbits(np.concatenate([as_bits, padding]), bitorder="little").tobytes())
