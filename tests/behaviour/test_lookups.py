@@ -184,7 +184,7 @@ def test_every_form_that_takes_a_table_gives_the_same_bits(
 ) -> None:
     """Those too that are not the first choice."""
     taken = []
-    for indices in ([7], [2, 3]):
+    for indices in ([7], [2, 3]) if zero == "random" else ([2, 3],):
         model = bytes(table(element, scales, zero, indices, (60, 64), scale=scale).model().SerializeToString())
         feeds = {"i": some_indices(indices, 60)}
         (expected,) = unoptimized(model).run(None, feeds)

@@ -69,6 +69,7 @@ def run(name: str, model: Path, environment: dict[str, str], tmp_path: Path, *ar
     return [re.split(r"  +", line.strip()) for line in table]
 
 
+@pytest.mark.long  # `.ci/run examples` runs it
 def test_spawned_workers(model: Path, environment: dict[str, str], tmp_path: Path) -> None:
     (line,) = run("spawned_workers.py", model, environment, tmp_path, "--workers", str(WORKERS))
     _node, workers, packed, mapped, *_ = line

@@ -73,7 +73,7 @@ def test_a_program_may_close_all_descriptors(tmp_path: Path, kind: str) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("stride", [127, pytest.param(31, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stride", [pytest.param(127, marks=pytest.mark.slow), pytest.param(31, marks=pytest.mark.long)])
 def test_a_handler_may_close_all_descriptors_at_any_place(tmp_path: Path, kind: str, stride: int) -> None:
     """That load may go to stock ONNX Runtime; the next one does not."""
     save(stack(2, 128, element="int4"), tmp_path, "external")

@@ -74,10 +74,11 @@ def route(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     return Route(tmp_path, added_provider() if kind == "by path" else quiet(), ours, kind == "new entry")
 
 
-STRIDES = pytest.mark.parametrize("stride", [127, pytest.param(9, marks=pytest.mark.long)])
+# Every so many lines of a load.
+MOST = pytest.param(9, marks=pytest.mark.long)
 
 
-@STRIDES
+@pytest.mark.parametrize("stride", [127, MOST])
 def test_an_interrupt_at_any_place_leaves_nothing(route: Route, stride: int) -> None:
     wanted = result(route.load())
     route.settle()
@@ -95,7 +96,7 @@ def test_an_interrupt_at_any_place_leaves_nothing(route: Route, stride: int) -> 
     assert number > 200
 
 
-@STRIDES
+@pytest.mark.parametrize("stride", [pytest.param(127, marks=pytest.mark.slow), MOST])
 def test_a_fork_at_any_place_changes_nothing(route: Route, stride: int) -> None:
     def fork() -> None:
         child = os.fork()
