@@ -30,7 +30,7 @@ LOADED = [
 def slow_but(quick: Collection[str], names: Iterable[str]) -> list[Any]:
     """Of the others, which take seconds each and are of few kinds, every third is slow, and the rest long."""
     left = [name for name in names if name not in quick]
-    marks = {name: pytest.mark.long if turn % 3 else pytest.mark.slow for turn, name in enumerate(left)}
+    marks = {name: pytest.mark.slow if turn % 3 == 1 else pytest.mark.long for turn, name in enumerate(left)}
     return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
 

@@ -99,7 +99,7 @@ finally:
     [
         (30, 1, "called"),
         (30, 2, "activated"),
-        pytest.param(1000, 1, "called", marks=pytest.mark.slow),
+        pytest.param(1000, 1, "called", marks=pytest.mark.long),
         pytest.param(200, 3, "called", marks=pytest.mark.slow),
     ],
 )
