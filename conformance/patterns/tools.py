@@ -12,7 +12,7 @@ from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import raw_tensor
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from conformance.patterns.bodies import function
-from conformance.patterns.pattern import GEMM_T, MATMUL, TRANSPOSE, Pattern, Step, bias, fused, pattern, reason
+from conformance.patterns.pattern import GEMM_T, MATMUL, TRANSPOSE, Pattern, Step, bias, fused, reason
 
 __all__ = ["TOOLS"]
 
@@ -118,11 +118,15 @@ def _written_out_blocks(d: Draft) -> None:
     d.write("w_d = Reshape <allowzero = 1> (p, whole)")
 
 
-def _scaled_product(d: Draft) -> None:
+def _scaled_product(element: str, nodes: str = "p = MatMul(x, c)") -> Step:
     """torchao's Int8WeightOnlyConfig multiplies by the integers, and the product by their scales."""
-    d.quantized("w", "int8", _K_MAJOR)
-    d.floats("s", [_N])
-    d.write("c = Cast <to = 1> (w)  p = MatMul(x, c)  h = Mul(p, s)  y = Add(h, bias)")
+
+    def draw(d: Draft) -> None:
+        d.quantized("w", element, _K_MAJOR)
+        d.floats("s", [_N])
+        d.write(f"c = Cast <to = 1> (w)  {nodes}  h = Mul(p, s)  y = Add(h, bias)")
+
+    return draw
 
 
 def _whole(d: Draft) -> None:
@@ -183,7 +187,17 @@ TOOLS = (
     _conv("clip-conv", _clipped, opset=13),
     # torchao, through torch's exporter
     fused("written-out-with-allowzero", _written_out_blocks, bias(_N), _GEMM, **_ENDS),
-    pattern("unfused", "scaled-product", bias(_N), _scaled_product, **_ENDS),
+    fused("scaled-product", bias(_N), _scaled_product("int8"), **_ENDS, quick=True),
+    fused("scaled-product-int4", bias(_N), _scaled_product("int4"), **_ENDS),
+    fused("scaled-product-zero-points", bias(_N), lambda d: d.quantized("z", "uint8", [_N]),
+          _scaled_product("uint8", "f = Cast <to = 1> (z)  m = Sub(c, f)  p = MatMul(x, m)"), **_ENDS),
+    fused("scaled-product-int32", bias(_N), lambda d: d.quantized("z", "uint8", []),
+          lambda d: (d.quantized("w", "uint8", _K_MAJOR), d.floats("s", [_N])), "i = Cast <to = 6> (w)"
+          "  j = Cast <to = 6> (z)  m = Sub(i, j)  c = Cast <to = 1> (m)  p = MatMul(x, c)  h = Mul(p, s)"
+          "  y = Add(h, bias)", **_ENDS),
+    fused("scaled-table", lambda d: (d.quantized("w", "int8", (4096, _K)), d.floats("s", (4096, 1))),
+          "c = Cast <to = 1> (w)  g = Gather(c, x)  f = Gather(s, x)  y = Mul(g, f)", x=[2, 3], x_kind="int64",
+          y=[2, 3, _K]),
     # NNCF
     fused("axis-from-the-end", _weight(_N_MAJOR, axis=-2), GEMM_T, **_ENDS),
     # ModelOpt's AWQ

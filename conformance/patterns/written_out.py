@@ -81,7 +81,7 @@ WRITTEN_OUT = (
           "c = Cast <to = 1> (w)  f = Cast <to = 1> (s)  w_d = Mul(c, f)", _MATMUL, **_ENDS),
     fused("written-out-constant-nodes", _weight(scales=(_N,)), _TIMES, _MATMUL, **_ENDS, constant_nodes=True),
     fused("written-out-cast-shared", _weight(scales=(_N,)), _TIMES, "h = MatMul(x, w_d)  i = MatMul(x, c)  y = Add(h, i)",
-          **_ENDS),
+          **_ENDS, fusions=2),
     fused("written-out-two-readers", _weight(scales=(_N,)), _TIMES, "h = MatMul(x, w_d)  i = MatMul(x, w_d)  y = Add(h, i)",
           **_ENDS, fusions=2),
     fused("written-out-is-output", _weight(scales=(_N,)), _TIMES, _MATMUL, lambda d: d.output("w_d", [_K, _N]), **_ENDS),

@@ -47,8 +47,8 @@ EXPECTED: Mapping[str, Mapping[str, str]] = {
         "int4 tokens": "4 fused",
         "int8 blocks linear": "3 fused",
         "int8 blocks tokens": "3 fused",
-        "int8 linear": "NOT_QUANTIZED",
-        "int8 tokens": "NOT_QUANTIZED",
+        "int8 linear": "3 fused",
+        "int8 tokens": "3 fused",
     },
     "brevitas": {
         "dynamo int4 conv": "1 fused, 3 CONSUMER",

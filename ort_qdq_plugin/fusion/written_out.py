@@ -1,8 +1,10 @@
 """Dequantizing written out: ``(Cast(integers) - zero points) * scales`` by Cast, Sub and Mul in place of a DequantizeLinear.
 
-torchao, HQQ, the ONNX export of PyTorch and hand-made models have it, with Reshapes and Transposes between for blocks. A Mul
-is such a node where one operand is made of stored integers and the other is constant. It becomes what a DequantizeLinear is
-(`Dequantized`), and all that follows takes it as one: the integers as weight, axis and blocks as the operands broadcast.
+torchao, HQQ, the ONNX export of PyTorch and hand-made models have it, with Reshapes and Transposes between for blocks. The
+last step is a Mul where one operand is made of stored integers and the other is constant. Where the scales stand behind the
+product, it is the Cast or the Sub that the product reads, and there is one scale, which is 1. It becomes what a
+DequantizeLinear is (`Dequantized`), and all that follows takes it as one: the integers as weight, axis and blocks as the
+operands broadcast.
 
 That is exact. The integers have at most 8 bits, so that they and their differences are numbers of float and float16, and the
 product is rounded once, as DequantizeLinear rounds it.
@@ -26,10 +28,11 @@ from ort_qdq_plugin.folding.building import elementwise, inverse, reshaped, tran
 from ort_qdq_plugin.folding.computed import as_tensor
 from ort_qdq_plugin.folding.elements import elements_of
 from ort_qdq_plugin.folding.expression import Elementwise, Expression, Transposed, key_of
-from ort_qdq_plugin.fusion.casts import core_of, is_exact_cast
+from ort_qdq_plugin.fusion.casts import FLOATS, core_of, is_exact_cast
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.dequantize import Dequantized
+from ort_qdq_plugin.fusion.factors import constant
 from ort_qdq_plugin.fusion.forms import form_of
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings
 from ort_qdq_plugin.fusion.view import View, view_of
@@ -42,11 +45,12 @@ from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
 
 __all__ = ["WrittenOut", "check_faster"]
 
-# From the Mul up to the stored integers, and down to a product: real ones have less than ten nodes.
+# From the last step up to the stored integers, and down to a product: real ones have less than ten nodes.
 _MAX_STEPS = 32
 
-# The last of the steps; only Mul's can be those of a DequantizeLinear.
-_LAST_STEPS = ("Mul", "Div", "Sub", "Add")
+# The last of the steps, and how many operands it has. Those of Div and Add are none that a DequantizeLinear has.
+_LAST_STEPS = {"Cast": 1, "Sub": 2, "Mul": 2, "Div": 2, "Add": 2}
+_UNSCALED = ("Cast", "Sub")  # of these, those that make what has no scale
 _BROADCAST_SINCE = 7  # the opset
 
 _WEIGHT_RANK = 2
@@ -85,21 +89,21 @@ class WrittenOut:
         self._known: dict[tuple[object, ...], bool | None] = {}
 
     def ends_at(self, scope: Scope, node: NodeProto) -> bool:
-        """Whether a node is the Mul of such a weight, or of one in other steps, and something reads it as a weight.
+        """Whether a node is the last step of such a weight, or of one in other steps, and something reads it as a weight.
 
-        Other nodes cost next to nothing: what makes their inputs is seen to be no Cast of stored integers.
+        Other nodes cost next to nothing: what makes their inputs is seen to be no stored integers, or no Cast of such.
         """
-        if node.op_type not in _LAST_STEPS or not is_standard(node) or len(node.input) != 2 or len(node.output) != 1:
+        operands = _LAST_STEPS.get(node.op_type)
+        if operands is None or not is_standard(node) or len(node.input) != operands or len(node.output) != 1:
             return False
-        if scope.opset < _BROADCAST_SINCE:
+        if operands > 1 and scope.opset < _BROADCAST_SINCE:
             return False
-        integers = self._integers_at(scope, node)
-        if integers is None or not _is_read_as_weight(scope, node.output[0]):
+        if _integers_at(scope, node) is None or not _is_read_as_weight(scope, node.output[0]):
             return False
-        return all(self._constants.is_constant(scope, name) for name in node.input)
+        return all(self._constants.is_constant(scope, name) for name in node.input) and self._makes_floats(scope, node)
 
     def read(self, scope: Scope, node: NodeProto, is_centred: Centred) -> tuple[Dequantized, View]:
-        """What a Mul dequantizes, and how its output shows that.
+        """What a last step dequantizes, and how its output shows that.
 
         Raises:
             NotFusable: No DequantizeLinear does the same.
@@ -110,8 +114,8 @@ class WrittenOut:
             raise NotFusable(Reason.INVALID) from error
 
     def entry(self, scope: Scope, node: NodeProto, reason: Reason, read: Dequantized | None) -> UnfusedWeight:
-        """What the report says of a Mul that stays. `read`: its operands, if they could be read."""
-        stored = [_stored_integers(scope, name) for name in node.input]
+        """What the report says of a last step that stays. `read`: its operands, if they could be read."""
+        stored = [_stored_integers(scope, name, node) for name in node.input]
         tensor = max((one for one in stored if one is not None), key=_elements)
         shape = tuple(tensor.dims) if read is None else read.weight.shape
         floats = bits_of(FLOAT if read is None else read.output_type) // 8 * _elements(tensor)
@@ -163,23 +167,30 @@ class WrittenOut:
         )
         return dequantized, view_of(weight.shape, scales.data_type).transposed(perm).transposed(order)
 
-    def _integers_at(self, scope: Scope, node: NodeProto) -> int | None:
-        """Which input of a Mul comes from integers by a Cast, as far as nodes tell; of two the larger one."""
-        found = [_stored_integers(scope, name) for name in node.input]
-        sizes = [0 if tensor is None else _elements(tensor) for tensor in found]
-        return sizes.index(max(sizes)) if any(sizes) else None
+    def _makes_floats(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether a Cast or Sub makes floats, and a Cast makes them of integers; as far as is known."""
+        if node.op_type not in _UNSCALED:
+            return True
+        source, result = (self._constants.outline(scope, name) for name in (node.input[0], node.output[0]))
+        is_of_floats = node.op_type == "Cast" and source is not None and source.data_type in FLOATS
+        return not is_of_floats and (result is None or result.data_type in FLOATS)
 
     def _parts(self, scope: Scope, node: NodeProto) -> _Parts:
-        """The operands of a Mul."""
-        at = self._integers_at(scope, node) or 0
+        """The operands of the last step."""
         result, perm = unordered(self._constants.expression(scope, node.output[0]))
-        if not isinstance(result, Elementwise) or result.name != "Mul":
+        if node.op_type in _UNSCALED:
+            # What is read has no scale. One that stands behind the product is left there.
+            value, scales = result, constant(1, result.data_type, ())
+        elif isinstance(result, Elementwise) and result.name == "Mul":
+            at = _integers_at(scope, node) or 0
+            value, scales = result.operands[at], result.operands[1 - at]
+        else:
             raise NotFusable(Reason.OTHER_STEPS)
-        value, zero_points = _undone(result.operands[at])
+        value, zero_points = _undone(value)
         integers = core_of(value)
         if integers.data_type not in WEIGHT_TYPES:
             raise NotFusable(Reason.OTHER_STEPS)
-        return _Parts(integers, zero_points, result.operands[1 - at], perm)
+        return _Parts(integers, zero_points, scales, perm)
 
     def _as_integers(self, zero_points: Expression, data_type: int) -> Expression | None:
         """Zero points in the type of the integers; None where all are 0. Those that were cast to another type are not read.
@@ -231,9 +242,19 @@ def _elements(tensor: TensorProto) -> int:
     return int(min(max(0, math.prod(tensor.dims)), _MAX_ELEMENTS))
 
 
-def _stored_integers(scope: Scope, name: str) -> TensorProto | None:
-    """The stored matrix of integers that a value comes from by a Cast and what can be folded; None if it does not."""
-    is_cast = False
+def _integers_at(scope: Scope, node: NodeProto) -> int | None:
+    """Which input of a last step comes from integers by a Cast, as far as nodes tell; of two the larger one."""
+    found = [_stored_integers(scope, name, node) for name in node.input]
+    sizes = [0 if tensor is None else _elements(tensor) for tensor in found]
+    return sizes.index(max(sizes)) if any(sizes) else None
+
+
+def _stored_integers(scope: Scope, name: str, reader: NodeProto) -> TensorProto | None:
+    """The stored matrix of integers that a value, which a node reads, comes from by a Cast and what can be folded.
+
+    None if it does not come from one. The node itself may be the Cast.
+    """
+    is_cast = reader.op_type == "Cast"
     for _ in range(_MAX_STEPS):
         stored = scope.constant(name)
         if stored is not None:
@@ -266,7 +287,7 @@ def _is_read_as_weight(scope: Scope, name: str) -> bool:
 
 
 def _undone(value: Expression) -> tuple[Expression, Expression | None]:
-    """The minuend and the zero points that are subtracted from it, if there are any, of what a Mul reads."""
+    """The minuend and the zero points that are subtracted from it, if there are any, of what has no scale."""
     inner = value
     while isinstance(inner, Elementwise) and is_exact_cast(inner):
         inner = inner.operands[0]

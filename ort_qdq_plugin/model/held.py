@@ -26,6 +26,7 @@ _DIM, _PACKED_DIMS, _DATA_TYPE, _TENSOR_NAME = 1 << 3 | VARINT, 1 << 3 | LENGTH,
 _WEIGHT_RANK = 2
 _MAX_DEPTH = 20  # of graphs in nodes of graphs
 
+_READERS = {b"Mul", b"Div", *(row.op_type.encode() for row in OPERATORS if row.role == "reader")}
 _VIEWS = {row.op_type.encode() for row in OPERATORS if row.role in ("view", "folded")}
 
 # Beginnings of operators' types -> what a model that has them is. The types themselves are named, too.
@@ -44,8 +45,9 @@ _FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def dequantizes_by_hand(data: bytes) -> bool:
-    """Whether a Mul or Div reads what a Cast makes of a stored matrix of small integers, maybe by what can be folded.
+    """Whether a Mul, a Div or what takes weights reads what a Cast makes of a stored matrix of small integers.
 
+    Between them may be what can be folded.
     `data` is a serialized ModelProto without large tensors. Functions of the model are not looked into.
     """
     integers: set[bytes] = set()
@@ -53,7 +55,7 @@ def dequantizes_by_hand(data: bytes) -> bool:
     for item in _walked(data):
         if isinstance(item, bytes):
             integers.add(item)
-        elif item.op_type in (b"Mul", b"Div") and not floats.isdisjoint(item.inputs):
+        elif item.op_type in _READERS and not floats.isdisjoint(item.inputs):
             return True
         elif item.op_type in _VIEWS and item.inputs:
             # Initializers come before the nodes that read them, wherever they are in the message.

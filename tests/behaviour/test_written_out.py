@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto
 
 from conformance.drawing.draft import Draft
+from conformance.drawing.elements import TYPES
 from ort_qdq_plugin import Options, Reason, create_session, export, inspect
 from tests.fusion.test_written_out import Form, K, N, ours, unoptimized, written
 from tests.support import CPU, made_report, quiet, result, stock
@@ -31,7 +34,7 @@ def test_what_is_left_is_told(name: str) -> None:
     shape, zero, op, reason = LEFT[name]
     draft = Draft("left")
     draft.input("x", ["m", K] if op != "Gather" else ["m"], "float" if op != "Gather" else "int64")
-    draft.output("y", ["m", N])
+    draft.output("y", None)
     draft.quantized("w", "int8", (K, N))
     draft.floats("s", shape)
     value = draft.node("Cast", ["w"], to=TensorProto.FLOAT)
@@ -83,6 +86,86 @@ def test_what_is_shared_stays_right(what: str) -> None:
     feeds = {"x": np.ones((3, K), np.float32)}
     for mine, theirs in zip(session.run(None, feeds), unoptimized(model).run(None, feeds), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0.02, atol=0.02)
+
+
+# Scales behind the product
+
+
+class Behind(NamedTuple):
+    """A weight [K, N] without scales, which stand behind the product."""
+
+    element: str
+    scale: str
+    n_major: bool
+    zeros: str  # "none", "floats" (behind a Cast), or "early" (subtracted as int32)
+    k: int
+    n: int
+
+
+def behind(form: Behind) -> onnx.ModelProto:
+    draft = Draft(repr(form), opset=25 if "2" in form.element else 21)
+    draft.input("x", ["m", form.k], form.scale)
+    draft.output("y", ["m", form.n], form.scale)
+    draft.quantized("w", form.element, (form.n, form.k) if form.n_major else (form.k, form.n))
+    draft.floats("s", (form.n,), form.scale)
+    node, target = draft.node, TYPES[form.scale]
+    first = TensorProto.INT32 if form.zeros == "early" else target
+    value = node("Cast", ["w"], to=first)
+    if form.zeros != "none":
+        draft.quantized("z", form.element, (form.n, 1) if form.n_major else (form.n,))
+        value = node("Sub", [value, node("Cast", ["z"], to=first)])
+    value = node("Cast", [value], to=target) if form.zeros == "early" else value
+    value = node("Transpose", [value], perm=[1, 0]) if form.n_major else value
+    node("Mul", [node("MatMul", ["x", value]), "s"], "y")
+    return draft.model()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    form=st.builds(
+        Behind,
+        element=st.sampled_from(["int8", "uint8", "int4", "uint4", "int2", "uint2"]),
+        scale=st.sampled_from(["float", "float", "float16"]),
+        n_major=st.booleans(),
+        zeros=st.sampled_from(["none", "floats", "early"]),
+        k=st.integers(16, 100),
+        n=st.integers(2, 40),
+    )
+)
+def test_scales_may_stand_behind_the_product(form: Behind) -> None:
+    model = behind(form)
+    is_8_bits = form.element.endswith("8")
+    (fused,) = made_report(ours(model, 4)).fused
+    assert (fused.k, fused.n, fused.stored_bits) == (form.k, form.n, int(form.element.lstrip("uint")))
+    report = made_report(ours(model, 0))
+    assert [entry.reason for entry in report.unfused] == [Reason.SLOWER_THAN_FLOAT] * is_8_bits
+    near = {"float": 1e-5, "float16": 2e-3}[form.scale]
+    exact = result(unoptimized(model)).astype(np.float64)
+    assert np.abs(result(ours(model, 0)).astype(np.float64) - exact).max() <= near * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("nodes", [
+    "c = Cast <to = 7> (w)  y = MatMul(x, c)",  # a product of integers
+    "c = Cast <to = 11> (w)  d = Cast <to = 11> (x)  m = MatMul(d, c)  y = Cast <to = 1> (m)",  # of double
+    "c = Cast <to = 1> (w)  a = Add(c, o)  y = MatMul(x, a)",
+    "c = Cast <to = 1> (w)  y = Add(x, c)",
+    "c = Cast <to = 6> (w)  i = Sub(c, j)  f = Cast <to = 7> (i)  y = MatMul(x, f)",
+])  # fmt: skip
+def test_what_is_no_weight_without_a_scale_stays(nodes: str) -> None:
+    draft = Draft("stays")
+    kind = "int64" if "to = 7" in nodes else "float"
+    draft.input("x", [N, K] if "Add(x" not in nodes else [K, N], kind)
+    draft.quantized("w", "int8", (K, N))
+    draft.scalar("o", 1)
+    draft.constant(onnx.numpy_helper.from_array(np.array(3, np.int32), "j"))
+    draft.write(nodes)
+    draft.output("y", None, kind)
+    session = ours(draft.model())
+    report = made_report(session)
+    assert not report.fused
+    assert {entry.reason for entry in report.unfused} <= {Reason.OTHER_STEPS, Reason.SCALE_TYPE}
+    if report.unfused:
+        assert "written out as Cast" in report.unfused[0].form
 
 
 def test_in_branches() -> None:

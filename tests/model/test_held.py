@@ -35,6 +35,19 @@ def test_sees_what_is_written_out() -> None:
         assert not dequantizes_by_hand(draft.model().SerializeToString())
 
 
+@pytest.mark.parametrize("nodes", [
+    "y = MatMul(x, c)", "m = Sub(c, z)  y = MatMul(x, m)", "y = Gemm <transB = 1> (x, c)", "y = Gather(c, x)",
+    "t = Transpose <perm = [1, 0]> (c)  y = MatMul(x, t)", "y = Conv(x, c)",
+])  # fmt: skip
+def test_sees_what_is_read_without_a_scale(nodes: str) -> None:
+    for element, shape, is_seen in (("int8", (64, 48), True), ("int8", (64,), False), ("int32", (64, 48), False)):
+        draft = Draft("held")
+        draft.quantized("w", element, shape)
+        draft.scalar("z", 1)
+        draft.write(f"c = Cast <to = 1> (w)  {nodes}")
+        assert dequantizes_by_hand(draft.model().SerializeToString()) == is_seen
+
+
 def test_sees_it_in_subgraphs() -> None:
     draft = Draft("held")
     draft.input("c", [], "bool")
