@@ -73,6 +73,10 @@ class Constants:
         """Whether a value is computed from nothing but the model's own tensors, or is one of them."""
         return scope.constant(name) is not None or self._found(scope, name) is not Reason.NOT_CONSTANT
 
+    def is_made_at_run_time(self, scope: Scope, name: str) -> bool:
+        """Whether a value is certainly no constant. This is known of most, and costs next to nothing."""
+        return name in self._computed_at_run_time(scope.definer(name))
+
     def outline(self, scope: Scope, name: str) -> TensorProto | None:
         """The type and the dimensions of a constant, stated or computed; None if it is none."""
         stored = scope.constant(name)
@@ -93,7 +97,7 @@ class Constants:
 
     def _found(self, scope: Scope, name: str) -> _Computed | Reason:
         first = (scope.definer(name), name)
-        if name in self._computed_at_run_time(first[0]):
+        if self.is_made_at_run_time(scope, name):
             return Reason.NOT_CONSTANT
         # Chains of nodes may be of any length: what a value needs is found before it.
         waiting, begun = [first], set()

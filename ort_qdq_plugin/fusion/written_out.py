@@ -91,12 +91,14 @@ class WrittenOut:
     def ends_at(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node is the last step of such a weight, or of one in other steps, and something reads it as a weight.
 
-        Other nodes cost next to nothing: what makes their inputs is seen to be no stored integers, or no Cast of such.
+        Other nodes cost next to nothing: their inputs are made at run time, or of no stored integers.
         """
         operands = _LAST_STEPS.get(node.op_type)
         if operands is None or not is_standard(node) or len(node.input) != operands or len(node.output) != 1:
             return False
         if operands > 1 and scope.opset < _BROADCAST_SINCE:
+            return False
+        if any(self._constants.is_made_at_run_time(scope, name) for name in node.input):
             return False
         if _integers_at(scope, node) is None or not _is_read_as_weight(scope, node.output[0]):
             return False

@@ -57,6 +57,13 @@ def test_which_values_are_constant(nodes: list[NodeProto], reason: Reason | None
     assert reason_of(nodes) is reason
 
 
+def test_what_is_made_at_run_time_is_seen_at_once() -> None:
+    nodes = [node("Exp", ["x"], ["e"]), node("Add", ["e", "a"], ["y"]), node("Neg", ["a"], ["n"])]
+    scope, constants = model_scope(model(nodes, ["x"])), Constants(locate)
+    assert [name for name in "xeyano" if constants.is_made_at_run_time(scope, name)] == ["x", "e", "y"]
+    assert not constants.folded  # nothing was followed
+
+
 def test_what_cannot_be_found_is_invalid() -> None:
     with pytest.raises(NotFusable) as caught:
         Constants(missing).expression(model_scope(model([node("Neg", ["a"], ["y"])])), "y")
