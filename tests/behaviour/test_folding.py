@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ort_qdq_plugin import Options, create_session, export
 from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.report.weights import Reason
 from tests.folding.support import constant
-from tests.support import CPU, Array, made_report, stock
+from tests.support import CPU, Array, made_report, raised, stock
 
 node = helper.make_node
 K, N, BLOCK = 64, 32, 32
@@ -198,3 +199,33 @@ def test_the_report_of_a_computed_weight_that_stays() -> None:
     assert (entry.weight, entry.shape, entry.bits) == ("q", (N, K), 8)
     of_scales = N * 4 + N
     assert (entry.stored_bytes, entry.bytes_per_run) == (4 * N * K + 2 * of_scales, 4 * N * K)
+
+
+MOVES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "Reshape": ("Reshape", ["w", "to"], {}), "Flatten": ("Flatten", ["w"], {}), "Concat": ("Concat", ["w"], {"axis": 0}),
+    "Slice": ("Slice", ["w", "zero", "rows", "zero"], {}), "Gather": ("Gather", ["w", "all"], {}),
+    "Tile": ("Tile", ["w", "once"], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("element", ["int4", "uint4"])
+@pytest.mark.parametrize("way", ["DequantizeLinear", "written out", "scale behind"])
+def test_what_onnx_runtime_has_no_kernel_for_is_not_hidden(move: str, element: str, way: str) -> None:
+    """It moves no elements of less than a byte, but for Transpose, nor do its optimizers here."""
+    op, inputs, attributes = MOVES[move]
+    dequantize = [node("DequantizeLinear", ["q", "s"], ["d"], axis=1)]
+    cast = node("Cast", ["q"], ["c"], to=TensorProto.FLOAT)
+    product = [node("MatMul", ["x", "d"], ["y"])]
+    nodes = {
+        "DequantizeLinear": [*dequantize, *product],
+        "written out": [cast, node("Mul", ["c", "s"], ["d"]), *product],
+        "scale behind": [cast, node("MatMul", ["x", "c"], ["p"]), node("Mul", ["p", "s"], ["y"])],
+    }[way]
+    numbers = {"to": [K, N], "zero": [0], "rows": [K], "all": [*range(K)], "once": [1, 1]}
+    tensors: dict[str, tuple[str, Any]] = {name: ("int64", values) for name, values in numbers.items() if name in inputs}
+    tensors |= {"w": (element, np.arange(K * N).reshape(K, N) % 8), "s": ("float", np.full(N, 0.1))}
+    made = model([node(op, inputs, ["q"], **attributes), *nodes], tensors).SerializeToString()
+    told = [raised(partial(make, made, providers=CPU)) for make in (ort.InferenceSession, create_session)]
+    assert told[0] is not None
+    assert told[0] == told[1]
