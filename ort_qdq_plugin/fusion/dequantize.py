@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ort_qdq_plugin.errors import ModelError, NotComputedError, NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
+from ort_qdq_plugin.fusion.validity import schema_at
 from ort_qdq_plugin.fusion.view import View, view_of
 from ort_qdq_plugin.model.elements import DEQUANTIZED_TYPES, ELEMENTS, SCALE_TYPES
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, text
-from ort_qdq_plugin.model.operators import role_of
+from ort_qdq_plugin.model.operators import operator_of, role_of
 from ort_qdq_plugin.model.tensors import StoredTensor, shape_of
 from ort_qdq_plugin.report.weights import Reason
 from ort_qdq_plugin.system.forks import fork_lock
@@ -242,6 +243,12 @@ def read_dequantize(scope: Scope, node: NodeProto, constants: Constants, is_cent
         raise NotFusable(Reason.COMPUTED) from error
     except (ModelError, OSError) as error:
         raise NotFusable(Reason.INVALID) from error
+    # Of stored operands, those who look at the node see it, too.
+    operator = operator_of(node)
+    schema = None if operator is None else schema_at(operator, scope.opset)
+    has_types = schema is None or all(one in allowed for one, allowed in zip(types, schema.types, strict=False))
+    if not has_types or any(scope.stated_type(output) not in (None, output_type) for output in node.output):
+        raise NotFusable(Reason.OPSET)
     return Dequantized(
         weight=located[0],
         scales=located[1],

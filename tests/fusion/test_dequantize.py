@@ -267,3 +267,31 @@ def test_locating_is_asked_for_each_operand_once() -> None:
     scope = model_scope(draft_of().model())
     read_dequantize(scope, scope.nodes[0], Constants(noting), Centred())
     assert asked == ["w", "w_s", "w_z"]
+
+
+# Scales that are computed
+
+
+def scaled(opset: int, scale: str, stated: str) -> Dequantized:
+    """With scales behind Identity, where the model states the result's type."""
+    draft = Draft("dequantize", opset=opset)
+    draft.quantized("w", "int8", [64, 32])
+    draft.node("Identity", [draft.floats("s", [32], scale)], "same")
+    draft.node("DequantizeLinear", ["w", "same"], "w_d", axis=1)
+    if stated:
+        draft.declare("w_d", [64, 32], stated)
+    return read_from(draft)
+
+
+@pytest.mark.parametrize("scale", ["float", "float16"])
+@pytest.mark.parametrize("is_stated", [False, True])
+def test_the_type_of_the_result_may_be_stated(scale: str, is_stated: bool) -> None:
+    assert scaled(21, scale, scale if is_stated else "").scales.shape == (32,)
+
+
+@pytest.mark.parametrize(("opset", "scale", "stated"), [
+    (21, "float", "float16"), (21, "float16", "float"), (17, "float16", ""), (17, "float16", "float16"),
+])  # fmt: skip
+def test_computed_scales_of_a_type_that_onnx_runtime_would_refuse(opset: int, scale: str, stated: str) -> None:
+    with refused(Reason.OPSET):
+        scaled(opset, scale, stated)
