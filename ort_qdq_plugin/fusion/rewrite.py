@@ -47,6 +47,7 @@ class Rewriter:
         self._dropped: dict[Scope, set[str]] = {}
         self._reads_left: dict[tuple[Scope, str], int] = {}
         self._read_anew: set[tuple[Scope, str]] = set()
+        self._renamed: list[tuple[Scope, str, str]] = []
 
     def put(self, fusion: Fusion, operands: Mapping[str, str]) -> None:
         """Replace a fusion's nodes by its fused node. `operands`: the names of its constant inputs."""
@@ -72,15 +73,18 @@ class Rewriter:
             return output
         # Branches may have values of the same name, and protobuf takes a name that is not UTF-8 by parsing alone.
         name = self._names.fresh(f"{text(output)}.dequantized")
-        for reader in dict.fromkeys(scope.uses(output)):
-            for node in (reader[0].nodes[reader[1]], *self._replaced.get(reader, ())):
-                _read_instead(node, output, name)
+        self._renamed.append((scope, output, name))
         return name
 
     def finish(self) -> list[TensorProto]:
         """Put the nodes in, and drop what nothing reads any more. Returns the small initializers that the new nodes need."""
         for node_ref in list(dict.fromkeys((*self._removed, *self._replaced))):
             self._release(node_ref)
+        # Not before: what a node reads decides whether it may go.
+        for scope, output, name in self._renamed:
+            for reader in dict.fromkeys(scope.uses(output)):
+                for node in (reader[0].nodes[reader[1]], *self._replaced.get(reader, ())):
+                    _read_instead(node, output, name)
         # Innermost first: replacing a graph's nodes copies the subgraphs in them.
         for inner in reversed(list(scopes(self._scope))):
             self._apply(inner)

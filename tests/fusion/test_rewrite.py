@@ -307,3 +307,30 @@ def test_an_initializer_that_a_branch_returns_keeps_its_name_there() -> None:
     (node,) = branch_of(main.node[0]).node
     assert (node.op_type, list(node.input), list(node.output)) == ("Identity", ["w.lifted"], ["w"])
     assert node.name
+
+
+# Weights of branches that are dequantized once
+
+
+def test_what_a_fused_node_leaves_unread_goes_when_the_weight_is_dequantized_once_for_others() -> None:
+    inside = Draft("inside")
+    inside.weight(Weight(), "v")
+    inside.node("Gather", ["v_d", inside.ints("i", [3, 1])], "g", axis=1)
+    inside.node("MatMul", ["x", "g"], "a")
+    inside.node("Neg", ["v_d"], "n")
+    for name in ("a", "n"):
+        inside.output(name, None)
+    draft = draft_of()
+    draft.node("If", ["k"], "y", then_branch=inside.graph("branch"), else_branch=inside.graph("branch"))
+    draft.nodes[-1].output.append("z")
+    model = draft.model()
+    scope = model_scope(model)
+    matches = match(scope, locate, SETTINGS._replace(once_bytes=lambda: 1 << 20))
+    rewriter = Rewriter(model, scope, FreshNames(scope), matches.folded)
+    for fusion in matches.fusions:
+        rewriter.put(fusion, {name: name for name in fusion.operands})
+    names = [rewriter.put_constant(once.node_ref) for once in matches.once]
+    rewriter.finish()
+    branches = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")]
+    assert [ops(branch.node) for branch in branches] == [["MatMulNBits", "Neg"]] * 2
+    assert [branch.node[1].input[0] for branch in branches] == names
