@@ -85,15 +85,19 @@ class Constants:
             return stored
         return TensorProto(data_type=found.expression.data_type, dims=found.expression.shape)
 
-    def stored_bytes(self, scope: Scope, name: str) -> int:
-        """Bytes that the model stores of a constant, or of what it is computed from; 0 if that is not known."""
-        stored = scope.constant(name)
-        if stored is not None:
-            with suppress(ModelError):
-                return tensor_bytes(stored.data_type, shape_of(stored))
-            return 0
-        found = self._found(scope, name)
-        return found.leaf_bytes if isinstance(found, _Computed) else 0
+    def stored_bytes(self, scope: Scope, names: Iterable[str]) -> int:
+        """Bytes that the model stores of constants, or of what they are computed from, each tensor counted once; what is
+        not known counts as 0."""
+        sizes: dict[object, int] = {}
+        for name in names:
+            stored = scope.constant(name)
+            with suppress(ModelError, OSError, NotFusable):
+                if stored is not None:
+                    sizes[name] = tensor_bytes(stored.data_type, shape_of(stored))
+                for tensor in stored_in(self.tensor(scope, name)):
+                    sizes.pop(name, None)  # it is there, and has an identity
+                    sizes[tensor.storage] = tensor.nbytes
+        return sum(sizes.values())
 
     def _found(self, scope: Scope, name: str) -> _Computed | Reason:
         first = (scope.definer(name), name)

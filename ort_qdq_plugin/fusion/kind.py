@@ -88,7 +88,8 @@ def report_entry(
 ) -> FusedWeight:
     """What the report says of a fusion; the arguments are those of FusedWeight. None: as many bits as the fused node has."""
     site, operands = fusion.site, fusion.operands.values()
-    sources = [operand.source for operand in operands]
+    sources = [operand.source for operand in operands if operand.source is not None]
+    stored = {tensor.storage: tensor.nbytes for source in sources for tensor in stored_in(source)}
     return FusedWeight(
         node=site.name,
         dequantize=site.dequantize,
@@ -100,7 +101,7 @@ def report_entry(
         layout=layout,
         packed_bytes=packed_bytes(operands),
         borrowed_bytes=borrowed_bytes(operands),
-        stored_bytes=sum(tensor.nbytes for source in sources if source is not None for tensor in stored_in(source)),
+        stored_bytes=sum(stored.values()),
         has_bias=has_bias,
         stored_bits=bits if stored_bits is None else stored_bits,
         form=site.form,

@@ -288,7 +288,7 @@ def _unfused(
         shape=shape,
         bits=bits_of(weight.data_type) if weight is not None and weight.data_type in ELEMENTS else 0,
         block_size=int_attribute(node, "block_size"),
-        stored_bytes=min(sum(constants.stored_bytes(scope, name) for name in node.input[:3] if name), _MAX_BYTES),
+        stored_bytes=min(constants.stored_bytes(scope, filter(None, node.input[:3])), _MAX_BYTES),
         bytes_per_run=min(math.prod(shape) * element_bytes * times, _MAX_BYTES),
         form=form,
     )

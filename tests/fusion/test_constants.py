@@ -107,13 +107,15 @@ def test_what_is_said_of_a_constant() -> None:
     for name, kind, stored in (("a", "float", 24), ("y", "int8", 24)):
         outline = constants.outline(scope, name)
         assert outline is not None
-        assert (outline.data_type, list(outline.dims), constants.stored_bytes(scope, name)) == (
+        assert (outline.data_type, list(outline.dims), constants.stored_bytes(scope, [name])) == (
             code_of(kind),
             [2, 3],
             stored,
         )
     assert constants.outline(scope, "x") is None
-    assert constants.stored_bytes(scope, "x") == 0
+    assert constants.stored_bytes(scope, ["x"]) == 0
+    # What is used twice is stored once, and something where its bytes are not there.
+    assert constants.stored_bytes(scope, ["a", "y", "a"]) == Constants(missing).stored_bytes(scope, ["a"]) == 24
     assert constants.tensor(scope, "a").name == "a"
     assert constants.tensor(scope, "y").nbytes == 6
 
