@@ -21,7 +21,7 @@ from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, SCALE_TYPES
 from ort_qdq_plugin.report.weights import Reason
 
 __all__ = [
-    "as_floats", "broadcast", "constant", "divided", "factor_of", "multiplied", "varying_axes", "vector",
+    "as_floats", "broadcast", "constant", "divided", "factor_of", "multiplied", "varying_axes", "vector", "with_factor",
 ]  # fmt: skip
 
 
@@ -84,6 +84,17 @@ def factor_of(given: Expression, view: View) -> Expression:
 def varying_axes(factor: Expression) -> set[int]:
     """The axes along which it is not the same."""
     return {axis for axis, size in enumerate(factor.shape) if size != 1}
+
+
+def with_factor(factors: tuple[Expression, ...], factor: Expression) -> tuple[Expression, ...]:
+    """The factors and another one, which is multiplied onto one that varies along the same axes, or is a number, where
+    there is such a one. So there are no more than axes allow, whatever multiplies the weight."""
+    varying = varying_axes(factor)
+    for at, other in enumerate(factors):
+        others = varying_axes(other)
+        if varying <= others or others <= varying:
+            return (*factors[:at], multiplied(other, factor), *factors[at + 1 :])
+    return (*factors, factor)
 
 
 def vector(factor: Expression, axes: Sequence[int], shape: Sequence[int]) -> Expression:

@@ -49,6 +49,7 @@ class Routes:
         self._constants = constants
         self._is_centred = is_centred
         self._joined: dict[NodeRef, Seen | Reason] = {}
+        self._made_of: dict[tuple[Scope, str], Seen | Reason] = {}  # values that were asked for as parts of joints
 
     def starts_at(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node dequantizes a constant weight: a DequantizeLinear, or the last step of one that is written out."""
@@ -119,7 +120,7 @@ class Routes:
         if not self._constants.is_constant(scope, others[0]):
             return None
         with fork_lock:
-            from ort_qdq_plugin.fusion.factors import constant, divided, factor_of
+            from ort_qdq_plugin.fusion.factors import constant, divided, factor_of, with_factor
         try:
             factor = factor_of(self._constants.expression(scope, others[0]), seen.view)
         except ModelError as error:
@@ -127,7 +128,7 @@ class Routes:
         if node.op_type == "Div":
             factor = divided(constant(1, FLOAT, ()), factor)
         dequantized = seen.dequantized
-        return [seen._replace(dequantized=dequantized._replace(factors=(*dequantized.factors, factor)))]
+        return [seen._replace(dequantized=dequantized._replace(factors=with_factor(dequantized.factors, factor)))]
 
     def _expanded(self, scope: Scope, node: NodeProto, seen: Seen) -> Seen:
         """A weight that is repeated for each batch of activations: products repeat it by themselves.
@@ -185,11 +186,21 @@ class Routes:
         if node.op_type == "Concat" and is_standard(node):
             check_specified((scope, index))
             return self._joint((scope, index))
-        read = _read_by(scope, node)
-        after = None if read is None else self.after((scope, index), read, self.weight(scope, read, depth - 1))
-        made = dict(after or ()).get(name)
-        if made is None:
-            raise NotFusable(Reason.JOINED)
+        if (scope, name) not in self._made_of:
+            read = _read_by(scope, node)
+            if read is None:
+                raise NotFusable(Reason.JOINED)
+            seen = self.weight(scope, read, depth - 1)
+            # A Split may have thousands of outputs: all are found in one go.
+            self._made_of.update(dict.fromkeys(((scope, output) for output in node.output), Reason.JOINED))
+            try:
+                after = self.after((scope, index), read, seen) or ()
+                self._made_of.update({(scope, output): made for output, made in after})
+            except NotFusable as refusal:
+                self._made_of.update(dict.fromkeys(((scope, output) for output in node.output), refusal.reason))
+        made = self._made_of[scope, name]
+        if isinstance(made, Reason):
+            raise NotFusable(made)
         return made
 
     def is_weight(self, scope: Scope, name: str) -> bool:

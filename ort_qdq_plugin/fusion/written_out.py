@@ -80,6 +80,13 @@ class _Parts(NamedTuple):
     perm: tuple[int, ...]  # the Transpose of the product of all, which is the result
 
 
+class _Readers(NamedTuple):
+    """What reads a value."""
+
+    take_weights: bool  # whether one of them takes weights
+    after: list[tuple[Scope, str]]  # if not: the values that some of them make of it
+
+
 class WrittenOut:
     """Finds and reads what is written out, for one model."""
 
@@ -87,6 +94,7 @@ class WrittenOut:
         self._constants = constants
         self._left = _MAX_READ_BYTES
         self._known: dict[tuple[object, ...], bool | None] = {}
+        self._readers: dict[tuple[Scope, str], _Readers] = {}  # values may have thousands of them
 
     def ends_at(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node is the last step of such a weight, or of one in other steps, and something reads it as a weight.
@@ -100,7 +108,7 @@ class WrittenOut:
             return False
         if any(self._constants.is_made_at_run_time(scope, name) for name in node.input):
             return False
-        if _integers_at(scope, node) is None or not _is_read_as_weight(scope, node.output[0]):
+        if _integers_at(scope, node) is None or not self._is_read_as_weight(scope, node.output[0]):
             return False
         return all(self._constants.is_constant(scope, name) for name in node.input) and self._makes_floats(scope, node)
 
@@ -176,6 +184,21 @@ class WrittenOut:
         source, result = (self._constants.outline(scope, name) for name in (node.input[0], node.output[0]))
         is_of_floats = node.op_type == "Cast" and source is not None and source.data_type in FLOATS
         return not is_of_floats and (result is None or result.data_type in FLOATS)
+
+    def _is_read_as_weight(self, scope: Scope, name: str) -> bool:
+        """Whether a value goes into a product, a lookup or the like, maybe through views or in parts."""
+        waiting = [(scope, name)]
+        for _ in range(_MAX_STEPS):
+            if not waiting:
+                return False
+            value = waiting.pop()
+            if value not in self._readers:
+                self._readers[value] = _what_reads(*value)
+            is_read, after = self._readers[value]
+            if is_read:
+                return True
+            waiting += after
+        return False
 
     def _parts(self, scope: Scope, node: NodeProto) -> _Parts:
         """The operands of the last step."""
@@ -271,21 +294,17 @@ def _stored_integers(scope: Scope, name: str, reader: NodeProto) -> TensorProto 
     return None
 
 
-def _is_read_as_weight(scope: Scope, name: str) -> bool:
-    """Whether a value goes into a product, a lookup or the like, maybe through views or in parts."""
-    waiting = [(scope, name)]
-    for _ in range(_MAX_STEPS):
-        if not waiting:
-            return False
-        scope, name = waiting.pop()
-        for inner, index in dict.fromkeys(scope.uses(name)):
-            node = inner.nodes[index]
-            operator = operator_of(node)
-            if (operator is not None and operator.fused_by) or node.op_type in _OTHER_READERS:
-                return True
-            if role_of(node) == "view" or node.op_type in _PARTS:
-                waiting += [(inner, output) for output in node.output if output]
-    return False
+def _what_reads(scope: Scope, name: str) -> _Readers:
+    """Whether a value goes into a product, a lookup or the like, and what it is in views and in parts, if not."""
+    after: list[tuple[Scope, str]] = []
+    for inner, index in dict.fromkeys(scope.uses(name)):
+        node = inner.nodes[index]
+        operator = operator_of(node)
+        if (operator is not None and operator.fused_by) or node.op_type in _OTHER_READERS:
+            return _Readers(True, [])
+        if role_of(node) == "view" or node.op_type in _PARTS:
+            after += [(inner, output) for output in node.output if output]
+    return _Readers(False, after[-_MAX_STEPS:])
 
 
 def _undone(value: Expression) -> tuple[Expression, Expression | None]:

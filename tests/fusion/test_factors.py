@@ -1,5 +1,6 @@
 """What weights are multiplied by: on each row and each column of the matrix that a product sees."""
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from onnx import TensorProto, numpy_helper
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import FLOATS, raw_float, raw_tensor
 from ort_qdq_plugin.errors import NotFusable
-from ort_qdq_plugin.folding.expression import Stored
-from ort_qdq_plugin.fusion.factors import as_floats, constant, vector
+from ort_qdq_plugin.folding.computed import as_tensor
+from ort_qdq_plugin.folding.expression import Expression, Stored
+from ort_qdq_plugin.fusion.factors import as_floats, constant, vector, with_factor
 from ort_qdq_plugin.fusion.matmul import fuse
 from ort_qdq_plugin.report.weights import Reason
 from tests.fusion.support import SETTINGS, emitted, locate, refused, scope_and_site
@@ -49,6 +51,18 @@ def test_rows_and_columns(kind: str, block: int, n_major: bool, k: int | None, n
     draft.node(kind, ["t", draft.floats("g", shape, low=0.5, high=2)], "v2")
     draft.nodes[-1].output[0], draft.nodes[-3].output[0] = "v", "unused"
     check(draft, rows=k == 48)
+
+
+def test_there_are_no_more_than_axes_allow() -> None:
+    shapes = [(), (1, 4), (3, 1), (1, 4), (), (3, 1), (1, 4)]
+    given = [np.random.default_rng(at).uniform(0.5, 2, shape or (1, 1)) for at, shape in enumerate(shapes)]
+    factors: tuple[Expression, ...] = ()
+    for values in given:
+        tensor = raw_tensor("f", TensorProto.FLOAT, values.shape, values.astype("<f4").tobytes())
+        factors = with_factor(factors, Stored(locate(tensor)))
+    assert len(factors) == 2
+    found = [as_tensor(factor, "f").read().view("<f4").reshape(factor.shape) for factor in factors]
+    np.testing.assert_allclose(found[0] * found[1], reduce(np.multiply, given), rtol=1e-6)
 
 
 def test_several() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import raw_tensor
@@ -205,7 +205,22 @@ def test_chains_have_an_end() -> None:
     scalar = draft.scalar("f", 1.0)
     for _ in range(20):
         value = draft.node("Mul", [value, scalar])
-    assert len(followed(draft, value).dequantized.factors) == 20
+    seen = followed(draft, value)
+    assert (seen.nodes, len(seen.dequantized.factors)) == (20, 1)
+
+
+def test_parts_that_are_joined_are_found_once() -> None:
+    """All parts of a Split in one go: it may have thousands."""
+    draft = weight()
+    draft.nodes.append(helper.make_node("Split", ["w_d"], ["p", "q"], "split", axis=0, num_outputs=2))
+    draft.nodes.append(helper.make_node("Split", ["p", draft.ints("lengths", [8, 7])], ["a", "b"], "wrong", axis=0))
+    scope = model_scope(draft.model())
+    routes = Routes(Constants(locate), Centred())
+    found = {name: routes.weight(scope, name) for name in "pq"}
+    assert all(routes.weight(scope, name) is one for name, one in found.items())
+    for name in "abab":
+        with refused(Reason.INVALID):
+            routes.weight(scope, name)
 
 
 def test_what_the_first_opsets_had() -> None:

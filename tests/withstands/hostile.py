@@ -164,6 +164,35 @@ def weight_of_many_axes(draft: Draft, _: str) -> str:
     return "d0"
 
 
+def split_and_joined(draft: Draft, _: str) -> str:
+    """4000 parts of a weight, joined in each of 40 ways."""
+    parts = [f"p{number}" for number in range(4000)]
+    wide = draft.dequantize("v", [32, len(parts)], axis=1, block=0, element="int8")
+    draft.nodes.append(helper.make_node("Split", [wide], parts, "split", axis=1, num_outputs=len(parts)))
+    for at in range(40):
+        draft.node("MatMul", ["x", draft.node("Concat", parts[at * 100 : at * 100 + 100], axis=1)])
+    return draft.node("Concat", parts[:16], axis=1)
+
+
+def multiplied_again_and_again(draft: Draft, value: str) -> str:
+    """A hundred times, and then in each of 2000 products."""
+    factor = draft.floats("f", [32, 1])
+    for _ in range(100):
+        value = draft.node("Mul", [value, factor])
+    for _ in range(2000):
+        draft.node("MatMul", ["x", value])
+    return value
+
+
+def written_out_and_joined(draft: Draft, _: str) -> None:
+    """2000 weights that are written out, joined for 2000 nodes that take no weights."""
+    draft.quantized("v", "int8", [32, 16])
+    draft.node("Cast", ["v"], "c", to=TensorProto.FLOAT)
+    factor = draft.floats("f", [16])
+    joint = draft.node("Concat", [draft.node("Mul", ["c", factor]) for _ in range(2000)], axis=1)
+    each(2000, ("Relu", [joint], "r"))(draft, "")
+
+
 def biases() -> bytes:
     """A scalar that would become a row of 3 million for each product."""
     draft = Draft("biases", opset=25)
@@ -282,6 +311,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "identities-shared": lambda: chained("Identity", 5000, readers=5000),
     "constant-with-many-attributes": lambda: drawn(constant_with_many_attributes, without_node=True),
     "constants-among-many-nodes": lambda: drawn(constants_among_nodes),
+    "split-and-joined": lambda: drawn(split_and_joined),
+    "multiplied-again-and-again": lambda: drawn(multiplied_again_and_again),
+    "written-out-and-joined": lambda: drawn(written_out_and_joined),
     "deep-products": lambda: nested("w_d"),
     "deep-unknown-names": lambda: nested("u"),
     "unknown-ranks": lambda: drawn(unknown_ranks),
