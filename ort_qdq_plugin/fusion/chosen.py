@@ -57,6 +57,11 @@ class ChosenFusion(NamedTuple):
         """The type of the fused nodes."""
         return "MatMulNBits"
 
+    @property
+    def size(self) -> int:
+        """How many matrices there are."""
+        return len(self.products)
+
     def emit(self, emitter: NodeEmitter, operands: Mapping[str, str]) -> None:
         """Choose: each branch multiplies, or passes on what those before it gave."""
         # Gather raises an error for an index out of range, and makes negative ones positive.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
-from ort_qdq_plugin.fusion.constants import Constants, ReadersGo
+from ort_qdq_plugin.fusion.constants import Constants, ReadersGo, stored_in
 from ort_qdq_plugin.fusion.dequantize import Dequantized, Seen, is_dequantize
 from ort_qdq_plugin.fusion.forms import form_of
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
@@ -24,7 +24,7 @@ from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute, text
 from ort_qdq_plugin.model.operators import operator_of
-from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
+from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, StoredTensor
 from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -37,6 +37,9 @@ _SAYS_LITTLE = (None, Reason.FOLDED, Reason.INTEGER_KERNEL, Reason.GRAPH_OUTPUT)
 _NEVER_ONCE = {Reason.FOLDED, Reason.INTEGER_KERNEL, Reason.GRAPH_OUTPUT, Reason.INVALID, Reason.OPSET}
 # Vectors are biases and scales of norms, which cost nothing beside the weights.
 _WEIGHT_RANK = 2
+# Each matrix of a stack becomes a node or a branch for each product. So many may, and one more for so many bytes of weights:
+# a hundred products with one small stack would become tens of thousands.
+_MATRICES, _MATRIX_BYTES = 1024, 4096
 _MAX_BYTES = 2**63 - 1  # reported of a size that no tensor can have
 
 
@@ -60,7 +63,9 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     fused: set[NodeRef] = set()  # with all that reads them
     constants = Constants(locate)
     routes = Routes(constants, Centred())
-    context = _Context(locate, constants, settings, routes, IntegerKernels(constants, settings.int8_activations), {})
+    context = _Context(
+        locate, constants, settings, routes, IntegerKernels(constants, settings.int8_activations), {}, _Stacks()
+    )
     for inner in scopes(scope):
         for index, node in enumerate(inner.nodes):
             if routes.starts_at(inner, node):
@@ -117,6 +122,25 @@ class _Context(NamedTuple):
     routes: Routes
     integer_kernels: IntegerKernels
     fused: dict[NodeRef, Fusion]  # the nodes that fusions replace; it grows
+    stacks: _Stacks
+
+
+class _Stacks:
+    """How many matrices of stacks may become nodes of their own, in one model."""
+
+    def __init__(self) -> None:
+        self._left = _MATRICES
+        self._paid: set[tuple[object, ...]] = set()
+
+    def take(self, weight: StoredTensor, count: int) -> None:
+        """Count the matrices of one product; raises NotFusable if they are too many."""
+        for stored in stored_in(weight):
+            if stored.storage not in self._paid:
+                self._paid.add(stored.storage)
+                self._left += stored.nbytes // _MATRIX_BYTES
+        if count > self._left:
+            raise NotFusable(Reason.BATCHED)
+        self._left -= count
 
 
 class _Use(NamedTuple):
@@ -251,6 +275,9 @@ class _WeightMatch:
         fusion = fuse(site, dequantized, view, context.settings, context.locate)
         for node_ref in fusion.site.replaced:
             check_specified(node_ref)
+        matrices = getattr(fusion, "size", 1)  # of a stack, which few kinds take
+        if matrices > 1:
+            context.stacks.take(dequantized.weight, matrices)
         if self._is_folded:
             check_faster(fusion, context.settings)
         return fusion

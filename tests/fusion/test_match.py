@@ -327,3 +327,14 @@ def test_vectors_are_not_told_of(element: str) -> None:
         "Add", [draft.input("x", ["m", 8]), draft.dequantize("b", [8], axis=0, block=PER_TENSOR, element=element)], "y"
     )
     assert matched(draft) == Matches()
+
+
+def test_matrices_of_stacks_become_a_thousand_nodes_and_more_where_the_model_is_large() -> None:
+    for size, fused in ((16, 4), (128, 6)):
+        draft = Draft("stacks")
+        draft.input("x", [256, "m", size])
+        draft.dequantize("w", [256, size, size], axis=1, block=16)
+        for _ in range(6):
+            draft.node("MatMul", ["x", "w_d"])
+        outputs, reasons = decided(matched(draft))
+        assert (len(outputs), reasons) == (fused, [Reason.BATCHED] * (fused < 6))

@@ -193,6 +193,17 @@ def written_out_and_joined(draft: Draft, _: str) -> None:
     each(2000, ("Relu", [joint], "r"))(draft, "")
 
 
+def stacks_in_many_products(draft: Draft, dequantized: str) -> None:
+    """256 matrices of 16 by 16, and 32 to choose from, each in 100 products."""
+    draft.input("chosen", [1], "int64")
+    draft.input("each", [256, "m", 16])
+    all_of_them = draft.dequantize("v", [256, 16, 16], axis=1, block=16)
+    some = draft.dequantize("u", [32, 32, 16], axis=1, block=16)
+    for _ in range(100):
+        draft.node("MatMul", ["each", all_of_them])
+        draft.node("MatMul", ["x", draft.node("Gather", [some, "chosen"])])
+
+
 def biases() -> bytes:
     """A scalar that would become a row of 3 million for each product."""
     draft = Draft("biases", opset=25)
@@ -314,6 +325,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "split-and-joined": lambda: drawn(split_and_joined),
     "multiplied-again-and-again": lambda: drawn(multiplied_again_and_again),
     "written-out-and-joined": lambda: drawn(written_out_and_joined),
+    "stacks-in-many-products": lambda: drawn(stacks_in_many_products),
     "deep-products": lambda: nested("w_d"),
     "deep-unknown-names": lambda: nested("u"),
     "unknown-ranks": lambda: drawn(unknown_ranks),
