@@ -88,8 +88,8 @@ def _is_quantized_throughout(data: bytes) -> bool:
         return False
     nodes = [_node(data, reader, field) for field in parts if field[1] == _NODE]
     computed = {name for node in nodes if node.op_type != b"Constant" for name in node.outputs}
-    # What is computed from nothing but initializers.
-    constants = set(types)
+    # What is computed from nothing but constants.
+    constants = set(types).union(*(node.outputs for node in nodes if node.op_type == b"Constant"))
     for node in nodes:
         if node.inputs and constants.issuperset(filter(None, node.inputs)):
             constants.update(node.outputs)

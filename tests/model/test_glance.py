@@ -120,6 +120,23 @@ def test_never_hides_a_pattern(pattern: Pattern) -> None:
         assert not is_helped(model.SerializeToString())
 
 
+@pytest.mark.parametrize("constant_nodes", [False, True])
+def test_never_hides_what_is_computed_from_constants(constant_nodes: bool) -> None:
+    model = product()
+    draft = Draft("computed")
+    draft.constant_nodes = constant_nodes
+    draft.quantized("u", "uint8", [WIDTH, WIDTH])
+    draft.floats("r", [WIDTH])
+    draft.node("DequantizeLinear", [draft.node("Identity", ["u"]), "r"], "d", axis=1)
+    draft.node("MatMul", ["x", draft.node("Mul", ["d", draft.scalar("f", 2.0)])], "z")
+    draft.output("z", ["m", WIDTH])
+    drawn = draft.graph("computed")
+    for field in ("node", "initializer", "output"):
+        getattr(model.graph, field).extend(getattr(drawn, field))
+    assert is_helped(model.SerializeToString())
+    assert not says(model)
+
+
 def test_nodes_in_any_order() -> None:
     """ONNX wants them sorted; where they are not, a fusion must not be hidden either."""
     model = product(view="Transpose")
