@@ -1,13 +1,13 @@
-"""Random models, most of them valid: weights of all types, granularities and layouts, seen through views, with one to three
-readers of all kinds. Every choice is asked of a `random.Random`.
+"""Random models, most of them valid: weights of all types, granularities and layouts, stored or computed, seen through
+views, with one to three readers of all kinds, and stacks of them. Every choice is asked of a `random.Random`.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, shape_inference
 
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import ELEMENTS, FLOATS, raw_float, raw_tensor
@@ -38,6 +38,38 @@ class _Drawing(Draft):
     def result(self, value: str, kind: str) -> None:
         """Makes a value an output of the model, of unknown shape."""
         self.output(value, None, kind)
+
+    def dequantize(self, name: str, shape: Sequence[int], **given: Any) -> str:
+        """As in other drafts, also with an operand that is `computed`: the integers, or if that is False the scales."""
+        computed = given.pop("computed", None)
+        output = super().dequantize(name, shape, **given)
+        if computed is not None:
+            node = self.nodes.pop()
+            self._compute(node.input, 0 if computed else 1)
+            self.nodes.append(node)
+        return output
+
+    def _compute(self, inputs: Any, at: int) -> None:
+        """Puts nodes between a constant input of a node and that, which change nothing or but the numbers of scales."""
+        value, half = inputs[at], self.dice.choice((0.5, 2.0))
+        op = self.dice.choice(("Identity", "Transpose", "Unsqueeze", "Mul"))
+        if op == "Unsqueeze":
+            axes = [self.ints(f"{value}_axes", [0])]
+            inputs[at] = self.node("Squeeze", [self.node("Unsqueeze", [value, *axes]), *axes])
+        elif op == "Mul" and at:
+            (code,) = {code for name, code in self._types() if name == value}
+            kind = next(kind for kind, number in FLOATS.items() if number == code)
+            factor = raw_tensor(f"{value}_f", code, [], raw_float(np.asarray(half), kind))
+            inputs[at] = self.node("Mul", [value, self.constant(factor)])
+        elif op == "Transpose":
+            inputs[at] = self.node("Transpose", [self.node("Transpose", [value])])
+        else:
+            inputs[at] = self.node("Identity", [value])
+
+    def _types(self) -> Iterator[tuple[str, int]]:
+        yield from ((tensor.name, tensor.data_type) for tensor in self.initializers)
+        constants = (node for node in self.nodes if node.op_type == "Constant")
+        yield from ((node.output[0], node.attribute[0].t.data_type) for node in constants)
 
     def activation(self, shape: Sequence[int | str], kind: str) -> str:
         """Adds an input, at times behind a pair that quantizes it to 8 bits."""
@@ -77,6 +109,8 @@ def _dequantized(d: _Drawing, name: str, shape: Sequence[int], axis: int, like: 
     if d.chance(0.5):
         axis -= len(shape)
     zero = dice.choice(_ZEROS)
+    if d.chance(0.2):
+        more["computed"] = d.chance(0.5)
     return d.dequantize(name, shape, axis=axis, block=block, element=element, zero=zero, scale=scale, **more), kind
 
 
@@ -220,12 +254,30 @@ def _recurrent(d: _Drawing) -> None:
     d.result(d.node(op, [d.activation([4, 1, width], kind), w, r], hidden_size=hidden), kind)
 
 
+def _stack(d: _Drawing) -> None:
+    """A stack of matrices, in a product with all of them, with one that is chosen at run time, or with a part."""
+    count, k, n = d.dice.choice((1, 2, 3, 8)), d.dice.choice((16, 32, 64, 65)), d.dice.choice((8, 16, 33))
+    value, kind = _dequantized(d, "w", [count, k, n], d.dice.choice((0, 1, 1, 2)))
+    for _ in range(d.dice.choice((1, 1, 2))):
+        seen, width, how = value, k, d.dice.choice(("all", "chosen", "part"))
+        if d.chance(0.3):
+            seen, width = d.node("Transpose", [seen], perm=[0, 2, 1]), n
+        batch: list[int | str] = [d.dice.choice((1, count))] if d.chance(0.6) else []
+        if how != "all":
+            ids = d.input(f"{IDS}{count}_{len(d.inputs)}", d.dice.choice(([], [1])), "int64") if how == "chosen" else ""
+            number = ids or d.ints(f"first{len(d.nodes)}", [d.dice.randrange(count)])
+            seen, batch = d.node("Gather", [seen, number], axis=0), []
+        d.result(d.node("MatMul", [d.activation([*batch, ROWS, width], kind), seen]), kind)
+
+
 def drawn_model(dice: random.Random) -> bytes:
     """The next model, serialized."""
     d = _Drawing(dice)
     d.constant_nodes = d.chance(0.1)
-    dice.choice((_matrix, _matrix, _matrix, _matrix, _matrix, _convolution, _recurrent))(d)
+    dice.choice((_matrix, _matrix, _matrix, _matrix, _matrix, _stack, _convolution, _recurrent))(d)
     model = d.model()
+    if d.chance(0.3):
+        model = shape_inference.infer_shapes(model)  # which states the types and shapes of all values
     if d.chance(0.1):
         _put_into_branches(model)
     return bytes(model.SerializeToString())
