@@ -37,7 +37,8 @@ _ON_THE_WAY = _VIEWS | {"Concat", "Div", "Expand", "Gather", "Mul", "Slice", "Sp
 _MATRIX = 2  # its rank
 
 _MAX_DEPTH = 32  # nodes between a Concat and the DequantizeLinear of a weight that it joins
-_MAX_NUMBERS = 4096  # indices, or lengths, in one constant
+# Indices, or lengths, in one constant, and in all that are read for one model.
+_MAX_NUMBERS, _MAX_NUMBERS_READ = 4096, 1 << 22
 _MAX_AHEAD = 32  # values, and readers of each, that are looked at to see what becomes of a part
 
 
@@ -49,6 +50,7 @@ class Routes:
         self._constants = constants
         self._is_centred = is_centred
         self._joined: dict[NodeRef, Seen | Reason] = {}
+        self._numbers_left = _MAX_NUMBERS_READ
         self._made_of: dict[tuple[Scope, str], Seen | Reason] = {}  # values that were asked for as parts of joints
 
     def starts_at(self, scope: Scope, node: NodeProto) -> bool:
@@ -237,6 +239,9 @@ class Routes:
             tensor = self._constants.tensor(scope, name)
             if tensor.data_type not in (INT32, INT64) or tensor.elements > _MAX_NUMBERS or len(tensor.shape) > 1:
                 raise NotFusable(Reason.PART)
+            self._numbers_left -= tensor.elements
+            if self._numbers_left < 0:
+                raise NotFusable(Reason.COMPUTED)
             values = tensor.read().view(ELEMENTS[tensor.data_type].numpy)
         except (ModelError, OSError) as error:
             raise NotFusable(Reason.INVALID) from error

@@ -246,6 +246,19 @@ def test_what_takes_too_many_nodes() -> None:
         routes.weight(scope, "c")
 
 
+def test_what_takes_too_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ort_qdq_plugin.fusion.routes._MAX_NUMBERS_READ", 70)
+    draft, rows = weight(), list(range(31, -1, -1))
+    for name in ("a", "b", "c"):
+        draft.node("Gather", ["w_d", draft.ints(f"i{name}", rows)], name, axis=0)
+        draft.node("MatMul", [draft.input(f"x{name}", ["m", 32]), name])
+    scope = model_scope(draft.model())
+    routes = Routes(Constants(locate), Centred())
+    for name, reason in (("a", None), ("b", None), ("c", Reason.COMPUTED)):
+        with refused(reason):
+            routes.weight(scope, name)
+
+
 def test_a_concat_of_itself_has_an_end() -> None:
     with refused(Reason.OPSET):
         followed(drawn(weight(), ("Concat", "w_d c", "c", {"axis": 0})), "c")

@@ -184,6 +184,14 @@ def multiplied_again_and_again(draft: Draft, value: str) -> str:
     return value
 
 
+def taken_apart(draft: Draft, dequantized: str) -> None:
+    """4096 columns of a weight in another order, for each of 3000 products."""
+    wide = draft.dequantize("v", [32, 4096], axis=1, block=0, element="int8")
+    order = draft.ints("order", [number * 7 % 4096 for number in range(4096)])
+    for _ in range(3000):
+        draft.node("MatMul", ["x", draft.node("Gather", [wide, order], axis=1)])
+
+
 def written_out_and_joined(draft: Draft, _: str) -> None:
     """2000 weights that are written out, joined for 2000 nodes that take no weights."""
     draft.quantized("v", "int8", [32, 16])
@@ -325,6 +333,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "split-and-joined": lambda: drawn(split_and_joined),
     "multiplied-again-and-again": lambda: drawn(multiplied_again_and_again),
     "written-out-and-joined": lambda: drawn(written_out_and_joined),
+    "taken-apart": lambda: drawn(taken_apart),
     "stacks-in-many-products": lambda: drawn(stacks_in_many_products),
     "deep-products": lambda: nested("w_d"),
     "deep-unknown-names": lambda: nested("u"),
