@@ -71,9 +71,10 @@ class ParsedModel:
         return stored
 
     def inline_attribute_tensors(self) -> None:
-        """Take references out of nodes' attributes, where ONNX Runtime does not look for external data.
+        """Take references out of nodes' attributes, where ONNX Runtime does not look for external data that it is given.
 
-        A Constant node becomes the initializer that it stands for. Other tensors get their bytes back.
+        A Constant node becomes the initializer that it stands for. Other tensors get their bytes back if the references are
+        those of the skeleton.
 
         Raises:
             ModelError: There are more graphs or attributes than a real model has.
@@ -97,14 +98,18 @@ class ParsedModel:
     def _became_initializer(self, node: NodeProto, graph: GraphProto) -> bool:
         """Whether `node` is a Constant that became an initializer of `graph`; its references are gone otherwise."""
         for attr in node.attribute:
-            if not (attr.HasField("t") and self._is_inline(attr.t)):
+            if not (attr.HasField("t") and attr.t.data_location == attr.t.EXTERNAL):
                 continue
+            is_inline = self._is_inline(attr.t)
+            if not is_inline and not self._is_there(attr.t):
+                continue  # ONNX Runtime decides what to say
             if node.op_type == "Constant" and is_standard(node) and attr.name == "value" and node.output:
                 tensor = graph.initializer.add()
                 tensor.CopyFrom(attr.t)
                 tensor.name = node.output[0]
                 return True
-            self.make_inline(attr.t)
+            if is_inline:
+                self.make_inline(attr.t)
         return False
 
     def make_inline(self, tensor: TensorProto) -> None:
@@ -115,8 +120,14 @@ class ParsedModel:
         tensor.raw_data = stored.read().tobytes()
 
     def _is_inline(self, tensor: TensorProto) -> bool:
-        location = external_data(tensor).get("location")
-        return tensor.data_location == tensor.EXTERNAL and location == self.skeleton.inline_location
+        return external_data(tensor).get("location") == self.skeleton.inline_location
+
+    def _is_there(self, tensor: TensorProto) -> bool:
+        try:
+            self.locate(tensor)
+        except ModelError:
+            return False
+        return True
 
 
 def _dequantizes_in_functions(model: ModelProto) -> bool:

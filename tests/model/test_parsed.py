@@ -167,7 +167,18 @@ def test_other_attributes_get_their_bytes_back(node: NodeProto) -> None:
     assert not parsed.initializer
 
 
-def test_constants_of_the_model_that_are_elsewhere_stay_as_they_are() -> None:
+def test_a_constant_in_a_file_becomes_an_initializer(tmp_path: Path) -> None:
+    """ONNX Runtime does not find it there once it is given other files in memory."""
+    node = helper.make_node("Constant", [], ["w"], value=large())
+    path = tmp_path / "model.onnx"
+    onnx.save(model_of(node), path, save_as_external_data=True, location="w.data", size_threshold=0, convert_attribute=True)
+    parsed = parsed_from(str(path))
+    (tensor,) = parsed.proto.graph.initializer
+    assert (tensor.name, list(parsed.proto.graph.node)) == ("w", [])
+    np.testing.assert_array_equal(parsed.locate(tensor).read().view(np.float32), LARGE)
+
+
+def test_constants_that_are_not_where_they_should_be_stay_as_they_are() -> None:
     """ONNX Runtime decides what to say of a Constant node that names a file."""
     elsewhere = TensorProto(name="value", data_type=1, dims=[2], data_location=TensorProto.EXTERNAL)
     elsewhere.external_data.add(key="location", value="w.data")
