@@ -67,6 +67,8 @@ TESTED_ELSEWHERE = {
     "model/moved_shapes.py": "model/test_shape_rules.py",  # rules of its table
     "model/seen.py": "model/test_shape_rules.py",
     "model/window_shapes.py": "model/test_shape_rules.py",
+    "fusion/scaling.py": "fusion/test_factors.py",  # by what a product sees, with numbers for rows and columns
+    "fusion/steps.py": "fusion/test_written_out.py",  # which asks it of all forms
     "ort/prepacked.py": "cache/test_prepack.py",
     "system/environment.py": "switch/test_startup.py",
     "system/platform.py": "system/test_files.py",  # the names under which all modules know what these tests test

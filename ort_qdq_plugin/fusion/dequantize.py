@@ -22,7 +22,14 @@ from ort_qdq_plugin.system.forks import fork_lock
 if TYPE_CHECKING:
     from ort_qdq_plugin.folding.expression import Expression
 
-__all__ = ["Dequantized", "QuantizedMatrix", "Seen", "has_constant_weight", "is_dequantize", "read_dequantize"]
+__all__ = [
+    "Dequantized",
+    "QuantizedMatrix",
+    "Seen",
+    "has_constant_weight",
+    "is_dequantize",
+    "read_dequantize",
+]
 
 # Shapes of a single scale or zero point. ONNX Runtime takes either for either.
 _SINGLE = ((), (1,))

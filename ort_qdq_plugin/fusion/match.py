@@ -19,7 +19,6 @@ from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
 from ort_qdq_plugin.fusion.once import DequantizedOnce, choose, dequantized_once, fits_reader
 from ort_qdq_plugin.fusion.routes import Routes, check_specified
-from ort_qdq_plugin.fusion.written_out import check_faster
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute, text
@@ -279,7 +278,7 @@ class _WeightMatch:
         if matrices > 1:
             context.stacks.take(dequantized.weight, matrices)
         if self._is_folded:
-            check_faster(fusion, context.settings)
+            context.routes.written_out.check_faster(fusion, context.settings)
         return fusion
 
 

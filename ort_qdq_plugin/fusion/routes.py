@@ -9,21 +9,27 @@ Format facts: Mul, Div and Expand of the ONNX specification, and those that the 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.dequantize import Seen, has_constant_weight, is_dequantize, read_dequantize
+from ort_qdq_plugin.fusion.steps import may_end_steps
 from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
-from ort_qdq_plugin.fusion.written_out import WrittenOut
+from ort_qdq_plugin.model.computed import computed_once
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, INT32, INT64
 from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute, is_standard
 from ort_qdq_plugin.model.operators import OPERATORS, operator_of
 from ort_qdq_plugin.report.weights import Reason
 from ort_qdq_plugin.system.forks import fork_lock
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.fusion.written_out import WrittenOut
 
 __all__ = ["Routes", "check_specified"]
 
@@ -46,18 +52,24 @@ class Routes:
     """Answers for one model."""
 
     def __init__(self, constants: Constants, is_centred: Centred) -> None:
-        self.written_out = WrittenOut(constants)
         self._constants = constants
         self._is_centred = is_centred
         self._joined: dict[NodeRef, Seen | Reason] = {}
         self._numbers_left = _MAX_NUMBERS_READ
         self._made_of: dict[tuple[Scope, str], Seen | Reason] = {}  # values that were asked for as parts of joints
 
+    @computed_once
+    def written_out(self) -> WrittenOut:
+        """What dequantizes in several steps."""
+        with fork_lock:
+            from ort_qdq_plugin.fusion.written_out import WrittenOut
+        return WrittenOut(self._constants)
+
     def starts_at(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node dequantizes a constant weight: a DequantizeLinear, or the last step of one that is written out."""
         if is_dequantize(node):
             return has_constant_weight(scope, node, self._constants)
-        return self.written_out.ends_at(scope, node)
+        return may_end_steps(scope, node, self._constants) and self.written_out.ends_at(scope, node)
 
     def start(self, scope: Scope, node: NodeProto) -> Seen:
         """What such a node makes of its constants; raises NotFusable where it is not as it should be."""

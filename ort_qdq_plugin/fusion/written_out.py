@@ -35,30 +35,26 @@ from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.factors import constant
 from ort_qdq_plugin.fusion.forms import form_of
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings
+from ort_qdq_plugin.fusion.steps import (
+    MAX_STEPS,
+    Readers,
+    elements_in,
+    integers_at,
+    may_end_steps,
+    stored_integers,
+    what_reads,
+)
 from ort_qdq_plugin.fusion.view import View, view_of
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.messages import NodeProto, TensorProto, is_standard, text
-from ort_qdq_plugin.model.operators import operator_of, role_of
-from ort_qdq_plugin.model.tensors import MAX_RANK, StoredTensor
+from ort_qdq_plugin.model.messages import NodeProto, text
+from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
 
-__all__ = ["WrittenOut", "check_faster"]
+__all__ = ["WrittenOut"]
 
-# From the last step up to the stored integers, and down to a product: real ones have less than ten nodes.
-_MAX_STEPS = 32
-
-# The last of the steps, and how many operands it has. Those of Div and Add are none that a DequantizeLinear has.
-_LAST_STEPS = {"Cast": 1, "Sub": 2, "Mul": 2, "Div": 2, "Add": 2}
-_UNSCALED = ("Cast", "Sub")  # of these, those that make what has no scale
+_UNSCALED = ("Cast", "Sub")  # of the last steps, those that make what has no scale
 _BROADCAST_SINCE = 7  # the opset
-
-_WEIGHT_RANK = 2
-_MAX_ELEMENTS = 1 << 60  # reported of a shape that no tensor can have
-
-# What takes weights in float beside the operators that are fused, and what hands parts of one on.
-_OTHER_READERS = {"Conv", "ConvTranspose", "Einsum", "GRU", "LSTM", "RNN"}
-_PARTS = {"Concat", "Slice", "Split"}
 
 # MatMulNBits takes zero points that are fractions for 4 bits alone, and dequantizes all in every run then: 26 to 50 times
 # slower for a row than a product in float. So they have to be integers, which is seen by reading them at matching, some at
@@ -80,13 +76,6 @@ class _Parts(NamedTuple):
     perm: tuple[int, ...]  # the Transpose of the product of all, which is the result
 
 
-class _Readers(NamedTuple):
-    """What reads a value."""
-
-    take_weights: bool  # whether one of them takes weights
-    after: list[tuple[Scope, str]]  # if not: the values that some of them make of it
-
-
 class WrittenOut:
     """Finds and reads what is written out, for one model."""
 
@@ -94,21 +83,18 @@ class WrittenOut:
         self._constants = constants
         self._left = _MAX_READ_BYTES
         self._known: dict[tuple[object, ...], bool | None] = {}
-        self._readers: dict[tuple[Scope, str], _Readers] = {}  # values may have thousands of them
+        self._readers: dict[tuple[Scope, str], Readers] = {}  # values may have thousands of them
 
     def ends_at(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node is the last step of such a weight, or of one in other steps, and something reads it as a weight.
 
         Other nodes cost next to nothing: their inputs are made at run time, or of no stored integers.
         """
-        operands = _LAST_STEPS.get(node.op_type)
-        if operands is None or not is_standard(node) or len(node.input) != operands or len(node.output) != 1:
+        if not may_end_steps(scope, node, self._constants) or len(node.output) != 1:
             return False
-        if operands > 1 and scope.opset < _BROADCAST_SINCE:
+        if len(node.input) > 1 and scope.opset < _BROADCAST_SINCE:
             return False
-        if any(self._constants.is_made_at_run_time(scope, name) for name in node.input):
-            return False
-        if _integers_at(scope, node) is None or not self._is_read_as_weight(scope, node.output[0]):
+        if integers_at(scope, node) is None or not self._is_read_as_weight(scope, node.output[0]):
             return False
         return all(self._constants.is_constant(scope, name) for name in node.input) and self._makes_floats(scope, node)
 
@@ -125,10 +111,10 @@ class WrittenOut:
 
     def entry(self, scope: Scope, node: NodeProto, reason: Reason, read: Dequantized | None) -> UnfusedWeight:
         """What the report says of a last step that stays. `read`: its operands, if they could be read."""
-        stored = [_stored_integers(scope, name, node) for name in node.input]
-        tensor = max((one for one in stored if one is not None), key=_elements)
+        stored = [stored_integers(scope, name, node) for name in node.input]
+        tensor = max((one for one in stored if one is not None), key=elements_in)
         shape = tuple(tensor.dims) if read is None else read.weight.shape
-        floats = bits_of(FLOAT if read is None else read.output_type) // 8 * _elements(tensor)
+        floats = bits_of(FLOAT if read is None else read.output_type) // 8 * elements_in(tensor)
         operands = [] if read is None else [one.nbytes for one in read[:3] if isinstance(one, StoredTensor)]
         return UnfusedWeight(
             dequantize=text(node.name or node.output[0]),
@@ -137,11 +123,20 @@ class WrittenOut:
             shape=shape,
             bits=bits_of(tensor.data_type if read is None else read.weight.data_type),
             block_size=0 if read is None else read.block,
-            stored_bytes=sum(operands) or (_elements(tensor) * bits_of(tensor.data_type) + 7) // 8,
+            stored_bytes=sum(operands) or (elements_in(tensor) * bits_of(tensor.data_type) + 7) // 8,
             bytes_per_run=0,
             bytes_folded=floats,
             form=form_of(scope, node, read),
         )
+
+    @staticmethod
+    def check_faster(fusion: Fusion, settings: FusionSettings) -> None:
+        """Raise NotFusable where a fused product is slower than one with the floats that ONNX Runtime makes at load."""
+        is_slow = (
+            fusion.operator == "MatMulNBits" and fusion.entry().bits == _SLOW_BITS and settings.accuracy_level < _ROUNDS
+        )
+        if is_slow:
+            raise NotFusable(Reason.SLOWER_THAN_FLOAT)
 
     def _read(self, scope: Scope, node: NodeProto, is_centred: Centred) -> tuple[Dequantized, View]:
         integers, zero_points, scales, order = self._parts(scope, node)
@@ -188,12 +183,12 @@ class WrittenOut:
     def _is_read_as_weight(self, scope: Scope, name: str) -> bool:
         """Whether a value goes into a product, a lookup or the like, maybe through views or in parts."""
         waiting = [(scope, name)]
-        for _ in range(_MAX_STEPS):
+        for _ in range(MAX_STEPS):
             if not waiting:
                 return False
             value = waiting.pop()
             if value not in self._readers:
-                self._readers[value] = _what_reads(*value)
+                self._readers[value] = what_reads(*value)
             is_read, after = self._readers[value]
             if is_read:
                 return True
@@ -207,7 +202,7 @@ class WrittenOut:
             # What is read has no scale. One that stands behind the product is left there.
             value, scales = result, constant(1, result.data_type, ())
         elif isinstance(result, Elementwise) and result.name == "Mul":
-            at = _integers_at(scope, node) or 0
+            at = integers_at(scope, node) or 0
             value, scales = result.operands[at], result.operands[1 - at]
         else:
             raise NotFusable(Reason.OTHER_STEPS)
@@ -254,57 +249,6 @@ class WrittenOut:
                 return None
             any_is_set |= bool(values.any())
         return any_is_set
-
-
-def check_faster(fusion: Fusion, settings: FusionSettings) -> None:
-    """Raise NotFusable where a fused product is slower than one with the floats that ONNX Runtime makes at load."""
-    is_slow = fusion.operator == "MatMulNBits" and fusion.entry().bits == _SLOW_BITS and settings.accuracy_level < _ROUNDS
-    if is_slow:
-        raise NotFusable(Reason.SLOWER_THAN_FLOAT)
-
-
-def _elements(tensor: TensorProto) -> int:
-    return int(min(max(0, math.prod(tensor.dims)), _MAX_ELEMENTS))
-
-
-def _integers_at(scope: Scope, node: NodeProto) -> int | None:
-    """Which input of a last step comes from integers by a Cast, as far as nodes tell; of two the larger one."""
-    found = [_stored_integers(scope, name, node) for name in node.input]
-    sizes = [0 if tensor is None else _elements(tensor) for tensor in found]
-    return sizes.index(max(sizes)) if any(sizes) else None
-
-
-def _stored_integers(scope: Scope, name: str, reader: NodeProto) -> TensorProto | None:
-    """The stored matrix of integers that a value, which a node reads, comes from by a Cast and what can be folded.
-
-    None if it does not come from one. The node itself may be the Cast.
-    """
-    is_cast = reader.op_type == "Cast"
-    for _ in range(_MAX_STEPS):
-        stored = scope.constant(name)
-        if stored is not None:
-            is_weight = is_cast and len(stored.dims) >= _WEIGHT_RANK and stored.data_type in WEIGHT_TYPES
-            return stored if is_weight and len(stored.dims) <= MAX_RANK else None
-        found = scope.producer(name)
-        if found is None or role_of(found[2]) not in ("view", "folded") or not found[2].input:
-            return None
-        scope, _, node = found
-        is_cast |= node.op_type == "Cast"
-        name = node.input[0]
-    return None
-
-
-def _what_reads(scope: Scope, name: str) -> _Readers:
-    """Whether a value goes into a product, a lookup or the like, and what it is in views and in parts, if not."""
-    after: list[tuple[Scope, str]] = []
-    for inner, index in dict.fromkeys(scope.uses(name)):
-        node = inner.nodes[index]
-        operator = operator_of(node)
-        if (operator is not None and operator.fused_by) or node.op_type in _OTHER_READERS:
-            return _Readers(True, [])
-        if role_of(node) == "view" or node.op_type in _PARTS:
-            after += [(inner, output) for output in node.output if output]
-    return _Readers(False, after[-_MAX_STEPS:])
 
 
 def _undone(value: Expression) -> tuple[Expression, Expression | None]:
