@@ -50,7 +50,12 @@ def as_expression(tensor: StoredTensor) -> Expression:
 
 def stored_in(tensor: StoredTensor) -> Iterator[StoredTensor]:
     """The stored tensors that a tensor is computed from, once for each use; itself if it is stored."""
-    return leaves(as_expression(tensor))
+    for leaf in leaves(as_expression(tensor)):
+        if isinstance(leaf.source, _ComputedSource):
+            # A part of what is computed.
+            yield from stored_in(as_tensor(leaf.source.expression, leaf.name))
+        else:
+            yield leaf
 
 
 def _is_transposed(expression: Expression) -> bool:

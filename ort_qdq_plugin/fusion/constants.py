@@ -23,7 +23,7 @@ from ort_qdq_plugin.system.forks import fork_lock
 if TYPE_CHECKING:
     from ort_qdq_plugin.folding.expression import Expression
 
-__all__ = ["Constants", "ReadersGo", "stored_in"]
+__all__ = ["Constants", "ReadersGo", "bytes_stored", "stored_in"]
 
 # Of an expression: how many nodes deep it is; how many are computed for an element; and how many it has in all, each counted
 # as often as it is used. Real ones have a dozen. It bounds the time for an element, and for comparing expressions.
@@ -88,16 +88,16 @@ class Constants:
     def stored_bytes(self, scope: Scope, names: Iterable[str]) -> int:
         """Bytes that the model stores of constants, or of what they are computed from, each tensor counted once; what is
         not known counts as 0."""
-        sizes: dict[object, int] = {}
+        found: list[StoredTensor] = []
+        missing = 0
         for name in names:
-            stored = scope.constant(name)
-            with suppress(ModelError, OSError, NotFusable):
-                if stored is not None:
-                    sizes[name] = tensor_bytes(stored.data_type, shape_of(stored))
-                for tensor in stored_in(self.tensor(scope, name)):
-                    sizes.pop(name, None)  # it is there, and has an identity
-                    sizes[tensor.storage] = tensor.nbytes
-        return sum(sizes.values())
+            try:
+                found += stored_in(self.tensor(scope, name))
+            except (ModelError, OSError, NotFusable):
+                stored = scope.constant(name)
+                with suppress(ModelError):
+                    missing += 0 if stored is None else tensor_bytes(stored.data_type, shape_of(stored))
+        return bytes_stored(found) + missing
 
     def _found(self, scope: Scope, name: str) -> _Computed | Reason:
         first = (scope.definer(name), name)
@@ -211,6 +211,20 @@ def stored_in(source: StoredTensor) -> Iterable[StoredTensor]:
     with fork_lock:
         from ort_qdq_plugin.folding.computed import stored_in
     return stored_in(source)
+
+
+def bytes_stored(tensors: Iterable[StoredTensor]) -> int:
+    """Bytes of stored tensors, or of parts of them, each byte counted once."""
+    pieces: dict[object, list[tuple[int, int]]] = {}
+    for tensor in tensors:
+        pieces.setdefault(tensor.source.identity, []).append((tensor.offset, tensor.offset + tensor.nbytes))
+    total = 0
+    for of_source in pieces.values():
+        reached = 0
+        for start, end in sorted(of_source):
+            total += max(0, end - max(start, reached))
+            reached = max(reached, end)
+    return total
 
 
 class ReadersGo:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from ort_qdq_plugin.fusion.constants import stored_in
+from ort_qdq_plugin.fusion.constants import bytes_stored, stored_in
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.view import View
@@ -89,7 +89,6 @@ def report_entry(
     """What the report says of a fusion; the arguments are those of FusedWeight. None: as many bits as the fused node has."""
     site, operands = fusion.site, fusion.operands.values()
     sources = [operand.source for operand in operands if operand.source is not None]
-    stored = {tensor.storage: tensor.nbytes for source in sources for tensor in stored_in(source)}
     return FusedWeight(
         node=site.name,
         dequantize=site.dequantize,
@@ -101,7 +100,7 @@ def report_entry(
         layout=layout,
         packed_bytes=packed_bytes(operands),
         borrowed_bytes=borrowed_bytes(operands),
-        stored_bytes=sum(stored.values()),
+        stored_bytes=bytes_stored(tensor for source in sources for tensor in stored_in(source)),
         has_bias=has_bias,
         stored_bits=bits if stored_bits is None else stored_bits,
         form=site.form,

@@ -48,6 +48,7 @@ def test_a_tensor_remembers_its_expression() -> None:
     assert as_expression(other) == Stored(other)
     assert list(stored_in(tensor)) == [stored]
     assert list(stored_in(stored)) == [stored]
+    assert list(stored_in(tensor.part(1))) == [stored], "a part is computed from the same"
 
 
 def test_equal_expressions_are_the_same_storage() -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from ort_qdq_plugin.errors import NotFusable
-from ort_qdq_plugin.fusion.constants import Constants, ReadersGo
+from ort_qdq_plugin.fusion.constants import Constants, ReadersGo, bytes_stored
 from ort_qdq_plugin.model.graph import Scope, model_scope
+from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.report.weights import Reason
 from tests.folding.support import all_elements, code_of, constant, expression_of, folding
 from tests.fusion.support import locate, missing
@@ -118,6 +119,14 @@ def test_what_is_said_of_a_constant() -> None:
     assert constants.stored_bytes(scope, ["a", "y", "a"]) == Constants(missing).stored_bytes(scope, ["a"]) == 24
     assert constants.tensor(scope, "a").name == "a"
     assert constants.tensor(scope, "y").nbytes == 6
+
+
+def test_bytes_that_overlap_count_once() -> None:
+    one = locate(numpy_helper.from_array(np.arange(8, dtype=np.float32), "a"))
+    parts = [one._replace(offset=at, nbytes=nbytes) for at, nbytes in ((0, 8), (4, 12), (20, 4), (20, 12))]
+    assert bytes_stored([*parts, parts[0]]) == 16 + 12
+    assert bytes_stored([one, one._replace(source=MemorySource(b"another"), nbytes=7)]) == one.nbytes + 7
+    assert bytes_stored([]) == 0
 
 
 # Bounds
