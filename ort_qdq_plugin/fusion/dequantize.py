@@ -250,11 +250,12 @@ def read_dequantize(scope: Scope, node: NodeProto, constants: Constants, is_cent
         raise NotFusable(Reason.COMPUTED) from error
     except (ModelError, OSError) as error:
         raise NotFusable(Reason.INVALID) from error
-    # Of stored operands, those who look at the node see it, too.
+    # Where all operands are stored, those who look at the node see it.
     operator = operator_of(node)
     schema = None if operator is None else schema_at(operator, scope.opset)
     has_types = schema is None or all(one in allowed for one, allowed in zip(types, schema.types, strict=False))
-    if not has_types or any(scope.stated_type(output) not in (None, output_type) for output in node.output):
+    is_as_stated = all(scope.stated_type(output) in (None, output_type) for output in node.output)
+    if not (has_types and is_as_stated) and not all(isinstance(operand, TensorProto) for operand in operands):
         raise NotFusable(Reason.OPSET)
     return Dequantized(
         weight=located[0],

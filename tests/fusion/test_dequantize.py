@@ -273,10 +273,10 @@ def test_locating_is_asked_for_each_operand_once() -> None:
 
 
 def scaled(opset: int, scale: str, stated: str) -> Dequantized:
-    """With scales behind Identity, where the model states the result's type."""
+    """With scales behind Transpose, where the model states the result's type."""
     draft = Draft("dequantize", opset=opset)
     draft.quantized("w", "int8", [64, 32])
-    draft.node("Identity", [draft.floats("s", [32], scale)], "same")
+    draft.node("Transpose", [draft.floats("s", [32], scale)], "same")
     draft.node("DequantizeLinear", ["w", "same"], "w_d", axis=1)
     if stated:
         draft.declare("w_d", [64, 32], stated)
