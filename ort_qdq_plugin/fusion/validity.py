@@ -83,6 +83,8 @@ def _types(letter: str, opset: int) -> frozenset[int]:
         return there - _codes("complex64 complex128") - ({_STRING} if opset < 9 else set())
     floats = _codes("float float16 double")
     return {
+        "D": _codes("int8 uint8 int16 uint16 int32 int4 uint4"),  # what ONNX Runtime's own operator dequantizes,
+        "Y": _codes("float float16"),  # and by which scales
         "E": _codes("uint8 int8 uint16 int16") | (numbers - _codes("bfloat16")),  # exponents
         "M": floats | _codes("int8 int16 int32 int64") | (_codes("bfloat16") & there),  # what may be negative
         "P": floats | _codes("int32 int64") | (_codes("bfloat16") & there),  # what powers are of

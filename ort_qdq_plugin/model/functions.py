@@ -18,7 +18,7 @@ _NODE_BYTES = 100  # what a node takes in memory beside its names and attributes
 
 
 def check_functions(model: ModelProto) -> None:
-    """Raise ModelError where the model's functions call themselves, or inlining them would make the model huge."""
+    """Raise ModelError where inlining the model's functions would never end, make it huge, or hide what is wrong with it."""
     if not model.functions:
         return
     versions = {entry.domain: entry.version for entry in model.opset_import}
@@ -30,6 +30,8 @@ def check_functions(model: ModelProto) -> None:
             raise ModelError(f"function {function.name[:100]!r} is of another opset than the model")
         if not all(node.domain in imported for node in function.node):
             raise ModelError(f"function {function.name[:100]!r} does not import the domains of its operators")
+        if any(node.op_type == "Constant" and node.input for node in function.node):
+            raise ModelError(f"function {function.name[:100]!r} has a Constant with inputs")  # inlining takes it away
     calls = _Calls(model.functions)
     small = {code for code, element in ELEMENTS.items() if element.bits < 8}
     packed = {tensor.name for tensor in model.graph.initializer if tensor.data_type in small}

@@ -67,7 +67,7 @@ OPERATORS = (
         f"21 QSq {_DEQUANTIZE}|23 QSq {_DEQUANTIZE} output_dtype:i|24|25|28",
     ),
     # ONNX Runtime's quantizers write this one into models below opset 21.
-    Operator("DequantizeLinear", "dequantize", "1 XXx axis:i", domain=CONTRIB_DOMAIN),
+    Operator("DequantizeLinear", "dequantize", "1 DYd axis:i", domain=CONTRIB_DOMAIN),
     Operator("Constant", "constant", f"1 - value:t|11 - {_CONSTANT}|12 - {_CONSTANT} {_SCALARS}"),
     Operator(
         "Cast", "view", "1 C to:s|6 C to:i|9|13|19 C to:i saturate:i|21|23|24 C to:i saturate:i round_mode:s|25|28"
@@ -115,7 +115,7 @@ OPERATORS = (
     Operator(
         "Gemm", "reader", f"1 FFF {_GEMM} broadcast:i|7 FFF {_GEMM}|9 NNN {_GEMM}|11 NNn {_GEMM}|13", fused_by="matmul"
     ),
-    Operator("FusedMatMul", "reader", f"1 XX {_FUSED_MATMUL}", fused_by="matmul", domain=CONTRIB_DOMAIN),
+    Operator("FusedMatMul", "reader", f"1 KK {_FUSED_MATMUL}", fused_by="matmul", domain=CONTRIB_DOMAIN),
     Operator("Einsum", "reader", "12 A* equation:s|28", fused_by="einsum"),
     Operator("Gather", "reader", "1 TI axis:i|13", fused_by="gather"),
     Operator("Conv", "reader", f"1 FFf {_CONV}|11|22 KKk {_CONV}", fused_by="conv"),

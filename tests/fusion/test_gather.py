@@ -129,7 +129,10 @@ def test_a_squeeze_of_axes_of_the_indices_is_taken_along(name: str) -> None:
 
 
 def test_where_axes_are_an_attribute_a_squeeze_is_left() -> None:
-    draft = drawn(gather_of((50, 32, 64), opset=12, indices=[1], **SCALES["one"], element="uint8"), ("Squeeze", "y", "s", {"axes": [0]}))
+    draft = drawn(
+        gather_of((50, 32, 64), opset=12, indices=[1], **SCALES["one"], element="uint8"),
+        ("Squeeze", "y", "s", {"axes": [0]}),
+    )
     draft.nodes.sort(key=lambda node: node.op_type == "Gather")
     assert fused(draft, lambda view: view.transposed((0, 2, 1))).site.output == "y"
 

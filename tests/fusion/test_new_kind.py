@@ -15,9 +15,7 @@ from tests.fusion.test_validity import test_operators_are_as_onnx_has_them as ch
 from tests.support import python, save, stock, x_of
 
 FILE = Path(__file__).with_name("toy.py")
-ROW = Operator(
-    "Sub", "reader", "1 FF axis:i broadcast:i consumed_inputs:ints|6 NN axis:i broadcast:i|7 NN|13|14 AA", fused_by="toy"
-)
+ROW = Operator("PRelu", "reader", "1 FF consumed_inputs:ints|6 FF|9 NN|16", fused_by="toy")
 SHAPE = (64, 128)
 
 LOADS = """
@@ -46,12 +44,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def model_of(folder: Path, left: bool = False, **weight: Any) -> str:
-    """y = x - W of a dequantized weight, or W - x."""
+    """y = PRelu(x, W) with a dequantized weight, or PRelu(W, x)."""
     draft = Draft("toy")
     draft.input("x", SHAPE)
     draft.output("y", SHAPE)
     draft.dequantize("w", SHAPE, **{"axis": 1, "block": PER_TENSOR, "element": "int8", "zero": "none", **weight})
-    draft.node("Sub", ["w_d", "x"] if left else ["x", "w_d"], "y")
+    draft.node("PRelu", ["w_d", "x"] if left else ["x", "w_d"], "y")
     return str(save(draft.model(), folder, "file"))
 
 
@@ -72,7 +70,7 @@ def test_the_row_is_as_onnx_has_the_operator() -> None:
 
 
 def test_a_new_kind_of_fusion_is_a_file_and_a_row(package: Path, tmp_path: Path) -> None:
-    check_loads(model_of(tmp_path), package, f"('Sub', 'y_node', 64, 128, {64 * 128}, 4)", "")
+    check_loads(model_of(tmp_path), package, f"('PRelu', 'y_node', 64, 128, {64 * 128}, 4)", "")
 
 
 def test_what_it_cannot_do_it_leaves_with_its_reason(package: Path, tmp_path: Path) -> None:

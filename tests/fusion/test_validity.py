@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS
@@ -25,6 +26,7 @@ ANY = 2**31 - 1  # as onnx.defs has it
 KNOWN = min(LAST_OPSET, defs.onnx_opset_version())
 ANY = 2**31 - 1  # inputs or outputs
 STANDARD = [row for row in OPERATORS if not row.domain]
+_BY_NAME = {(row.domain, row.op_type): row for row in OPERATORS}
 
 
 @pytest.mark.parametrize("row", STANDARD, ids=lambda row: row.op_type)
@@ -50,6 +52,17 @@ def test_operators_are_as_onnx_has_them(row: Operator) -> None:
 def test_beyond_the_table_the_installed_package_is_asked(row: Operator) -> None:
     assert schema_at(row, LAST_OPSET + 1) == schema_at(row, KNOWN)
     assert schema_at(row, 2**31) is None
+
+
+def test_operators_of_onnx_runtime_take_its_types() -> None:
+    found = {schema.name: schema for schema in get_all_operator_schema() if schema.domain == MS}
+    for op_type in ("DequantizeLinear", "FusedMatMul"):
+        ours = schema_at(_BY_NAME[MS, op_type], 1)
+        assert ours is not None
+        constraints = {one.type_param_str: one.allowed_type_strs for one in found[op_type].type_constraints}
+        assert [set(types) for types in ours.types] == [
+            {CODES[name] for name in constraints[given.typeStr]} for given in found[op_type].inputs
+        ]
 
 
 def fits(draft: Draft, opset: int = 21) -> bool:
