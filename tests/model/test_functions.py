@@ -72,6 +72,9 @@ CHECKED: dict[str, tuple[ModelProto, str | None]] = {
         model_of(function("f", FUSED, opsets=f'{OPSETS}, "com.microsoft": 1')), None,
     ),
     "no-functions": (ModelProto(), None),
+    "a-constant-with-an-input": (
+        model_of(function("f", "c = Constant <value = float {1}> (a)  b = Neg (c)")), "with inputs",
+    ),
     "given-a-graph": (
         model_of(function("f"), nodes="y = local.f <g = branch () => () { own = Neg (x) }> (x)"), "given a graph",
     ),
