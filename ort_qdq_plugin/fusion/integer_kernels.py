@@ -81,6 +81,8 @@ def _conv(kernels: IntegerKernels, scope: Scope, node: NodeProto) -> bool:
 
 def _matmul(kernels: IntegerKernels, scope: Scope, node: NodeProto) -> bool:
     """QLinearMatMul or MatMulIntegerToFloat; with the Add behind it a Gemm."""
+    if not kernels.integers.operands(scope, node.input[:1]):
+        return False  # as of most products: what else decides need not be looked for
     add = _joined_add(kernels, scope, node)
     if add is None:
         product = _product(kernels, scope, node)
