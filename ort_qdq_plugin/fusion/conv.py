@@ -17,7 +17,7 @@ from ort_qdq_plugin.fusion.bias import Addend, own_bias
 from ort_qdq_plugin.fusion.choice import form_of
 from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site
-from ort_qdq_plugin.fusion.matmul import MatMulFusion, OuterNodes
+from ort_qdq_plugin.fusion.matmul import MatMulFusion, OuterNodes, check_moves
 from ort_qdq_plugin.fusion.matmul_nbits import operands_of
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.elements import FLOAT
@@ -101,6 +101,8 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     place = _place(scope, node, shape, (k, n), settings.once_bytes() > 0)
     if not any(rule.holds(place) for rule in RULES):
         raise NotFusable(Reason.CONVOLUTION)
+    outer = OuterNodes(before=_to_last(rank), after=_to_front(rank))
+    check_moves(scope, node.input[0], outer)
     matrix = dequantized.matrix(view.reshaped((n, k)), transposed=True)
     matrix, bits, block_size = form_of(matrix, FLOAT, settings._replace(accuracy_level=_FLOAT_LEVEL))
     addend = Addend(node.input[2], 1.0) if len(node.input) > 2 and node.input[2] else None
@@ -120,7 +122,7 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
         activation=node.input[0],
         alpha=1.0,
         bias=bias,
-        outer=OuterNodes(before=_to_last(rank), after=_to_front(rank)),
+        outer=outer,
     )
 
 

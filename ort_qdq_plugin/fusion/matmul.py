@@ -13,25 +13,26 @@ import numpy as np
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.bias import Addend, Bias, check_bias, following_bias, own_bias
 from ort_qdq_plugin.fusion.choice import form_of
-from ort_qdq_plugin.fusion.dequantize import Dequantized, QuantizedMatrix
+from ort_qdq_plugin.fusion.dequantize import Dequantized, QuantizedMatrix, is_dequantize
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.experts import StackFusion, fused_stack, is_stack
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.matmul_nbits import kernel_type, operands_of
 from ort_qdq_plugin.fusion.view import View
-from ort_qdq_plugin.model.elements import FLOAT, FLOAT16
+from ort_qdq_plugin.model.elements import FLOAT, FLOAT16, INT8
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, attributes, made_tensor
 from ort_qdq_plugin.model.operands import Operands, as_stored
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
 
-__all__ = ["TAKES_FACTORS", "MatMulFusion", "OuterNodes", "Product", "fuse", "fused_product"]
+__all__ = ["TAKES_FACTORS", "MatMulFusion", "OuterNodes", "Product", "check_moves", "fuse", "fused_product"]
 
 TAKES_FACTORS = True
 """Those of columns go into the scales, those of rows onto the activation."""
 
 _BROADCAST_SINCE = 7  # the opset since which Mul broadcasts a row
+_WRITES_OUTPUT_TYPES_SINCE = 21  # the opset since which QuantizeLinear has `output_dtype`
 
 
 class OuterNodes(NamedTuple):
@@ -181,6 +182,7 @@ def fused_product(
     node = scope.nodes[index]
     if matrix.rows is not None and scope.opset < _BROADCAST_SINCE:
         raise NotFusable(Reason.FACTOR)
+    check_moves(scope, product.activation, outer)
     matrix, bits, block_size = form_of(matrix, data_type, settings)
     computed_in, casts_from = kernel_type(data_type, matrix.scales.data_type)
     check_bias(scope, node, product.weight_on_left, matrix.n, locate)
@@ -211,6 +213,23 @@ def fused_product(
         bias=bias,
         outer=outer,
     )
+
+
+def check_moves(scope: Scope, activation: str, outer: OuterNodes) -> None:
+    """Raise NotFusable where a Transpose or a Reshape would stand between a pair of nodes, which make int8, and a fused one.
+
+    ONNX Runtime's optimizer moves the pair past that as uint8, with the `output_dtype` of int8 that it has written itself:
+    such a QuantizeLinear is invalid (1.32, from opset 21 on).
+    """
+    if (outer.before is None and outer.joined is None) or scope.opset < _WRITES_OUTPUT_TYPES_SINCE:
+        return
+    found = scope.producer(activation)
+    if found is None or not is_dequantize(found[2]) or len(found[2].input) < 3:
+        return
+    zero_point = found[0].constant(found[2].input[2])
+    made = found[0].producer(found[2].input[0])
+    if zero_point is not None and zero_point.data_type == INT8 and made is not None and made[2].op_type == "QuantizeLinear":
+        raise NotFusable(Reason.MOVED_INT8)
 
 
 def _read_product(node: NodeProto, weight: str) -> Product:

@@ -45,6 +45,7 @@ class Reason(Sentence):
     CONSUMER = "The result feeds something other than a matrix product or a Gather."
     LEFT_OPERAND = "The weight is the left operand of the product, and the right one's rank is not known."
     TRANSPOSED_ACTIVATION = "The product transposes its other operand, whose rank is not known, or batches its axes."
+    MOVED_INT8 = "The activation is quantized to int8 and would be moved: ONNX Runtime makes an invalid node of that."
     ACTIVATION_RANK = "The weight has leading axes, and the rank of the product's other operand is not known."
     INTEGER_KERNEL = "The activations are quantized too: ONNX Runtime's integer kernels apply."
     FOLDED = "The result is quantized again: ONNX Runtime computes it once, when it loads the model."
@@ -76,6 +77,7 @@ HINTS: Mapping[Reason, str] = {
     Reason.FRACTIONAL: "Quantize with integers as zero points, or without any.",
     Reason.LEFT_OPERAND: "State shapes in the model: run shape inference before saving it.",
     Reason.TRANSPOSED_ACTIVATION: "State shapes in the model: run shape inference before saving it.",
+    Reason.MOVED_INT8: "Quantize activations to uint8.",
     Reason.ACTIVATION_RANK: "State shapes in the model: run shape inference before saving it.",
     Reason.MEMORY: 'Options(dequantize_once="always").',
     Reason.UNUSED: "Remove the node.",
