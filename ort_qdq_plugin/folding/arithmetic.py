@@ -1,7 +1,8 @@
 """What operators make of elements that lie in the same place: each as ONNX Runtime's kernel has it, to the last bit.
 
 Where kernels differ between machines, as for integers made of what is too large for them or no number, nothing is computed
-(NotComputedError). Operators that do so for ordinary numbers too, as Exp, are not here.
+(NotComputedError). Operators that do so for ordinary numbers too, as Exp, are not here. Of zeros of both signs, Max, Min and
+Clip may take another one than a kernel does: what quantizes or scales by it makes the same of both.
 
 Format facts: the operators of the ONNX specification that the rows name. The types are those that ONNX Runtime has kernels
 for; a test asks it.
