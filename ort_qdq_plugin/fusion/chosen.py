@@ -23,6 +23,7 @@ from ort_qdq_plugin.fusion.experts import part_of_stack, view_of_part
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
 from ort_qdq_plugin.fusion.matmul import MatMulFusion
 from ort_qdq_plugin.fusion.matmul import fuse as fuse_product
+from ort_qdq_plugin.fusion.matmul_nbits import ROUNDS
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.elements import INT32
 from ort_qdq_plugin.model.graph import NodeRef, Scope
@@ -39,7 +40,7 @@ _STACK = 3  # the rank of a stack of matrices
 _MAX_MATRICES = 64
 _MAX_VIEWS = 64  # nodes between the Gather and the product
 # The kernel for 8 bits has nothing pre-packed below the accuracy level from which on activations are rounded.
-_ROUNDS, _DEQUANTIZED_BITS = 4, 8
+_DEQUANTIZED_BITS = 8
 _EQUAL_SINCE = 7  # the opset since which Equal broadcasts
 
 
@@ -120,7 +121,7 @@ def chosen_product(
         if not isinstance(product, MatMulFusion):
             raise NotFusable(Reason.BATCHED)
         products.append(product)
-    if products[0].bits == _DEQUANTIZED_BITS and settings.accuracy_level < _ROUNDS:
+    if products[0].bits == _DEQUANTIZED_BITS and settings.accuracy_level < ROUNDS:
         raise NotFusable(Reason.SLOWER)
     end = products[0].site
     return ChosenFusion(

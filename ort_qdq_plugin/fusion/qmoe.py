@@ -21,6 +21,7 @@ from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.fusion.dequantize import Dequantized, is_dequantize, read_dequantize
 from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.kind import FusionSettings, Site, report_entry
+from ort_qdq_plugin.fusion.matmul_nbits import ROUNDS
 from ort_qdq_plugin.fusion.validity import is_as_specified
 from ort_qdq_plugin.fusion.view import View, follow
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, UINT8, bits_of
@@ -45,7 +46,6 @@ _ACTIVATIONS = ("relu", "gelu", "silu", "identity")
 _GATED, _INTERLEAVED = "swiglu", 1  # an activation of two values, and the one order of them that the CPU takes
 
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
-_ROUNDS = 4  # the accuracy level from which on activations are rounded to 8 bits, block by block
 _PASSED_ON = ("k", "activation_type", "normalize_routing_weights", "activation_alpha", "activation_beta", "swiglu_fusion",
               "swiglu_limit")  # fmt: skip
 
@@ -201,7 +201,7 @@ def _form_of(weights: list[_Weight], settings: FusionSettings) -> tuple[int, int
     bits = max(weight.dequantized.bits for weight in weights)
     types = {weight.data_type for weight in weights}
     scales = {weight.dequantized.scales.data_type for weight in weights}
-    rounds = settings.accuracy_level >= _ROUNDS
+    rounds = settings.accuracy_level >= ROUNDS
     if len({weight.dequantized.bits for weight in weights}) > 1 or types not in ({FLOAT}, {FLOAT16}):
         raise NotFusable(Reason.EXPERTS)
     if types == {FLOAT16} and scales != {FLOAT16}:

@@ -35,6 +35,7 @@ from ort_qdq_plugin.fusion.dequantize import Dequantized
 from ort_qdq_plugin.fusion.factors import constant
 from ort_qdq_plugin.fusion.forms import form_of
 from ort_qdq_plugin.fusion.kind import Fusion, FusionSettings
+from ort_qdq_plugin.fusion.matmul_nbits import ROUNDS
 from ort_qdq_plugin.fusion.steps import (
     MAX_STEPS,
     Readers,
@@ -61,10 +62,10 @@ _BROADCAST_SINCE = 7  # the opset
 # a time, up to a limit for a model.
 _PIECE, _MAX_READ_BYTES = 1 << 18, 1 << 30
 
-# At lower accuracy levels the kernel for 8 bits dequantizes all in every run: 1.2 to 42 times slower than the product with
-# the floats that ONNX Runtime makes at load. At this level it is 1.1 to 2.5 times faster (1 to 512 rows, 0.6 to 4 Mi
+# At accuracy levels below ROUNDS the kernel for 8 bits dequantizes all in every run: 1.2 to 42 times slower than the product
+# with the floats that ONNX Runtime makes at load. At that level it is 1.1 to 2.5 times faster (1 to 512 rows, 0.6 to 4 Mi
 # elements).
-_ROUNDS, _SLOW_BITS = 4, 8
+_SLOW_BITS = 8
 
 
 class _Parts(NamedTuple):
@@ -132,9 +133,7 @@ class WrittenOut:
     @staticmethod
     def check_faster(fusion: Fusion, settings: FusionSettings) -> None:
         """Raise NotFusable where a fused product is slower than one with the floats that ONNX Runtime makes at load."""
-        is_slow = (
-            fusion.operator == "MatMulNBits" and fusion.entry().bits == _SLOW_BITS and settings.accuracy_level < _ROUNDS
-        )
+        is_slow = fusion.operator == "MatMulNBits" and fusion.entry().bits == _SLOW_BITS and settings.accuracy_level < ROUNDS
         if is_slow:
             raise NotFusable(Reason.SLOWER_THAN_FLOAT)
 

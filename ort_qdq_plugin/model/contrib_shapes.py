@@ -14,10 +14,7 @@ from ort_qdq_plugin.model.shape_rules import matrix_product, recurrent, same
 from ort_qdq_plugin.model.shapes import UNKNOWN, Shape, broadcast
 from ort_qdq_plugin.model.window_shapes import convolved
 
-__all__ = ["CONTRIB_DOMAIN", "CONTRIB_OPERATORS"]
-
-CONTRIB_DOMAIN = "com.microsoft"
-"""The domain of ONNX Runtime's own operators."""
+__all__ = ["CONTRIB_OPERATORS"]
 
 _TOKENS_RANK = 3  # batch, sequence, hidden
 

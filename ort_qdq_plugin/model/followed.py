@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ort_qdq_plugin.model.contrib_shapes import CONTRIB_DOMAIN, CONTRIB_OPERATORS
+from ort_qdq_plugin.model.contrib_shapes import CONTRIB_OPERATORS
 from ort_qdq_plugin.model.elements import INT64
 from ort_qdq_plugin.model.messages import attribute, int_attribute, is_standard, made_tensor, subgraphs
+from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN
 from ort_qdq_plugin.model.seen import ALL, NOTHING, Seen
 from ort_qdq_plugin.model.shape_rules import OPERATORS
 from ort_qdq_plugin.model.shapes import UNKNOWN, Shape

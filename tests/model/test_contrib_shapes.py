@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from ort_qdq_plugin.model.contrib_shapes import CONTRIB_DOMAIN, CONTRIB_OPERATORS
+from ort_qdq_plugin.model.contrib_shapes import CONTRIB_OPERATORS
+from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN
 from ort_qdq_plugin.model.shapes import UNKNOWN, Shape
 from tests.model.drawing import Drawing
 from tests.model.drawn_nodes import NODES
