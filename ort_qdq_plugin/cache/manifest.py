@@ -82,7 +82,9 @@ class Manifest(NamedTuple):
         """The manifest as it is stored."""
         report = self.report.to_dict()
         # Reasons by name: sentences may change from one version to the next.
-        report["stock_reason"] = self.report.stock_reason and self.report.stock_reason.name
+        for name in ("stock_reason", "unchanged"):
+            reason: StockReason | None = getattr(self.report, name)
+            report[name] = reason and reason.name
         for plain, entry in zip(report["unfused"], self.report.unfused, strict=True):
             plain["reason"] = entry.reason.name
             del plain["hint"]  # follows from the reason
@@ -146,6 +148,5 @@ def _report(plain: Mapping[str, Any]) -> Report:
         UnfusedWeight(**{**entry, "reason": Reason[entry["reason"]], "shape": tuple(entry["shape"])})
         for entry in plain["unfused"]
     )
-    reason = plain["stock_reason"]
-    stock_reason = None if reason is None else StockReason[reason]
-    return Report(**{**plain, "stock_reason": stock_reason, "fused": fused, "unfused": unfused, "seconds": {}})
+    reasons = {name: None if plain[name] is None else StockReason[plain[name]] for name in ("stock_reason", "unchanged")}
+    return Report(**{**plain, **reasons, "fused": fused, "unfused": unfused, "seconds": {}})

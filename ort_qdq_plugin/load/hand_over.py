@@ -64,7 +64,8 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     for buffer in prepared.packed:
         # By now ONNX Runtime has read all that was packed.
         buffer.seal()
-    if sum(entry.bytes_added for entry in prepared.report.unfused) >= _TRIM_HEAP_BYTES:
+    in_float = sum(entry.bytes_added for entry in prepared.report.unfused)
+    if in_float >= _TRIM_HEAP_BYTES or prepared.report.unchanged is not None:
         # Weights of convolutions are copied into the order of the kernels, then once more. The first copies are freed, but
         # the C library keeps their memory.
         host.trim_heap()

@@ -26,7 +26,7 @@ from ort_qdq_plugin.errors import (
     SourceUnreadableError,
 )
 from ort_qdq_plugin.load.journal import Journal
-from ort_qdq_plugin.load.open import glance_at, leave_unreadable_to_stock, open_model
+from ort_qdq_plugin.load.open import check_fusible, glance_at, is_worth_handing_over, leave_unreadable_to_stock, open_model
 from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort import hook
@@ -147,7 +147,8 @@ def _prepared_for(
     check_providers(provider_names(call.providers, session_options))
     if state.prepared is not None:
         return state.prepared
-    request = LoadRequest(model, session_options, state.options, frozenset(call.disabled_optimizers or ()))
+    disabled = frozenset(call.disabled_optimizers or ())
+    request = LoadRequest(model, session_options, state.options, disabled, may_be_unchanged=True)
     has_cache = request.options.cache_dir is not None or request.options.prepared is not None
     if not (may_use_cache and has_cache) or isinstance(request.model, bytes):
         return prepare(request, journal)
@@ -155,6 +156,9 @@ def _prepared_for(
         return prepare_cached(request, journal)
     except SourceUnreadableError:
         raise
+    except LeaveToStock as stock:
+        with _opened(request, journal) as skeleton:
+            return _unchanged(skeleton, request, journal, stock)
     except NotFromCache:
         pass
     except OSError as problem:
@@ -168,8 +172,8 @@ def prepare_cached(request: LoadRequest, journal: Journal, *, must_record: bool 
     Nothing of the cache is touched, or even imported, for a model that a glance shows to have nothing to fuse.
     """
     if not _is_cached(request):
-        with _opened(request, journal):
-            pass
+        with _opened(request, journal) as skeleton:
+            _check(skeleton, request, journal)
     with fork_lock:
         from ort_qdq_plugin.load.through_cache import prepare_through_cache
     make = functools.partial(prepare, request, journal)
@@ -197,25 +201,45 @@ def prepare(request: LoadRequest, journal: Journal, writer: EntryWriter | None =
         QdqPluginError, OSError: It cannot be prepared.
     """
     with _opened(request, journal) as skeleton:
-        with fork_lock:
-            from ort_qdq_plugin.load.prepare import prepare_opened
         try:
-            return prepare_opened(skeleton, request, journal, writer)
-        except NothingToDo as stock:
-            if writer is not None:
-                writer.commit_nothing(skeleton.file_sources, journal.finished("stock", stock))
-            raise
+            _check(skeleton, request, journal)
+            with fork_lock:
+                from ort_qdq_plugin.load.prepare import prepare_opened
+            try:
+                return prepare_opened(skeleton, request, journal, writer)
+            except NothingToDo as stock:
+                if writer is not None:
+                    writer.commit_nothing(skeleton.file_sources, journal.finished("stock", stock))
+                raise
+        except LeaveToStock as stock:
+            if writer is not None or not request.may_be_unchanged:
+                raise
+            return _unchanged(skeleton, request, journal, stock)
 
 
 @contextmanager
 def _opened(request: LoadRequest, journal: Journal) -> Iterator[Skeleton]:
-    """The opened model, of which a glance does not show that there is nothing to do for it. It is closed afterwards."""
+    """The opened model. It is closed afterwards."""
     with ExitStack() as opened:
-        with journal.stage("open"):
-            with leave_unreadable_to_stock():
-                skeleton = opened.enter_context(closing(open_model(request)))
-            glance_at(skeleton)
+        with journal.stage("open"), leave_unreadable_to_stock():
+            skeleton = opened.enter_context(closing(open_model(request)))
         yield skeleton
+
+
+def _check(skeleton: Skeleton, request: LoadRequest, journal: Journal) -> None:
+    """Raise LeaveToStock if it can be seen without parsing the model that there is nothing to do for it."""
+    with journal.stage("open"):
+        check_fusible(skeleton, request)
+        glance_at(skeleton)
+
+
+def _unchanged(skeleton: Skeleton, request: LoadRequest, journal: Journal, stock: LeaveToStock) -> PreparedModel:
+    """The model prepared to be handed over unchanged, or the reason why stock ONNX Runtime loads it."""
+    if not is_worth_handing_over(skeleton):
+        raise stock
+    with fork_lock:
+        from ort_qdq_plugin.load.unchanged import prepare_unchanged
+    return prepare_unchanged(skeleton, request, journal, stock)
 
 
 def plan_only(request: LoadRequest, journal: Journal, *, check: bool) -> None:
@@ -230,6 +254,8 @@ def plan_only(request: LoadRequest, journal: Journal, *, check: bool) -> None:
     with journal.stage("open"):
         skeleton = open_model(request)
     with closing(skeleton):
+        with journal.stage("open"):
+            check_fusible(skeleton, request)
         with fork_lock:
             from ort_qdq_plugin.load.plan import plan_model
             from ort_qdq_plugin.load.verdict import check_taken

@@ -14,7 +14,17 @@ from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, OPTIONS_IN_MODEL, co
 from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
-__all__ = ["glance_at", "leave_unreadable_to_stock", "open_model"]
+__all__ = [
+    "UNCHANGED_BYTES",
+    "check_fusible",
+    "glance_at",
+    "is_worth_handing_over",
+    "leave_unreadable_to_stock",
+    "open_model",
+]
+
+UNCHANGED_BYTES = 16 << 20
+"""From so many bytes of large tensors on, handing a model over takes less time and memory than having it parsed."""
 
 
 def open_model(request: LoadRequest) -> Skeleton:
@@ -30,18 +40,19 @@ def open_model(request: LoadRequest) -> Skeleton:
     skeleton = None if is_ort else open_skeleton(request.model, config_entry(request.session_options, FOLDER_KEY))
     if skeleton is None:
         raise LeaveToStock(StockReason.ORT_FORMAT)
-    try:
-        if not _has_fused_operators(skeleton):
-            if not skeleton.mentions("DequantizeLinear"):
-                _check_written_out(skeleton)
-            if not request.may_fuse:
-                raise LeaveToStock(StockReason.FUSION_DISABLED)
-        if options_are_in_models() and skeleton.mentions(OPTIONS_IN_MODEL):
-            raise LeaveToStock(StockReason.OPTIONS_IN_MODEL)
-    except BaseException:
+    if options_are_in_models() and skeleton.mentions(OPTIONS_IN_MODEL):
         skeleton.close()
-        raise
+        raise LeaveToStock(StockReason.OPTIONS_IN_MODEL)
     return skeleton
+
+
+def check_fusible(skeleton: Skeleton, request: LoadRequest) -> None:
+    """Raise LeaveToStock if an opened model has nothing that could be fused, or the session may fuse nothing."""
+    if not _has_fused_operators(skeleton):
+        if not skeleton.mentions("DequantizeLinear"):
+            _check_written_out(skeleton)
+        if not request.may_fuse:
+            raise LeaveToStock(StockReason.FUSION_DISABLED)
 
 
 def glance_at(skeleton: Skeleton) -> None:
@@ -57,6 +68,11 @@ def glance_at(skeleton: Skeleton) -> None:
         from ort_qdq_plugin.model.held import dequantizes_by_hand
     if is_quantized_throughout(skeleton.data) and not dequantizes_by_hand(skeleton.data):
         raise NothingToDo(StockReason.NOT_FUSIBLE, "activations are quantized wherever weights are")
+
+
+def is_worth_handing_over(skeleton: Skeleton) -> bool:
+    """Whether an opened model may have so much in large tensors that it gains by being handed over unchanged."""
+    return skeleton.inline_bytes >= UNCHANGED_BYTES or skeleton.may_have_external_data
 
 
 @contextmanager

@@ -31,6 +31,8 @@ class LoadRequest(NamedTuple):
     self_contained: bool = False
     # Whether the cache's entry is made for other machines.
     portable: bool = False
+    # Whether the model may be handed over unchanged if nothing of it is fused.
+    may_be_unchanged: bool = False
     # Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.
     temporary: bool = False
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["bytes_field", "bytes_head", "external_entries", "number_field", "small_model", "varint"]
+__all__ = ["OFFSET_DIGITS", "bytes_field", "bytes_head", "external_entries", "number_field", "small_model", "varint"]
+
+OFFSET_DIGITS = 15
+"""Digits of an offset that `external_entries` writes, with zeros in front: no file has more bytes."""
 
 _VARINT, _LENGTH = 0, 2  # wire types
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -42,8 +45,8 @@ def number_field(number: int, value: int) -> bytes:
 
 
 def external_entries(location: str, offset: int, length: int) -> bytes:
-    """The fields of a TensorProto that make it external data."""
-    entries = (("location", location), ("offset", str(offset)), ("length", str(length)))
+    """The fields of a TensorProto that make it external data. Another offset fits in place of this one (`OFFSET_DIGITS`)."""
+    entries = (("location", location), ("offset", f"{offset:0{OFFSET_DIGITS}}"), ("length", str(length)))
     pairs = (bytes_field(1, key.encode()) + bytes_field(2, value.encode()) for key, value in entries)
     return b"".join(bytes_field(13, pair) for pair in pairs) + number_field(14, _EXTERNAL)
 

@@ -40,6 +40,16 @@ class Skeleton(NamedTuple):
         return _SMALL_INTEGERS.search(self.data) is not None
 
     @property
+    def inline_bytes(self) -> int:
+        """Of the large tensors that are in the model itself."""
+        return self.source.size - len(self.data)
+
+    @property
+    def may_have_external_data(self) -> bool:
+        """Whether there may be a tensor in another file; False is certain."""
+        return self.data.count(b"location") > self.data.count(self.inline_location.encode())
+
+    @property
     def stored_bytes(self) -> int:
         """Length of the model and of its external data files, as far as tensors were located in them."""
         return sum(source.size for source in self._sources)

@@ -57,17 +57,20 @@ class Report(ByFields):
             same files itself. "shared": it maps those files together with pre-packed weights. "stock": it loads the
             untouched model. "export": the fused model was written. "inspect": no session was created.
         stock_reason: Why the whole model was left to stock ONNX Runtime; None if it was not.
-        stock_detail: What varies in that: a provider's name, an error's text, sizes; "" if nothing does.
+        stock_detail: What varies in that, or in `unchanged`: a provider's name, an error's text, sizes; "" if nothing does.
         fused: What was fused.
         unfused: What was not, and why. Some of these weights are dequantized once (`UnfusedWeight.bytes_added`).
         packed_bytes: Of what is in the packed buffer: operands of fused nodes, and values of weights that are dequantized
-            once. What several nodes share counts once.
-        borrowed_bytes: Of operands that are used where the model stores them, each counted once.
+            once. What several nodes share counts once. Of an `unchanged` model, large tensors that are not aligned.
+        borrowed_bytes: Of operands that are used where the model stores them, each counted once. Of an `unchanged` model, of
+            large tensors.
         cache: "made" (the model was packed into an entry of the cache), "used" (it was found there), "prepared" (it
             was found in `Options.prepared`) or "" (none of these).
         shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
         copied_bytes: Of the model's own files, copied into the cache's entry when it was made.
         also: In which other ways the model is quantized, in words: "fused already (MatMulNBits): ...", for instance.
+        unchanged: Why nothing was fused, if the model was handed over all the same: its graph as it is, large tensors in
+            mappings of files. None if something was fused, or stock ONNX Runtime loads the model.
         seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "check" (asking ONNX Runtime
             whether it takes the model, for `inspect`), "pack", "assemble", "share" (pre-packing for other processes) and
             "create session", which is ONNX Runtime's own work.
@@ -84,6 +87,7 @@ class Report(ByFields):
     shared_bytes: int = 0
     copied_bytes: int = 0
     also: str = ""
+    unchanged: StockReason | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -94,7 +98,8 @@ class Report(ByFields):
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON; reasons as their sentences."""
         plain = asdict(self)
-        plain["stock_reason"] = None if self.stock_reason is None else str(self.stock_reason)
+        for name in ("stock_reason", "unchanged"):
+            plain[name] = None if plain[name] is None else str(plain[name])
         plain["fused"] = list(plain["fused"])
         plain["unfused"] = [
             {**entry, "reason": str(left.reason), "hint": left.hint}
@@ -128,11 +133,17 @@ class Report(ByFields):
             return f"stock ONNX Runtime{left}: {printable(self.stock_message)}"
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         in_float = sum(_FLOAT_BYTES * entry.k * entry.n for entry in self.fused)
+        ways = {"made": ", cached", "used": " from the cache", "prepared": ", prepared elsewhere", "": ""}
+        route = f"{self.route}{ways[self.cache]}"
+        if self.unchanged is not None:
+            bytes_held = (
+                f"{(self.packed_bytes + self.borrowed_bytes) / _MB:.1f} MB of tensors handed over, the graph as it is"
+            )
+            why = printable(self.unchanged.message(self.stock_detail))
+            return f"{route}: {bytes_held}{left}. {why}" + (f" {stages}" if stages else "")
         bytes_held = f"{self.packed_bytes / _MB:.1f} MB packed and {self.borrowed_bytes / _MB:.1f} MB in place"
         if self.fused:
             bytes_held += f" instead of {in_float / _MB:.1f} MB in float"
         elif not once:
             bytes_held = "its own files handed over without a copy"
-        ways = {"made": ", cached", "used": " from the cache", "prepared": ", prepared elsewhere", "": ""}
-        route = f"{self.route}{ways[self.cache]}"
         return f"{route}: {len(self.fused)} fused{left}, {bytes_held}" + (f"; {stages}" if stages else "")

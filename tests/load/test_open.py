@@ -13,7 +13,7 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, StockReason
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
-from ort_qdq_plugin.load.open import glance_at, leave_unreadable_to_stock, open_model
+from ort_qdq_plugin.load.open import check_fusible, glance_at, leave_unreadable_to_stock, open_model
 from ort_qdq_plugin.load.request import LoadRequest
 from tests.model.test_glance import product
 from tests.support import descriptors, linear, refusing, settled_descriptors, unquantized, with_entries
@@ -21,6 +21,12 @@ from tests.support import descriptors, linear, refusing, settled_descriptors, un
 
 def asked(model: str | bytes, session_options: Any = None, **others: Any) -> LoadRequest:
     return LoadRequest(model, session_options, Options(), **others)
+
+
+def check(request: LoadRequest) -> None:
+    """Open a model and look at it, as a load does at first."""
+    with closing(open_model(request)) as skeleton:
+        check_fusible(skeleton, request)
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def is_left_to_stock(request: LoadRequest, reason: StockReason, detail: str = ""
     """Check that the model is not opened, or closed again, also while somebody keeps the error."""
     before = settled_descriptors()
     with pytest.raises(LeaveToStock) as kept:
-        open_model(request)
+        check(request)
     assert (kept.value.reason, kept.value.detail) == (reason, detail)
     assert descriptors() == before
     assert kept.tb is not None
@@ -100,7 +106,7 @@ def test_session_options_in_the_model(path: Path, monkeypatch: pytest.MonkeyPatc
     model = onnx.load(path)
     helper.set_model_props(model, {"ort_config": "{}"})
     onnx.save(model, path)
-    open_model(asked(str(path))).close()
+    check(asked(str(path)))
     monkeypatch.setenv("ORT_LOAD_CONFIG_FROM_MODEL", "1")
     is_left_to_stock(asked(str(path)), StockReason.OPTIONS_IN_MODEL)
 
@@ -112,7 +118,7 @@ def test_session_options_in_the_model(path: Path, monkeypatch: pytest.MonkeyPatc
 def test_models_that_gain_by_the_hand_over_alone(operator: str, domain: str) -> None:
     model = unquantized()
     model.graph.node[0].op_type, model.graph.node[0].domain = operator, domain
-    open_model(asked(model.SerializeToString(), NO_QDQ)).close()
+    check(asked(model.SerializeToString(), NO_QDQ))
 
 
 def test_a_model_that_cannot_be_opened(tmp_path: Path) -> None:

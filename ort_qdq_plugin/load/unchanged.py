@@ -1,0 +1,173 @@
+"""A model of which nothing is fused, handed over all the same: the graph as it is, and large tensors used where they are.
+
+Stock ONNX Runtime parses the weights of a model into messages, copies them into tensors, and keeps what both leave in the
+heap. Here it gets the model without its large tensors, which it finds in mappings of files: nothing is parsed but the nodes,
+and pages that no kernel reads any more leave the process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ort_qdq_plugin.errors import LeaveToStock, ModelError
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.open import UNCHANGED_BYTES
+from ort_qdq_plugin.load.prepared import PreparedModel
+from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
+from ort_qdq_plugin.model.encoding import OFFSET_DIGITS
+from ort_qdq_plugin.model.imports import imported_domains
+from ort_qdq_plugin.model.places import Place, places
+from ort_qdq_plugin.model.skeleton import Skeleton
+from ort_qdq_plugin.model.sources import ByteSource, FileSource, MemorySource
+from ort_qdq_plugin.ort.buffers import borrow
+from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options, supplies_initializers
+from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.report import StockReason
+
+__all__ = ["prepare_unchanged"]
+
+# Reasons to fuse nothing that say nothing against handing a model over.
+_REASONS = {
+    StockReason.NOT_QUANTIZED,
+    StockReason.OTHER_FORM,
+    StockReason.FUSION_DISABLED,
+    StockReason.NOT_FUSIBLE,
+    StockReason.NOT_COMPUTED,
+    StockReason.PACKED_SIZE,
+}
+
+_PAGE_BYTES, _CACHE_LINE_BYTES = 4096, 64
+_PAGE_ALIGNED_BYTES = 1 << 16  # tensors from this size on start on a page of their own
+_CHUNK_BYTES = 1 << 20
+_MOVED = "moved"  # ends the location of what is in the packed buffer, as "model" ends that of what is in the model
+
+
+def prepare_unchanged(skeleton: Skeleton, request: LoadRequest, journal: Journal, stock: LeaveToStock) -> PreparedModel:
+    """Prepare an opened model of which nothing is fused, for the reason that is given.
+
+    Raises:
+        LeaveToStock: It gains nothing by being handed over, or cannot be: the same reason.
+        SourceChangedError, SourceUnreadableError, OSError: The model's files cannot be read, or there is no room.
+    """
+    if stock.reason not in _REASONS:
+        raise stock
+    with journal.stage("plan"):
+        try:
+            plan = _planned(skeleton, request)
+        except (ModelError, OSError, UnicodeDecodeError):
+            # ONNX Runtime may have an error for it.
+            raise stock from None
+        if plan is None:
+            raise stock
+    with ExitStack() as undo:
+        with journal.stage("pack"):
+            packed = _packed(plan, skeleton.source, request, undo)
+        with journal.stage("assemble"):
+            buffers, model = _assembled(plan, skeleton, packed)
+            entries = {} if stock.reason is StockReason.NOT_QUANTIZED else request.entries
+            session_options = private_options(request.session_options, entries)
+            borrow(session_options, buffers)
+            # Last: what was moved and what is mapped must be of the same model.
+            skeleton.check_unchanged()
+        undo.pop_all()
+    in_place = sum(place.nbytes for place in plan.places) - plan.moved_bytes
+    report = replace(
+        journal.finished("borrowed"), unchanged=stock.reason, stock_detail=stock.detail,
+        packed_bytes=plan.moved_bytes, borrowed_bytes=in_place,
+    )  # fmt: skip
+    plain = [buffer.mapping for buffer in packed if not buffer.in_file]
+    mappings = [buffer for buffer in buffers.values() if isinstance(buffer, mmap.mmap) and buffer not in plain]
+    return PreparedModel(model, session_options, False, buffers, mappings, tuple(packed), report)
+
+
+class _Move(NamedTuple):
+    """A tensor whose bytes ONNX Runtime cannot use where they are, and where in the packed buffer they go."""
+
+    place: Place
+    to: int
+
+
+class _Plan(NamedTuple):
+    places: list[Place]  # of all large tensors
+    moves: list[_Move]
+    sources: Mapping[str, FileSource]  # the external data files, by location
+    size: int  # of the packed buffer
+
+    @property
+    def moved_bytes(self) -> int:
+        return sum(move.place.nbytes for move in self.moves)
+
+
+def _planned(skeleton: Skeleton, request: LoadRequest) -> _Plan | None:
+    """What goes where; None if too little would be gained, or ONNX Runtime would lack something.
+
+    Raises:
+        ModelError, OSError, UnicodeDecodeError: The model has parts or references that are better left to ONNX Runtime.
+    """
+    found = places(skeleton.data)
+    if sum(place.nbytes for place in found) < UNCHANGED_BYTES:
+        return None
+    sources: dict[str, FileSource] = {}
+    moves, size = [], 0
+    for place in found:
+        if place.location != skeleton.inline_location:
+            source = sources[place.location] = skeleton.files.open(place.location)
+            if place.offset + place.nbytes > source.size:
+                raise ModelError(f"{source.name}: a tensor ends behind it")
+        elif isinstance(skeleton.source, MemorySource) or not place.is_aligned:
+            # ONNX Runtime would copy what is not aligned. The caller's own bytes would stay as long as the session.
+            alignment = _PAGE_BYTES if place.nbytes >= _PAGE_ALIGNED_BYTES else _CACHE_LINE_BYTES
+            moves.append(_Move(place, -(-size // alignment) * alignment))
+            size = moves[-1].to + place.nbytes
+    options, domains = request.session_options, imported_domains(skeleton.data)
+    if domains is None or EXTENSIONS_DOMAIN in domains or copy_loses_something(options, foreign_domains(domains)):
+        return None
+    if skeleton.mentions("EPContext"):
+        return None  # it names a file beside the model, which ONNX Runtime gets as bytes
+    return None if supplies_initializers(options) else _Plan(found, moves, sources, size)
+
+
+def _packed(plan: _Plan, source: ByteSource, request: LoadRequest, undo: ExitStack) -> list[PackedBuffer]:
+    """The packed buffer with the tensors that are moved into it, if there are any. `undo` discards it."""
+    spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
+    packed = make_buffers([plan.size] if plan.moves else [], request.options.buffer, spill_dir)
+    for buffer in packed:
+        undo.callback(buffer.discard)
+    progress, done = request.options.progress, 0
+    chunk = np.empty(_CHUNK_BYTES, np.uint8)
+    for place, to in plan.moves:
+        for at in range(0, place.nbytes, _CHUNK_BYTES):
+            part = chunk[: min(_CHUNK_BYTES, place.nbytes - at)]
+            source.read_into(place.offset + at, part.data)
+            packed[0].write(to + at, part)
+        done += place.nbytes
+        if progress is not None:
+            progress(done, plan.moved_bytes)
+    return packed
+
+
+def _assembled(
+    plan: _Plan, skeleton: Skeleton, packed: Sequence[PackedBuffer]
+) -> tuple[dict[str, mmap.mmap | bytes], bytes]:
+    """The buffers, by location, and the model with references into them."""
+    buffers: dict[str, mmap.mmap | bytes] = {location: source.buffer() for location, source in plan.sources.items()}
+    if len(plan.moves) + sum(place.location in buffers for place in plan.places) < len(plan.places):
+        buffers[skeleton.inline_location] = skeleton.source.buffer()
+    if not packed:
+        return buffers, skeleton.data
+    moved_location = skeleton.inline_location[: -len(_MOVED)] + _MOVED
+    buffers[moved_location] = packed[0].mapping
+    model = bytearray(skeleton.data)
+    for place, to in plan.moves:
+        # Both texts are as long as those that they replace.
+        model[place.location_at : place.location_at + len(moved_location)] = moved_location.encode()
+        model[place.offset_at : place.offset_at + OFFSET_DIGITS] = f"{to:0{OFFSET_DIGITS}}".encode()
+    return buffers, bytes(model)
