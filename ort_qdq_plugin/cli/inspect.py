@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_table, size
@@ -77,6 +78,8 @@ def run(given: argparse.Namespace) -> int:
     is_folder = os.path.isdir(given.model)
     paths = models_in(given.model) if is_folder else [given.model]
     reports = {path: inspect(path, check=not given.no_check) for path in paths}
+    if is_folder:
+        reports = {path: _without_hand_over(report) for path, report in reports.items()}
     if given.json:
         plain = [{"model": path, **report.to_dict()} for path, report in reports.items()]
         say_json(plain if is_folder else plain[0])
@@ -90,6 +93,13 @@ def run(given: argparse.Namespace) -> int:
             say(f"Verdict: {_verdict(report)}")
     costs = given.unfused and any(entry.bytes_per_run for report in reports.values() for entry in report.unfused)
     return int(costs or any(report.stock_reason is StockReason.REFUSED for report in reports.values()))
+
+
+def _without_hand_over(report: Report) -> Report:
+    """What becomes of a model of which nothing is fused where onnxruntime-genai loads it: it opens the model itself."""
+    if report.unchanged is None:
+        return report
+    return replace(report, stock_reason=report.unchanged, unchanged=None, packed_bytes=0, borrowed_bytes=0)
 
 
 def models_in(folder: str) -> list[str]:
@@ -177,7 +187,8 @@ def _say_totals(report: Report) -> None:
     stored |= {entry.dequantize: entry.stored_bytes for entry in report.unfused}
     if stored:
         say(f"{count(len(stored), 'quantized weight')}, {size(sum(stored.values()))} with scales and zero points.")
-        say(f"{size(report.packed_bytes)} are packed for a session, {size(report.borrowed_bytes)} are used in place.")
+        if report.unchanged is None:
+            say(f"{size(report.packed_bytes)} are packed for a session, {size(report.borrowed_bytes)} are used in place.")
 
 
 def _say_others(report: Report) -> None:
@@ -195,6 +206,10 @@ def _verdict(report: Report) -> str:
     per_run = f"; {size(nbytes)} of float are written on each run" if nbytes else ""
     if report.stock_reason is StockReason.REFUSED:
         return f"no session takes it. {report.stock_message}"
+    if report.unchanged is not None:
+        tensors = size(report.packed_bytes + report.borrowed_bytes)
+        why = report.unchanged.message(report.stock_detail)
+        return f"handed over unchanged, {tensors} of tensors without parsing or copying them{per_run}. {why}"
     if report.stock_reason is not None:
         return f"left to stock ONNX Runtime as it is{per_run}. {report.stock_message}"
     if not fused and not left:

@@ -92,8 +92,8 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) 
         state.report = _created(session, state, call, journal)
     except LeaveToStock as stock:
         state.report = journal.finished("stock", stock)
-        if isinstance(stock, NothingToDo) and not state.report.unfused:
-            state.unmatched = LoadRequest(*hook.constructor_arguments(session), state.options)
+        if isinstance(stock, NothingToDo):
+            _match_when_asked(session, state)
     except SourceUnreadableError:
         # Stock ONNX Runtime has no error for this.
         raise
@@ -106,8 +106,16 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) 
         state.report = Report("stock", StockReason.ERROR, f"{type(error).__name__}: {error}")
         log.warning("loading with stock ONNX Runtime, without this package: %s", state.report.stock_detail)
     else:
+        if state.report.unchanged is StockReason.NOT_FUSIBLE:
+            _match_when_asked(session, state)
         return True
     return False
+
+
+def _match_when_asked(session: Any, state: SessionState) -> None:
+    """Have the report's weights looked for when somebody asks, where a glance has sufficed for the load."""
+    if not state.report.unfused:
+        state.unmatched = LoadRequest(*hook.constructor_arguments(session), state.options)
 
 
 def _created(session: Any, state: SessionState, call: CreateCall, journal: Journal) -> Report:
@@ -147,8 +155,7 @@ def _prepared_for(
     check_providers(provider_names(call.providers, session_options))
     if state.prepared is not None:
         return state.prepared
-    disabled = frozenset(call.disabled_optimizers or ())
-    request = LoadRequest(model, session_options, state.options, disabled, may_be_unchanged=True)
+    request = LoadRequest(model, session_options, state.options, frozenset(call.disabled_optimizers or ()))
     has_cache = request.options.cache_dir is not None or request.options.prepared is not None
     if not (may_use_cache and has_cache) or isinstance(request.model, bytes):
         return prepare(request, journal)
@@ -156,9 +163,6 @@ def _prepared_for(
         return prepare_cached(request, journal)
     except SourceUnreadableError:
         raise
-    except LeaveToStock as stock:
-        with _opened(request, journal) as skeleton:
-            return _unchanged(skeleton, request, journal, stock)
     except NotFromCache:
         pass
     except OSError as problem:
@@ -173,7 +177,11 @@ def prepare_cached(request: LoadRequest, journal: Journal, *, must_record: bool 
     """
     if not _is_cached(request):
         with _opened(request, journal) as skeleton:
-            _check(skeleton, request, journal)
+            try:
+                _check(skeleton, request, journal)
+            except LeaveToStock:
+                if not _may_be_unchanged(skeleton, request):
+                    raise
     with fork_lock:
         from ort_qdq_plugin.load.through_cache import prepare_through_cache
     make = functools.partial(prepare, request, journal)
@@ -202,19 +210,21 @@ def prepare(request: LoadRequest, journal: Journal, writer: EntryWriter | None =
     """
     with _opened(request, journal) as skeleton:
         try:
-            _check(skeleton, request, journal)
-            with fork_lock:
-                from ort_qdq_plugin.load.prepare import prepare_opened
             try:
+                _check(skeleton, request, journal)
+                with fork_lock:
+                    from ort_qdq_plugin.load.prepare import prepare_opened
                 return prepare_opened(skeleton, request, journal, writer)
-            except NothingToDo as stock:
-                if writer is not None:
-                    writer.commit_nothing(skeleton.file_sources, journal.finished("stock", stock))
-                raise
-        except LeaveToStock as stock:
-            if writer is not None or not request.may_be_unchanged:
-                raise
-            return _unchanged(skeleton, request, journal, stock)
+            except LeaveToStock as stock:
+                if not _may_be_unchanged(skeleton, request):
+                    raise
+                with fork_lock:
+                    from ort_qdq_plugin.load.unchanged import prepare_unchanged
+                return prepare_unchanged(skeleton, request, journal, stock, writer)
+        except NothingToDo as stock:
+            if writer is not None:
+                writer.commit_nothing(skeleton.file_sources, journal.finished("stock", stock))
+            raise
 
 
 @contextmanager
@@ -233,13 +243,8 @@ def _check(skeleton: Skeleton, request: LoadRequest, journal: Journal) -> None:
         glance_at(skeleton)
 
 
-def _unchanged(skeleton: Skeleton, request: LoadRequest, journal: Journal, stock: LeaveToStock) -> PreparedModel:
-    """The model prepared to be handed over unchanged, or the reason why stock ONNX Runtime loads it."""
-    if not is_worth_handing_over(skeleton):
-        raise stock
-    with fork_lock:
-        from ort_qdq_plugin.load.unchanged import prepare_unchanged
-    return prepare_unchanged(skeleton, request, journal, stock)
+def _may_be_unchanged(skeleton: Skeleton, request: LoadRequest) -> bool:
+    return request.may_be_unchanged and is_worth_handing_over(skeleton)
 
 
 def plan_only(request: LoadRequest, journal: Journal, *, check: bool) -> None:
@@ -254,21 +259,33 @@ def plan_only(request: LoadRequest, journal: Journal, *, check: bool) -> None:
     with journal.stage("open"):
         skeleton = open_model(request)
     with closing(skeleton):
-        with journal.stage("open"):
-            check_fusible(skeleton, request)
-        with fork_lock:
-            from ort_qdq_plugin.load.plan import plan_model
-            from ort_qdq_plugin.load.verdict import check_taken
-            from ort_qdq_plugin.model.parsed import parse
-        with journal.stage("open"):
-            parsed = parse(skeleton)
-        plan, left = None, None
         try:
-            plan = plan_model(parsed, request, journal)
+            _plan_fusions(skeleton, request, journal, check)
         except LeaveToStock as stock:
-            left = stock
-        if check:
-            with journal.stage("check"):
-                check_taken(parsed, plan, journal)
-        if left is not None:
-            raise left
+            if not _may_be_unchanged(skeleton, request):
+                raise
+            with fork_lock:
+                from ort_qdq_plugin.load.unchanged import plan_unchanged
+            with journal.stage("plan"):
+                plan_unchanged(skeleton, request, journal, stock)
+
+
+def _plan_fusions(skeleton: Skeleton, request: LoadRequest, journal: Journal, check: bool) -> None:
+    with journal.stage("open"):
+        check_fusible(skeleton, request)
+    with fork_lock:
+        from ort_qdq_plugin.load.plan import plan_model
+        from ort_qdq_plugin.load.verdict import check_taken
+        from ort_qdq_plugin.model.parsed import parse
+    with journal.stage("open"):
+        parsed = parse(skeleton)
+    plan, left = None, None
+    try:
+        plan = plan_model(parsed, request, journal)
+    except LeaveToStock as stock:
+        left = stock
+    if check:
+        with journal.stage("check"):
+            check_taken(parsed, plan, journal)
+    if left is not None:
+        raise left

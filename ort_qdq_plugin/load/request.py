@@ -31,8 +31,6 @@ class LoadRequest(NamedTuple):
     self_contained: bool = False
     # Whether the cache's entry is made for other machines.
     portable: bool = False
-    # Whether the model may be handed over unchanged if nothing of it is fused.
-    may_be_unchanged: bool = False
     # Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.
     temporary: bool = False
 
@@ -82,6 +80,11 @@ class LoadRequest(NamedTuple):
         # ONNX Runtime takes the names in the entry as they are, spaces too, and none of them if the argument has names.
         disabled = self.disabled_optimizers or (config_entry(options, DISABLED_KEY) or "").split(";")
         return not (below or config_entry(options, NO_QDQ_KEY) == "1" or _QDQ_OPTIMIZER in disabled)
+
+    @property
+    def may_be_unchanged(self) -> bool:
+        """Whether the model may be handed over unchanged if nothing of it is fused."""
+        return not (self.self_contained or self.portable)
 
     @property
     def saves_model(self) -> bool:

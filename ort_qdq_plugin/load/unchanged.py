@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,10 @@ from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, pri
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.report import StockReason
 
-__all__ = ["prepare_unchanged"]
+if TYPE_CHECKING:
+    from ort_qdq_plugin.cache.writer import EntryWriter
+
+__all__ = ["plan_unchanged", "prepare_unchanged"]
 
 # Reasons to fuse nothing that say nothing against handing a model over.
 _REASONS = {
@@ -47,29 +50,26 @@ _REASONS = {
 _PAGE_BYTES, _CACHE_LINE_BYTES = 4096, 64
 _PAGE_ALIGNED_BYTES = 1 << 16  # tensors from this size on start on a page of their own
 _CHUNK_BYTES = 1 << 20
-_MOVED = "moved"  # ends the location of what is in the packed buffer, as "model" ends that of what is in the model
+_MOVED = "packed-0.bin"  # the name of the packed buffer's file in an entry of the cache
 
 
-def prepare_unchanged(skeleton: Skeleton, request: LoadRequest, journal: Journal, stock: LeaveToStock) -> PreparedModel:
-    """Prepare an opened model of which nothing is fused, for the reason that is given.
+def prepare_unchanged(
+    skeleton: Skeleton, request: LoadRequest, journal: Journal, stock: LeaveToStock, writer: EntryWriter | None = None
+) -> PreparedModel:
+    """Prepare an opened model of which nothing is fused, for the reason that is given; in an entry of the cache if there is
+    a writer for one.
 
     Raises:
         LeaveToStock: It gains nothing by being handed over, or cannot be: the same reason.
         SourceChangedError, SourceUnreadableError, OSError: The model's files cannot be read, or there is no room.
     """
-    if stock.reason not in _REASONS:
-        raise stock
     with journal.stage("plan"):
-        try:
-            plan = _planned(skeleton, request)
-        except (ModelError, OSError, UnicodeDecodeError):
-            # ONNX Runtime may have an error for it.
-            raise stock from None
-        if plan is None:
-            raise stock
+        plan = _planned(skeleton, request, journal, stock)
+    if writer is not None:
+        writer.check_age(skeleton.file_sources)
     with ExitStack() as undo:
         with journal.stage("pack"):
-            packed = _packed(plan, skeleton.source, request, undo)
+            packed = _packed(plan, skeleton.source, request, writer, undo)
         with journal.stage("assemble"):
             buffers, model = _assembled(plan, skeleton, packed)
             entries = {} if stock.reason is StockReason.NOT_QUANTIZED else request.entries
@@ -77,15 +77,18 @@ def prepare_unchanged(skeleton: Skeleton, request: LoadRequest, journal: Journal
             borrow(session_options, buffers)
             # Last: what was moved and what is mapped must be of the same model.
             skeleton.check_unchanged()
+        if writer is not None:
+            with journal.stage("share" if request.options.share_weights else "cache"):
+                locations = {source.name: location for location, source in plan.sources.items()}
+                locations |= {skeleton.source.name: skeleton.inline_location} if skeleton.inline_location in buffers else {}
+                writer.commit(
+                    model, skeleton.file_sources, locations,
+                    report=journal.finished("borrowed"), extensions=False, foreign=(),
+                )  # fmt: skip
         undo.pop_all()
-    in_place = sum(place.nbytes for place in plan.places) - plan.moved_bytes
-    report = replace(
-        journal.finished("borrowed"), unchanged=stock.reason, stock_detail=stock.detail,
-        packed_bytes=plan.moved_bytes, borrowed_bytes=in_place,
-    )  # fmt: skip
     plain = [buffer.mapping for buffer in packed if not buffer.in_file]
     mappings = [buffer for buffer in buffers.values() if isinstance(buffer, mmap.mmap) and buffer not in plain]
-    return PreparedModel(model, session_options, False, buffers, mappings, tuple(packed), report)
+    return PreparedModel(model, session_options, False, buffers, mappings, tuple(packed), journal.finished("borrowed"))
 
 
 class _Move(NamedTuple):
@@ -102,19 +105,50 @@ class _Plan(NamedTuple):
     size: int  # of the packed buffer
 
     @property
-    def moved_bytes(self) -> int:
-        return sum(move.place.nbytes for move in self.moves)
+    def nbytes(self) -> int:
+        return sum(place.nbytes for place in self.places)
 
 
-def _planned(skeleton: Skeleton, request: LoadRequest) -> _Plan | None:
-    """What goes where; None if too little would be gained, or ONNX Runtime would lack something.
+def plan_unchanged(skeleton: Skeleton, request: LoadRequest, journal: Journal, stock: LeaveToStock) -> None:
+    """Record in the journal what `prepare_unchanged` would do. Raises LeaveToStock as that does."""
+    _planned(skeleton, request, journal, stock)
+
+
+def _planned(skeleton: Skeleton, request: LoadRequest, journal: Journal, stock: LeaveToStock) -> _Plan:
+    """What goes where, which the journal has then; the reason that is given if that would not help or cannot be done."""
+    if stock.reason not in _REASONS or not _has_all_by_itself(skeleton, request):
+        raise stock
+    try:
+        plan = _plan_of(skeleton)
+    except (ModelError, OSError, UnicodeDecodeError):
+        # ONNX Runtime may have an error for it.
+        raise stock from None
+    if plan.nbytes < UNCHANGED_BYTES or supplies_initializers(request.session_options):
+        raise stock
+    report = replace(journal.finished("stock"), unchanged=stock.reason, stock_detail=stock.detail)
+    moved = sum(move.place.nbytes for move in plan.moves)
+    journal.planned(replace(report, packed_bytes=moved, borrowed_bytes=plan.nbytes - moved))
+    return plan
+
+
+def _has_all_by_itself(skeleton: Skeleton, request: LoadRequest) -> bool:
+    """Whether a session needs nothing but the model's bytes: no others' operators, and no files that nodes name."""
+    domains = imported_domains(skeleton.data)
+    return not (
+        domains is None
+        or EXTENSIONS_DOMAIN in domains
+        or copy_loses_something(request.session_options, foreign_domains(domains))
+        or skeleton.mentions("EPContext")
+    )
+
+
+def _plan_of(skeleton: Skeleton) -> _Plan:
+    """What goes where.
 
     Raises:
         ModelError, OSError, UnicodeDecodeError: The model has parts or references that are better left to ONNX Runtime.
     """
     found = places(skeleton.data)
-    if sum(place.nbytes for place in found) < UNCHANGED_BYTES:
-        return None
     sources: dict[str, FileSource] = {}
     moves, size = [], 0
     for place in found:
@@ -127,21 +161,24 @@ def _planned(skeleton: Skeleton, request: LoadRequest) -> _Plan | None:
             alignment = _PAGE_BYTES if place.nbytes >= _PAGE_ALIGNED_BYTES else _CACHE_LINE_BYTES
             moves.append(_Move(place, -(-size // alignment) * alignment))
             size = moves[-1].to + place.nbytes
-    options, domains = request.session_options, imported_domains(skeleton.data)
-    if domains is None or EXTENSIONS_DOMAIN in domains or copy_loses_something(options, foreign_domains(domains)):
-        return None
-    if skeleton.mentions("EPContext"):
-        return None  # it names a file beside the model, which ONNX Runtime gets as bytes
-    return None if supplies_initializers(options) else _Plan(found, moves, sources, size)
+    if _MOVED in sources or len(set(sources.values())) < len(sources):
+        raise ModelError("external data files with unusual names")
+    return _Plan(found, moves, sources, size)
 
 
-def _packed(plan: _Plan, source: ByteSource, request: LoadRequest, undo: ExitStack) -> list[PackedBuffer]:
+def _packed(
+    plan: _Plan, source: ByteSource, request: LoadRequest, writer: EntryWriter | None, undo: ExitStack
+) -> list[PackedBuffer]:
     """The packed buffer with the tensors that are moved into it, if there are any. `undo` discards it."""
-    spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
-    packed = make_buffers([plan.size] if plan.moves else [], request.options.buffer, spill_dir)
+    sizes = [plan.size] if plan.moves else []
+    if writer is not None:
+        packed = writer.make_buffers(sizes)
+    else:
+        spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
+        packed = make_buffers(sizes, request.options.buffer, spill_dir)
     for buffer in packed:
         undo.callback(buffer.discard)
-    progress, done = request.options.progress, 0
+    progress, done, total = request.options.progress, 0, sum(move.place.nbytes for move in plan.moves)
     chunk = np.empty(_CHUNK_BYTES, np.uint8)
     for place, to in plan.moves:
         for at in range(0, place.nbytes, _CHUNK_BYTES):
@@ -150,7 +187,7 @@ def _packed(plan: _Plan, source: ByteSource, request: LoadRequest, undo: ExitSta
             packed[0].write(to + at, part)
         done += place.nbytes
         if progress is not None:
-            progress(done, plan.moved_bytes)
+            progress(done, total)
     return packed
 
 
@@ -163,11 +200,10 @@ def _assembled(
         buffers[skeleton.inline_location] = skeleton.source.buffer()
     if not packed:
         return buffers, skeleton.data
-    moved_location = skeleton.inline_location[: -len(_MOVED)] + _MOVED
-    buffers[moved_location] = packed[0].mapping
+    buffers[_MOVED] = packed[0].mapping
     model = bytearray(skeleton.data)
     for place, to in plan.moves:
-        # Both texts are as long as those that they replace.
-        model[place.location_at : place.location_at + len(moved_location)] = moved_location.encode()
+        # Both texts are as long as those that they replace (`Skeleton.inline_location`).
+        model[place.location_at : place.location_at + len(_MOVED)] = _MOVED.encode()
         model[place.offset_at : place.offset_at + OFFSET_DIGITS] = f"{to:0{OFFSET_DIGITS}}".encode()
     return buffers, bytes(model)

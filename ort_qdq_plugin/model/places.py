@@ -112,15 +112,12 @@ def _of_tensor(data: bytes, reader: WireReader, start: int, end: int) -> Place:
             if text in texts or entry.keys() != {_KEY, _VALUE}:
                 raise ModelError("an entry of external data that is no pair, or is said twice")
             texts[text] = entry[_VALUE]
-    if (
-        not is_external
-        or data_type not in ELEMENTS
-        or not {b"location"} <= texts.keys() <= {b"location", b"offset", b"length"}
-    ):
+    is_usual = {b"location", b"length"} <= texts.keys() <= {b"location", b"offset", b"length"}
+    if not is_external or data_type not in ELEMENTS or not is_usual:
         raise ModelError("external data that is not as it usually is")
     bits = ELEMENTS[data_type].bits
     nbytes = -(-math.prod(dims) * bits // 8)
-    if b"length" in texts and _number(data[slice(*texts[b"length"])]) != nbytes:
+    if _number(data[slice(*texts[b"length"])]) != nbytes:
         raise ModelError("a tensor and its external data differ in length")
     location_at, location_end = texts[b"location"]
     offset_at, offset_end = texts.get(b"offset", (0, 0))

@@ -15,7 +15,7 @@ __all__ = ["Skeleton", "open_skeleton"]
 # ORT format models are flatbuffers with this file identifier after the root offset.
 _ORT_FORMAT_IDENTIFIER = b"ORTM"
 
-_SECRET_BYTES = 8
+_SECRET_BYTES = 6
 
 # A TensorProto's data_type, of integers of 8 bits or less, and the key of the next field: name, raw_data, external_data or
 # int32_data (onnx.proto). Serializers write fields in the order of their numbers.
@@ -28,7 +28,7 @@ class Skeleton(NamedTuple):
     data: bytes
     source: ByteSource  # the model file, or the bytes that the caller gave
     files: ExternalFiles
-    inline_location: str  # the location of references to `source` itself
+    inline_location: str  # the location of references to `source` itself, as long as the name of a packed buffer's file
 
     def mentions(self, op_type: str) -> bool:
         """Whether a node of this type may be in the model; False is certain. Costs no parsing."""
@@ -96,5 +96,5 @@ def open_skeleton(model: str | bytes, data_folder: str | None) -> Skeleton | Non
     if head[4:] == _ORT_FORMAT_IDENTIFIER:
         return None
     # Random, so that nobody can write a model that uses this name to refer into itself.
-    inline_location = f"ort-qdq-plugin-{os.urandom(_SECRET_BYTES).hex()}/model"
+    inline_location = os.urandom(_SECRET_BYTES).hex()
     return Skeleton(without_large_tensors(source, inline_location), source, files, inline_location)

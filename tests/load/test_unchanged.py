@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from ort_qdq_plugin import Options, StockReason, create_session, report_of
+from ort_qdq_plugin import Options, StockReason, create_session, inspect, report_of, warm
 from ort_qdq_plugin.errors import LeaveToStock, SourceChangedError
 from ort_qdq_plugin.load import open as opening
 from ort_qdq_plugin.load import unchanged
@@ -24,6 +24,7 @@ from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.unchanged import prepare_unchanged
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.platform import files
+from tests.model.test_glance import WIDTH, product
 from tests.support import (
     CPU,
     added_provider,
@@ -240,11 +241,52 @@ def test_what_is_given_back(tmp_path: Path) -> None:
     assert not mapped(tmp_path)
 
 
-def test_through_a_cache_directory(tmp_path: Path) -> None:
-    path = stored(network(), tmp_path)
-    session = create_session(path, quiet(), CPU, options=Options(strict=True, cache_dir=str(tmp_path / "cache")))
-    assert made_report(session).unchanged is StockReason.NOT_QUANTIZED
-    assert np.array_equal(answer(session), answer(stock(path)))
+@pytest.mark.parametrize("form", ["inline", "external"])
+@pytest.mark.parametrize("share", [False, True])
+def test_from_the_cache(tmp_path: Path, form: str, share: bool) -> None:
+    path = stored(network(), tmp_path, form)
+    options = Options(strict=True, cache_dir=str(tmp_path / "cache"), share_weights=share)
+    expected = answer(stock(path))
+    for use in ("made", "used", "used"):
+        session = create_session(path, quiet(), CPU, options=options)
+        report = made_report(session)
+        assert (report.cache, report.unchanged) == (use, StockReason.NOT_QUANTIZED)
+        assert (report.route, report.shared_bytes > 0) == (("shared", True) if share else ("borrowed", False))
+        assert np.array_equal(answer(session), expected)
+    os.utime(path)
+    assert made_report(create_session(path, quiet(), CPU, options=options)).cache == "made"
+
+
+def test_what_the_cache_knows_of_models_that_stay_with_stock(tmp_path: Path) -> None:
+    """Those are looked at in every load, as before."""
+    path, cache = stored(with_attribute(), tmp_path), tmp_path / "cache"
+    for _ in range(2):
+        report = reason_to_leave(path, options=Options(strict=True, cache_dir=str(cache)))
+        assert report.stock_reason is StockReason.NOT_QUANTIZED
+    assert not cache.exists() or not [name for name in os.listdir(cache) if (cache / name).is_dir()]
+
+
+def test_warm(tmp_path: Path) -> None:
+    path, options = stored(network(), tmp_path), Options(strict=True, cache_dir=str(tmp_path / "cache"))
+    assert [warm(path, options=options).cache for _ in range(2)] == ["made", "used"]
+    assert made_report(create_session(path, quiet(), CPU, options=options)).cache == "used"
+
+
+def test_inspect(tmp_path: Path) -> None:
+    report, made = inspect(stored(network(), tmp_path)), prepared_from(str(tmp_path / "model.onnx")).report
+    assert (report.route, report.unchanged) == ("inspect", StockReason.NOT_QUANTIZED)
+    assert (report.packed_bytes, report.borrowed_bytes) == (made.packed_bytes, made.borrowed_bytes)
+    assert inspect(stored(with_attribute(), tmp_path)).stock_reason is StockReason.NOT_QUANTIZED
+
+
+def test_weights_that_stay_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a glance suffices for the load, too."""
+    for module in (opening, unchanged):
+        monkeypatch.setattr(module, "UNCHANGED_BYTES", WIDTH**2)
+    session = create_session(stored(product(), tmp_path), quiet(), CPU, options=STRICT)
+    report = made_report(session)
+    assert (report.route, report.unchanged) == ("borrowed", StockReason.NOT_FUSIBLE)
+    assert report.unfused == inspect(tmp_path / "model.onnx").unfused != ()
 
 
 def test_progress(tmp_path: Path) -> None:

@@ -59,9 +59,9 @@ def test_inline_tensors_are_found_where_they_are(drawn: list[tuple[str, list[int
         assert int(skeleton[place.offset_at : place.offset_at + 15]) == place.offset
 
 
-@pytest.mark.parametrize(("entries", "offset"), [({}, 0), ({"offset": "128"}, 128), ({"offset": "0", "length": "24"}, 0)])
+@pytest.mark.parametrize(("entries", "offset"), [({}, 0), ({"offset": "128"}, 128), ({"offset": "0"}, 0)])
 def test_external_tensors_are_found(entries: dict[str, str], offset: int) -> None:
-    data = skeleton_of(model_with(elsewhere(**entries)))
+    data = skeleton_of(model_with(elsewhere(**entries, length="24")))
     [place] = places(data)
     assert place == Place(b"w", "data.bin", offset, 24, 32, place.location_at, place.offset_at)
     assert data[place.location_at :].startswith(b"data.bin")
@@ -69,7 +69,7 @@ def test_external_tensors_are_found(entries: dict[str, str], offset: int) -> Non
 
 
 def test_elements_of_less_than_a_byte() -> None:
-    tensor = elsewhere()
+    tensor = elsewhere(length="5")
     tensor.data_type, tensor.dims[:] = TensorProto.INT4, [3, 3]
     [place] = places(skeleton_of(model_with(tensor)))
     assert (place.nbytes, place.is_aligned) == (5, True)
@@ -103,12 +103,13 @@ OTHERS: dict[str, tuple[onnx.ModelProto, str]] = {
     "a scan's input": (model_with(large(), nodes=[helper.make_node("Scan", ["w"], ["z"])]), "loop"),
     "sparse initializers": (sparse(), "sparse"),
     "training information": (trained(), "training"),
+    "no length": (model_with(elsewhere()), "usually"),
     "a wrong length": (model_with(elsewhere(length="23")), "differ in length"),
-    "an offset that is no number": (model_with(elsewhere(offset="-1")), "no number"),
-    "an offset of many digits": (model_with(elsewhere(offset="0" * 21)), "no number"),
-    "another key": (model_with(elsewhere(checksum="0")), "usually"),
+    "an offset that is no number": (model_with(elsewhere(offset="-1", length="24")), "no number"),
+    "an offset of many digits": (model_with(elsewhere(offset="0" * 21, length="24")), "no number"),
+    "another key": (model_with(elsewhere(checksum="0", length="24")), "usually"),
     "a text that looks like a reference": (model_with(large()), "attributes"),
-    "a type of no size": (model_with(elsewhere()), "usually"),
+    "a type of no size": (model_with(elsewhere(length="24")), "usually"),
 }
 OTHERS["a text that looks like a reference"][0].graph.doc_string = "\n\x08location"
 OTHERS["a type of no size"][0].graph.initializer[0].data_type = TensorProto.STRING
