@@ -24,7 +24,7 @@ from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.unchanged import prepare_unchanged
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.platform import files
-from tests.model.test_glance import WIDTH, product
+from tests.model import test_glance
 from tests.support import (
     CPU,
     added_provider,
@@ -281,9 +281,8 @@ def test_inspect(tmp_path: Path) -> None:
 
 def test_weights_that_stay_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a glance suffices for the load, too."""
-    for module in (opening, unchanged):
-        monkeypatch.setattr(module, "UNCHANGED_BYTES", WIDTH**2)
-    session = create_session(stored(product(), tmp_path), quiet(), CPU, options=STRICT)
+    monkeypatch.setattr(test_glance, "WIDTH", 160)
+    session = create_session(stored(test_glance.product(), tmp_path), quiet(), CPU, options=STRICT)
     report = made_report(session)
     assert (report.route, report.unchanged) == ("borrowed", StockReason.NOT_FUSIBLE)
     assert report.unfused == inspect(tmp_path / "model.onnx").unfused != ()
