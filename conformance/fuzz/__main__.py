@@ -1,7 +1,7 @@
 """Models that nobody trusts: whatever is in a file, nothing crashes, hangs or fills the memory, and no result is wrong.
 
     python -m conformance.fuzz --coverage-guided 30 --corpus DIR   half an hour of atheris on `inspect`
-    python -m conformance.fuzz --mutations 20000                   mutated models, with this package and with stock
+    python -m conformance.fuzz --mutations 20000 [--unchanged]     mutated models, with this package and with stock
     python -m conformance.fuzz --drawn 25000 [--level 4]           random valid models, in the same ways
 
 The first needs atheris (`pip install atheris`; Linux, Python up to 3.13). It gives each model as bytes and as a file with
@@ -60,9 +60,9 @@ class _Tally:
         return not any(verdict.failed for verdict, _ in self._counts)
 
 
-def _judge_mutations(count: int, seed: int, failures: Path) -> bool:
+def _judge_mutations(count: int, seed: int, unchanged: bool, failures: Path) -> bool:
     """Judge that many mutated models; whether none failed."""
-    with beside_a_model() as folder, closing(Judge()) as judge:
+    with beside_a_model() as folder, closing(Judge(unchanged=unchanged)) as judge:
         path, tally = folder / "model.onnx", _Tally(judge, failures)
 
         @hypothesis_seed(seed)
@@ -93,11 +93,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the mutations, or of the first model drawn")
     parser.add_argument("--drawn", type=int, metavar="N")
     parser.add_argument("--level", type=int, choices=(0, 4), default=0, help="of accuracy, for those that are drawn")
+    parser.add_argument("--unchanged", action="store_true", help="mutations: hand all models over unchanged, none fused")
     parser.add_argument("--failures", type=Path, default=Path("fuzz-failures"), help="folder for models that fail")
     args = parser.parse_args()
     held = True
     if args.mutations is not None:
-        held = _judge_mutations(args.mutations, args.seed, args.failures)
+        held = _judge_mutations(args.mutations, args.seed, args.unchanged, args.failures)
     if args.drawn is not None:
         held &= _judge_drawn(args.drawn, args.seed, args.level, args.failures)
     if not held:

@@ -49,11 +49,15 @@ _SMALLEST_STEPS = 4  # of float16 below its normal numbers
 
 
 class Judge:
-    """Gives verdicts at an accuracy level; has a process for ours and one for stock's."""
+    """Gives verdicts at an accuracy level, or on models that are handed over unchanged, which only exact numbers pass.
 
-    def __init__(self, level: int = 0) -> None:
+    It has a process for ours and one for stock's.
+    """
+
+    def __init__(self, level: int = 0, *, unchanged: bool = False) -> None:
         self._ours, self._stock = Worker(), Worker()
         self._level = level
+        self._unchanged = unchanged
         self.details = ""
         self.fused = 0
 
@@ -66,9 +70,10 @@ class Judge:
         self.details, self.fused = "", 0
         crashed = Verdict.STOCK_CRASHED
         try:
-            stock, truth = (self._stock.run(way, model, self._level) for way in ("stock", "unoptimized"))
+            ways = ("unoptimized", "unoptimized") if self._unchanged else ("stock", "unoptimized")
+            stock, truth = (self._stock.run(way, model, self._level) for way in ways)
             crashed = Verdict.CRASHED
-            ours = self._ours.run("ours", model, self._level)
+            ours = self._ours.run("unchanged" if self._unchanged else "ours", model, self._level)
         except Crash as crash:
             self.details = str(crash)
             return crashed
@@ -83,7 +88,9 @@ class Judge:
         if ours.nbytes > nbytes + MAX_BYTES:
             return Verdict.LARGE
         verdict = _compared(ours, stock, truth, self._level)
-        if verdict is Verdict.WRONG and not _close(self._stock.run("stock", model, self._level), stock, self._level):
+        if self._unchanged and verdict in (Verdict.CLOSE, Verdict.UNOPTIMIZED):
+            verdict = Verdict.WRONG
+        if verdict is Verdict.WRONG and not _close(self._stock.run(ways[0], model, self._level), stock, self._level):
             return Verdict.VARIES
         return verdict
 

@@ -9,6 +9,8 @@ import resource
 import sys
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +37,8 @@ _NUMPY_TYPES = {
 MAX_SECONDS = 2  # of processor time
 MAX_BYTES = 256 << 20
 Way = str
-"""How a model is loaded: "ours", "stock", "unoptimized" (by stock), or "inspect" for its report alone."""
+"""How a model is loaded: "ours", "stock", "unoptimized" (by stock), "unchanged" (by ours, unoptimized, tensors of 16 bytes
+or more handed over), or "inspect" for its report alone."""
 
 
 class Failure(NamedTuple):
@@ -49,7 +52,8 @@ class Failure(NamedTuple):
 class Outcome:
     """What came of a model: `values` of its outputs, or the `error` of `stage` "load" or "run".
 
-    Without either it was loaded and not run, for want of inputs. `fused`: what this package made of it. `seconds` of
+    Without either it was loaded and not run, for want of inputs. `fused`: what this package made of it (1 if handed over
+    unchanged). `seconds` of
     processor time, and how far memory grew beyond what was there before, in `nbytes`.
     """
 
@@ -106,12 +110,13 @@ def _outcome_of(way: Way, model: str | bytes, level: int = 0) -> Outcome:
         else:
             options = quiet_options()
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
-            if way == "unoptimized":
+            if way in ("unoptimized", "unchanged"):
                 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            create = create_session if way == "ours" else onnxruntime.InferenceSession
-            session = create(model, options, providers=CPU)
+            create = create_session if way in ("ours", "unchanged") else onnxruntime.InferenceSession
+            with _handing_all_over() if way == "unchanged" else nullcontext():
+                session = create(model, options, providers=CPU)
             stage, made = "run", report_of(session)
-            fused = 0 if made is None or made.stock_reason else len(made.fused)
+            fused = 0 if made is None or made.stock_reason else len(made.fused) + (made.unchanged is not None)
             if (inputs := _inputs(session)) is not None:
                 values = tuple(session.run(None, inputs))
     except UnicodeDecodeError as problem:
@@ -122,6 +127,28 @@ def _outcome_of(way: Way, model: str | bytes, level: int = 0) -> Outcome:
         error = Failure(type(problem).__name__, re.sub(r"0x[0-9a-f]+", "0x", str(problem)))
     seconds, nbytes = time.process_time() - start, host.sizes_of()["VmHWM"] - before
     return Outcome(stage, error, values, fused=fused, seconds=seconds, nbytes=nbytes)
+
+
+@contextmanager
+def _handing_all_over() -> Iterator[None]:
+    """While the block runs, models of any size are handed over unchanged, with all but the smallest of their tensors."""
+    from ort_qdq_plugin.load import open as opening
+    from ort_qdq_plugin.load import unchanged
+    from ort_qdq_plugin.model import wire
+
+    modules = (
+        (opening, "UNCHANGED_BYTES", -sys.maxsize),
+        (unchanged, "UNCHANGED_BYTES", 1),
+        (wire, "LARGE_TENSOR_BYTES", 16),
+    )
+    before = [getattr(module, name) for module, name, _ in modules]
+    for module, name, value in modules:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(modules, before, strict=True):
+            setattr(module, name, value)
 
 
 def _bounds(name: str) -> tuple[int, int]:
