@@ -9,8 +9,7 @@ import resource
 import sys
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from conformance import worker
 from conformance.drawing.elements import Array
 from conformance.fuzz.drawn import IDS
 from conformance.fuzz.seeds import seed_models
+from conformance.handing_over import handing_all_over
 from conformance.sessions import CPU, quiet_options
 
 __all__ = ["MAX_BYTES", "MAX_SECONDS", "Failure", "Outcome", "Way", "Worker"]
@@ -113,7 +113,7 @@ def _outcome_of(way: Way, model: str | bytes, level: int = 0) -> Outcome:
             if way in ("unoptimized", "unchanged"):
                 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             create = create_session if way in ("ours", "unchanged") else onnxruntime.InferenceSession
-            with _handing_all_over() if way == "unchanged" else nullcontext():
+            with handing_all_over() if way == "unchanged" else nullcontext():
                 session = create(model, options, providers=CPU)
             stage, made = "run", report_of(session)
             fused = 0 if made is None or made.stock_reason else len(made.fused) + (made.unchanged is not None)
@@ -127,28 +127,6 @@ def _outcome_of(way: Way, model: str | bytes, level: int = 0) -> Outcome:
         error = Failure(type(problem).__name__, re.sub(r"0x[0-9a-f]+", "0x", str(problem)))
     seconds, nbytes = time.process_time() - start, host.sizes_of()["VmHWM"] - before
     return Outcome(stage, error, values, fused=fused, seconds=seconds, nbytes=nbytes)
-
-
-@contextmanager
-def _handing_all_over() -> Iterator[None]:
-    """While the block runs, models of any size are handed over unchanged, with all but the smallest of their tensors."""
-    from ort_qdq_plugin.load import open as opening
-    from ort_qdq_plugin.load import unchanged
-    from ort_qdq_plugin.model import wire
-
-    modules = (
-        (opening, "UNCHANGED_BYTES", -sys.maxsize),
-        (unchanged, "UNCHANGED_BYTES", 1),
-        (wire, "LARGE_TENSOR_BYTES", 16),
-    )
-    before = [getattr(module, name) for module, name, _ in modules]
-    for module, name, value in modules:
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for (module, name, _), value in zip(modules, before, strict=True):
-            setattr(module, name, value)
 
 
 def _bounds(name: str) -> tuple[int, int]:
