@@ -34,6 +34,8 @@ WAYS = {
     "stock-qdq": Way("stock, QDQ"),
     "stock-dense": Way("stock, QDQ, disable_quant_qdq", entries={"session.disable_quant_qdq": "1"}),
     "openvino": Way("OpenVINO, QDQ", engine="with_openvino.py"),
+    "stock-any": Way("stock"),
+    "ours-any": Way("**this package**", _OURS),
     "ours-qdq": Way("**this package**, QDQ", _OURS),
     "ours-qop": Way("**this package**, QOperator", _OURS, fused=True),
     "cached": Way("**this package**, from the cache", _OURS, cached=True),
