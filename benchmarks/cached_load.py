@@ -8,8 +8,11 @@ After that, some processes hold a session each at the same time, and one process
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,16 @@ from ort_qdq_plugin.cli.bench import Figure
 from ort_qdq_plugin.cli.demo_model import PHI_3_MINI
 from ort_qdq_plugin.cli.measure import Job, Peer, difference, measured, start
 
+__all__ = ["holding", "main", "proportional"]
+
 _OWN = Figure("outside ONNX Runtime ms", lambda run: own_seconds(run) * MS, 0)
 _MAPPED = Figure("mapped weights MB", lambda run: run.facts.get("shared_bytes", 0) / MB, 0)
 _TOKENS = 60  # of either session, for the latency
 
 
-def _proportional(job: Job, processes: int) -> int:
-    """Bytes (PSS, proportional set size) of so many processes that have a session each, at the same time."""
-    held = [start(job._replace(hold=True)) for _ in range(processes)]
+def proportional(begin: Callable[[], subprocess.Popen[bytes]], processes: int) -> int:
+    """Bytes (PSS, proportional set size) of so many processes at the same time, each when it says that it is ready."""
+    held = [begin() for _ in range(processes)]
     try:
         for process in held:
             assert process.stdout is not None
@@ -38,6 +43,11 @@ def _proportional(job: Job, processes: int) -> int:
     finally:
         for process in held:
             process.communicate()
+
+
+def holding(job: Job) -> Callable[[], subprocess.Popen[bytes]]:
+    """What begins a process that does a job, and holds its session."""
+    return partial(start, job._replace(hold=True))
 
 
 def _make(key: str, peer: Peer) -> str:
@@ -66,7 +76,7 @@ def _measured(results: Results, args: argparse.Namespace, folder: Path) -> None:
                 results.say(_make(key, peer))
         measure(contenders, args.runs)
         cached, shared = contenders["cached"].job, contenders["shared"].job
-        one, many = (_proportional(shared, count) for count in (1, args.processes))
+        one, many = (proportional(holding(shared), count) for count in (1, args.processes))
         results.say(f"PSS of one process with shared weights {one / MB:.0f} MB, of {args.processes} {many / MB:.0f} MB.\n")
         both = measured(cached._replace(runs=(_TOKENS, _TOKENS, 0.0), beside=(shared.options or {},)))
         results.table(

@@ -22,10 +22,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from benchmarks.cached_load import holding, proportional
 from benchmarks.results import MB, MS, Results, command
 from benchmarks.ways import jobs, measure, peers
 from ort_qdq_plugin.cli.bench import Figure
-from ort_qdq_plugin.cli.measure import Peer
+from ort_qdq_plugin.cli.measure import Peer, measured
 from ort_qdq_plugin.model.messages import refer
 
 __all__ = ["main"]
@@ -66,6 +67,7 @@ _KEPT = Figure("kept MB", lambda run: (sum(run.after) - sum(run.before)) / MB, 1
 _INIT = Figure("init ms", lambda run: run.init * MS, 0)
 _CPU = Figure("CPU of init ms", lambda run: run.cpu * MS, 0)
 _RUN = Figure("steady run ms", lambda run: run.steady * MS, 2)
+_SHARED, _PROCESSES = "made: products, 400 MB, shared", 8
 _STOCK, _OURS = "stock-any", "ours-any"
 
 
@@ -112,9 +114,9 @@ def _convolutions(path: Path) -> None:
     made.save([1, channels, 8, 8], value)
 
 
-def _products(path: Path) -> None:
-    made, value, width = _Network(path, external=True), "x", 4096
-    for _ in range(37):
+def _products(path: Path, count: int = 37, *, external: bool = True) -> None:
+    made, value, width = _Network(path, external=external), "x", 4096
+    for _ in range(count):
         value = made.node("Tanh", made.node("MatMul", value, made.weight(width, width)))
     made.save([1, width], value)
 
@@ -187,9 +189,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             for file in made[0].files:
                 Path(file).unlink()
         figures = (_INIT, _CPU, _PEAK, _KEPT, _RUN)
-        results.table(contenders, figures, figures, [_STOCK], reference=_STOCK)
-        _judge(results, contenders, nbytes)
+        if contenders:
+            results.table(contenders, figures, figures, [_STOCK], reference=_STOCK)
+            _judge(results, contenders, nbytes)
+        if fnmatch.fnmatch(_SHARED, args.only):
+            _judge_sharing(results, folder)
         return results.finish(args)
+
+
+def _judge_sharing(results: Results, folder: Path) -> None:
+    """Processes that load a float model of 400 MB with shared weights, at the same time."""
+    path = folder / "shared.onnx"
+    _products(path, 6, external=False)
+    options = {"strict": True, "cache_dir": str(folder / "cache"), "share_weights": True}
+    job = jobs(str(folder), path)[0]._replace(options=options)
+    shared = measured(job).facts["shared_bytes"]
+    one, many = (proportional(holding(job), count) for count in (1, _PROCESSES))
+    own_one, own_many = (proportional(_interpreter, count) for count in (1, _PROCESSES))
+    results.say(
+        f"{_SHARED}: {shared / MB:.0f} MB are shared. PSS of one process {one / MB:.0f} MB, of all {many / MB:.0f} MB; "
+        f"with ONNX Runtime imported, and no session, {own_one / MB:.0f} and {own_many / MB:.0f} MB.\n"
+    )
+    results.judge(f"{_PROCESSES} processes by one, above the interpreter's", (many - own_many) / (one - own_one), 1.3)
+
+
+def _interpreter() -> subprocess.Popen[bytes]:
+    """A process with what all of them import."""
+    code = "import sys, numpy, onnxruntime, ort_qdq_plugin; print('ready', flush=True); sys.stdin.read()"
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def _judge(results: Results, contenders: Mapping[str, Peer], nbytes: Mapping[str, int]) -> None:
