@@ -61,7 +61,6 @@ MIRRORED = ("cache", "folding", "fusion", "genai", "memory", "model", "ort", "pa
 # Modules without one, and the test modules that test what they have.
 TESTED_ELSEWHERE = {
     "cache/inventory.py": "cli/test_cache.py",
-    "genai/calls.py": "genai/test_config.py",  # what can be told without onnxruntime-genai, and the rest with it
     "fusion/kind.py": "fusion/test_match.py",  # declarations alone: what matching says of a site, and asks of a fusion
     "fusion/quantized.py": "fusion/test_integer_kernels.py",  # which asks it all that it can be asked
     "model/moved_shapes.py": "model/test_shape_rules.py",  # rules of its table

@@ -1,6 +1,6 @@
 """The methods of onnxruntime_genai that this package replaces, and the calls of a Config that it records.
 
-Its classes are pybind11's, and stay. ``Model.__init__`` is replaced, and so are the methods that change a Config. The
+Its classes are made in C++, and stay. ``Model.__init__`` is replaced, and so are the methods that change a Config. The
 content of a Config cannot be read, but the recorded calls can be repeated on another one.
 """
 
@@ -8,32 +8,57 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ort_qdq_plugin.errors import LeaveToStock
-from ort_qdq_plugin.genai.config import Json, merged, parsed
+from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
+from ort_qdq_plugin.genai.config import Json, overlaid, parsed, with_providers
 from ort_qdq_plugin.report import StockReason
 
-__all__ = ["Call", "config_after", "create_stock_model", "genai_module", "new_config", "record_of", "replace_methods"]
+__all__ = [
+    "KNOWN",
+    "Call",
+    "UnknownGenAIError",
+    "config_after",
+    "create_stock_model",
+    "genai_module",
+    "new_config",
+    "record_of",
+    "replace_methods",
+]
+
+KNOWN = ("0.11", "0.18")
+"""The first and the last version that this package was tested with. Newer ones are used where what it needs is there."""
 
 _DATA_METHODS = ("add_model_data", "remove_model_data")
 
 CreateModel = Callable[[Any, Any], None]
 
 
+class UnknownGenAIError(QdqPluginError):
+    """This version of onnxruntime-genai has not what this package replaces or calls."""
+
+
 class Call(NamedTuple):
-    """A call of a method of a Config, with its positional arguments."""
+    """A call of a method of a Config, with its arguments."""
 
     method: str
     args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = {}
+
+    @property
+    def first(self) -> Any:
+        """The first argument."""
+        return [*self.args, *self.kwargs.values()][0]
 
 
 class _Record(NamedTuple):
-    """The folder that a Config was read from, and the calls that have changed it since."""
+    """The model's folder that a Config was read from or prepared for, and the calls that have changed it since."""
 
     folder: str
     calls: list[Call]
@@ -54,20 +79,34 @@ def genai_module() -> ModuleType:
 
 
 def replace_methods(module: ModuleType, create_model: CreateModel) -> None:
-    """Replace the methods, once. `create_model` gets a Model and its folder or Config, and creates its native model."""
+    """Replace the methods, once. `create_model` gets a Model and its folder or Config, and creates its native model.
+
+    Raises:
+        UnknownGenAIError: This version has something else in their place. Then nothing is replaced.
+    """
     with _lock:
         if _stock:
             return
-        for name, method in vars(module.Config).items():
-            # Names with an underscore are Python's or pybind11's own.
-            if callable(method) and (name == "__init__" or not name.startswith("_")) and _takes_instance(method):
-                _stock["Config", name] = method
-        _stock["Model", "__init__"] = module.Model.__init__
-        for (_, name), method in _stock.items():
-            if name != "__init__":
-                setattr(module.Config, name, _recording_call(name, method))
-        module.Config.__init__ = _recording_init(_stock["Config", "__init__"])
-        module.Model.__init__ = _replacement_init(_stock["Model", "__init__"], create_model)
+        problem = _problem_of(module)
+        if problem is None:
+            methods = _methods_of(module, create_model)
+            try:
+                for (owner, name), method in methods.items():
+                    _stock[owner, name] = vars(getattr(module, owner))[name]
+                    setattr(getattr(module, owner), name, method)
+                if _calls_replaced_init(module.Model):
+                    return
+                problem = "Model(...) does not call Model.__init__"
+            except (AttributeError, TypeError) as error:
+                problem = f"its methods cannot be replaced ({error})"
+            for (owner, name), method in _stock.items():
+                with suppress(AttributeError, TypeError):
+                    setattr(getattr(module, owner), name, method)
+            _stock.clear()
+    version = getattr(module, "__version__", "of unknown version")
+    raise UnknownGenAIError(
+        f"onnxruntime-genai {version} is used without ort-qdq-plugin, which knows {KNOWN[0]} to {KNOWN[1]}: {problem}"
+    )
 
 
 def create_stock_model(model: Any, folder_or_config: Any) -> None:
@@ -75,20 +114,25 @@ def create_stock_model(model: Any, folder_or_config: Any) -> None:
     _stock["Model", "__init__"](model, folder_or_config)
 
 
-def new_config(module: ModuleType, folder: str, calls: Sequence[Call]) -> Any:
-    """A Config that is read from a folder and changed by these calls.
+def new_config(module: ModuleType, folder: str, calls: Sequence[Call], *, of: str, overlay: str = "") -> Any:
+    """A Config that is read from a folder and changed by these calls, and then by an overlay.
+
+    `record_of` knows it as one of the model's folder `of` after these calls.
 
     Raises:
         RuntimeError: onnxruntime-genai cannot read it.
     """
     config = module.Config(folder)
-    for method, args in calls:
-        getattr(config, method)(*args)
+    for method, args, kwargs in calls:
+        getattr(config, method)(*args, **kwargs)
+    if overlay:
+        config.overlay(overlay)
+    _records[config] = _Record(os.path.abspath(of), list(calls))
     return config
 
 
 def record_of(config: Any) -> tuple[str | None, tuple[Call, ...]]:
-    """The folder that a Config was read from, and the calls that have changed it since. None: that is not known."""
+    """The model's folder of a Config, and the calls that have changed it since. None: that is not known."""
     try:
         record = _records.get(config)
     except TypeError:  # it is no Config: onnxruntime-genai has an error for that
@@ -107,28 +151,61 @@ def config_after(calls: Sequence[Call], config: Json) -> Json:
         if call.method in _DATA_METHODS:
             raise LeaveToStock(StockReason.GENAI_MODEL_DATA)
         if call.method == "overlay":
-            overlay = parsed(call.args[0], "an overlay")
-            if '"filename"' in call.args[0]:
+            overlay = parsed(call.first, "an overlay")
+            if '"filename"' in call.first:
                 raise LeaveToStock(StockReason.GENAI_OVERLAY)
-            config = merged(config, overlay)
+            config = overlaid(config, overlay)
         elif call.method == "clear_providers":
-            config = _with_providers(config, [])
+            config = with_providers(config, (), keep=False)
         elif call.method in ("append_provider", "set_provider_option"):
-            provider: Json = {str(call.args[0]): {}}
-            config = merged(config, {"model": {"decoder": {"session_options": {"provider_options": [provider]}}}})
+            config = with_providers(config, [str(call.first)], keep=True)
     return config
 
 
-def _with_providers(config: Json, providers: list[Json]) -> Json:
-    model = config.get("model") or {}
-    decoder = model.get("decoder") or {}
-    options = {**(decoder.get("session_options") or {}), "provider_options": providers}
-    return {**config, "model": {**model, "decoder": {**decoder, "session_options": options}}}
+def _problem_of(module: ModuleType) -> str | None:
+    """What is not there that this package needs."""
+    version = getattr(module, "__version__", "").split(".")[:2]
+    if all(map(str.isdecimal, version)) and list(map(int, version)) < list(map(int, KNOWN[0].split("."))):
+        return "its configurations take no config entries of ONNX Runtime"
+    for name in ("Config", "Model"):
+        kind = getattr(module, name, None)
+        if not isinstance(kind, type) or "__init__" not in vars(kind):
+            return f"it has no class {name} with a constructor of its own"
+        if not kind.__weakrefoffset__:
+            return f"objects of its class {name} cannot be referred to weakly"
+    return None if callable(getattr(module.Config, "overlay", None)) else "its configurations have no overlay"
 
 
-def _takes_instance(method: Any) -> bool:
-    """Whether it is no static method. pybind11 has a type of its own for the others."""
-    return type(method).__name__ == "instancemethod"
+def _methods_of(module: ModuleType, create_model: CreateModel) -> dict[tuple[str, str], Any]:
+    """What is put in the place of which method of which class."""
+    methods = {
+        ("Config", "__init__"): _recording_init(module.Config.__init__),
+        ("Model", "__init__"): _replacement_init(module.Model.__init__, create_model),
+    }
+    for name, method in vars(module.Config).items():
+        # Names with an underscore are Python's or the binding's own.
+        if callable(method) and not name.startswith("_") and not isinstance(method, (staticmethod, classmethod)):
+            methods["Config", name] = _recording_call(name, method)
+    return methods
+
+
+class _Asked(Exception):
+    """The answer to `_QUESTION`: this __init__ is called."""
+
+
+_QUESTION = object()
+
+
+def _calls_replaced_init(kind: Any) -> bool:
+    """Whether a new object gets the replaced ``__init__``. Some bindings call their own, whatever the class has."""
+    try:
+        kind(_QUESTION)
+    except _Asked:
+        return True
+    except Exception:
+        # What their own says of such an argument.
+        return False
+    return False
 
 
 def _recording_init(stock: Any) -> Any:
@@ -148,11 +225,7 @@ def _recording_call(name: str, stock: Any) -> Any:
         result = stock(self, *args, **kwargs)
         record = _records.get(self)
         if record is not None:
-            if kwargs:
-                # A call cannot be repeated with them; so the Config is not known any more.
-                del _records[self]
-            else:
-                record.calls.append(Call(name, args))
+            record.calls.append(Call(name, args, kwargs))
         return result
 
     return call
@@ -164,6 +237,8 @@ def _replacement_init(stock: Any, create_model: CreateModel) -> Any:
         given = [*args, *kwargs.values()]
         if len(given) != 1:
             stock(self, *args, **kwargs)
+        elif given[0] is _QUESTION:
+            raise _Asked
         else:
             create_model(self, given[0])
 

@@ -1,14 +1,14 @@
 """What a genai_config.json says of a model's files and of the sessions that are created for them.
 
-Source: onnxruntime-genai's config.cpp. A section without session options has those of the decoder. A session option that
-onnxruntime-genai does not know becomes a config entry of SessionOptions.
+Source: onnxruntime-genai's config.cpp. A section without session options has those of the decoder, but for the draft model,
+which is a decoder itself. A session option that onnxruntime-genai does not know becomes a config entry of SessionOptions.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import onnxruntime
@@ -16,15 +16,34 @@ import onnxruntime
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.ort.keys import PARALLEL_KEY
 
-__all__ = ["CONFIG_NAME", "ModelFile", "merged", "model_files", "read_config", "rewritten", "to_bytes", "with_entries"]
+__all__ = [
+    "CONFIG_NAME",
+    "ModelFile",
+    "model_files",
+    "overlaid",
+    "read_config",
+    "rewritten",
+    "settings_overlay",
+    "to_bytes",
+    "with_entries",
+    "with_providers",
+]
 
 CONFIG_NAME = "genai_config.json"
 _MAX_BYTES = 64 << 20
 
 _FILENAME, _SESSION_OPTIONS, _PROVIDERS = "filename", "session_options", "provider_options"
 _LEVEL, _THREADS, _INHERITS = "graph_optimization_level", "intra_op_num_threads", "inherit_session_options"
-# Names of its providers -> those of ONNX Runtime, without "ExecutionProvider".
-_PROVIDER_NAMES = {"cpu": "CPU", "cuda": "CUDA", "dml": "Dml", "webgpu": "WebGpu"}
+_CUSTOM_OPS = "custom_ops_library"
+# Sections that are decoders. An overlay changes the session options of these, and replaces those of all others.
+_DECODERS = ("decoder", "draft")
+# Names of providers, which may be written in capitals or not and end in _SUFFIX or not -> those of ONNX Runtime, without it.
+_PROVIDER_NAMES = {
+    name.lower(): name for name in ("CPU", "CUDA", "Dml", "WebGpu", "OpenVINO", "QNN", "VitisAI", "NvTensorRTRTX")
+}  # fmt: skip
+_SUFFIX = "ExecutionProvider"
+# What sessions get that the configuration says nothing of.
+_DEFAULTS = {PARALLEL_KEY: "1"}
 
 Json = dict[str, Any]
 
@@ -40,7 +59,18 @@ class ModelFile(NamedTuple):
         """ONNX Runtime's names of its execution providers."""
         given = self.session_options.get(_PROVIDERS) or []
         names = [name for entry in given if isinstance(entry, dict) for name in entry]
-        return tuple(f"{_PROVIDER_NAMES.get(name.lower(), name)}ExecutionProvider" for name in names)
+        return tuple(f"{_PROVIDER_NAMES.get(short.lower(), short)}{_SUFFIX}" for short in map(_without_suffix, names))
+
+    @property
+    def has_custom_ops(self) -> bool:
+        """Whether a library of operators is loaded into its session."""
+        return _CUSTOM_OPS in self.session_options
+
+    @property
+    def decides(self) -> tuple[object, ...]:
+        """What decides whether and how it is fused: two of the same content are prepared alike."""
+        names = (name for name in self.session_options if "." in name or name in (_LEVEL, _CUSTOM_OPS))
+        return self.filename, self.providers, {name: self.session_options[name] for name in names}
 
     def to_session_options(self) -> Any:
         """An onnxruntime.SessionOptions with those options that matter to this package.
@@ -95,10 +125,37 @@ def parsed(data: str | bytes, what: str) -> Json:
     return config
 
 
-def merged(config: Any, overlay: Any) -> Any:
-    """A configuration with an overlay merged into it: objects by key, lists one after the other."""
+def overlaid(config: Json, overlay: Json) -> Json:
+    """A configuration after ``Config.overlay``, as far as it is about model files and session options.
+
+    Providers that an overlay names are not added: onnxruntime-genai takes their options then, and no provider.
+    """
+    merged: Json = json.loads(json.dumps(_merged(config, overlay)))
+    for name, section in _model_of(overlay).items():
+        options = _options_of(section)
+        if options is None:
+            continue
+        before = _options_of(_dict_at(config, "model", name)) or {}
+        changed = {key: value for key, value in options.items() if key != _PROVIDERS}
+        if name in _DECODERS:
+            changed = {**before, **changed}
+        merged["model"][name][_SESSION_OPTIONS] = changed
+    return merged
+
+
+def with_providers(config: Json, names: Iterable[str], *, keep: bool) -> Json:
+    """A configuration whose decoder has these execution providers, and those that it has, if it is to `keep` them."""
+    decoder = _dict_at(config, "model", "decoder") or {}
+    options = _options_of(decoder) or {}
+    providers = [*((options.get(_PROVIDERS) or []) if keep else ()), *({name: {}} for name in names)]
+    changed = {**decoder, _SESSION_OPTIONS: {**options, _PROVIDERS: providers}}
+    return {**config, "model": {**_model_of(config), "decoder": changed}}
+
+
+def _merged(config: Any, overlay: Any) -> Any:
+    """Objects by key, lists one after the other."""
     if isinstance(config, dict) and isinstance(overlay, dict):
-        return {**config, **{key: merged(config[key], value) if key in config else value for key, value in overlay.items()}}
+        return {**config, **{key: _merged(config[key], value) if key in config else value for key, value in overlay.items()}}
     if isinstance(config, list) and isinstance(overlay, list):
         return config + overlay
     return overlay
@@ -110,16 +167,16 @@ def model_files(config: Json) -> list[ModelFile]:
     Raises:
         ModelError: One of them is outside the configuration's folder. onnxruntime-genai refuses that.
     """
-    inherited = _options_of(_dict_at(config, "model", "decoder"))
+    inherited, draft = _options_of(_dict_at(config, "model", "decoder")), _dict_at(config, "model", "draft")
     found: dict[str, ModelFile] = {}
     for section in _sections(config.get("model")):
         filename = section[_FILENAME]
         if os.path.isabs(filename) or ".." in filename.replace("\\", "/").split("/"):
             raise ModelError(f"{filename!r} is not below the folder of {CONFIG_NAME}")
         options = _options_of(section)
-        if options is None or section.get(_INHERITS):
+        if section is not draft and (options is None or section.get(_INHERITS)):
             options = {**(inherited or {}), **(options or {})}
-        found.setdefault(filename, ModelFile(filename, options))
+        found.setdefault(filename, ModelFile(filename, options or {}))
     return list(found.values())
 
 
@@ -128,7 +185,7 @@ def rewritten(config: Json, filenames: Mapping[str, str], entries: Mapping[str, 
 
     Sessions pre-pack in parallel, unless it says otherwise.
     """
-    changed = with_entries(config, entries, {PARALLEL_KEY: "1"})
+    changed = with_entries(config, entries, _DEFAULTS)
     for section in _sections(changed["model"]):
         section[_FILENAME] = filenames[section[_FILENAME]]
     return to_bytes(changed)
@@ -140,10 +197,29 @@ def with_entries(config: Json, entries: Mapping[str, str], defaults: Mapping[str
     for section in _sections(changed["model"]):
         if _options_of(section) is not None:
             section[_SESSION_OPTIONS] = {**(defaults or {}), **section[_SESSION_OPTIONS], **entries}
-    decoder = _dict_at(changed, "model", "decoder")
-    if decoder is not None:
-        decoder[_SESSION_OPTIONS] = {**(defaults or {}), **decoder.get(_SESSION_OPTIONS, {_PROVIDERS: []}), **entries}
+    for name in _DECODERS:
+        decoder = _dict_at(changed, "model", name)
+        if decoder is not None:
+            decoder[_SESSION_OPTIONS] = {**(defaults or {}), **decoder.get(_SESSION_OPTIONS, {_PROVIDERS: []}), **entries}
     return changed
+
+
+def settings_overlay(before: Json, after: Json, entries: Mapping[str, str]) -> Json:
+    """An overlay that gives sessions these config entries again, where overlays have changed their options.
+
+    Without it, what `rewritten` wrote would not hold there. {}: they have changed none.
+
+    Args:
+        before: The configuration without the overlays.
+        after: The configuration with them.
+        entries: Those that all sessions are to have, as in `rewritten`.
+    """
+    model: Json = {}
+    for name, section in _model_of(with_entries(after, entries, _DEFAULTS)).items():
+        if _options_of(_dict_at(after, "model", name)) != _options_of(_dict_at(before, "model", name)):
+            options = {key: value for key, value in (_options_of(section) or {}).items() if key != _PROVIDERS}
+            model[name] = {_SESSION_OPTIONS: options}
+    return {"model": model} if model else {}
 
 
 def to_bytes(config: Json) -> bytes:
@@ -162,9 +238,17 @@ def _sections(value: Any) -> Iterator[Json]:
         yield from _sections(item)
 
 
-def _options_of(section: Json | None) -> Json | None:
-    options = None if section is None else section.get(_SESSION_OPTIONS)
+def _without_suffix(provider: str) -> str:
+    return provider[: -len(_SUFFIX)] if provider.lower().endswith(_SUFFIX.lower()) else provider
+
+
+def _options_of(section: Any) -> Json | None:
+    options = section.get(_SESSION_OPTIONS) if isinstance(section, dict) else None
     return options if isinstance(options, dict) else None
+
+
+def _model_of(config: Json) -> Json:
+    return _dict_at(config, "model") or {}
 
 
 def _dict_at(config: Any, *keys: str) -> Json | None:

@@ -9,7 +9,15 @@ import pytest
 from ort_qdq_plugin import StockReason
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.genai.calls import Call, config_after
-from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, merged, model_files, read_config, rewritten
+from ort_qdq_plugin.genai.config import (
+    CONFIG_NAME,
+    ModelFile,
+    model_files,
+    overlaid,
+    read_config,
+    rewritten,
+    settings_overlay,
+)
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY, PARALLEL_KEY, config_entry
 from tests.support import refusing
 
@@ -35,8 +43,10 @@ def test_whose_session_options_a_file_has() -> None:
     decoder = {"filename": "d.onnx", "session_options": {**LEVEL_0, "log_id": "x"}}
     own = {"filename": "e.onnx", "session_options": {"intra_op_num_threads": 2}}
     inheriting = {**own, "filename": "i.onnx", "inherit_session_options": True}
-    files = model_files(config(decoder=decoder, encoder=own, vision=inheriting, embedding={"filename": "m.onnx"}))
+    others = {"embedding": {"filename": "m.onnx"}, "draft": {"filename": "f.onnx"}}
+    files = model_files(config(decoder=decoder, encoder=own, vision=inheriting, **others))
     options = {file.filename: file.session_options for file in files}
+    assert options["f.onnx"] == {}  # a decoder itself
     assert options["d.onnx"] == options["m.onnx"] == decoder["session_options"]
     assert options["e.onnx"] == {"intra_op_num_threads": 2}
     assert options["i.onnx"] == {**LEVEL_0, "log_id": "x", "intra_op_num_threads": 2}
@@ -64,8 +74,10 @@ def test_session_options_that_make_no_sense(options: dict[str, Any]) -> None:
 
 
 def test_providers() -> None:
-    given: dict[str, Any] = {"provider_options": [{"cuda": {}}, {"OpenVINO": {}}, {"webgpu": {}}]}
-    names = ("CUDAExecutionProvider", "OpenVINOExecutionProvider", "WebGpuExecutionProvider")
+    given: dict[str, Any] = {
+        "provider_options": [{"cuda": {}}, {"openvino": {}}, {"WebGPUExecutionProvider": {}}, {"my": {}}]
+    }
+    names = ("CUDAExecutionProvider", "OpenVINOExecutionProvider", "WebGpuExecutionProvider", "myExecutionProvider")
     assert (ModelFile("d.onnx", given).providers, ModelFile("d.onnx", {}).providers) == (names, ())
 
 
@@ -107,11 +119,54 @@ def test_read_config(data: bytes, tmp_path: Path) -> None:
         assert read_config(str(tmp_path)) == {"model": {}}
 
 
-def test_merged() -> None:
-    assert merged({"a": {"b": 1, "c": [1]}, "d": 1}, {"a": {"c": [2], "e": 3}, "d": {"f": 1}}) == {
-        "a": {"b": 1, "c": [1, 2], "e": 3},
-        "d": {"f": 1},
+def test_what_an_overlay_changes() -> None:
+    """Sections that are decoders keep their session options, others do not. Providers are not added."""
+    options: dict[str, Any] = {"session_options": {**LEVEL_0, "provider_options": [{"cuda": {}}]}}
+    sections = {name: {"filename": f"{name}.onnx", **options} for name in ("decoder", "draft", "encoder", "vision")}
+    changed: dict[str, Any] = {"session_options": {"log_id": "x", "provider_options": [{"dml": {}}]}}
+    overlay = {"model": dict.fromkeys(("decoder", "draft", "encoder", "embedding"), changed), "search": {"top_k": 2}}
+    before = json.dumps([config(**sections), overlay])
+    given = json.loads(before)
+    made = overlaid(*given)
+    assert json.dumps(given) == before
+    found = {name: section["session_options"] for name, section in made["model"].items() if name != "type"}
+    assert found == {
+        "decoder": {**options["session_options"], "log_id": "x"},
+        "draft": {**options["session_options"], "log_id": "x"},
+        "encoder": {"log_id": "x"},
+        "vision": options["session_options"],
+        "embedding": {"log_id": "x"},
     }
+    assert (made["search"], made["model"]["encoder"]["filename"]) == ({"top_k": 2}, "encoder.onnx")
+    assert overlaid({"a": [1], "model": 1}, {"a": [2], "model": {"decoder": 3}}) == {"a": [1, 2], "model": {"decoder": 3}}
+
+
+def test_what_is_said_again_after_overlays() -> None:
+    options: dict[str, Any] = {"session_options": {"log_id": "x", "provider_options": []}}
+    before = config(**{name: {"filename": f"{name}.onnx", **options} for name in ("decoder", "encoder", "vision")})
+    assert settings_overlay(before, before, LEVEL_0) == {}
+    level_2: dict[str, Any] = {"session_options": {ACCURACY_KEY: "2"}}
+    after = overlaid(before, {"model": {"decoder": level_2, "encoder": level_2}})
+    sections = settings_overlay(before, after, LEVEL_0)["model"]
+    assert sections == {
+        "decoder": {"session_options": {PARALLEL_KEY: "1", "log_id": "x", **LEVEL_0}},
+        "encoder": {"session_options": {PARALLEL_KEY: "1", **LEVEL_0}},
+    }
+
+
+def test_what_decides() -> None:
+    """What a file is prepared by, and nothing else."""
+    given: dict[str, Any] = {"intra_op_num_threads": 2, "log_id": "x", "provider_options": [{"cuda": {"a": "b"}}], **LEVEL_0}
+    file = ModelFile("d.onnx", given)
+    same: dict[str, Any] = {**LEVEL_0, "provider_options": [{"CUDAExecutionProvider": {}}]}
+    assert file.decides == ModelFile("d.onnx", same).decides
+    others: list[dict[str, Any]] = [
+        {ACCURACY_KEY: "1"},
+        {"graph_optimization_level": "ORT_DISABLE_ALL"},
+        {"provider_options": []},
+    ]
+    for other in others:
+        assert file.decides != ModelFile("d.onnx", {**given, **other}).decides
 
 
 OVERLAY = '{"model": {"decoder": {"session_options": {"provider_options": [{"dml": {}}]}}}}'
@@ -119,7 +174,9 @@ TOLD: list[tuple[list[Call], list[str]]] = [
     ([], ["CUDA"]),
     ([Call("clear_providers", ())], []),
     ([Call("clear_providers", ()), Call("append_provider", ("QNN",))], ["QNN"]),
-    ([Call("overlay", (OVERLAY,))], ["CUDA", "Dml"]),
+    ([Call("append_provider", (), {"provider_name": "cpu"})], ["CUDA", "CPU"]),
+    # onnxruntime-genai takes no providers from overlays.
+    ([Call("overlay", (OVERLAY,))], ["CUDA"]),
     ([Call("set_decoder_provider_options_hardware_device_id", ("cuda", 1))], ["CUDA"]),
 ]
 

@@ -14,7 +14,7 @@ import pytest
 from ort_qdq_plugin import Options, QdqPluginError, StockReason, genai
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
-from ort_qdq_plugin.genai import calls, models
+from ort_qdq_plugin.genai import calls, models, prepared
 from ort_qdq_plugin.genai.config import CONFIG_NAME, read_config
 from ort_qdq_plugin.load.through_cache import entry_folder_through_cache
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY
@@ -93,7 +93,7 @@ def test_the_accuracy_level_holds_where_nothing_is_fused(folder: Path) -> None:
     assert genai.report_of(model)["model.onnx"].stock_reason is StockReason.FUSION_DISABLED
 
     def said(level: int | None) -> str | None:
-        made = models._new_state(str(folder), (), Options(accuracy_level=level))
+        made = prepared.new_state(str(folder), (), Options(accuracy_level=level))
         if made.folder is None:
             return None
         return str(read_config(made.folder.path)["model"]["decoder"]["session_options"][ACCURACY_KEY])
@@ -177,16 +177,16 @@ def test_files_that_are_replaced_between_one_and_the_next(
     versions: list[Path], folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is loaded is one model."""
-    real, prepared = entry_folder_through_cache, list[str]()
+    real, seen = entry_folder_through_cache, list[str]()
 
     def prepare(*args: Any) -> Any:
         found = real(*args)
-        prepared.append(found.model)
-        if len(prepared) == 1:
+        seen.append(found.model)
+        if len(seen) == 1:
             release(versions[1], folder)
         return found
 
-    monkeypatch.setattr(models, "entry_folder_through_cache", prepare)
+    monkeypatch.setattr(prepared, "entry_folder_through_cache", prepare)
     model = genai.load(folder, options=Options(cache_dir=cache))
-    assert len(prepared) == 2
+    assert len(seen) == 2
     assert tokens(model) == tokens(og.Model(str(versions[1])))

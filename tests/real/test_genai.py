@@ -229,16 +229,16 @@ def test_one_of_several_files_that_fails(
     built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Then none is prepared: the model is what it was."""
-    from ort_qdq_plugin.genai import models
+    from ort_qdq_plugin.genai import prepared
 
-    entry_for: Any = models._entry_for
+    entry_for: Any = prepared._entry_for
 
     def failing(path: str, *rest: Any) -> Any:
         if "encoder" in path:
             raise OSError(5, "Input/output error")
         return entry_for(path, *rest)
 
-    monkeypatch.setattr(models, "_entry_for", failing)
+    monkeypatch.setattr(prepared, "_entry_for", failing)
     model = load(built / "whisper")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert sorted(report_of(model)) == ["decoder.onnx", "encoder.onnx"]

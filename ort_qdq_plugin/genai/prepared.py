@@ -1,0 +1,173 @@
+"""What is prepared for a model's folder: entries of the cache, a report for each ONNX file, the folder that names them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from ort_qdq_plugin import log
+from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError, SourceChangedError, SourceUnreadableError
+from ort_qdq_plugin.genai.calls import Call, config_after
+from ort_qdq_plugin.genai.config import Json, ModelFile, model_files, read_config, rewritten, settings_overlay
+from ort_qdq_plugin.genai.folder import ConfigFolder, new_folder
+from ort_qdq_plugin.load import journey
+from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.request import LoadRequest, entries_of
+from ort_qdq_plugin.load.through_cache import EntryFolder, NotRecordedError, entry_folder_through_cache
+from ort_qdq_plugin.options import Options
+from ort_qdq_plugin.ort.providers import check_providers
+from ort_qdq_plugin.report import Report, StockReason
+
+__all__ = ["ModelState", "entries_for", "failed", "new_state", "without_cache"]
+
+# Names in the folder that onnxruntime-genai reads.
+_ENTRY, _ORIGINAL, _CACHE = "ort-qdq-{}", "ort-qdq-original", "ort-qdq-cache"
+
+_TRIES = 3  # at a folder in which files are replaced meanwhile
+
+
+class ModelState(NamedTuple):
+    """What this package keeps for one model or configuration."""
+
+    options: Options
+    reports: dict[str, Report]  # by the names of the ONNX files in the configuration
+    config: Json | None = None  # what is in the model's own folder; None: it cannot be read
+    wanted: object = None  # what decided what was prepared
+    folder: ConfigFolder | None = None  # the folder that onnxruntime-genai reads; None: the model's own
+    overlay: str = ""  # of the configuration in that folder, after all other calls; "": none
+    entries: tuple[EntryFolder, ...] = ()  # the cache's entries that the folder refers to
+
+    def is_current(self) -> bool:
+        """Whether what was opened by path until now are these entries."""
+        return all(folder.entry.is_current() for folder in self.entries)
+
+    def holds_after(self, calls: Sequence[Call]) -> bool:
+        """Whether nothing else would be prepared for a configuration after these calls."""
+        return self.config is None or _wanted(self.config, calls) == self.wanted
+
+
+def new_state(folder: str, calls: Sequence[Call], options: Options) -> ModelState:
+    """Make the folder that onnxruntime-genai reads. If there is none, the reports have the reason."""
+    try:
+        config = read_config(folder)
+    except (QdqPluginError, OSError):
+        if options.strict:
+            raise
+        # onnxruntime-genai has an error for this.
+        return ModelState(options, {})
+    files: list[ModelFile] = []
+    reports: dict[str, Report] = {}
+    state = ModelState(options, reports, config, _wanted(config, calls))
+    try:
+        files = model_files(config)
+        changed = config_after(calls, config)
+        for _ in range(_TRIES - 1):
+            with suppress(SourceChangedError):
+                return _with_folder(state, folder, changed)
+        return _with_folder(state, folder, changed)
+    except LeaveToStock as stock:
+        log.info("%s: stock onnxruntime-genai: %s", folder, stock)
+        report = Report("stock", stock.reason, stock.detail)
+    except Exception as error:
+        if options.strict and not isinstance(error, (QdqPluginError, OSError)):
+            raise QdqPluginError(f"{type(error).__name__}: {error}") from error
+        if options.strict:
+            raise
+        reports, report = {}, failed(error)
+    return state._replace(reports={file.filename: reports.get(file.filename, report) for file in files})
+
+
+def without_cache(options: Options) -> Options:
+    """These options, with a temporary folder in the place of the cache."""
+    return dataclasses.replace(options, cache_dir=None, share_weights=False)
+
+
+def _wanted(config: Json, calls: Sequence[Call]) -> object:
+    """What decides what is prepared. Two that are equal need the same."""
+    try:
+        return [file.decides for file in model_files(config_after(calls, config))]
+    except Exception as error:
+        # Whoever prepares it says so. It is the same error for what is prepared alike.
+        return f"{type(error).__name__}: {error}"
+
+
+def failed(error: Exception) -> Report:
+    """Warn that a model is left to stock after this error; the report of its files."""
+    report = Report("stock", StockReason.ERROR, f"{type(error).__name__}: {error}")
+    # Not the error itself: a handler that keeps the record would keep the files that the error leads to.
+    log.warning("loading with stock onnxruntime-genai, without this package: %s", report.stock_detail)
+    return report
+
+
+def _with_folder(state: ModelState, folder: str, changed: Json) -> ModelState:
+    """The state with a folder whose configuration names the cache's entries; adds a report for each file.
+
+    `changed` is the configuration of the model's own folder after all calls.
+    """
+    options, reports, files = state.options, state.reports, model_files(changed)
+    if any(file.has_custom_ops for file in files):
+        # onnxruntime-genai looks for it below the folder that it reads, and refuses one elsewhere.
+        raise LeaveToStock(StockReason.GENAI_CUSTOM_OPS)
+    temporary = new_folder(None if options.spill_dir is None else os.fspath(options.spill_dir), folder)
+    try:
+        is_temporary = options.cache_dir is None
+        without = dataclasses.replace(options, cache_dir=os.path.join(temporary.path, _CACHE))
+        if is_temporary:
+            options = without
+        try:
+            entries = entries_for(folder, files, options, is_temporary, reports)
+        except (NotRecordedError, OSError) as problem:
+            if is_temporary or isinstance(problem, SourceUnreadableError):
+                raise
+            log.warning("preparing without the cache: %s", problem)
+            reports.clear()
+            entries = entries_for(folder, files, dataclasses.replace(without, share_weights=False), True, reports)
+        # They hold for what ONNX Runtime fuses itself, too.
+        settings = entries_of(options, None)
+        is_quantized = any(report.stock_reason is not StockReason.NOT_QUANTIZED for report in reports.values())
+        if not entries and not (settings and is_quantized):
+            raise LeaveToStock(StockReason.NOT_FUSIBLE)
+        if not all(folder.entry.has_current_sources() for folder in entries.values()):
+            # The first file was of one model, and the last one of another.
+            raise SourceChangedError(f"{folder}: files were replaced while they were prepared")
+        filenames = {file.filename: os.path.join(_ORIGINAL, file.filename) for file in files}
+        links = {_ORIGINAL: os.path.abspath(folder)}
+        for number, (filename, entry) in enumerate(entries.items()):
+            filenames[filename] = os.path.join(_ENTRY.format(number), os.path.basename(entry.model))
+            links[_ENTRY.format(number)] = os.path.dirname(entry.model)
+        config = state.config or {}
+        temporary.fill(folder, rewritten(config, filenames, settings), links)
+        overlay = settings_overlay(config, changed, settings)
+        text = json.dumps(overlay) if overlay else ""
+        return state._replace(folder=temporary, overlay=text, entries=tuple(entries.values()))
+    except BaseException:
+        temporary.close()
+        raise
+
+
+def entries_for(
+    folder: str, files: list[ModelFile], options: Options, is_temporary: bool, reports: dict[str, Report]
+) -> dict[str, EntryFolder]:
+    """The entries of the files that can be fused, by their names; adds a report for each file."""
+    entries: dict[str, EntryFolder] = {}
+    for file in files:
+        path = os.path.join(os.path.abspath(folder), file.filename)
+        try:
+            entries[file.filename] = _entry_for(path, file, options, is_temporary)
+            reports[file.filename] = entries[file.filename].report
+        except LeaveToStock as stock:
+            reports[file.filename] = Report("stock", stock.reason, stock.detail)
+        log.info("%s: %s", path, reports[file.filename].summary())
+    return entries
+
+
+def _entry_for(path: str, file: ModelFile, options: Options, is_temporary: bool) -> EntryFolder:
+    check_providers(file.providers)
+    request = LoadRequest(path, file.to_session_options(), options, self_contained=True, temporary=is_temporary)
+    journal = Journal()
+    return entry_folder_through_cache(request, journal, functools.partial(journey.prepare, request, journal))
