@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
 from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, model_files, read_config, to_bytes, with_entries
+from ort_qdq_plugin.genai.prepared import Reports
 from ort_qdq_plugin.load.export import write_model
 from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.model.files import data_files
@@ -63,7 +64,7 @@ def export(
     try:
         existing = list(_files(source))
         data = _DataFiles([path for path, _ in existing])
-        reports = dict(_written(source, unfinished, files, data, chosen))
+        reports = Reports(_written(source, unfinished, files, data, chosen))
         if all(report.route == "stock" for report in reports.values()):
             raise QdqPluginError(f"{source}: nothing in it can be fused")
         fused = [os.path.join(source, filename) for filename, report in reports.items() if report.route == "export"]

@@ -24,7 +24,7 @@ from ort_qdq_plugin.genai.calls import (
     replace_methods,
 )
 from ort_qdq_plugin.genai.config import model_files, read_config
-from ort_qdq_plugin.genai.prepared import ModelState, entries_for, failed, new_state, without_cache
+from ort_qdq_plugin.genai.prepared import ModelState, Reports, entries_for, failed, new_state, without_cache
 from ort_qdq_plugin.load.through_cache import wait_until_on_disk
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.report import Report
@@ -104,10 +104,10 @@ def load(folder_or_config: Any, *, options: Options | None = None) -> Any:
 def report_of(model: Any) -> dict[str, Report]:
     """What was done for an ``onnxruntime_genai.Model``: a report for each ONNX file, by its name in genai_config.json.
 
-    {} for a model that this package did not create.
+    Empty for a model that this package did not create. Printed, it is a summary for each file and a line for each weight.
     """
     state = _states.get(model)
-    return {} if state is None else dict(state.reports)
+    return Reports() if state is None else Reports(state.reports)
 
 
 def warm(folder: str | os.PathLike[str], *, options: Options) -> dict[str, Report]:
@@ -127,7 +127,7 @@ def warm(folder: str | os.PathLike[str], *, options: Options) -> dict[str, Repor
     """
     if options.cache_dir is None:
         raise ValueError("the options have no cache_dir")
-    reports: dict[str, Report] = {}
+    reports = Reports()
     try:
         entries_for(os.fspath(folder), model_files(read_config(os.fspath(folder))), options, False, reports)
     finally:
@@ -226,7 +226,9 @@ def _created_from_folder(model: Any, folder: str, calls: tuple[Call, ...], optio
         if is_current:
             if options.strict:
                 raise problem
-            return state._replace(folder=None, overlay="", entries=(), reports=dict.fromkeys(state.reports, failed(problem)))
+            return state._replace(
+                folder=None, overlay="", entries=(), reports=Reports(dict.fromkeys(state.reports, failed(problem)))
+            )
     raise EntryReplacedError(f"{folder}: an entry of the cache was replaced while it was opened: load it again")
 
 

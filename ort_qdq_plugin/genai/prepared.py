@@ -19,11 +19,12 @@ from ort_qdq_plugin.load import journey
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.load.through_cache import EntryFolder, NotRecordedError, entry_folder_through_cache
+from ort_qdq_plugin.log import printable
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report, StockReason
 
-__all__ = ["ModelState", "entries_for", "failed", "new_state", "without_cache"]
+__all__ = ["ModelState", "Reports", "entries_for", "failed", "new_state", "without_cache"]
 
 # Names in the folder that onnxruntime-genai reads.
 _ENTRY, _ORIGINAL, _CACHE = "ort-qdq-{}", "ort-qdq-original", "ort-qdq-cache"
@@ -31,11 +32,18 @@ _ENTRY, _ORIGINAL, _CACHE = "ort-qdq-{}", "ort-qdq-original", "ort-qdq-cache"
 _TRIES = 3  # at a folder in which files are replaced meanwhile
 
 
+class Reports(dict[str, Report]):
+    """Reports by the names of the ONNX files in the configuration. As a text it is made to be read."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{printable(name)}: {report}" for name, report in self.items()) or "no reports"
+
+
 class ModelState(NamedTuple):
     """What this package keeps for one model or configuration."""
 
     options: Options
-    reports: dict[str, Report]  # by the names of the ONNX files in the configuration
+    reports: Reports
     config: Json | None = None  # what is in the model's own folder; None: it cannot be read
     wanted: object = None  # what decided what was prepared
     folder: ConfigFolder | None = None  # the folder that onnxruntime-genai reads; None: the model's own
@@ -59,9 +67,9 @@ def new_state(folder: str, calls: Sequence[Call], options: Options) -> ModelStat
         if options.strict:
             raise
         # onnxruntime-genai has an error for this.
-        return ModelState(options, {})
+        return ModelState(options, Reports())
     files: list[ModelFile] = []
-    reports: dict[str, Report] = {}
+    reports = Reports()
     state = ModelState(options, reports, config, _wanted(config, calls))
     try:
         files = model_files(config)
@@ -78,8 +86,8 @@ def new_state(folder: str, calls: Sequence[Call], options: Options) -> ModelStat
             raise QdqPluginError(f"{type(error).__name__}: {error}") from error
         if options.strict:
             raise
-        reports, report = {}, failed(error)
-    return state._replace(reports={file.filename: reports.get(file.filename, report) for file in files})
+        reports, report = Reports(), failed(error)
+    return state._replace(reports=Reports((file.filename, reports.get(file.filename, report)) for file in files))
 
 
 def without_cache(options: Options) -> Options:
@@ -151,7 +159,7 @@ def _with_folder(state: ModelState, folder: str, changed: Json) -> ModelState:
 
 
 def entries_for(
-    folder: str, files: list[ModelFile], options: Options, is_temporary: bool, reports: dict[str, Report]
+    folder: str, files: list[ModelFile], options: Options, is_temporary: bool, reports: Reports
 ) -> dict[str, EntryFolder]:
     """The entries of the files that can be fused, by their names; adds a report for each file."""
     entries: dict[str, EntryFolder] = {}
@@ -159,7 +167,9 @@ def entries_for(
         path = os.path.join(os.path.abspath(folder), file.filename)
         try:
             entries[file.filename] = _entry_for(path, file, options, is_temporary)
-            reports[file.filename] = entries[file.filename].report
+            report = entries[file.filename].report
+            # What is removed with the model is no cache of anybody's.
+            reports[file.filename] = dataclasses.replace(report, cache="") if is_temporary else report
         except LeaveToStock as stock:
             reports[file.filename] = Report("stock", stock.reason, stock.detail)
         log.info("%s: %s", path, reports[file.filename].summary())

@@ -75,7 +75,7 @@ def test_it_computes_what_stock_does_and_says_what_was_copied(folder: Path, cach
         model = genai.load(folder, options=options)
         assert tokens(model) == wanted
         reports.append(genai.report_of(model)["model.onnx"])
-    assert [(report.cache, "pack" in report.seconds) for report in reports] == [("made", True)] * 2 + [("used", False)]
+    assert [(report.cache, "pack" in report.seconds) for report in reports] == [("", True), ("made", True), ("used", False)]
     assert [report.shared_bytes > 0 for report in reports] == [False, shared, shared]
     (copied,) = {report.copied_bytes for report in reports}
     assert 0 < copied <= (folder / "model.onnx.data").stat().st_size
@@ -101,6 +101,14 @@ def test_the_accuracy_level_holds_where_nothing_is_fused(folder: Path) -> None:
     assert (said(0), said(None)) == ("0", None)
     (folder / "model.onnx").write_bytes(floating().SerializeToString())
     assert said(0) is None  # nothing in it is quantized
+
+
+def test_reports_can_be_read(folder: Path) -> None:
+    model = genai.load(folder)
+    (report,) = genai.report_of(model).values()
+    assert str(genai.report_of(model)) == f"model.onnx: {report}"
+    assert genai.report_of(model) == {"model.onnx": report}
+    assert str(genai.report_of(og.Model(str(folder)))) == "no reports"
 
 
 def test_an_object_that_has_opened_another_entry_is_not_used(
