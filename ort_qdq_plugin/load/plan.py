@@ -72,9 +72,11 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
         journal.planned(Report("stock", None, "", fused, matches.unfused, packed, borrowed, also=also))
     used = domains(scope)
     check_imports(parsed.proto, used)
-    # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs it.
+    # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs it. Where
+    # another library opens the entry there is none, and copies of all weights would be made for nothing.
+    hands_over = not request.self_contained or request.options.share_weights
     borrows = any(map(parsed.skeleton.mentions, LOW_BIT_OPERATORS)) and any(external_tensors(parsed.proto.graph))
-    if not groups and not borrows and EXTENSIONS_DOMAIN not in used:
+    if not groups and not (hands_over and (borrows or EXTENSIONS_DOMAIN in used)):
         raise NothingToDo(StockReason.NOT_FUSIBLE, also)
     stored, packed = parsed.skeleton.stored_bytes, sum(layout.sizes)
     if packed > max(_GROWTH_BYTES, _GROWTH * stored):

@@ -111,6 +111,22 @@ def test_reports_can_be_read(folder: Path) -> None:
     assert str(genai.report_of(og.Model(str(folder)))) == "no reports"
 
 
+def test_a_model_that_is_fused_already(folder: Path, cache: Path, tmp_path: Path) -> None:
+    """Nothing is gained by a copy of it, unless processes share what ONNX Runtime makes of its weights."""
+    fused = tmp_path / "fused"
+    genai.export(folder, fused)
+    wanted, shared = tokens(og.Model(str(fused))), Options(cache_dir=cache, share_weights=True)
+    reports = []
+    for options in (Options(), Options(cache_dir=cache), shared):
+        model = genai.load(fused, options=options)
+        assert tokens(model) == wanted
+        reports.append(genai.report_of(model)["model.onnx"])
+    assert [report.stock_reason for report in reports] == [StockReason.NOT_FUSIBLE] * 2 + [None]
+    assert [report.copied_bytes > 0 for report in reports] == [False, False, True]
+    assert "MatMulNBits" in reports[0].summary()
+    assert reports[2].shared_bytes > 0
+
+
 def test_an_object_that_has_opened_another_entry_is_not_used(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
