@@ -1,15 +1,17 @@
 """Versions of onnxruntime-genai, as they are and as they might become: what is replaced, or why nothing is."""
 
+import re
 import types
 from typing import Any
 
 import pytest
 
+from conformance.platforms.genai import VERSIONS
 from ort_qdq_plugin import Options, genai
 from ort_qdq_plugin.genai import calls, models
 from ort_qdq_plugin.genai.calls import KNOWN, Call, UnknownGenAIError, config_after, record_of, replace_methods
 from ort_qdq_plugin.switch import activation
-from tests.support import refusing
+from tests.support import ROOT, refusing
 
 INNER = "own"  # the name of the constructor that some bindings call, whatever `__init__` is
 
@@ -118,3 +120,12 @@ def test_a_program_that_imports_such_a_version(monkeypatch: pytest.MonkeyPatch, 
     (record,) = caplog.records
     assert "cannot be used for onnxruntime-genai" in record.message
     assert module.Model("x").folder == "x"
+
+
+def test_the_page_names_these_versions() -> None:
+    page = (ROOT / "docs/genai.md").read_text("utf-8")
+    known, old = re.findall(r"^\| (0\.[\d., ]+) \| (?:yes|no): ", page, re.MULTILINE)
+    assert sorted([*known.split(", "), old]) == sorted(VERSIONS)
+    minors = [version.rpartition(".")[0] for version in known.split(", ")]
+    assert (minors[-1], minors[0]) == KNOWN
+    assert f"which knows {KNOWN[0]} to {KNOWN[1]}" in " ".join(page.split())
