@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import weakref
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -69,6 +71,7 @@ def prepare(folder_or_config: Any, *, options: Options | None = None) -> Any:
         return module.Config(given) if isinstance(given, str) else given
     folder, calls = _folder_and_calls(given)
     if folder is None:
+        _warn_of_unknown(module, given)
         return given
     state = new_state(folder, calls, options)
     config = _config_of(state, folder, calls)
@@ -89,6 +92,7 @@ def load(folder_or_config: Any, *, options: Options | None = None) -> Any:
     options = options or Options()
     if not _is_known(module, options):
         return module.Model(given)
+    _warn_of_unknown(module, given)
     while True:
         model = module.Model.__new__(module.Model)
         try:
@@ -163,6 +167,15 @@ def _is_known(module: ModuleType, options: Options) -> bool:
         _warn_once(str(error))
         return False
     return True
+
+
+def _warn_of_unknown(module: ModuleType, given: Any) -> None:
+    """Warn of a configuration that was created when nothing was recorded yet."""
+    if isinstance(given, module.Config) and _folder_and_calls(given)[0] is None:
+        log.warning(
+            "nothing is fused: the folder of this configuration is not known. Import onnxruntime_genai, "
+            "then ort_qdq_plugin.genai, and create configurations by Config(folder) after that"
+        )
 
 
 @functools.cache
@@ -244,3 +257,9 @@ def _folder_and_calls(folder_or_config: Any) -> tuple[str | None, tuple[Call, ..
     if isinstance(folder_or_config, str):
         return folder_or_config, ()
     return record_of(folder_or_config)
+
+
+# What configurations are told is recorded from here on. A program may create one before it calls anything of this package.
+if "onnxruntime_genai" in sys.modules:
+    with suppress(UnknownGenAIError):
+        replace_methods(sys.modules["onnxruntime_genai"], _create_as_activated)

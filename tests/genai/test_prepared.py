@@ -1,6 +1,8 @@
 """Configurations that are changed before or after they are prepared: what they say holds, as if it had been in the file."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,27 @@ def test_providers_that_go_let_it_be_fused(folder: Path, tmp_path: Path) -> None
     assert report(og.Model(config)).fused
     config.append_provider("cpu")
     assert report(genai.prepare(config)).fused
+
+
+ORDER = """
+import sys
+{first}
+{second}
+config = onnxruntime_genai.Config(sys.argv[1])
+print([len(report.fused) for report in genai.report_of(genai.prepare(config)).values()])
+print([len(report.fused) for report in genai.report_of(genai.load(config)).values()])
+"""
+
+
+@pytest.mark.parametrize("first", ["import onnxruntime_genai", "from ort_qdq_plugin import genai"])
+def test_a_configuration_is_known_once_both_are_imported(first: str, folder: Path) -> None:
+    """In one order; in the other there is a warning, which says so."""
+    lines = ["import onnxruntime_genai", "from ort_qdq_plugin import genai"]
+    code = ORDER.format(first=first, second=next(line for line in lines if line != first))
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True, timeout=120)
+    is_known = first == lines[0]
+    assert done.stdout.split() == (["[1]"] * 2 if is_known else ["[]"] * 2)
+    assert done.stderr.count("Import onnxruntime_genai, then ort_qdq_plugin.genai") == 2 * (not is_known)
 
 
 def test_a_configuration_that_stock_cannot_read(folder: Path) -> None:
