@@ -213,8 +213,8 @@ def _recording_init(stock: Any) -> Any:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
         given = [*args, *kwargs.values()]
-        if len(given) == 1 and isinstance(given[0], str):
-            _records[self] = _Record(given[0], [])
+        if len(given) == 1 and isinstance(given[0], (bytes, str)):
+            _records[self] = _Record(os.fsdecode(given[0]), [])
 
     return init
 

@@ -6,6 +6,7 @@ It is temporary, and locked while its process lives. A process that makes one re
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -71,7 +72,8 @@ def new_folder(spill_dir: str | None, like: str) -> ConfigFolder:
             return _made_in(real)
         except OSError as error:
             problem = error
-    raise problem
+    text = f"no folder for the prepared model can be made (spill_dir or TMPDIR may name a place): {problem.strerror}"
+    raise OSError(problem.errno or errno.ENOENT, text, problem.filename) from problem
 
 
 def _device(path: str) -> int:

@@ -110,7 +110,7 @@ def report_of(model: Any) -> dict[str, Report]:
 
     Empty for a model that this package did not create. Printed, it is a summary for each file and a line for each weight.
     """
-    state = _states.get(model)
+    state = _state_of(model)
     return Reports() if state is None else Reports(state.reports)
 
 
@@ -184,7 +184,7 @@ def _warn_once(text: str) -> None:
 
 
 def _text_of_path(folder_or_config: Any) -> Any:
-    return os.fspath(folder_or_config) if isinstance(folder_or_config, os.PathLike) else folder_or_config
+    return os.fsdecode(folder_or_config) if isinstance(folder_or_config, (bytes, os.PathLike)) else folder_or_config
 
 
 def _create_model(model: Any, folder_or_config: Any, options: Options | None) -> None:
@@ -254,8 +254,8 @@ def _state_of(folder_or_config: Any) -> ModelState | None:
 
 def _folder_and_calls(folder_or_config: Any) -> tuple[str | None, tuple[Call, ...]]:
     """The model's folder, and the calls that have changed its configuration. None: that is not known."""
-    if isinstance(folder_or_config, str):
-        return folder_or_config, ()
+    if isinstance(folder_or_config, (bytes, str)):
+        return os.fsdecode(folder_or_config), ()
     return record_of(folder_or_config)
 
 

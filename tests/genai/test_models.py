@@ -103,6 +103,12 @@ def test_the_accuracy_level_holds_where_nothing_is_fused(folder: Path) -> None:
     assert said(0) is None  # nothing in it is quantized
 
 
+def test_a_folder_may_be_given_as_bytes(folder: Path) -> None:
+    assert genai.report_of(genai.load(os.fsencode(folder)))["model.onnx"].fused
+    assert genai.report_of(genai.prepare(og.Config(os.fsencode(folder))))["model.onnx"].fused
+    assert genai.report_of("no model") == {}
+
+
 def test_reports_can_be_read(folder: Path) -> None:
     model = genai.load(folder)
     (report,) = genai.report_of(model).values()

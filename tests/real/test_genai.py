@@ -1,6 +1,7 @@
 """Models of onnxruntime-genai itself on fused weights: the builder's, and one of several files."""
 
 import gc
+import json
 import os
 import random
 import shutil
@@ -126,6 +127,19 @@ def test_a_model_of_several_files(built: Path, twin: Callable[[str], Any], tmp_p
     assert heard(model) == heard(twin("whisper"))
     assert sorted(export(built / "whisper", tmp_path / "out")) == ["decoder.onnx", "encoder.onnx"]
     assert heard(stock(tmp_path / "out")) == heard(model)
+
+
+def test_an_overlay_of_one_stage(built: Path) -> None:
+    """It replaces that stage's session options, also after `prepare`."""
+    config = prepare(built / "whisper")
+    expected = heard(og.Model(config))
+    for options in ({"session.qdq_matmulnbits_accuracy_level": "0"}, {"session.disable_quant_qdq": "1"}):
+        config.overlay(json.dumps({"model": {"encoder": {"session_options": options}}}))
+        model = og.Model(config)
+        assert heard(model) == expected
+        reports = report_of(model)
+        assert reports["decoder.onnx"].fused
+        assert bool(reports["encoder.onnx"].fused) == ("session.disable_quant_qdq" not in options)
 
 
 def test_the_folder_lives_as_long_as_the_model(built: Path, temporary: Path) -> None:
