@@ -216,9 +216,13 @@ def settings_overlay(before: Json, after: Json, entries: Mapping[str, str]) -> J
     """
     model: Json = {}
     for name, section in _model_of(with_entries(after, entries, _DEFAULTS)).items():
-        if _options_of(_dict_at(after, "model", name)) != _options_of(_dict_at(before, "model", name)):
-            options = {key: value for key, value in (_options_of(section) or {}).items() if key != _PROVIDERS}
-            model[name] = {_SESSION_OPTIONS: options}
+        was, now = (_options_of(_dict_at(config, "model", name)) or {} for config in (before, after))
+        if name in _DECODERS:
+            again = {key: value for key, value in entries.items() if now.get(key) not in (value, was.get(key))}
+        else:
+            again = {key: value for key, value in (_options_of(section) or {}).items() if key != _PROVIDERS and now != was}
+        if again:
+            model[name] = {_SESSION_OPTIONS: again}
     return {"model": model} if model else {}
 
 

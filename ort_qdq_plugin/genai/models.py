@@ -82,6 +82,8 @@ def prepare(folder_or_config: Any, *, options: Options | None = None) -> Any:
 def load(folder_or_config: Any, *, options: Options | None = None) -> Any:
     """An ``onnxruntime_genai.Model`` with fused weights. Arguments and errors are those of `prepare`.
 
+    A configuration that `prepare` made has the options of that, unless there are others here.
+
     >>> model = load("phi-3-mini-qdq")  # doctest: +SKIP
     >>> tokenizer = onnxruntime_genai.Tokenizer(model)  # doctest: +SKIP
     """
@@ -193,8 +195,9 @@ def _create_model(model: Any, folder_or_config: Any, options: Options | None) ->
     Without options, only models whose Config `prepare` made are fused.
     """
     prepared, (folder, calls) = _state_of(folder_or_config), _folder_and_calls(folder_or_config)
-    if prepared is not None and (folder is None or prepared.holds_after(calls)):
-        create_stock_model(model, folder_or_config)
+    if prepared is not None and folder is not None and prepared.holds_after(calls):
+        needs_overlay = prepared.overlay_after(calls)
+        create_stock_model(model, _config_of(prepared, folder, calls) if needs_overlay else folder_or_config)
         if not prepared.is_current():
             raise EntryReplacedError("an entry of the cache was replaced since it was prepared: prepare it again")
         _states[model] = prepared
@@ -215,7 +218,7 @@ def _create_model(model: Any, folder_or_config: Any, options: Options | None) ->
 def _config_of(state: ModelState, folder: str, calls: tuple[Call, ...]) -> Any:
     """A new Config for a model's folder as it was prepared, after these calls."""
     path = folder if state.folder is None else state.folder.path
-    return new_config(genai_module(), path, calls, of=folder, overlay=state.overlay)
+    return new_config(genai_module(), path, calls, of=folder, overlay=state.overlay_after(calls))
 
 
 def _created_from_folder(model: Any, folder: str, calls: tuple[Call, ...], options: Options) -> ModelState:
@@ -239,9 +242,7 @@ def _created_from_folder(model: Any, folder: str, calls: tuple[Call, ...], optio
         if is_current:
             if options.strict:
                 raise problem
-            return state._replace(
-                folder=None, overlay="", entries=(), reports=Reports(dict.fromkeys(state.reports, failed(problem)))
-            )
+            return state._replace(folder=None, entries=(), reports=Reports(dict.fromkeys(state.reports, failed(problem))))
     raise EntryReplacedError(f"{folder}: an entry of the cache was replaced while it was opened: load it again")
 
 

@@ -47,12 +47,18 @@ class ModelState(NamedTuple):
     config: Json | None = None  # what is in the model's own folder; None: it cannot be read
     wanted: object = None  # what decided what was prepared
     folder: ConfigFolder | None = None  # the folder that onnxruntime-genai reads; None: the model's own
-    overlay: str = ""  # of the configuration in that folder, after all other calls; "": none
     entries: tuple[EntryFolder, ...] = ()  # the cache's entries that the folder refers to
 
     def is_current(self) -> bool:
         """Whether what was opened by path until now are these entries."""
         return all(folder.entry.is_current() for folder in self.entries)
+
+    def overlay_after(self, calls: Sequence[Call]) -> str:
+        """The overlay that the folder's configuration needs after these calls; "": none."""
+        if self.folder is None or self.config is None:
+            return ""
+        overlay = settings_overlay(self.config, config_after(calls, self.config), entries_of(self.options, None))
+        return json.dumps(overlay) if overlay else ""
 
     def holds_after(self, calls: Sequence[Call]) -> bool:
         """Whether nothing else would be prepared for a configuration after these calls."""
@@ -73,7 +79,7 @@ def new_state(folder: str, calls: Sequence[Call], options: Options) -> ModelStat
     state = ModelState(options, reports, config, _wanted(config, calls))
     try:
         files = model_files(config)
-        changed = config_after(calls, config)
+        changed = model_files(config_after(calls, config))
         for _ in range(_TRIES - 1):
             with suppress(SourceChangedError):
                 return _with_folder(state, folder, changed)
@@ -112,12 +118,9 @@ def failed(error: Exception) -> Report:
     return report
 
 
-def _with_folder(state: ModelState, folder: str, changed: Json) -> ModelState:
-    """The state with a folder whose configuration names the cache's entries; adds a report for each file.
-
-    `changed` is the configuration of the model's own folder after all calls.
-    """
-    options, reports, files = state.options, state.reports, model_files(changed)
+def _with_folder(state: ModelState, folder: str, files: list[ModelFile]) -> ModelState:
+    """The state with a folder whose configuration names the cache's entries; adds a report for each file."""
+    options, reports = state.options, state.reports
     if any(file.has_custom_ops for file in files):
         # onnxruntime-genai looks for it below the folder that it reads, and refuses one elsewhere.
         raise LeaveToStock(StockReason.GENAI_CUSTOM_OPS)
@@ -148,11 +151,8 @@ def _with_folder(state: ModelState, folder: str, changed: Json) -> ModelState:
         for number, (filename, entry) in enumerate(entries.items()):
             filenames[filename] = os.path.join(_ENTRY.format(number), os.path.basename(entry.model))
             links[_ENTRY.format(number)] = os.path.dirname(entry.model)
-        config = state.config or {}
-        temporary.fill(folder, rewritten(config, filenames, settings), links)
-        overlay = settings_overlay(config, changed, settings)
-        text = json.dumps(overlay) if overlay else ""
-        return state._replace(folder=temporary, overlay=text, entries=tuple(entries.values()))
+        temporary.fill(folder, rewritten(state.config or {}, filenames, settings), links)
+        return state._replace(folder=temporary, entries=tuple(entries.values()))
     except BaseException:
         temporary.close()
         raise

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ort_qdq_plugin import Options, Report, StockReason, genai
-from ort_qdq_plugin.genai import models, prepared
+from ort_qdq_plugin.genai import prepared
 from ort_qdq_plugin.genai.config import CONFIG_NAME
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY, NO_QDQ_KEY
 from tests.genai.small_model import tokens, write_model
@@ -90,14 +90,27 @@ def test_an_overlay_of_something_else_prepares_nothing_again(folder: Path, monke
     assert report(model).fused
 
 
-def test_the_options_level_holds_against_overlays(folder: Path, tmp_path: Path) -> None:
-    """For what ONNX Runtime fuses itself, too."""
-    config = genai.prepare(folder, options=Options(accuracy_level=0))
-    config.overlay(overlay(**{ACCURACY_KEY: "4"}))
-    model = og.Model(config)
-    assert np.array_equal(logits(model), logits(genai.load(written(folder, tmp_path / "written", **LEVEL_0))))
-    said = json.loads(models._states[model].overlay)["model"]["decoder"]["session_options"]
-    assert said[ACCURACY_KEY] == "0"
+@pytest.mark.parametrize("section", ["decoder", "encoder"])
+def test_the_options_level_holds_against_overlays(
+    section: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what ONNX Runtime fuses itself, too: that level is the last that onnxruntime-genai is told."""
+    expected = logits(genai.load(written(folder, tmp_path / "written", **LEVEL_0)))
+    content = json.loads((folder / CONFIG_NAME).read_text())
+    content["model"]["encoder"] = {"filename": "model.onnx", "session_options": {}}  # models of this type have none
+    (folder / CONFIG_NAME).write_text(json.dumps(content))
+    config, real, told = genai.prepare(folder, options=Options(accuracy_level=0)), og.Config.overlay, list[str]()
+
+    def overlay(config: Any, text: str) -> None:
+        told.append(text)
+        real(config, text)
+
+    monkeypatch.setattr(og.Config, "overlay", overlay)
+    options = {ACCURACY_KEY: "4"} if section == "decoder" else {"log_id": "x"}
+    config.overlay(json.dumps({"model": {section: {"session_options": options}}}))
+    assert np.array_equal(logits(og.Model(config)), expected)
+    assert json.loads(told[-1])["model"][section]["session_options"][ACCURACY_KEY] == "0"
+    assert len(told) > 1
 
 
 def test_a_prepared_configuration_with_other_options(folder: Path, cache: Path) -> None:
