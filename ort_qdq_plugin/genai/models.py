@@ -146,7 +146,7 @@ def activate(module: ModuleType, options: Options) -> None:
     """From now on, create every ``onnxruntime_genai.Model`` as `load` does."""
     global _activated
     _activated = options
-    replace_methods(module, _create_as_activated)
+    _is_known(module, options)
 
 
 def deactivate() -> None:

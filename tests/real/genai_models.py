@@ -1,8 +1,9 @@
 """Decoder models as onnxruntime-genai's model builder writes them, offline, from small random checkpoints.
 
-    python genai_models.py FOLDER
+    python genai_models.py FOLDER [--large]
 
-writes FOLDER/<name>/model.onnx for each of the names in `VARIANTS`.
+writes FOLDER/<name>/model.onnx for each of the names in `VARIANTS`, or, of a larger checkpoint that takes some GB of memory
+and of disk, for each of those in `LARGE_VARIANTS`.
 """
 
 import json
@@ -22,6 +23,20 @@ HEAD_SIZE = HIDDEN // HEADS
 # The head prefers token 5 t + 17 (mod 512) after token t: a long cycle, and a clear winner each time.
 NEXT_TOKEN = (5, 17)
 SPECIAL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+
+
+class Size(NamedTuple):
+    """Of a checkpoint. The default is that of the tests."""
+
+    vocabulary: int = VOCABULARY
+    hidden: int = HIDDEN
+    intermediate: int = 2 * HIDDEN
+    layers: int = 2
+    heads: int = HEADS
+    positions: int = 256
+
+
+LARGE = Size(vocabulary=4096, hidden=1536, intermediate=4096, layers=12, heads=24, positions=2048)
 
 
 class Variant(NamedTuple):
@@ -47,31 +62,36 @@ VARIANTS = {
     # Nor does it write whisper in QDQ form: that is left to ONNX Runtime's quantizer.
     "whisper": Variant("whisper", (), precision="fp32"),
 }
+LARGE_VARIANTS = {
+    **{name: VARIANTS[name] for name in ("symmetric", "qoperator", "gptq")},
+    "gptq_qoperator": Variant("gptq", ("is_symmetric=false",)),
+}
 
 
-def write_float_checkpoint(folder: Path) -> None:
+def write_float_checkpoint(folder: Path, size: Size = Size()) -> None:  # noqa: B008 -- it is frozen
     """A random Llama with grouped key/value heads, and a tokenizer of made-up words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(7)
-    words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w0"))
+    words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(size.vocabulary)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     fast_tokenizer: Any = PreTrainedTokenizerFast
     tokenizer = fast_tokenizer(tokenizer_object=words, bos_token="w1", eos_token="w2", unk_token="w0", pad_token="w2")
     tokenizer.save_pretrained(folder)
     shape: dict[str, Any] = {
-        "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": 2, "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS // 2, "max_position_embeddings": 256,
+        "hidden_size": size.hidden, "intermediate_size": size.intermediate, "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads, "num_key_value_heads": size.heads // 2,
+        "max_position_embeddings": size.positions, **SPECIAL, "vocab_size": size.vocabulary,
     }  # fmt: skip
-    model: Any = LlamaForCausalLM(LlamaConfig(initializer_range=0.08, tie_word_embeddings=False, **shape, **SPECIAL))
+    model: Any = LlamaForCausalLM(LlamaConfig(initializer_range=0.08, tie_word_embeddings=False, **shape))
     model.eval()
     with torch.no_grad():
-        embedding = torch.randn(VOCABULARY, HIDDEN)
+        embedding = torch.randn(size.vocabulary, size.hidden)
         factor, offset = NEXT_TOKEN
         model.model.embed_tokens.weight.copy_(embedding)
-        model.lm_head.weight[(factor * torch.arange(VOCABULARY) + offset) % VOCABULARY] = 0.1 * embedding
+        model.lm_head.weight[(factor * torch.arange(size.vocabulary) + offset) % size.vocabulary] = 0.1 * embedding
     model.save_pretrained(folder)
 
 
@@ -167,6 +187,16 @@ def save_in_place(model: Any, path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
 
 
+def write_large(folder: Path) -> None:
+    """Write the variants of the larger checkpoint."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    checkpoints = {name: folder / f"checkpoint_{name}" for name in ("float", "gptq")}
+    write_float_checkpoint(checkpoints["float"], LARGE)
+    write_gptq_checkpoint(checkpoints["float"], checkpoints["gptq"])
+    for name, variant in LARGE_VARIANTS.items():
+        build(checkpoints[variant.checkpoint], folder / name, variant)
+
+
 def main(folder: Path) -> None:
     """Write every variant."""
     import onnx
@@ -186,4 +216,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (write_large if "--large" in sys.argv else main)(Path(sys.argv[1]))
