@@ -17,7 +17,6 @@ from ort_qdq_plugin.load.journey import SessionState, create_native_session, pla
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.hook import CreateCall
-from ort_qdq_plugin.ort.providers import check_providers, provider_names
 from ort_qdq_plugin.ort.runs import RUN_METHODS, counted, creating
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.forks import fork_lock
@@ -48,7 +47,8 @@ def create_session(
     Args:
         path_or_bytes: The model. This and the next three are arguments of ``onnxruntime.InferenceSession``.
         sess_options: Options of ONNX Runtime. They are read, never changed.
-        providers: Execution providers.
+        providers: Execution providers. If there are none, here or in `sess_options`, the model runs on the CPU, as it does
+            in ONNX Runtime.
         provider_options: Their options.
         options: Options of this package.
         **kwargs: More arguments of ``onnxruntime.InferenceSession``.
@@ -105,7 +105,6 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     request, journal = LoadRequest(model, None, options or Options()), Journal()
     try:
-        check_providers(provider_names(None, None))
         plan_only(request, journal, check=check)
     except LeaveToStock as stock:
         return journal.finished("inspect", stock)
@@ -150,7 +149,6 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
     with fork_lock:
         from ort_qdq_plugin.load.through_cache import wait_until_on_disk
     try:
-        check_providers(provider_names(None, None))
         if portable:
             with fork_lock:
                 from ort_qdq_plugin.load.portable import make_portable

@@ -78,7 +78,7 @@ def test_reasons_are_sentences(reasons: type[Enum]) -> None:
 
 def test_a_model_that_is_left_to_stock() -> None:
     report = Report("stock", StockReason.PROVIDER, "QNN")
-    message = "An execution provider of the session does not run MatMulNBits, or wants the QDQ form itself: QNN"
+    message = "An execution provider of the session is not known to take fused nodes, so that it gets the QDQ form: QNN"
     assert report.stock_message == message
     assert str(report) == f"stock ONNX Runtime: {message}"
     plain = json.loads(json.dumps(report.to_dict()))

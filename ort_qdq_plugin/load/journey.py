@@ -12,6 +12,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
@@ -32,7 +33,7 @@ from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.options_lock import reading
-from ort_qdq_plugin.ort.providers import check_providers, provider_names
+from ort_qdq_plugin.ort.providers import check_providers, has_only_added, may_dequantize_once, provider_names
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -152,10 +153,17 @@ def _prepared_for(
     session: Any, state: SessionState, call: CreateCall, journal: Journal, may_use_cache: bool
 ) -> PreparedModel:
     model, session_options = hook.constructor_arguments(session)
-    check_providers(provider_names(call.providers, session_options))
-    if state.prepared is not None:
-        return state.prepared
     request = LoadRequest(model, session_options, state.options, frozenset(call.disabled_optimizers or ()))
+    if has_only_added(call.providers, session_options):
+        # Only a session has their names. None is made for a model that has nothing to fuse.
+        with _opened(request, journal):
+            pass
+    providers = provider_names(call.providers, session_options)
+    check_providers(providers)
+    if not may_dequantize_once(providers):
+        request = request._replace(options=replace(state.options, dequantize_once="never"))
+    elif state.prepared is not None:
+        return state.prepared
     has_cache = request.options.cache_dir is not None or request.options.prepared is not None
     if not (may_use_cache and has_cache) or isinstance(request.model, bytes):
         return prepare(request, journal)

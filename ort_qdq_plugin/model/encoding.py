@@ -52,9 +52,11 @@ def external_entries(location: str, offset: int, length: int) -> bytes:
 
 
 def small_model(
-    op_type: str, *, data_type: int = _FLOAT, dims: Sequence[str | int] = (1,), perm: Sequence[int] = (), file: str = ""
+    op_type: str = "", *, data_type: int = _FLOAT, dims: Sequence[str | int] = (1,), perm: Sequence[int] = (), file: str = ""
 ) -> bytes:
     """A serialized model of one node, y = op(x), or y = op(x, w) with w a tensor of one element in `file`.
+
+    Without an `op_type` there is no node, and x is the output too.
 
     Everything is of one `data_type`, x and y have the dimensions `dims`. An empty `perm` gives no such attribute.
     """
@@ -67,7 +69,7 @@ def small_model(
     if perm:
         ints = b"".join(number_field(8, axis) for axis in perm)
         node += bytes_field(5, bytes_field(1, b"perm") + ints + number_field(20, _INTS))
-    graph = bytes_field(1, node) + bytes_field(2, b"small")
+    graph = (bytes_field(1, node) if op_type else b"") + bytes_field(2, b"small")
     if file:
         weight = number_field(1, 1) + number_field(2, data_type) + bytes_field(8, b"w") + external_entries(file, 0, 4)
         graph += bytes_field(5, weight)
@@ -75,6 +77,6 @@ def small_model(
         bytes_field(1, bytes_field(2, dim.encode()) if isinstance(dim, str) else number_field(1, dim)) for dim in dims
     )
     tensor_type = number_field(1, data_type) + bytes_field(2, sizes)
-    for number, name in ((11, b"x"), (12, b"y")):
+    for number, name in ((11, b"x"), (12, b"y" if op_type else b"x")):
         graph += bytes_field(number, bytes_field(1, name) + bytes_field(2, bytes_field(1, tensor_type)))
     return number_field(1, _IR_VERSION) + bytes_field(7, graph) + bytes_field(8, number_field(2, _OPSET))

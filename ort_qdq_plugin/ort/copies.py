@@ -16,7 +16,7 @@ from onnxruntime.capi import _pybind_state as _native
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.model.encoding import small_model
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
-from ort_qdq_plugin.ort.keys import config_entry, options_are_in_models
+from ort_qdq_plugin.ort.keys import COMPILE_KEY, config_entry, options_are_in_models
 from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -49,12 +49,9 @@ def private_options(session_options: Any | None, entries: Mapping[str, str] = Ma
     if session_options is None:
         copy = onnxruntime.SessionOptions()
     else:
-        session = throw_away_session(session_options, small_model("Identity"))
+        session = throw_away_session(session_options, small_model())
         copy = session.session_options
-        if session_options.enable_profiling:
-            # The throw-away session has begun a profile of its own.
-            with suppress(OSError):
-                os.unlink(session.end_profiling())
+        _discard_profile(session)
     for key, value in entries.items():
         if config_entry(copy, key) != value:
             copy.add_session_config_entry(key, value)
@@ -89,14 +86,28 @@ def _create_first_session() -> None:
 def added_providers(session_options: Any) -> tuple[str, ...]:
     """Names of the providers that a session would have which is created with these options and no list of providers.
 
-    Raises LeaveToStock if it would write a profile or a model, as the caller wants of his own: only a session has the names.
+    Only a session has them: one of a model without nodes. If a delegate selects devices
+    (``set_provider_selection_policy_delegate``), it is called for that session too.
+
+    Raises:
+        LeaveToStock: The session would write a model, as the caller wants of his own.
     """
-    if session_options.enable_profiling or session_options.optimized_model_filepath:
-        raise LeaveToStock(StockReason.UNKNOWN_PROVIDER)
+    if session_options.optimized_model_filepath or config_entry(session_options, COMPILE_KEY) == "1":
+        raise LeaveToStock(StockReason.OPTIMIZED_MODEL)
     initialize_ort_once()
-    session = throw_away_session(session_options, small_model("Identity"))
-    session.initialize_session([], [], set())
-    return tuple(session.get_providers())
+    session = throw_away_session(session_options, small_model())
+    try:
+        session.initialize_session([], [], set())
+        return tuple(session.get_providers())
+    finally:
+        _discard_profile(session)
+
+
+def _discard_profile(session: Any) -> None:
+    """Remove the profile that a throw-away session has begun, if its options say so."""
+    if session.session_options.enable_profiling:
+        with suppress(OSError):
+            os.unlink(session.end_profiling())
 
 
 def supplies_initializers(session_options: Any | None) -> bool:

@@ -74,5 +74,5 @@ def native_session(session: Any) -> Any:
 
 
 def available_providers() -> tuple[str, ...]:
-    """The providers of this build of ONNX Runtime: a session has them by default."""
+    """The providers of this build of ONNX Runtime, and of libraries that were registered since."""
     return tuple(_native.get_available_providers())

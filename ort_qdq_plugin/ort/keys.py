@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "ACCURACY_KEY",
     "BLOCK_SIZE_KEY",
+    "COMPILE_KEY",
     "CREATE_METHOD",
     "DIRECT_KEY",
     "DISABLED_KEY",
@@ -28,6 +29,7 @@ __all__ = [
 
 ACCURACY_KEY = "session.qdq_matmulnbits_accuracy_level"
 BLOCK_SIZE_KEY = "session.qdq_matmulnbits_block_size"
+COMPILE_KEY = "ep.context_enable"
 DIRECT_KEY = "session.use_external_initializer_file_buffers_directly"
 DISABLED_KEY = "optimization.disable_specified_optimizers"
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"

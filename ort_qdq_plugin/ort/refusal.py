@@ -13,7 +13,7 @@ __all__ = ["refusal_of"]
 
 _FATAL = 4  # OrtLoggingLevel
 
-# Providers whose sessions run every node on the CPU. Others may have kernels that it lacks, and take long to start.
+# Providers whose sessions run every node on the CPU. A session may be given others, with kernels that it lacks.
 _ON_CPU = {"CPUExecutionProvider", "AzureExecutionProvider"}
 
 # The one optimizer that computes, and so may take any time and memory; and one that ends the process, in bodies of loops,
@@ -24,8 +24,8 @@ _NOT_RUN = {"ConstantFolding", "QDQPropagationTransformer"}
 def refusal_of(model: bytes, *, extensions: bool = False) -> str | None:
     """What ONNX Runtime has against a model whose large tensors are inputs instead; None: nothing.
 
-    The model is loaded as in any session. If sessions run on the CPU, its kernels are made too. No kernel of the CPU
-    provider's is known that wants a large tensor to be a constant.
+    The model is loaded as in any session. If there are no providers but the CPU's, its kernels are made too. No kernel of
+    the CPU provider's is known that wants a large tensor to be a constant.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -7,8 +7,8 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, StockReason, create_session, inspect
-from tests.support import huge, linear, made_report, mixed, python, save, stack
+from ort_qdq_plugin import Options, create_session, inspect
+from tests.support import CPU, huge, linear, made_report, mixed, python, save, stack
 
 SPARSE = """
 import re, resource, sys
@@ -45,10 +45,13 @@ def test_inspect_takes_options() -> None:
     assert inspect(stored, options=Options(block_size=128)).fused[0].block_size == 128
 
 
-def test_inspect_looks_at_the_providers_that_a_session_has_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ort_qdq_plugin.ort.providers.available_providers", lambda: ("TensorrtExecutionProvider",))
-    seen = inspect(mixed())
-    assert (seen.stock_reason, seen.stock_detail, seen.fused) == (StockReason.PROVIDER, "TensorrtExecutionProvider", ())
+def test_a_session_has_the_cpu_by_default_whatever_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("providers", "refusal"):
+        name = f"ort_qdq_plugin.ort.{module}.available_providers"
+        monkeypatch.setattr(name, lambda: ("TensorrtExecutionProvider", "a plugin's", *CPU))
+    seen, made = inspect(mixed()), made_report(create_session(mixed()))
+    assert len(seen.fused) == len(made.fused) == 1
+    assert seen.stock_reason is made.stock_reason is None
 
 
 def test_inspect_makes_no_session(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,8 +51,7 @@ def test_one_profile_and_no_stray_one(tmp_path: Path, monkeypatch: pytest.Monkey
     options = make()
     options.enable_profiling, options.profile_file_prefix = True, "mine"
     session = create_session(save(linear(Weight()), tmp_path, "bytes"), options)
-    report = made_report(session)
-    assert (len(report.fused), report.stock_reason) == ((1, None) if make is quiet else (0, StockReason.UNKNOWN_PROVIDER))
+    assert len(made_report(session).fused) == 1
     result(session)
     profile = session.end_profiling()
     assert profile.startswith("mine")
@@ -71,7 +70,7 @@ def test_set_providers_afterwards(tmp_path: Path, form: Form, make: Any) -> None
 
 
 def test_set_providers_to_one_that_is_not_ours_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(providers_module, "_TAKES_FUSED", {"CPUExecutionProvider"})
+    monkeypatch.setattr(providers_module, "TAKES_FUSED", {"CPUExecutionProvider"})
     session = create_session(save(stack(2, 128), tmp_path, "external"), quiet(), CPU)
     wanted = result(session)
     session.set_providers(AZURE)

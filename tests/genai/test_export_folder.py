@@ -80,7 +80,7 @@ def test_accuracy_level_of_the_configuration_and_of_the_options(folder: Path, tm
 
 @pytest.mark.parametrize(("key", "value", "reason"), [
     ("graph_optimization_level", "ORT_DISABLE_ALL", StockReason.FUSION_DISABLED),
-    ("provider_options", [{"OpenVINO": {}}], StockReason.PROVIDER),
+    ("provider_options", [{"QNN": {}}], StockReason.PROVIDER),
 ])  # fmt: skip
 def test_what_may_not_be_fused_is_copied(key: str, value: Any, reason: StockReason, folder: Path, tmp_path: Path) -> None:
     stage = {"stage": {"filename": "other.onnx", "session_options": {}}}

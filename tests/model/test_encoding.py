@@ -54,6 +54,13 @@ def test_a_small_model_transposes(perm: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(stock(model).run(None, {"x": x})[0], x.transpose(perm))
 
 
+def test_a_small_model_without_a_node() -> None:
+    model = small_model(dims=(2,))
+    onnx.checker.check_model(model)
+    x = np.arange(2, dtype=np.float32)
+    np.testing.assert_array_equal(stock(model).run(None, {"x": x})[0], x)
+
+
 def test_a_small_model_has_the_dimensions_that_are_asked_for() -> None:
     graph = ModelProto.FromString(small_model("Neg", dims=("m", 3))).graph
     for value in (*graph.input, *graph.output):

@@ -10,7 +10,7 @@ from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.model.graph import domains, domains_once_inlined, model_scope
 from ort_qdq_plugin.ort.copies import added_providers, copy_loses_something, foreign_domains, private_options
 from ort_qdq_plugin.ort.keys import config_entry
-from tests.support import added_provider, quiet
+from tests.support import added_provider, quiet, with_entries
 
 
 def test_a_private_copy_says_what_the_original_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,14 +36,17 @@ def test_a_private_copy_says_what_the_original_does(tmp_path: Path, monkeypatch:
 
 
 def test_added_providers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a session would leave files, none is asked."""
-    assert added_providers(added_provider()) == ("CPUExecutionProvider",)
+    """The session that is asked leaves no file."""
     monkeypatch.chdir(tmp_path)
     options = added_provider()
+    assert added_providers(options) == ("CPUExecutionProvider",)
     options.enable_profiling = True
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    with pytest.raises(LeaveToStock, match="cannot be listed while the session profiles"):
-        added_providers(options)
+    assert added_providers(options) == ("CPUExecutionProvider",)
+    for saves in (with_entries({"ep.context_enable": "1"}), quiet()):
+        saves.add_provider("CPUExecutionProvider", {})
+        saves.optimized_model_filepath = "" if config_entry(saves, "ep.context_enable") else str(tmp_path / "optimized.onnx")
+        with pytest.raises(LeaveToStock, match="model is saved"):
+            added_providers(saves)
     assert not list(tmp_path.iterdir())
 
 

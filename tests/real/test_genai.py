@@ -211,7 +211,7 @@ def changed(built: Path, tmp_path: Path, options: dict[str, Any]) -> Path:
 
 def test_a_provider_that_wants_qdq(built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Or a library of operators, which is not there."""
-    config = prepare(changed(built, tmp_path, {"provider_options": [{"OpenVINO": {}}]}))
+    config = prepare(changed(built, tmp_path, {"provider_options": [{"QNN": {}}]}))
     assert isinstance(config, og.Config)
     assert [report.stock_reason for report in report_of(config).values()] == [StockReason.PROVIDER]
     shutil.rmtree(tmp_path / "changed")
