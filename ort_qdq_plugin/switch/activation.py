@@ -42,7 +42,8 @@ def _renew_lock() -> None:
 def activate(options: Options | None = None) -> None:
     """From now on, load every ``onnxruntime.InferenceSession`` of this process as `create_session` does.
 
-    And every ``onnxruntime_genai.Model`` as ``ort_qdq_plugin.genai.load`` does.
+    Those of model packages too (``onnxruntime.ModelPackageContext``), and every ``onnxruntime_genai.Model`` as
+    ``ort_qdq_plugin.genai.load`` does.
 
     Args:
         options: Those of all sessions and models. A second call replaces them.
@@ -51,6 +52,7 @@ def activate(options: Options | None = None) -> None:
     # Before the lock: another thread may be importing onnxruntime, and wait for the lock afterwards (startup.py).
     import onnxruntime
 
+    from ort_qdq_plugin.ort.packages import package_methods
     from ort_qdq_plugin.ort.runs import RUN_METHODS, counted
 
     with _lock:
@@ -61,6 +63,9 @@ def activate(options: Options | None = None) -> None:
                 stock = _stock[owner, name] = vars(owner)[name]
                 replaced = SimpleNamespace(**{name: stock})
                 setattr(owner, name, _replacement_of(stock) if name == CREATE_METHOD else counted(replaced, name))
+            for (owner, name), replacing in zip(package_methods(), (_selecting, _creating), strict=False):
+                _stock[owner, name] = vars(owner)[name]
+                setattr(owner, name, replacing(getattr(owner, name)))
     when_imported("onnxruntime_genai", activate_genai)
 
 
@@ -114,6 +119,44 @@ def _replacement_of(stock: Any) -> Any:
 
     create._ort_qdq_stock = stock  # type: ignore[attr-defined]  # for ort/hook.py, should it be imported only now
     return create
+
+
+def _selecting(stock: Any) -> Any:
+    """Of the context of a model package (ort/packages.py)."""
+
+    @functools.wraps(stock)
+    def select_component(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        from ort_qdq_plugin.ort.packages import remember
+
+        component = stock(self, *arguments, **keywords)
+        remember(component, self)
+        return component
+
+    return select_component
+
+
+def _creating(stock: Any) -> Any:
+    """Of a component of a model package."""
+
+    @functools.wraps(stock)
+    def create_session(self: Any, sess_options: Any = None) -> Any:
+        import onnxruntime
+
+        from ort_qdq_plugin.ort.packages import model_of, session_from
+
+        try:
+            model = model_of(self, sess_options)
+        except Exception as error:
+            log.warning("cannot be used for a model package: %s: %s", type(error).__name__, error)
+            model = None
+        if model is None:
+            return stock(self, sess_options)
+        made = onnxruntime.InferenceSession(*model, enable_fallback=0)
+        session = session_from(made)
+        session._ort_qdq_state = made._ort_qdq_state
+        return session
+
+    return create_session
 
 
 def _set_up_logging(level: str, path: str) -> None:
