@@ -22,7 +22,10 @@ from conformance.patterns.pattern import MAX_IDS, Pattern
 from conformance.sessions import CPU, quiet_options
 from ort_qdq_plugin import StockReason, create_session, inspect, report_of
 
-__all__ = ["COLUMNS", "FUSION_KEY", "LEVELS", "ROW_COUNTS", "Form", "Row", "check"]
+__all__ = [
+    "COLUMNS", "FUSION_KEY", "LEVELS", "LIMITS", "ROW_COUNTS", "Form", "Row", "check", "error_of", "outputs_of",
+    "reference_outputs",
+]  # fmt: skip
 
 Form = Literal["bytes", "file", "external"]
 _MakeSession = Callable[[str | bytes, ort.SessionOptions], ort.InferenceSession]
@@ -42,7 +45,7 @@ _LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
 _BYTES = (TensorProto.UINT8, TensorProto.INT8)
 _INTEGERS = {TensorProto.INT64: MAX_IDS, TensorProto.UINT8: 100, TensorProto.INT8: 100}
 """Integer inputs, which are ids or quantized, stay below this."""
-_LIMITS = {
+LIMITS = {
     ("float", 0): 1e-5, ("float16", 0): 2e-3, ("bfloat16", 0): 2e-2,
     ("float", 4): 2e-2, ("float16", 4): 2e-2, ("bfloat16", 4): 3e-2,
 }  # fmt: skip
@@ -93,7 +96,8 @@ def _feeds(model: onnx.ModelProto, rows: int) -> dict[str, Array]:
     return fed
 
 
-def _outputs(model: onnx.ModelProto, session: Any) -> _Outputs:
+def outputs_of(model: onnx.ModelProto, session: Any) -> _Outputs:
+    """What a session makes of random inputs, for each of ROW_COUNTS."""
     return tuple(tuple(session.run(None, _feeds(model, rows))) for rows in ROW_COUNTS)
 
 
@@ -139,7 +143,7 @@ def _run(
     optimized.unlink(missing_ok=True)
     try:
         session = make(stored, options())
-        outputs = _outputs(model, session)
+        outputs = outputs_of(model, session)
         make(stored, options(str(optimized)))
     except Exception as error:
         return _Result(error=f"{type(error).__name__}: {str(error)[:300]}")
@@ -148,19 +152,19 @@ def _run(
     return _Result("", outputs, ends, fused, forms, left, report_of(session))
 
 
-def _reference_outputs(model: onnx.ModelProto) -> _Outputs:
+def reference_outputs(model: onnx.ModelProto) -> _Outputs:
     """The outputs of unoptimized ORT, or of ONNX' own evaluator where ORT lacks a kernel."""
     options = quiet_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return _outputs(model, _make_stock(model.SerializeToString(), options))
+        return outputs_of(model, _make_stock(model.SerializeToString(), options))
     except Exception:
         standard = onnx.ModelProto.FromString(model.SerializeToString())
         for node in standard.graph.node:
             node.domain = "" if node.domain == MS else node.domain
         for opset in standard.opset_import:
             opset.version = max(opset.version, 21) if opset.domain == "" else opset.version
-        return _outputs(model, onnx.reference.ReferenceEvaluator(standard))
+        return outputs_of(model, onnx.reference.ReferenceEvaluator(standard))
 
 
 def _store(model: onnx.ModelProto, folder: Path, form: Form) -> str | bytes:
@@ -180,13 +184,13 @@ class Row(NamedTuple):
     problems: list[str]
 
 
-def _error(ours: _Result, reference: _Outputs) -> float:
+def error_of(outputs: _Outputs, reference: _Outputs) -> float:
     """The largest difference over the largest value, of the worst output, over all row counts."""
-    if not ours.outputs:
+    if not outputs:
         return float("nan")
     worst = 0.0
-    for pair in zip(zip(*reference, strict=True), zip(*ours.outputs, strict=True), strict=True):
-        a, b = (np.concatenate([np.ravel(output).astype(np.float64) for output in outputs]) for outputs in pair)
+    for pair in zip(zip(*reference, strict=True), zip(*outputs, strict=True), strict=True):
+        a, b = (np.concatenate([np.ravel(output).astype(np.float64) for output in one]) for one in pair)
         if a.shape != b.shape or not np.isfinite(b).all():
             return float("inf")
         worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), np.finfo(np.float64).tiny)))
@@ -250,7 +254,7 @@ def _broken_promises(pattern: Pattern, ours: _Result, report: Any) -> list[str]:
 def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Form = "bytes") -> Row:
     """Runs a pattern every way. `make_session` replaces this package's `create_session`, to take another route of it."""
     model = pattern.build()
-    reference = _reference_outputs(model)
+    reference = reference_outputs(model)
     problems = []
     if not any(opset.domain == MS for opset in model.opset_import):
         try:
@@ -283,8 +287,8 @@ def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Fo
     if not last.error and not stock[4].error and last.ends != stock[4].ends:
         problems.append(f"inputs and outputs {last.ends} instead of {stock[4].ends}")
 
-    limits = [_LIMITS[pattern.precision, level] for level in LEVELS]
-    errors, *others_errors = ([_error(of[level], reference) for level in LEVELS] for of in (ours, stock, keyed))
+    limits = [LIMITS[pattern.precision, level] for level in LEVELS]
+    errors, *others_errors = ([error_of(of[level].outputs, reference) for level in LEVELS] for of in (ours, stock, keyed))
     exceeded = [error > limit for error, limit in zip(errors, limits, strict=True)]
     problems += [f"error {errors[index]:.1e} at level {LEVELS[index]}" for index in np.flatnonzero(exceeded)]
 

@@ -11,7 +11,9 @@ unoptimized model on the CPU, max|a-b|/max|a|. It holds if everything is fused w
 session works and is as right as stock's. The exit code is 1 if one does not hold.
 """
 
+import argparse
 import ctypes
+import functools
 import json
 import os
 import subprocess
@@ -19,7 +21,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -28,11 +31,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from conformance.checks import parser, run
 from conformance.drawing.draft import stack
 from conformance.sessions import quiet_options
+
+__all__ = ["FUSED", "WAYS", "Bench", "assigned", "benched", "command", "in_environment", "take_for_intel"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ORT = "onnxruntime==1.32.0"
@@ -49,20 +54,23 @@ _TURNS, _RUNS = 3, 15
 _LIMIT = 2e-2  # of the difference: providers round activations to 8 bits, as accuracy level 4 does
 _OPENVINO, _GGML = "OpenVINOExecutionProvider", "ggml"
 _INTEL = 0x8086
-_FUSED = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
+FUSED = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
 
 _Session = tuple[ort.SessionOptions, list[str] | None]
 """Session options, and providers by name."""
 
 
+def _options() -> ort.SessionOptions:
+    options = quiet_options(0)
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
 def _by_default() -> _Session:
-    return quiet_options(0), None
+    return _options(), None
 
 
-def _by_name() -> _Session:
-    return quiet_options(0), [_OPENVINO]
-
-
+@functools.cache
 def _register() -> None:
     openvino, ggml = import_module("onnxruntime_ep_openvino"), import_module("onnxruntime_ggml")
     ort.register_execution_provider_library(_OPENVINO, openvino.get_library_path())
@@ -71,24 +79,24 @@ def _register() -> None:
 
 def _registered() -> _Session:
     _register()
-    return quiet_options(0), None
+    return _options(), None
 
 
 def _registered_and_named() -> _Session:
     _register()
-    return quiet_options(0), [f"{_OPENVINO}.AUTO"]
+    return _options(), [f"{_OPENVINO}.AUTO"]
 
 
 def _selected() -> _Session:
     _register()
-    options = quiet_options(0)
+    options = _options()
     options.set_provider_selection_policy(ort.OrtExecutionProviderDevicePolicy.PREFER_CPU)
     return options, None
 
 
 def _added(provider: str) -> _Session:
     _register()
-    options = quiet_options(0)
+    options = _options()
     options.add_provider_for_devices([device for device in ort.get_ep_devices() if device.ep_name == provider], {})
     return options, None
 
@@ -102,32 +110,28 @@ class _Way(NamedTuple):
     models: tuple[str, ...] = ("decoder",)
 
 
-_ALL = ("decoder", "decoder, one node left", "2 bits", "8 bits", "float16")
-_WAYS = {
+_SPLIT = "decoder, a node on the CPU"
+_ALL = ("decoder", _SPLIT, "2 bits", "8 bits")
+WAYS = {
     "onnxruntime": _Way("onnxruntime", _by_default),
     "onnxruntime-gpu": _Way("onnxruntime-gpu", _by_default),
     "onnxruntime-openvino": _Way("onnxruntime-openvino", _by_default, False),
-    "onnxruntime-openvino, OpenVINO by name": _Way("onnxruntime-openvino", _by_name, False),
+    "onnxruntime-openvino, OpenVINO by name": _Way("onnxruntime-openvino", lambda: (_options(), [_OPENVINO]), False),
     "plugins registered": _Way("plugins", _registered),
     "onnxruntime-ep-openvino, devices added": _Way("plugins", lambda: _added(_OPENVINO), models=_ALL),
     "onnxruntime-ep-openvino, selected by policy": _Way("plugins", _selected),
     "onnxruntime-ep-openvino, AUTO by name": _Way("plugins", _registered_and_named, models=_ALL[:2]),
     "onnxruntime-ggml, devices added": _Way("plugins", lambda: _added(_GGML)),
 }
-_CHECKS = {f"{way}: {model}": (way, model) for way in _WAYS for model in _WAYS[way].models}
-
-
-# ---- in the environment ---------------------------------------------------------------------------
+_CHECKS = {f"{way}: {model}": (way, model) for way in WAYS for model in WAYS[way].models}
 
 
 def _child(way: str, model: str, reference: str, *, ours: bool, as_intel: bool) -> dict[str, Any]:
     """Load the model and run it, by stock or by this package: what that took, and what came of it."""
     if as_intel:
-        _take_for_intel()
-    options, providers = _WAYS[way].make()
-    # The largest, and what the session adds to it.
+        take_for_intel()
+    options, providers = WAYS[way].make()
     before = _size("VmRSS")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     fused, route, left = 0, "stock", ""
     if ours:
         from ort_qdq_plugin import create_session, report_of
@@ -136,13 +140,13 @@ def _child(way: str, model: str, reference: str, *, ours: bool, as_intel: bool) 
         report = report_of(session)
         if report is None:
             raise AssertionError("the session has no report")
-        fused, route, left = len(report.fused), report.route, report.stock_message or ""
+        route, left = report.route, report.stock_message or ""
+        fused = 0 if left else len(report.fused)
     else:
         session = ort.InferenceSession(model, options, providers)
     entry = session.get_inputs()[0]
-    kind = np.float16 if "float16" in entry.type else np.float32
     with np.load(reference) as stored:
-        x, wanted = stored["x"].astype(kind), stored["y"].astype(np.float64)
+        x, wanted = stored["x"], stored["y"].astype(np.float64)
     got = session.run(None, {entry.name: x})[0].astype(np.float64)
     one_row, taken = {entry.name: x[..., :1, :]}, []
     for _ in range(_RUNS):
@@ -150,12 +154,16 @@ def _child(way: str, model: str, reference: str, *, ours: bool, as_intel: bool) 
         session.run(None, one_row)
         taken.append(time.perf_counter() - start)
     difference = float(np.abs(got - wanted).max() / np.abs(wanted).max())
-    nodes = [(node.op_type, one.ep_name) for one in session.get_provider_graph_assignment_info() for node in one.get_nodes()]
-    on = Counter(provider for operator, provider in nodes if operator in _FUSED)
+    on = Counter(provider for operator, provider in assigned(session) if operator in FUSED)
     return {
         "peak": _size("VmHWM") - before, "ms": 1e3 * median(taken), "difference": difference, "fused": fused,
         "route": route, "left": left, "on": ", ".join(f"{provider} ({count})" for provider, count in on.items()),
     }  # fmt: skip
+
+
+def assigned(session: Any) -> list[tuple[str, str]]:
+    """Operator and provider of each node that runs."""
+    return [(node.op_type, one.ep_name) for one in session.get_provider_graph_assignment_info() for node in one.get_nodes()]
 
 
 def _size(name: str) -> float:
@@ -164,7 +172,7 @@ def _size(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
 
-def _take_for_intel() -> None:
+def take_for_intel() -> None:
     """Have ONNX Runtime take the processor for one of Intel's: OpenVINO's plugin offers no device on others.
 
     The maker is the second number of its OrtHardwareDevice, to which pybind11's object has a pointer behind its head.
@@ -177,10 +185,7 @@ def _take_for_intel() -> None:
         maker.value = _INTEL
 
 
-# ---- outside of it --------------------------------------------------------------------------------
-
-
-class _Bench:
+class Bench:
     """Environments, models and what unoptimized ONNX Runtime computes with these, in a folder."""
 
     def __init__(self, folder: Path, *, as_intel: bool) -> None:
@@ -191,17 +196,18 @@ class _Bench:
         way, name = check
         model, reference = self._model(name)
         job = {"way": way, "model": str(model), "reference": str(reference), "as_intel": self._as_intel}
-        python = self._python(_WAYS[way].environment)
+        python = self.python(WAYS[way].environment)
         turns = [[_told(python, {**job, "ours": ours}) for ours in (False, True)] for _ in range(_TURNS)]
         stock, ours = ([turn[side] for turn in turns] for side in range(2))
-        problems = _problems(_WAYS[way], stock[-1], ours[-1])
+        problems = _problems(WAYS[way], stock[-1], ours[-1])
         pairs = [f"{_middle(stock, key):{form}} / {_middle(ours, key):{form}}" for key, form in _FIGURES.items()]
         last = ours[-1]
         cells = [way, name, str(last.get("fused", "")), str(last.get("route", "")), str(last.get("on", "")), *pairs]
         said = "; ".join([*problems, *filter(None, [stock[-1].get("error"), last.get("left")])])
         return [*cells, ("**FAIL**: " if problems else "holds") + (f": {said}" if said else "")], problems
 
-    def _python(self, name: str) -> Path:
+    def python(self, name: str) -> Path:
+        """The interpreter of an environment, which is made if it is not there."""
         environment = self._folder / "environments" / name
         python = environment / "bin" / "python"
         if not (environment / "ready").exists():
@@ -238,13 +244,17 @@ def _problems(way: _Way, stock: dict[str, Any], ours: dict[str, Any]) -> list[st
     return problems
 
 
+def in_environment(python: Path, module: str, job: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run a module of this checkout there, with a job as JSON."""
+    command: list[str | Path] = [python, "-m", f"conformance.platforms.{module}", "--child", json.dumps(job)]
+    quiet = {"ORT_DISABLE_TELEMETRY": "1", "ORT_GGML_LOG": "error", "PYTHONWARNINGS": "ignore", "PYTHONPATH": ""}
+    environment = {**os.environ, **quiet}
+    return subprocess.run(command, check=False, cwd=_ROOT, env=environment, capture_output=True, text=True, errors="replace")
+
+
 def _told(python: Path, job: dict[str, Any]) -> dict[str, Any]:
     """What a fresh process says of a load."""
-    command: list[str | Path] = [python, "-m", "conformance.platforms.providers", "--child", json.dumps(job)]
-    quiet = {"ORT_DISABLE_TELEMETRY": "1", "ORT_GGML_LOG": "error", "PYTHONWARNINGS": "ignore", "PYTHONPATH": ""}
-    done = subprocess.run(
-        command, check=False, cwd=_ROOT, env={**os.environ, **quiet}, capture_output=True, text=True, errors="replace"
-    )
+    done = in_environment(python, "providers", job)
     if done.returncode < 0:
         return {"error": f"ended by signal {-done.returncode}"}
     if done.returncode:
@@ -259,33 +269,37 @@ def _run(*command: str | Path) -> None:
         raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
 
 
-def _decoder(folder: Path, *, then: str = "") -> Path:
-    """A decoder's products, and perhaps one more node behind them, of an operator that OpenVINO leaves to the CPU."""
+def _decoder(folder: Path, *, between: str = "") -> Path:
+    """A decoder's products, and perhaps a node between its layers, of an operator that OpenVINO leaves to the CPU."""
     from ort_qdq_plugin.cli.demo_model import write_model
 
     path = write_model(folder / "decoder", True)
-    if then:
+    if between:
         model = onnx.load(path, load_external_data=False)
-        output = model.graph.output[0]
-        model.graph.node.append(helper.make_node(then, [output.name], ["last"], "last_node", domain="com.microsoft"))
+        nodes = model.graph.node
+        at = next(at for at, node in enumerate(nodes) if node.name == "layer1.qkv.out.node")
+        nodes.insert(at, helper.make_node(between, nodes[at].input[:1], ["between"], domain="com.microsoft"))
+        nodes[at + 1].input[0] = "between"
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-        output.name = "last"
         path.write_bytes(model.SerializeToString())
     return path
 
 
-def _stacked(folder: Path, **weight: Any) -> Path:
-    path = folder / "stack.onnx"
-    onnx.save_model(stack(4, 1024, **weight), path)
+def _stacked(folder: Path, bits: int) -> Path:
+    """Products of which none saturates the Tanh behind it."""
+    path, model = folder / "stack.onnx", stack(4, 1024, element=f"uint{bits}")
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(4 / 2**bits), tensor.name))
+    onnx.save_model(model, path)
     return path
 
 
 _MODELS: dict[str, Callable[[Path], Path]] = {
     "decoder": _decoder,
-    "decoder, one node left": lambda folder: _decoder(folder, then="FastGelu"),
-    "2 bits": lambda folder: _stacked(folder, element="uint2"),
-    "8 bits": lambda folder: _stacked(folder, element="uint8"),
-    "float16": lambda folder: _stacked(folder, scale="float16"),
+    _SPLIT: lambda folder: _decoder(folder, between="FastGelu"),
+    "2 bits": lambda folder: _stacked(folder, 2),
+    "8 bits": lambda folder: _stacked(folder, 8),
 }
 
 
@@ -295,25 +309,36 @@ def _write_reference(model: Path, reference: Path) -> None:
     session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
     shape = [1] * (len(entry.shape) - 2) + [8, entry.shape[-1]]
-    x = np.random.default_rng(0).standard_normal(shape).astype(np.float16 if "float16" in entry.type else np.float32)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     np.savez(reference, x=x, y=session.run(None, {entry.name: x})[0])
 
 
-def _main() -> int:
-    made = parser(__doc__)
-    made.add_argument("--folder", type=Path, help="keep the environments there")
+def command(description: str | None) -> argparse.Namespace:
+    """The command line."""
+    made = parser(description)
+    made.add_argument("--folder", metavar="DIR", type=Path, help="keep the environments there")
     made.add_argument("--as-intel", action="store_true", help="have the processor taken for one of Intel's")
-    made.add_argument("--child", help="for the processes that this one starts")
-    args = made.parse_args()
-    if args.child:
-        print(json.dumps(_child(**json.loads(args.child))))
-        return 0
+    made.add_argument("--child", help=argparse.SUPPRESS)
+    return made.parse_args()
+
+
+@contextmanager
+def benched(args: argparse.Namespace) -> Iterator[Bench]:
+    """A bench for the command line's arguments."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.folder:
             args.folder.mkdir(parents=True, exist_ok=True)
             (folder / "environments").symlink_to(args.folder.resolve())
-        bench = _Bench(folder, as_intel=args.as_intel)
+        yield Bench(folder, as_intel=args.as_intel)
+
+
+def _main() -> int:
+    args = command(__doc__)
+    if args.child:
+        print(json.dumps(_child(**json.loads(args.child))))
+        return 0
+    with benched(args) as bench:
         return run(_CHECKS, bench.row, _COLUMNS, args, "# Execution providers")
 
 
