@@ -31,7 +31,7 @@ class StockReason(Sentence):
     NOT_FUSIBLE = "Nothing in the model can be fused."
     PROVIDER = "An execution provider of the session is not known to take fused nodes, so that it gets the QDQ form."
     ADDED_INITIALIZERS = "Initializers were added to the session's options (add_external_initializers)."
-    OPTIMIZED_MODEL = "An optimized or compiled model is saved; its weights would be in temporary files."
+    OPTIMIZED_MODEL = "An optimized model is saved, or one compiled for a provider; its weights would be in temporary files."
     OPTIONS_IN_MODEL = "The model contains session options, and ORT_LOAD_CONFIG_FROM_MODEL=1 is set."
     NOT_COMPUTED = "A weight is computed from what has no definite result, as no number or integers out of range."
     PACKED_SIZE = "The model's weights would be far larger when packed than they are stored."

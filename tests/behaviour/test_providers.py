@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from ort_qdq_plugin import create_session
+from ort_qdq_plugin import Options, create_session
 from tests.support import CPU, made_report, python, quiet, save, stack
 
 # Module of a plugin, its function that gives the library's path, and the name that its provider is registered under: ggml's
@@ -23,7 +23,7 @@ import sys
 import numpy as np
 import onnxruntime as ort
 from importlib import import_module
-from ort_qdq_plugin import create_session, report_of
+from ort_qdq_plugin import Options, create_session, report_of
 model, module, function, name = sys.argv[1:]
 there = {device.ep_name for device in ort.get_ep_devices()}
 ort.register_execution_provider_library(name, getattr(import_module(module), function)())
@@ -64,3 +64,14 @@ def test_a_build_with_other_providers(tmp_path: Path) -> None:
     session = create_session(save(stack(2, 128), tmp_path, "external"), quiet())
     assert session.get_providers() == CPU
     assert len(made_report(session).fused) == 2
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_what_onnx_runtime_falls_back_to(strict: bool, tmp_path: Path) -> None:
+    """It tries again, with the CPU's, where a provider cannot be had; those that it was built without it leaves out."""
+    model = save(stack(2, 128), tmp_path, "external")
+    for given in (["NoSuchExecutionProvider"], ["QNNExecutionProvider", *CPU]):
+        session = create_session(model, quiet(), given, options=Options(strict=strict))
+        assert session.get_providers() == CPU
+        assert (len(made_report(session).fused), made_report(session).route) == (2, "borrowed")

@@ -1,5 +1,6 @@
 """Execution providers: which a session will have, and which take fused nodes."""
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.ort import providers as providers_module
-from ort_qdq_plugin.ort.providers import check_providers, has_only_added, may_dequantize_once, provider_names
+from ort_qdq_plugin.ort.providers import TAKES_FUSED, check_providers, has_only_added, may_dequantize_once, provider_names
 from tests.support import added_provider, quiet, stack
+from tests.test_claims import rows_below
 
 CPU, CUDA, AZURE = "CPUExecutionProvider", "CUDAExecutionProvider", "AzureExecutionProvider"
 TENSORRT, QNN, OPENVINO = "TensorrtExecutionProvider", "QNNExecutionProvider", "OpenVINOExecutionProvider"
@@ -99,3 +101,9 @@ def test_the_first_that_takes_no_fused_nodes(names: tuple[str, ...], refused: st
 def test_which_take_floats_in_place_of_what_stays() -> None:
     assert may_dequantize_once((CUDA, f"{OPENVINO}.AUTO", CPU))
     assert not may_dequantize_once(("ggml", CPU))
+
+
+def test_the_documentation_has_those_that_take_fused_nodes() -> None:
+    rows = rows_below("docs/platforms.md", "| provider | fused nodes | tried |")
+    named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
+    assert named - {f"{OPENVINO}.AUTO"} == TAKES_FUSED
