@@ -7,13 +7,14 @@ given. Each way to get a provider loads models by stock ONNX Runtime and by this
 
 A row says what was fused, by which route ONNX Runtime got it, and who runs the fused nodes; then, for stock and for this
 package: MB at the peak beyond what the process had before, milliseconds of a run with one row, and the difference to the
-unoptimized model on the CPU, max|a-b|/max|a|. It holds if everything is fused where the way says so, and this package's
-session works and is as right as stock's. The exit code is 1 if one does not hold.
+unoptimized model on the CPU, max|a-b|/max|a|, "identical" if both give the same bits. It holds if everything is fused where
+the way says so, and this package's session works and is as right as stock's. The exit code is 1 if one does not hold.
 """
 
 import argparse
 import ctypes
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -158,6 +159,7 @@ def _child(way: str, model: str, reference: str, *, ours: bool, as_intel: bool) 
     return {
         "peak": _size("VmHWM") - before, "ms": 1e3 * median(taken), "difference": difference, "fused": fused,
         "route": route, "left": left, "on": ", ".join(f"{provider} ({count})" for provider, count in on.items()),
+        "digest": hashlib.sha256(got.tobytes()).hexdigest(),
     }  # fmt: skip
 
 
@@ -202,6 +204,7 @@ class Bench:
         problems = _problems(WAYS[way], stock[-1], ours[-1])
         pairs = [f"{_middle(stock, key):{form}} / {_middle(ours, key):{form}}" for key, form in _FIGURES.items()]
         last = ours[-1]
+        pairs[-1] += ", identical" * (last.get("digest", 0) == stock[-1].get("digest"))
         cells = [way, name, str(last.get("fused", "")), str(last.get("route", "")), str(last.get("on", "")), *pairs]
         said = "; ".join([*problems, *filter(None, [stock[-1].get("error"), last.get("left")])])
         return [*cells, ("**FAIL**: " if problems else "holds") + (f": {said}" if said else "")], problems
