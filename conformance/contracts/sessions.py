@@ -5,12 +5,14 @@ import inspect
 import os
 import signal
 import time
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnx import TensorProto, helper
 from onnxruntime.capi import _pybind_state as native
 
 from conformance.contracts.contract import (
@@ -147,3 +149,36 @@ def a_forked_child_can_run_an_idle_session(_folder: Path) -> str:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     expect(status == 0, f"it ended with {status}")
     return f"{runs} runs of a session with {threads} threads"
+
+
+def a_session_that_names_no_provider_has_the_cpus(_folder: Path) -> str:
+    """A session has the CPU provider alone if it names none and none is in its options, whatever else there is; the names of
+    known providers that the build lacks are left out (ort/providers.py)."""
+    model = identity_model()
+    for given in (None, ()):
+        session = ort.InferenceSession(model, options_with(), given)
+        expect(session.get_providers() == CPU, f"it has {session.get_providers()}")
+        session.set_providers()
+        expect(session.get_providers() == CPU, f"it has {session.get_providers()} after set_providers()")
+    known = [f"{name}ExecutionProvider" for name in ("CoreML", "CUDA", "Dml", "QNN", "Tensorrt")]
+    lacking = [name for name in known if name in ort.get_all_providers() and name not in ort.get_available_providers()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in lacking:
+            session = ort.InferenceSession(model, options_with(), [name], enable_fallback=0)
+            expect(session.get_providers() == CPU, f"{name} is not left out")
+    return f"of {len(ort.get_available_providers())} available ones; {len(lacking)} others are left out"
+
+
+def names_of_added_providers_need_no_node(_folder: Path) -> str:
+    """A session of a model without nodes has the providers that were added to its options (ort/copies.py)."""
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(helper.make_graph([], "g", [value], [value]), opset_imports=[opset], ir_version=8)
+    options = options_with()
+    options.add_provider(CPU[0], {})
+    expect(options.has_providers(), "has_providers() does not tell")
+    session = native.InferenceSession(options, model.SerializeToString(), False, False)
+    session.initialize_session([], [], set())
+    expect(session.get_providers() == CPU, f"it has {session.get_providers()}")
+    return f"{session.get_providers()}"
