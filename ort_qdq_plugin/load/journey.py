@@ -156,8 +156,8 @@ def _prepared_for(
     request = LoadRequest(model, session_options, state.options, frozenset(call.disabled_optimizers or ()))
     if has_only_added(call.providers, session_options):
         # Only a session has their names. None is made for a model that has nothing to fuse.
-        with _opened(request, journal):
-            pass
+        with _opened(request, journal) as skeleton:
+            _check(skeleton, request, journal)
     providers = provider_names(call.providers, session_options)
     check_providers(providers)
     if not may_dequantize_once(providers):
