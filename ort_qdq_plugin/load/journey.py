@@ -33,7 +33,7 @@ from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.options_lock import reading
-from ort_qdq_plugin.ort.providers import check_providers, has_only_added, may_dequantize_once, provider_names
+from ort_qdq_plugin.ort.providers import ON_CPU, check_providers, has_only_added, may_dequantize_once, provider_names
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -160,6 +160,7 @@ def _prepared_for(
             _check(skeleton, request, journal)
     providers = provider_names(call.providers, session_options)
     check_providers(providers)
+    request = request._replace(has_other_providers=not ON_CPU.issuperset(providers))
     if not may_dequantize_once(providers):
         request = request._replace(options=replace(state.options, dequantize_once="never"))
     elif state.prepared is not None:

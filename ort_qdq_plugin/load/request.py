@@ -31,6 +31,8 @@ class LoadRequest(NamedTuple):
     self_contained: bool = False
     # Whether the cache's entry is made for other machines.
     portable: bool = False
+    # Whether the session has execution providers beside the CPU's.
+    has_other_providers: bool = False
     # Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.
     temporary: bool = False
 
@@ -83,8 +85,8 @@ class LoadRequest(NamedTuple):
 
     @property
     def may_be_unchanged(self) -> bool:
-        """Whether the model may be handed over unchanged if nothing of it is fused."""
-        return not (self.self_contained or self.portable)
+        """Whether the model may be handed over unchanged if nothing of it is fused: to the CPU provider alone so far."""
+        return not (self.self_contained or self.portable or self.has_other_providers)
 
     @property
     def saves_model(self) -> bool:

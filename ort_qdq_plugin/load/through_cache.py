@@ -223,6 +223,8 @@ def new_entry(store: Store, key: str, request: LoadRequest, make: Maker) -> tupl
 def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel:
     """The prepared model that an entry holds."""
     manifest = entry.manifest
+    if manifest.report.unchanged is not None and not request.may_be_unchanged:
+        raise NothingToDo(manifest.report.unchanged, manifest.report.stock_detail)
     plan_from(entry, journal, "prepared" if manifest.is_portable else "used")
     initialize_ort_once()
     if supplies_initializers(request.session_options):

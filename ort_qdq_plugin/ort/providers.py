@@ -11,12 +11,15 @@ from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.ort.hook import available_providers
 from ort_qdq_plugin.report import StockReason
 
-__all__ = ["CPU", "TAKES_FUSED", "check_providers", "has_only_added", "may_dequantize_once", "provider_names"]
+__all__ = ["CPU", "ON_CPU", "TAKES_FUSED", "check_providers", "has_only_added", "may_dequantize_once", "provider_names"]
 
 CPU = "CPUExecutionProvider"
 
-TAKES_FUSED = frozenset({
-    CPU, "AzureExecutionProvider", "CUDAExecutionProvider", "DmlExecutionProvider", "OpenVINOExecutionProvider",
+ON_CPU = frozenset({CPU, "AzureExecutionProvider"})
+"""Providers whose sessions run every node on the CPU. Azure's runs no ordinary node."""
+
+TAKES_FUSED = ON_CPU | frozenset({
+    "CUDAExecutionProvider", "DmlExecutionProvider", "OpenVINOExecutionProvider",
     "WebGpuExecutionProvider", "ggml",
 })  # fmt: skip
 """Execution providers that run MatMulNBits, or leave it to the CPU provider, and do not want the QDQ form themselves.

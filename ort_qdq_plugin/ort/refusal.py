@@ -7,14 +7,12 @@ import onnxruntime
 from ort_qdq_plugin.ort.copies import throw_away_session
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.hook import available_providers
+from ort_qdq_plugin.ort.providers import ON_CPU
 from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["refusal_of"]
 
 _FATAL = 4  # OrtLoggingLevel
-
-# Providers whose sessions run every node on the CPU. A session may be given others, with kernels that it lacks.
-_ON_CPU = {"CPUExecutionProvider", "AzureExecutionProvider"}
 
 # The one optimizer that computes, and so may take any time and memory; and one that ends the process, in bodies of loops,
 # where a weight is still computed by Split or Slice because that one has not run (ONNX Runtime 1.32.0).
@@ -36,7 +34,7 @@ def refusal_of(model: bytes, *, extensions: bool = False) -> str | None:
     with fork_lock:
         try:
             session = throw_away_session(options, model)
-            if _ON_CPU.issuperset(available_providers()):
+            if ON_CPU.issuperset(available_providers()):
                 session.initialize_session(["CPUExecutionProvider"], [{}], _NOT_RUN)
         except Exception as error:
             return str(error)

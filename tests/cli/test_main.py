@@ -15,7 +15,7 @@ from tests.support import ROOT, environment, mixed, python
 COMMANDS = sorted(path.stem for path in (ROOT / "ort_qdq_plugin" / "cli").glob("*.py") if "EXAMPLE" in path.read_text())
 
 
-@pytest.mark.parametrize("command", [*(set(COMMANDS) - {"main"})])
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"main"}))
 def test_every_command_helps_with_an_example(command: str, here: Here) -> None:
     assert f"Example: ort-qdq {command}" in " ".join(here.said(command, "--help").split())
 

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ort_qdq_plugin import Options, StockReason, create_session, inspect, report_of, warm
 from ort_qdq_plugin.errors import LeaveToStock, SourceChangedError
+from ort_qdq_plugin.load import journey, unchanged
 from ort_qdq_plugin.load import open as opening
-from ort_qdq_plugin.load import unchanged
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.unchanged import prepare_unchanged
@@ -180,6 +180,15 @@ def test_a_model_with_few_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for module in (opening, unchanged):
         monkeypatch.setattr(module, "UNCHANGED_BYTES", 1 << 20)
     assert reason_to_leave(stored(network(), tmp_path)).stock_reason is StockReason.NOT_QUANTIZED
+
+
+def test_other_providers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one take what the cache has for the CPU's."""
+    path, cached = stored(network(), tmp_path), Options(strict=True, cache_dir=str(tmp_path / "cache"))
+    assert warm(path, options=cached).cache == "made"
+    monkeypatch.setattr(journey, "provider_names", lambda *_: ("CUDAExecutionProvider", CPU[0]))
+    for options in (STRICT, cached):
+        assert reason_to_leave(path, options=options).stock_reason is StockReason.NOT_QUANTIZED
 
 
 @pytest.mark.parametrize("reason", [StockReason.PROVIDER, StockReason.OPTIONS_IN_MODEL, StockReason.REFUSED])
