@@ -173,17 +173,22 @@ def external_files_by_path_may_be_unlinked(folder: Path) -> str:
     return "results stay"
 
 
-def initializers_on_the_options_can_be_told(_folder: Path) -> str:
-    """A model whose external file does not exist fails with "External data path validation failed", unless the caller added
-    initializers or files to the options: then it fails otherwise (ort/copies.py, `supplies_initializers`)."""
-    model = sum_of_file("no-such-file")
-    added = options_with()
+def initializers_on_the_options_can_be_told(folder: Path) -> str:
+    """A model whose external file exists loads, and one whose file does not fails with "External data path validation
+    failed", unless the caller added initializers or files to the options: then both fail otherwise (ort/copies.py,
+    `supplies_initializers`)."""
+    (folder / "file").write_bytes(counted().tobytes())
+    added = options_with({FOLDER_KEY: str(folder)})
     added.add_external_initializers(["v"], [ort.OrtValue.ortvalue_from_numpy(counted())])
-    in_memory = options_with(other=counted().tobytes())
-    for name, options, expected in (("none", options_with(), True), ("added", added, False), ("files", in_memory, False)):
-        said = expect_refusal(partial(load, model, _copied(options)), f"{name}: it loads")
+    in_memory = options_with({FOLDER_KEY: str(folder)}, other=counted().tobytes())
+    none = options_with({FOLDER_KEY: str(folder)})
+    expect_equal(result_of(load(sum_of_file("file"), _copied(none))), counted(), "another sum")
+    for name, options in (("added", added), ("files", in_memory)):
+        expect_refusal(partial(load, sum_of_file("file"), _copied(options)), f"{name}: it loads from a file that exists")
+    for name, options, expected in (("none", none, True), ("added", added, False), ("files", in_memory, False)):
+        said = expect_refusal(partial(load, sum_of_file("no-such-file"), _copied(options)), f"{name}: it loads")
         expect(("External data path validation failed" in said) is expected, f"{name}: {said}")
-    return "by the error that a probing model gives"
+    return "by whether a probing model loads, and by the error where it does not"
 
 
 def external_data_outside_the_folder_is_refused(folder: Path) -> str:

@@ -52,9 +52,15 @@ def external_entries(location: str, offset: int, length: int) -> bytes:
 
 
 def small_model(
-    op_type: str = "", *, data_type: int = _FLOAT, dims: Sequence[str | int] = (1,), perm: Sequence[int] = (), file: str = ""
+    op_type: str = "",
+    *,
+    data_type: int = _FLOAT,
+    dims: Sequence[str | int] = (1,),
+    perm: Sequence[int] = (),
+    file: str = "",
+    weight: str = "w",
 ) -> bytes:
-    """A serialized model of one node, y = op(x), or y = op(x, w) with w a tensor of one element in `file`.
+    """A serialized model of one node, y = op(x), or y = op(x, weight) with a tensor of one element in `file`.
 
     Without an `op_type` there is no node, and x is the output too.
 
@@ -62,7 +68,7 @@ def small_model(
     """
     node = (
         bytes_field(1, b"x")
-        + (bytes_field(1, b"w") if file else b"")
+        + (bytes_field(1, weight.encode()) if file else b"")
         + bytes_field(2, b"y")
         + bytes_field(4, op_type.encode())
     )
@@ -71,8 +77,8 @@ def small_model(
         node += bytes_field(5, bytes_field(1, b"perm") + ints + number_field(20, _INTS))
     graph = (bytes_field(1, node) if op_type else b"") + bytes_field(2, b"small")
     if file:
-        weight = number_field(1, 1) + number_field(2, data_type) + bytes_field(8, b"w") + external_entries(file, 0, 4)
-        graph += bytes_field(5, weight)
+        tensor = number_field(1, 1) + number_field(2, data_type) + bytes_field(8, weight.encode())
+        graph += bytes_field(5, tensor + external_entries(file, 0, 4))
     sizes = b"".join(
         bytes_field(1, bytes_field(2, dim.encode()) if isinstance(dim, str) else number_field(1, dim)) for dim in dims
     )

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,7 @@ from onnxruntime.capi import _pybind_state as _native
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.model.encoding import small_model
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
-from ort_qdq_plugin.ort.keys import COMPILE_KEY, config_entry, options_are_in_models
+from ort_qdq_plugin.ort.keys import COMPILE_KEY, FOLDER_KEY, config_entry, options_are_in_models
 from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -113,24 +114,48 @@ def _discard_profile(session: Any) -> None:
 def supplies_initializers(session_options: Any | None) -> bool:
     """Whether the caller added initializers, or files of them, to these options: then a model's own are not what counts.
 
-    ONNX Runtime has no call for that. But a session whose model wants a file that does not exist fails in one way if there
-    is no such table, and in another if there is one. (Single values added with ``add_initializer`` are not seen like this.)
+    ONNX Runtime has no call for that. But a session whose model wants a file that exists is created if there is no such
+    table. Where that fails, a file that does not exist says why: without a table it fails in one way, and with one in
+    another. (Single values added with ``add_initializer`` are not seen like this.)
+
+    The file that does not exist would be enough. But ONNX Runtime's telemetry sends every error of a session, this one four
+    times, and of one session in a hundred that it was created.
     """
     if session_options is None:
         return False
     options = private_options(session_options)
     options.enable_profiling, options.optimized_model_filepath = False, ""
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL
-    session = throw_away_session(options, small_model("Add", file="ort-qdq-plugin/no-such-file"))
+    # ONNX Runtime warns of an entry that is set anew.
+    if config_entry(options, FOLDER_KEY) is None:
+        folder, location = _existing_file()
+        options.add_session_config_entry(FOLDER_KEY, folder)
+        if not _problem_with_file(options, location):
+            return False
+    return _NO_SUCH_FILE not in _problem_with_file(options, "ort-qdq-plugin/no-such-file")
+
+
+@functools.cache
+def _existing_file() -> tuple[str, str]:
+    """A folder, and the location in it of a file by whose name no caller adds one: this module's."""
+    # ONNX Runtime refuses links out of the folder, and some installers make one of each file.
+    file = Path(__file__).resolve()
+    return str(file.parents[2]), file.relative_to(file.parents[2]).as_posix()
+
+
+def _problem_with_file(options: Any, location: str) -> str:
+    """Why no session is created with these options for a model that has a tensor in that file; "" if one is."""
+    session = throw_away_session(options, small_model("Add", file=location, weight="ort-qdq-plugin/no-such-weight"))
     try:
         # While a C++ exception looks for who handles it, it holds a lock of the dynamic linker's. A child that was forked at
         # that moment would wait for it at its own first exception.
         with fork_lock:
             session.initialize_session(["CPUExecutionProvider"], [{}], set())
     except Exception as error:
-        return _NO_SUCH_FILE not in str(error)
-    return True
+        return str(error)
+    return ""
 
 
 def throw_away_session(session_options: Any, model: bytes) -> Any:

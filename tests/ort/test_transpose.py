@@ -1,5 +1,6 @@
 """ONNX Runtime's Transpose on plain memory, against NumPy's."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ort_qdq_plugin.ort.transpose import TransposeSession
+from ort_qdq_plugin.ort.transpose import TransposeSession, _sessions
 from tests.support import Array
 
 SESSIONS = {size: TransposeSession(size) for size in (1, 2, 4, 8)}
@@ -41,13 +42,33 @@ def test_as_numpy_does(rows: int, columns: int, element_bytes: int) -> None:
     np.testing.assert_array_equal(matrix, kept)
 
 
-def test_each_thread_has_a_session() -> None:
+def test_threads_at_once() -> None:
     def work(seed: int) -> bool:
         session, matrix = TransposeSession(2), matrix_of(100 + seed, 300, 2)
         return all(np.array_equal(transposed(session, matrix, 2), plain(matrix, 2)) for _ in range(20))
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(work, range(8)))
+
+
+def test_all_share_one_session_for_a_size() -> None:
+    before = len(_sessions)
+    with ThreadPoolExecutor(4) as threads:
+        assert len({id(made._session) for made in threads.map(lambda _: TransposeSession(8), range(8))}) == 1
+    assert len(_sessions) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_makes_its_own() -> None:
+    matrix = matrix_of(50, 300, 2)
+    child = os.fork()
+    if not child:
+        session = TransposeSession(2)
+        right = session._session is not SESSIONS[2]._session and np.array_equal(
+            transposed(session, matrix, 2), plain(matrix, 2)
+        )
+        os._exit(0 if right else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("element_bytes", [0, 3, 16])
