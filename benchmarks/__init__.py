@@ -8,3 +8,8 @@
 - `big_models`: the one writer of models of any size; `layouts`: what it writes for the layout table
 - `small_models`: drawn with `conformance.drawing`
 """
+
+import os
+
+# Before anything imports ONNX Runtime: its telemetry would count sessions that are no use of it, and takes time.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -16,3 +16,8 @@
 
 `drawing` has what they write their models with. What loading takes is measured in the folder `benchmarks`.
 """
+
+import os
+
+# Before anything imports ONNX Runtime: its telemetry would count sessions that are no use of it, and takes time.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -6,6 +6,11 @@ FOLDER is one of onnxruntime-genai's: genai_config.json, the model's files, a to
 until there is none. What was fused is said first, and how fast tokens came after each answer.
 """
 
+import os
+
+# Before ONNX Runtime is imported: an example is not to be counted, unless the variable says so.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import argparse
 import json
 import sys

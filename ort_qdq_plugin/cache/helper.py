@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.system.environment import PREFIX, TUNABLES, with_huge_heap
+from ort_qdq_plugin.system.environment import NO_TELEMETRY, PREFIX, TUNABLES, with_huge_heap
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.threads import Work
 
@@ -26,9 +26,6 @@ _NEEDED = ("ort_qdq_plugin", "onnxruntime", "onnx", "numpy", "google.protobuf", 
 # How long it may take at the most: far more than any machine needs, and an end for one that hangs.
 _SECONDS, _BYTES_PER_SECOND = 120, 10_000_000
 _POLL_SECONDS = 0.02
-
-# Its sessions are no events of the user's.
-_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
 
 
 def prepacked_in_another_process(folder: str) -> int:
@@ -78,7 +75,8 @@ def _run(folder: str, is_over: Callable[[], bool]) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=folder,
-        env={**environment, **_ENVIRONMENT, TUNABLES: with_huge_heap(environment.get(TUNABLES, ""))},
+        # Its sessions are no events of the user's.
+        env={**environment, NO_TELEMETRY: "1", TUNABLES: with_huge_heap(environment.get(TUNABLES, ""))},
     ) as process:
         while True:
             try:

@@ -13,6 +13,7 @@ import ort_qdq_plugin
 from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, prepare, run, warm
 from ort_qdq_plugin.cli.console import UsageError, complain, missing
 from ort_qdq_plugin.errors import ModelError, QdqPluginError, error_text
+from ort_qdq_plugin.system.environment import NO_TELEMETRY
 
 __all__ = ["main"]
 
@@ -50,6 +51,9 @@ _COMMANDS: Mapping[str, _Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command, by default that of the process's own arguments. Returns the exit code."""
     given = _parser().parse_args(argv)
+    if given.command != "run":
+        # Before anything imports ONNX Runtime. What is run is the user's own program.
+        os.environ.setdefault(NO_TELEMETRY, "1")
     # Ends like an interrupt: temporary files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGNAL + signal.SIGTERM))
     try:

@@ -20,7 +20,7 @@ from ort_qdq_plugin.cli import child
 from ort_qdq_plugin.cli.inputs import random_inputs
 from ort_qdq_plugin.cli.machine import make_ready
 from ort_qdq_plugin.model.files import data_files
-from ort_qdq_plugin.system.environment import PREFIX
+from ort_qdq_plugin.system.environment import NO_TELEMETRY, PREFIX
 from ort_qdq_plugin.system.platform import host
 
 __all__ = ["Job", "Memory", "Peer", "Run", "difference", "in_turns", "job_for", "measured", "start"]
@@ -159,7 +159,7 @@ def start(job: Job, group: Path | None = None) -> subprocess.Popen[bytes]:
         command = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
     return subprocess.Popen(
         command,
-        env={**os.environ, PREFIX: ""},
+        env={NO_TELEMETRY: "1", **os.environ, PREFIX: ""},
         cwd=job.folder or None,
         stdin=subprocess.PIPE if job.hold else subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ort_qdq_plugin.cli.console import UsageError, complain
-from ort_qdq_plugin.system.environment import PREFIX, TUNABLES, with_huge_heap
+from ort_qdq_plugin.system.environment import NO_TELEMETRY, PREFIX, TUNABLES, with_huge_heap
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -23,6 +23,9 @@ _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
+    parser.add_argument(
+        "--no-telemetry", action="store_true", help=f"have ONNX Runtime collect and send nothing in it ({NO_TELEMETRY}=1)"
+    )
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...", help="the program and its arguments")
 
 
@@ -33,7 +36,7 @@ def run(given: argparse.Namespace) -> int:
         raise UsageError("which program?")
     with tempfile.NamedTemporaryFile(prefix="ort-qdq-run-", suffix=".log") as log:
         try:
-            process = subprocess.Popen(command, env=_environment(log.name))
+            process = subprocess.Popen(command, env=_environment(log.name, given.no_telemetry))
         except OSError as error:
             raise UsageError(f"{command[0]}: {error.strerror}") from error
         # A terminal interrupts both; the program decides what comes of it.
@@ -45,11 +48,13 @@ def run(given: argparse.Namespace) -> int:
     return code if code >= 0 else _SIGNAL - code
 
 
-def _environment(log: str) -> dict[str, str]:
+def _environment(log: str, no_telemetry: bool) -> dict[str, str]:
     """That of the program."""
     environment = {**os.environ, PREFIX: "1", f"{PREFIX}_LOG_FILE": log}
     # A level above info would hide sessions.
     environment.pop(f"{PREFIX}_LOG", None)
+    if no_telemetry:
+        environment[NO_TELEMETRY] = "1"
     # Where it says "always" nothing is to be gained, and where it says "never" nothing can be.
     if _HUGE_PAGES.exists() and "[madvise]" in _HUGE_PAGES.read_text():
         environment[TUNABLES] = with_huge_heap(environment.get(TUNABLES, ""))

@@ -18,6 +18,7 @@ from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.keys import options_are_in_models
 from ort_qdq_plugin.ort.options_lock import reading, with_entries
+from ort_qdq_plugin.ort.spare_copies import copied_once
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import host
@@ -83,7 +84,7 @@ def create_stock_with(session: Any, entries: Mapping[str, str], call: CreateCall
     create = functools.partial(hook.create_stock, session, call)
     copy = reported_options = None
     # Some options forbid that anything is loaded with them, for which ONNX Runtime has an error.
-    with suppress(Exception), reading(session_options):
+    with suppress(Exception), reading(session_options), copied_once(session_options):
         reported_options = private_options(session_options)
         if session_options is None or not _copy_may_lack_something(session_options, model):
             copy = private_options(session_options, entries)

@@ -34,6 +34,7 @@ from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.options_lock import reading
 from ort_qdq_plugin.ort.providers import ON_CPU, check_providers, has_only_added, may_dequantize_once, provider_names
+from ort_qdq_plugin.ort.spare_copies import copied_once
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -90,7 +91,8 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) 
     journal = Journal()
     state.unmatched = None
     try:
-        state.report = _created(session, state, call, journal)
+        with copied_once(hook.constructor_arguments(session)[1]):
+            state.report = _created(session, state, call, journal)
     except LeaveToStock as stock:
         state.report = journal.finished("stock", stock)
         if isinstance(stock, NothingToDo):

@@ -18,6 +18,7 @@ from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.model.encoding import small_model
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.keys import COMPILE_KEY, FOLDER_KEY, config_entry, options_are_in_models
+from ort_qdq_plugin.ort.spare_copies import spare
 from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 
@@ -38,6 +39,7 @@ _SHIPPED_DOMAINS = {
 }  # fmt: skip
 
 _FATAL = 4  # OrtLoggingLevel
+_COPIES_OF_A_LOAD = 5  # at the most: two probes, two models, and what `get_session_options` gives
 _NO_SUCH_FILE = "External data path validation failed"
 
 
@@ -49,14 +51,22 @@ def private_options(session_options: Any | None, entries: Mapping[str, str] = Ma
     """
     if session_options is None:
         copy = onnxruntime.SessionOptions()
+    elif session_options is spare.session_options:
+        spare.copies = spare.copies or _copies(session_options, _COPIES_OF_A_LOAD)
+        copy = spare.copies.pop()
     else:
-        session = throw_away_session(session_options, small_model())
-        copy = session.session_options
-        _discard_profile(session)
+        [copy] = _copies(session_options, 1)
     for key, value in entries.items():
         if config_entry(copy, key) != value:
             copy.add_session_config_entry(key, value)
     return copy
+
+
+def _copies(session_options: Any, count: int) -> list[Any]:
+    session = throw_away_session(session_options, small_model())
+    copies = [session.session_options for _ in range(count)]
+    _discard_profile(session)
+    return copies
 
 
 def foreign_domains(domains: Iterable[str]) -> set[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["NO", "PREFIX", "TUNABLES", "YES", "with_huge_heap"]
+__all__ = ["NO", "NO_TELEMETRY", "PREFIX", "TUNABLES", "YES", "with_huge_heap"]
 
 PREFIX = "ORT_QDQ_PLUGIN"
 """The variable that switches the package on; the names of all others begin with it."""
 
 YES = ("1", "true", "yes", "on")
 NO = ("", "0", "false", "no", "off")
+
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""The variable that ONNX Runtime reads when it is imported (its docs/Privacy.md): "1" has it collect and send nothing."""
 
 TUNABLES = "GLIBC_TUNABLES"
 """The variable that the C library reads when a process starts: name=value, separated by colons."""
