@@ -51,16 +51,29 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    import importlib
-
     if name == "genai":
-        return importlib.import_module(f"{__name__}.genai")
+        return _imported("genai")
     for module, names in _MODULES.items():
         if name in names:
-            value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            value = getattr(_imported(module), name)
             globals()[name] = value
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _imported(module: str) -> Any:
+    """A module of this package. An ImportError says what to type where something that it needs is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"{__name__}.{module}")
+    except (ImportError, AttributeError) as error:
+        from ort_qdq_plugin.ort.installed import explained
+
+        problem = explained(error)
+        if problem is None:
+            raise
+        raise ImportError(problem, name=getattr(error, "name", None)) from None
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@ import ort_qdq_plugin
 from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, prepare, run, warm
 from ort_qdq_plugin.cli.console import UsageError, complain, missing
 from ort_qdq_plugin.errors import ModelError, QdqPluginError, error_text
+from ort_qdq_plugin.ort.installed import explained, several_builds
 from ort_qdq_plugin.system.environment import NO_TELEMETRY
 
 __all__ = ["main"]
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.command != "run":
         # Before anything imports ONNX Runtime. What is run is the user's own program.
         os.environ.setdefault(NO_TELEMETRY, "1")
+        if several := several_builds():
+            complain(f"ort-qdq {given.command}: {several}")
     # Ends like an interrupt: temporary files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGNAL + signal.SIGTERM))
     try:
@@ -67,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _SIGNAL + signal.SIGPIPE
     except ModelError as error:
         _complain(given, f"no ONNX model that can be read: {error}")
+    except (ImportError, AttributeError) as error:
+        problem = explained(error)
+        if problem is None:
+            raise
+        complain(f"ort-qdq {given.command}: {problem}")
     except (OSError, UsageError, QdqPluginError) as error:
         _complain(given, error_text(error))
     return _BAD_INPUT

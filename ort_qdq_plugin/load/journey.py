@@ -101,13 +101,19 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) 
         # Stock ONNX Runtime has no error for this.
         raise
     except Exception as error:
+        with fork_lock:
+            from ort_qdq_plugin.ort.installed import explained, told_before_of
+        missing = explained(error)
+        problem = missing or f"{type(error).__name__}: {error}"
         if state.options.strict:
-            if isinstance(error, (ValueError, RuntimeError)):
-                # InferenceSession would take these for errors of a provider, and try again with another one.
-                raise QdqPluginError(f"{type(error).__name__}: {error}") from error
+            if isinstance(error, (ImportError, ValueError, RuntimeError)):
+                # InferenceSession would take the latter for errors of a provider, and try again with another one.
+                raise QdqPluginError(problem) from error
             raise
-        state.report = Report("stock", StockReason.ERROR, f"{type(error).__name__}: {error}")
-        log.warning("loading with stock ONNX Runtime, without this package: %s", state.report.stock_detail)
+        state.report = Report("stock", StockReason.ERROR, problem)
+        # What is not installed is not installed for any load.
+        if missing is None or not told_before_of(missing):
+            log.warning("loading with stock ONNX Runtime, without this package: %s", problem)
     else:
         if state.report.unchanged is StockReason.NOT_FUSIBLE:
             _match_when_asked(session, state)

@@ -16,7 +16,7 @@ from onnxruntime.capi import _pybind_state as _native
 
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.model.encoding import small_model
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, extensions_are_installed
 from ort_qdq_plugin.ort.keys import COMPILE_KEY, FOLDER_KEY, config_entry, options_are_in_models
 from ort_qdq_plugin.ort.spare_copies import spare
 from ort_qdq_plugin.report import StockReason
@@ -72,9 +72,12 @@ def _copies(session_options: Any, count: int) -> list[Any]:
 def foreign_domains(domains: Iterable[str]) -> set[str]:
     """Those of these domains whose operators only a custom-op library of the caller's can have.
 
-    The library of onnxruntime-extensions can be registered anew.
+    The library of onnxruntime-extensions can be registered anew, if it is installed.
     """
-    return set(domains) - _SHIPPED_DOMAINS - {EXTENSIONS_DOMAIN}
+    foreign = set(domains) - _SHIPPED_DOMAINS
+    if EXTENSIONS_DOMAIN in foreign and extensions_are_installed():
+        foreign.remove(EXTENSIONS_DOMAIN)
+    return foreign
 
 
 def copy_loses_something(session_options: Any | None, domains: Iterable[str]) -> bool:

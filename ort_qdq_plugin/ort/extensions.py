@@ -1,16 +1,44 @@
-"""onnxruntime-extensions: operators for tokenizers and the like; their library is registered where a model wants it."""
+"""onnxruntime-extensions: operators for tokenizers and the like; their library is registered where a model wants it.
+
+It is optional: it has no wheel for every Python and system that ONNX Runtime has one for.
+"""
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["EXTENSIONS_DOMAIN", "register_extensions"]
+from ort_qdq_plugin.errors import QdqPluginError
+
+__all__ = ["EXTENSIONS_DOMAIN", "MISSING_EXTENSIONS", "extensions_are_installed", "register_extensions"]
 
 EXTENSIONS_DOMAIN = "ai.onnx.contrib"
 
+MISSING_EXTENSIONS = (
+    f"the model has operators of onnxruntime-extensions ({EXTENSIONS_DOMAIN}), which is not installed: "
+    "pip install onnxruntime-extensions, with a Python that it has a wheel for"
+)
+"""What to say where they are wanted."""
+
+_MODULE = "onnxruntime_extensions"
+
+
+def extensions_are_installed() -> bool:
+    """Whether `register_extensions` may be called."""
+    if _MODULE in sys.modules:
+        return sys.modules[_MODULE] is not None
+    return find_spec(_MODULE) is not None
+
 
 def register_extensions(session_options: Any) -> None:
-    """Register the installed library's operators with `session_options`."""
-    from onnxruntime_extensions import get_library_path
+    """Register the installed library's operators with `session_options`.
 
+    Raises:
+        QdqPluginError: It is not installed.
+    """
+    try:
+        from onnxruntime_extensions import get_library_path
+    except ImportError as error:
+        raise QdqPluginError(MISSING_EXTENSIONS) from error
     session_options.register_custom_ops_library(get_library_path())

@@ -47,13 +47,21 @@ def activate(options: Options | None = None) -> None:
 
     Args:
         options: Those of all sessions and models. A second call replaces them.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed, or cannot be imported. It says what to type.
     """
     global _options
     # Before the lock: another thread may be importing onnxruntime, and wait for the lock afterwards (startup.py).
-    import onnxruntime
+    try:
+        import onnxruntime
 
-    from ort_qdq_plugin.ort.packages import package_methods
-    from ort_qdq_plugin.ort.runs import RUN_METHODS, counted
+        from ort_qdq_plugin.ort.packages import package_methods
+        from ort_qdq_plugin.ort.runs import RUN_METHODS, counted
+    except (ImportError, AttributeError) as error:
+        from ort_qdq_plugin.ort.installed import explained
+
+        raise ImportError(explained(error) or str(error)) from error
 
     with _lock:
         _options = options or Options()

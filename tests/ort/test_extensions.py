@@ -4,13 +4,15 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import create_session
-from tests.support import CPU, linear, made_report
+from ort_qdq_plugin import Options, create_session, inspect
+from ort_qdq_plugin.ort import installed
+from tests.support import CPU, linear, made_report, quiet
 
 
 def _text_beside_a_product() -> bytes:
@@ -31,11 +33,24 @@ def test_operators_of_the_extensions_need_no_registration() -> None:
     assert session.run(["upper"], {"text": np.array(["abc"]), "x": x})[0] == ["ABC"]
 
 
+@pytest.mark.parametrize("options", [None, ort.SessionOptions()])
 def test_without_the_extensions_the_model_is_for_stock(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    options: ort.SessionOptions | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The caller may have registered a library that has its operators. Else one sentence says what to type."""
     monkeypatch.setitem(sys.modules, "onnxruntime_extensions", None)
-    with pytest.raises(Fail, match=r"ai\.onnx\.contrib"):
-        create_session(_text_beside_a_product(), None, CPU)
+    installed._told.clear()
+    for _ in range(2):
+        with pytest.raises(Fail, match=r"ai\.onnx\.contrib"):
+            create_session(_text_beside_a_product(), options, CPU)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "onnxruntime_extensions" in caplog.text
+    assert "pip install onnxruntime-extensions" in caplog.text
+    assert inspect(_text_beside_a_product()).fused
+
+
+def test_a_library_of_the_callers_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = quiet()
+    options.register_custom_ops_library(pytest.importorskip("onnxruntime_extensions").get_library_path())
+    monkeypatch.setitem(sys.modules, "onnxruntime_extensions", None)
+    report = made_report(create_session(_text_beside_a_product(), options, CPU, options=Options(strict=True)))
+    assert (report.route, len(report.fused)) == ("by path", 1)
