@@ -1,6 +1,6 @@
 """A pre-fork HTTP server: the model is packed, or even loaded, before the workers are forked.
 
-    pip install '.[gunicorn]'
+    pip install '.[cpu,gunicorn]'
     python examples/prefork_server.py [--preload] [--workers 4] [--bind 127.0.0.1:8000] [--model MODEL]
     curl --data-binary @batch.npy http://127.0.0.1:8000/ --output result.npy
 

@@ -1,6 +1,6 @@
 """Sessions on a Ray cluster: each node packs a model once, for all its actors.
 
-    pip install '.[ray]' && python examples/ray_actors.py [--nodes 2] [--actors 2] [--model MODEL --input BATCHES.npy]
+    pip install '.[cpu,ray]' && python examples/ray_actors.py [--nodes 2] [--actors 2] [--model MODEL --input BATCHES.npy]
 
 Starts a real Ray cluster with several nodes on this machine, each with a cache directory of its own, as machines have. A
 pool of actors is spread over the nodes; each creates a session. Batches of tensors go in, results come out. What each node

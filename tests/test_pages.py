@@ -42,7 +42,7 @@ def test_python_on_the_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest
 def test_the_first_screen_has_what_a_stranger_needs() -> None:
     screen = "\n".join((ROOT / "README.md").read_text("utf-8").splitlines()[:60])
     assert len([line for line in blocks("README.md", "python")[0].splitlines() if line]) == 5
-    for words in ("1230 ms", "44 %", "200 MB", "\npip install .\n", "```python\n", "| load |"):
+    for words in ("1230 ms", "44 %", "200 MB", "\npip install '.[cpu]'\n", "```python\n", "| load |"):
         assert words in screen
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 SETTINGS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -75,11 +76,41 @@ def test_python_versions_are_the_same_everywhere() -> None:
 
 
 def test_the_oldest_onnx_runtime_is_the_same_everywhere() -> None:
-    [oldest] = [entry.removeprefix("onnxruntime>=") for entry in PROJECT["dependencies"] if entry.startswith("onnxruntime>")]
+    extras = PROJECT["optional-dependencies"]
+    [oldest] = [entry.removeprefix("onnxruntime>=") for entry in extras["cpu"] if entry.startswith("onnxruntime>")]
+    assert extras["gpu"] == [f"onnxruntime-gpu>={oldest}"]
+    assert f"stays as it is](docs/platforms.md#installing-beside-an-onnx-runtime): {oldest} or newer." in (
+        ROOT / "README.md"
+    ).read_text("utf-8")
     assert matrix("onnxruntime") == [f"=={oldest}.0", f">={oldest}"]
     assert f'ONNXRUNTIME: ">={oldest}.dev0"' in WORKFLOW
     assert f"ONNXRUNTIME==={oldest}.0 " in (ROOT / "docs/releasing.md").read_text("utf-8")
     assert f"| ONNX Runtime | {oldest} and newer" in (ROOT / "docs/stability.md").read_text("utf-8")
+
+
+def test_no_build_of_onnx_runtime_is_required() -> None:
+    """Installers would put it over the one that is there."""
+    needed = [re.split("[<>=]", entry)[0] for entry in PROJECT["dependencies"]]
+    assert needed == ["onnx", "numpy"]
+    own = {"cpu", "gpu", "real", "genai"}  # the latter two have programs of other people, which require one
+    for extra, entries in PROJECT["optional-dependencies"].items():
+        assert extra in own or not [entry for entry in entries if entry.startswith("onnxruntime")]
+
+
+@pytest.mark.parametrize(
+    ("python", "system", "machine", "has_it"),
+    [
+        ("3.11", "linux", "x86_64", True), ("3.13", "linux", "aarch64", True), ("3.13", "win32", "AMD64", True),
+        ("3.12", "darwin", "arm64", True), ("3.14", "linux", "x86_64", False), ("3.13", "linux", "riscv64", False),
+        ("3.13", "win32", "ARM64", False),
+    ],
+)  # fmt: skip
+def test_the_extensions_come_where_they_have_a_wheel(python: str, system: str, machine: str, has_it: bool) -> None:
+    [wanted] = [entry for entry in PROJECT["optional-dependencies"]["cpu"] if "extensions" in entry]
+    given = {"python_version": python, "sys_platform": system, "platform_machine": machine}
+    marker = Requirement(wanted).marker
+    assert marker is not None
+    assert marker.evaluate(given) is has_it
 
 
 def test_the_readme_has_the_commands_that_are_read_from_it() -> None:
