@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from ort_qdq_plugin.ort.installed import OLDEST
+
 ROOT = Path(__file__).parents[1]
 SETTINGS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT = SETTINGS["project"]
@@ -78,6 +80,7 @@ def test_python_versions_are_the_same_everywhere() -> None:
 def test_the_oldest_onnx_runtime_is_the_same_everywhere() -> None:
     extras = PROJECT["optional-dependencies"]
     [oldest] = [entry.removeprefix("onnxruntime>=") for entry in extras["cpu"] if entry.startswith("onnxruntime>")]
+    assert ".".join(map(str, OLDEST)) == oldest
     assert extras["gpu"] == [f"onnxruntime-gpu>={oldest}"]
     assert f"stays as it is](docs/platforms.md#installing-beside-an-onnx-runtime): {oldest} or newer." in (
         ROOT / "README.md"

@@ -13,7 +13,7 @@ import ort_qdq_plugin
 from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, prepare, run, warm
 from ort_qdq_plugin.cli.console import UsageError, complain, missing
 from ort_qdq_plugin.errors import ModelError, QdqPluginError, error_text
-from ort_qdq_plugin.ort.installed import explained, several_builds
+from ort_qdq_plugin.ort.installed import explained, several_builds, too_old
 from ort_qdq_plugin.system.environment import NO_TELEMETRY
 
 __all__ = ["main"]
@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(NO_TELEMETRY, "1")
         if several := several_builds():
             complain(f"ort-qdq {given.command}: {several}")
+        if given.command != "cache" and (old := too_old()):
+            complain(f"ort-qdq {given.command}: {old}")
+            return _BAD_INPUT
     # Ends like an interrupt: temporary files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGNAL + signal.SIGTERM))
     try:

@@ -13,10 +13,13 @@ from contextlib import suppress
 
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, MISSING_EXTENSIONS, extensions_are_installed
 
-__all__ = ["explained", "several_builds", "told_before_of"]
+__all__ = ["OLDEST", "explained", "several_builds", "told_before_of", "too_old"]
 
 _PACKAGE = "onnxruntime"
 _PLAIN = "onnxruntime"  # the distribution with the CPU's build
+OLDEST = (1, 31)
+"""The oldest release that is supported."""
+
 _RECORDED = ".dist-info"
 
 _told: set[str] = set()
@@ -41,13 +44,26 @@ def explained(error: Exception) -> str | None:
 
 def several_builds() -> str:
     """What to type where several builds of ONNX Runtime are installed over each other; "" if they are not."""
-    for names in _builds():
+    for builds in _builds():
+        names = [*builds]
         if len(names) > 1:
             wanted = next(name for name in names if name != _PLAIN)
             return (
                 f"{' and '.join(names)} are installed over each other, so that parts of each are missing: "
                 f"pip uninstall -y {' '.join(names)} && pip install {wanted}"
             )
+    return ""
+
+
+def too_old() -> str:
+    """What to type where the only build of ONNX Runtime is too old; "" if it is not."""
+    for builds in _builds():
+        for name, version in builds.items():
+            numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+            if len(builds) > 1 or numbers >= OLDEST:
+                return ""
+            oldest = ".".join(map(str, OLDEST))
+            return f"{name} {version} is too old: pip install --upgrade '{name}>={oldest}', or another build of it"
     return ""
 
 
@@ -59,27 +75,30 @@ def told_before_of(problem: str) -> bool:
 
 
 def _about_the_only_build(error: Exception) -> str:
-    for name, *_ in _builds():
+    for name in next(_builds(), {}):
         return f"{name} cannot be imported ({error}): pip install --force-reinstall --no-deps {name}"
     if getattr(sys.modules.get(_PACKAGE), "__file__", None):
         return f"ONNX Runtime cannot be imported: {error}"
     return f"ONNX Runtime is not installed: pip install 'ort-qdq-plugin[cpu]', or a build of it such as {_PLAIN}-gpu"
 
 
-def _builds() -> Iterator[list[str]]:
-    """For each folder that modules are imported from, the names of the distributions that have ONNX Runtime's package there.
+def _builds() -> Iterator[dict[str, str]]:
+    """For each folder that modules are imported from, the distributions that have ONNX Runtime's package there, and their
+    versions, by name.
 
     importlib.metadata would read files of all distributions, which takes tenths of a second.
     """
     for folder in dict.fromkeys(sys.path):
-        names = []
+        builds = {}
         with suppress(OSError):
             for entry in sorted(os.listdir(folder or os.curdir)):
                 # Nightly builds are named "ort-nightly" and the like.
                 if entry.startswith((_PLAIN, "ort_")) and entry.endswith(_RECORDED) and _has_package(folder, entry):
-                    names.append(entry.split("-")[0].replace("_", "-"))
-        if names:
-            yield names
+                    # Its name is the distribution's, its version and ".dist-info".
+                    name, version = entry.removesuffix(_RECORDED).split("-")
+                    builds[name.replace("_", "-")] = version
+        if builds:
+            yield builds
 
 
 def _has_package(folder: str, entry: str) -> bool:

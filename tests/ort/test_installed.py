@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ort_qdq_plugin.ort.installed import explained, several_builds, told_before_of
+from ort_qdq_plugin.ort.installed import explained, several_builds, told_before_of, too_old
 from tests.support import CPU, START, environment, save, stack
 
 BLOCK = """
@@ -67,6 +67,20 @@ def test_several_builds(error: Exception, folder: Path) -> None:
     assert said.startswith("onnxruntime and onnxruntime-openvino are installed over each other")
     assert "pip uninstall -y onnxruntime onnxruntime-openvino && pip install onnxruntime-openvino" in said
     assert explained(error) == said
+
+
+@pytest.mark.parametrize(
+    ("version", "is_old"),
+    [("1.24.1", True), ("1.3.0", True), ("1.31.0", False), ("1.40.0.dev20261101", False), ("2.0.0", False)],
+)
+def test_an_old_build(version: str, is_old: bool, folder: Path) -> None:
+    assert not too_old()
+    build(folder, "onnxruntime_openvino", version)
+    said = too_old()
+    assert bool(said) is is_old
+    assert not is_old or said.startswith(
+        f"onnxruntime-openvino {version} is too old: pip install --upgrade 'onnxruntime-openvino>="
+    )
 
 
 def test_builds_in_several_folders_are_not_over_each_other(folder: Path) -> None:
