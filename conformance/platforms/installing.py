@@ -41,6 +41,10 @@ class _Wrong(Exception):
     """Something does not hold."""
 
 
+class _NoWheel(Exception):
+    """The build has none for this Python and system."""
+
+
 class _Environment:
     """A virtual environment. Commands run in its folder, so that nothing is imported from the checkout."""
 
@@ -54,6 +58,14 @@ class _Environment:
 
     def pip(self, *arguments: str) -> None:
         self._run(self.python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments)
+
+    def install_build(self, build: str) -> None:
+        try:
+            self.pip("install", "--only-binary", build, build)
+        except _Wrong as problem:
+            if "No matching distribution" in str(problem):
+                raise _NoWheel(f"{build} has no wheel for it") from problem
+            raise
 
     def type(self, command: str) -> None:
         """What a sentence says to type: pip commands, of this environment."""
@@ -96,7 +108,7 @@ def _loads(environment: _Environment) -> str:
 
 
 def _beside(build: str, environment: _Environment) -> str:
-    environment.pip("install", build)
+    environment.install_build(build)
     version, providers = environment.json(_PROVIDERS)
     before = environment.files()
     environment.pip("install", str(_CHECKOUT))
@@ -120,7 +132,7 @@ def _without(environment: _Environment) -> str:
 
 
 def _over_each_other(environment: _Environment) -> str:
-    environment.pip("install", "onnxruntime-openvino")
+    environment.install_build("onnxruntime-openvino")
     _, providers = environment.json(_PROVIDERS)
     # As a requirement of another package does it.
     environment.pip("install", "--upgrade", "onnxruntime", str(_CHECKOUT))
@@ -136,7 +148,7 @@ def _over_each_other(environment: _Environment) -> str:
 
 
 def _half_removed(environment: _Environment) -> str:
-    environment.pip("install", "onnxruntime-openvino")
+    environment.install_build("onnxruntime-openvino")
     environment.pip("install", "--upgrade", "onnxruntime", str(_CHECKOUT))
     environment.pip("uninstall", "--yes", "onnxruntime")
     return _repaired(environment)
@@ -193,6 +205,8 @@ def _tried(row: _Row) -> tuple[list[str], list[str]]:
         try:
             environment = _Environment(Path(name) / "environment", row.python)
             return [row.way, row.version, "holds", _WAYS[row.way](environment)], []
+        except _NoWheel as why:
+            return [row.way, row.version, "-", str(why)], []
         except (_Wrong, subprocess.TimeoutExpired, ValueError) as problem:
             return [row.way, row.version, "**FAIL**", f"{type(problem).__name__}: {problem}"], [row.way]
 
