@@ -56,6 +56,8 @@ def at_place(number: int, work: Callable[[], object], within: Callable[[str], bo
     before, unraisable = sys.gettrace(), sys.unraisablehook
     # What is raised in a finalizer or a callback is dropped by the interpreter, with a message.
     sys.unraisablehook = lambda raised: None if raised.exc_type is KeyboardInterrupt else unraisable(raised)
+    # CPython 3.12 looks only here whether any frame wants to be traced by instructions.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         work()
