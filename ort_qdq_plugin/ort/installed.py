@@ -95,7 +95,7 @@ def _builds() -> Iterator[dict[str, str]]:
                 # Nightly builds are named "ort-nightly" and the like.
                 if entry.startswith((_PLAIN, "ort_")) and entry.endswith(_RECORDED) and _has_package(folder, entry):
                     # Its name is the distribution's, its version and ".dist-info".
-                    name, version = entry.removesuffix(_RECORDED).split("-")
+                    name, _, version = entry.removesuffix(_RECORDED).partition("-")
                     builds[name.replace("_", "-")] = version
         if builds:
             yield builds
