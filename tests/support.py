@@ -19,13 +19,15 @@ from conformance.drawing.draft import Draft, stack
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Report, create_session, report_of
 from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.releases import LENT_FILES, has
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 
 __all__ = [
-    "CPU", "FORMS", "ROOT", "START", "Array", "Form", "added_provider", "descriptors", "environment", "external_tensor",
-    "field", "floating", "huge", "linear", "made_report", "mapped", "mixed", "opened", "python", "quiet", "raised", "refuse",
-    "refusing", "result", "same", "save", "saved_nodes", "settled_descriptors", "stack", "stock", "tensor_of", "unquantized",
-    "varint", "with_entries", "with_initializer", "x_of",
+    "CPU", "FORMS", "IN_PLACE", "ROOT", "ROUTE", "ROUTE_IN_MEMORY", "START", "Array", "Form", "added_provider",
+    "descriptors", "environment", "external_tensor", "field", "floating", "huge", "linear", "made_report", "mapped",
+    "mixed", "opened", "python", "quiet", "raised", "refuse", "refusing", "result", "same", "save", "saved_nodes",
+    "settled_descriptors", "stack", "stock", "tensor_of", "unquantized", "varint", "with_entries", "with_initializer",
+    "x_of",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -33,6 +35,11 @@ Form = Literal["bytes", "file", "external"]
 FORMS: tuple[Form, ...] = ("bytes", "file", "external")
 CPU = ["CPUExecutionProvider"]
 ROOT = Path(__file__).resolve().parents[1]
+IN_PLACE = pytest.mark.skipif(not has(LENT_FILES), reason="this ONNX Runtime copies what it is given in memory")
+ROUTE = "borrowed" if has(LENT_FILES) else "by path"
+"""Of models that can be handed over in any way."""
+ROUTE_IN_MEMORY = "borrowed" if has(LENT_FILES) else "copied"
+"""Of models that are in memory alone, or were packed for an entry of the cache that is gone."""
 START = f"import sys; exec(open({str(ROOT / 'ort_qdq_plugin' / 'switch' / 'ort_qdq_plugin.pth')!r}).read())\n"
 """What every interpreter runs first where the package is installed."""
 

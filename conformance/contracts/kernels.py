@@ -2,12 +2,23 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto
 
-from conformance.contracts.contract import expect_equal, inline_tensor, load, options_with, product_model, result_of
+from conformance.contracts.contract import (
+    expect,
+    expect_equal,
+    inline_tensor,
+    load,
+    model_of,
+    options_with,
+    product_model,
+    result_of,
+)
+from conformance.drawing.canvas import Canvas
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import ELEMENTS, MS, Array, pack
 
@@ -129,3 +140,31 @@ def missing_zero_points_are_the_middle(_folder: Path) -> str:
         )
         expect_equal(none, explicit, f"DequantizeLinear, {bits} bits: not 0")
     return "2, 4 and 8 bits"
+
+
+def zero_points_of_an_outer_graph_count(_folder: Path) -> str:
+    """MatMulNBits in a subgraph takes zero points that are constants of the graph around it, also where it rounds
+    activations (fusion/rewrite.py, `round_less_in_subgraphs`)."""
+    k, n = 64, 32
+    rng = np.random.default_rng(6)
+    operands = [
+        inline_tensor("B", rng.integers(0, 256, (n, k // _BLOCK, _BLOCK // 2), np.uint8), TensorProto.UINT8),
+        inline_tensor("scales", rng.random(n * k // _BLOCK, np.float32)),
+        inline_tensor("zeros", rng.integers(0, 256, n * k // _BLOCK // 2, np.uint8), TensorProto.UINT8),
+    ]
+    x, results = rng.standard_normal((3, k), np.float32), []
+    for level in (0, 4):
+        sizes: dict[str, Any] = {"K": k, "N": n, "bits": 4, "block_size": _BLOCK, "accuracy_level": level}
+        main, branches = Canvas(), {}
+        main.initializers += operands
+        for name in ("then_branch", "else_branch"):
+            branch = Canvas()
+            product = branch.node("MatMulNBits", ["x", "B", "scales", "zeros"], f"{name}_y", domain=MS, **sizes)
+            branch.output(product, ["rows", n])
+            branches[name] = branch.graph(name)
+        chosen = main.node("If", [main.input("condition", [], "bool")], "y", domain="", **branches)
+        session = load(model_of(main, chosen, ["rows", k]))
+        results.append(session.run(None, {"x": x, "condition": np.array(True)})[0])
+    error = float(np.abs(results[1] - results[0]).max() / np.abs(results[0]).max())
+    expect(error < 0.05, f"at accuracy level 4 the error is {error:.0%}")
+    return f"at accuracy level 4 the error is {error:.1%}"

@@ -9,6 +9,7 @@ from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import raw_tensor
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from conformance.patterns.pattern import ZEROS, Expectation, Pattern, Step, pattern
+from ort_qdq_plugin.model.releases import SPARSE_EXPERTS
 
 __all__ = ["EXPERTS"]
 
@@ -132,7 +133,8 @@ def _mixture(expects: Expectation, name: str, attributes: str = _SILU, **other: 
 
     inputs = ", ".join(["x", "p", names["one"], names["b1"], names["two"], names["b2"]])
     node = f"{before}  y = com.microsoft.MoE <{attributes}> ({inputs})"
-    return pattern(expects, f"experts-moe-{name}", draw, node, **{"x": (ROWS, _H), "y": (ROWS, _H), "kind": scale, **rest})
+    ends: dict[str, Any] = {"x": (ROWS, _H), "y": (ROWS, _H), "kind": scale}
+    return pattern(expects, f"experts-moe-{name}", draw, node, since=SPARSE_EXPERTS, **(ends | rest))
 
 
 _SWAPPED_WEIGHTS = "w_t = Transpose <perm = [0, 2, 1]> (w_d)  v_t = Transpose <perm = [0, 2, 1]> (v_d)"

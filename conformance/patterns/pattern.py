@@ -10,6 +10,7 @@ import onnx
 from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import Dim
 from conformance.drawing.weight import Weight, Zero
+from ort_qdq_plugin.model.releases import OLDEST, Release
 
 __all__ = [
     "ADD", "GEMM_T", "MATMUL", "MAX_IDS", "TO_FLOAT", "TRANSPOSE", "ZEROS", "Expectation", "Pattern", "Step", "bias",
@@ -50,6 +51,7 @@ class Pattern:
     stays: int = 0  # DequantizeLinear nodes that something else still reads
     bias: bool = False
     quick: bool = False
+    since: Release = OLDEST  # of ONNX Runtime: with an older one, "fused" is "either"
 
 
 def pattern(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ort_qdq_plugin.cache.key import FORMAT, Identity, blake2b
-from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.report import Report, RouteReason, StockReason
 from ort_qdq_plugin.report.weights import FusedWeight, Reason, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
 
@@ -31,6 +31,8 @@ MAX_BYTES = 16 << 20
 _MAX_PARTS = 1 << 18
 
 _DIGEST_BYTES = 16
+# Fields of a report that are such a reason, or None.
+_REASONS = {"stock_reason": StockReason, "route_reason": RouteReason, "unchanged": StockReason}
 
 
 class InvalidEntry(Exception):
@@ -82,8 +84,8 @@ class Manifest(NamedTuple):
         """The manifest as it is stored."""
         report = self.report.to_dict()
         # Reasons by name: sentences may change from one version to the next.
-        for name in ("stock_reason", "unchanged"):
-            reason: StockReason | None = getattr(self.report, name)
+        for name in _REASONS:
+            reason: StockReason | RouteReason | None = getattr(self.report, name)
             report[name] = reason and reason.name
         for plain, entry in zip(report["unfused"], self.report.unfused, strict=True):
             plain["reason"] = entry.reason.name
@@ -148,5 +150,5 @@ def _report(plain: Mapping[str, Any]) -> Report:
         UnfusedWeight(**{**entry, "reason": Reason[entry["reason"]], "shape": tuple(entry["shape"])})
         for entry in plain["unfused"]
     )
-    reasons = {name: None if plain[name] is None else StockReason[plain[name]] for name in ("stock_reason", "unchanged")}
+    reasons = {name: None if plain[name] is None else kind[plain[name]] for name, kind in _REASONS.items()}
     return Report(**{**plain, **reasons, "fused": fused, "unfused": unfused, "seconds": {}})

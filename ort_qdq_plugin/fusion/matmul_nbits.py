@@ -7,12 +7,11 @@ row padded to a byte. Elements are unsigned. Without zero points they are centre
 
 from __future__ import annotations
 
-import onnxruntime
-
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, UINT8, bits_of
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
+from ort_qdq_plugin.model.releases import LARGE_BLOCKS, has
 from ort_qdq_plugin.report.weights import Reason
 
 __all__ = ["ROUNDS", "block_size_for", "kernel_takes", "kernel_type", "operands_of", "shortened_block"]
@@ -20,9 +19,8 @@ __all__ = ["ROUNDS", "block_size_for", "kernel_takes", "kernel_type", "operands_
 ROUNDS = 4
 """The accuracy level from which on activations are rounded to 8 bits, block by block."""
 
-# Block sizes that the CPU kernel takes, all powers of two. Since the version given it takes larger ones for 4 and 8 bits.
+# Block sizes that the CPU kernel takes, all powers of two. Newer ones take larger blocks of 4 and 8 bits (`LARGE_BLOCKS`).
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
-_LARGE_BLOCKS_SINCE = (1, 32)
 _DEFAULT_BLOCK_SIZE = 32  # what ONNX Runtime takes for weights without blocks
 _LEAST_PADDING = -1  # session.qdq_matmulnbits_block_size: choose by padding
 
@@ -156,8 +154,7 @@ def kernel_takes(block: int, bits: int) -> bool:
     """Whether the kernel takes blocks of this size."""
     if block & (block - 1) or block < _MIN_BLOCK_SIZE:
         return False
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    return block <= _MAX_BLOCK_SIZE or (bits > 2 and version >= _LARGE_BLOCKS_SINCE)
+    return block <= _MAX_BLOCK_SIZE or (bits > 2 and has(LARGE_BLOCKS))
 
 
 def _chosen_block_size(wanted: int, k: int) -> int:

@@ -13,8 +13,6 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import onnxruntime
-
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants
@@ -29,13 +27,12 @@ from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import AttributeProto, NodeProto, attributes, int_attribute
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
 from ort_qdq_plugin.model.operators import role_of
+from ort_qdq_plugin.model.releases import SPARSE_EXPERTS, has
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
 
 __all__ = ["MoEFusion", "fuse"]
 
-# Since this release QMoE has zero points, an accuracy level, and weights of router probabilities of their own.
-_SINCE = (1, 32)
 _SOFTMAX_OF_AN_AXIS_SINCE = 13  # the opset; before, it is one over all axes from the given one on
 
 _STACK = 3  # the rank of a weight
@@ -114,14 +111,13 @@ def fuse(site: Site, dequantized: Dequantized, view: View, settings: FusionSetti
     del dequantized, view  # they are read with the other weights
     scope, index = site.replaced[0]
     node = scope.nodes[index]
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     names = {name: node.input[at - 1] for name, at in _BIASES.items() if at <= len(node.input)}
     if len(names) < len(_BIASES) or not node.output or list(node.input).count(site.weight) > 1:
         raise NotFusable(Reason.CONSUMER)
     if site.weight not in names.values():
         raise NotFusable(Reason.CONSUMER)
     gate = _check_kernels(node, scope.opset)
-    if version < _SINCE:
+    if not has(SPARSE_EXPERTS):
         raise NotFusable(Reason.EXPERTS)
     constants, is_centred = Constants(locate), Centred()
     weights = {name: _read_weight(scope, value, constants, is_centred) for name, value in names.items()}

@@ -10,17 +10,19 @@ from ort_qdq_plugin.fusion.emit import FreshNames, NodeEmitter
 from ort_qdq_plugin.fusion.kind import Fusion
 from ort_qdq_plugin.fusion.validity import is_as_specified, newest_opset
 from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
-from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, made_node, subgraphs, text
+from ort_qdq_plugin.model.messages import STANDARD_DOMAINS, attribute, int_attribute, made_node, subgraphs, text
 from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN, role_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["Rewriter", "lift_from_subgraphs"]
+__all__ = ["Rewriter", "lift_from_subgraphs", "round_less_in_subgraphs"]
 
 _BRINGS_A_WEIGHT = ("dequantize", "constant", "view", "folded")
 _TAKES_A_PART = "Gather"  # a reader, unless its indices are constant
 _CONTRIB_VERSION = 1
+_ZERO_POINTS = 3  # the input of MatMulNBits
+_WRONGLY_TAKEN_BITS = (4, 8)
 
 
 class Rewriter:
@@ -157,6 +159,22 @@ def lift_from_subgraphs(graph: GraphProto, names: FreshNames, main: GraphProto |
     for node in graph.node:
         for subgraph in subgraphs(node):
             _lift(subgraph, main or graph, names)
+
+
+def round_less_in_subgraphs(graph: GraphProto) -> None:
+    """Take the accuracy level from products in subgraphs whose zero points ONNX Runtime would take wrongly at level 4.
+
+    For releases before `model.releases.ZERO_POINTS_OF_OUTER_GRAPHS`. Those whose zero points were in the subgraph, before
+    `lift_from_subgraphs`, are not told apart from others.
+    """
+    for node in graph.node:
+        for subgraph in subgraphs(node):
+            for inner in subgraph.node:
+                level = attribute(inner, "accuracy_level")
+                is_wrong = inner.op_type == "MatMulNBits" and int_attribute(inner, "bits", 4) in _WRONGLY_TAKEN_BITS
+                if is_wrong and level is not None and any(inner.input[_ZERO_POINTS : _ZERO_POINTS + 1]):
+                    level.i = 0
+            round_less_in_subgraphs(subgraph)
 
 
 def _lift(graph: GraphProto, main: GraphProto, names: FreshNames) -> None:

@@ -7,11 +7,12 @@ from typing import Protocol
 
 from ort_qdq_plugin.fusion.emit import FreshNames
 from ort_qdq_plugin.fusion.match import Matches
-from ort_qdq_plugin.fusion.rewrite import Rewriter, lift_from_subgraphs
+from ort_qdq_plugin.fusion.rewrite import Rewriter, lift_from_subgraphs, round_less_in_subgraphs
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import TensorProto, external_tensors
 from ort_qdq_plugin.model.operands import Operand, as_stored
 from ort_qdq_plugin.model.parsed import ParsedModel
+from ort_qdq_plugin.model.releases import ZERO_POINTS_OF_OUTER_GRAPHS, has
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.packing.layout import Layout
 
@@ -49,6 +50,8 @@ def assemble(parsed: ParsedModel, scope: Scope, matches: Matches, layout: Layout
     values = [initializers.named(rewriter.put_constant(once.node_ref), once.operand) for once in matches.once]
     constants = rewriter.finish()
     lift_from_subgraphs(graph, names)
+    if not has(ZERO_POINTS_OF_OUTER_GRAPHS):
+        round_less_in_subgraphs(graph)
     for tensor in external_tensors(graph):
         stored = parsed.locate(tensor)
         initializers.refer(tensor, as_stored(stored, stored.shape))

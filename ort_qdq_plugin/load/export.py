@@ -103,7 +103,7 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
     journal = Journal()
     with ExitStack() as undo:
         try:
-            prepared = prepare(request._replace(session_options=None, options=options), journal)
+            prepared = prepare(request._replace(session_options=None, options=options, creates_session=False), journal)
         except LeaveToStock as stock:
             if isinstance(stock.__cause__, QdqPluginError | OSError):
                 raise stock.__cause__ from None

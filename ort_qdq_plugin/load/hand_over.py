@@ -52,15 +52,15 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     create = functools.partial(hook.create_stock, session, call)
     try:
         with hook.substituted(session, prepared.model, prepared.session_options), journal.stage("create session"):
-            if prepared.by_path:
-                by_path(prepared.session_options, prepared.entries, create)
+            if prepared.lent_entries is not None:
+                by_path(prepared.session_options, prepared.lent_entries, create)
             else:
                 with trimming(prepared.mappings, prepared.report.shared_bytes):
                     create()
     finally:
         for buffer in prepared.packed:
             buffer.unlink()
-    if not prepared.by_path:
+    if not prepared.is_used_up:
         keep_until_destroyed(hook.native_session(session), (*prepared.buffers.values(), prepared.holder))
     for buffer in prepared.packed:
         # By now ONNX Runtime has read all that was packed.

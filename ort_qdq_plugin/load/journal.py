@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ort_qdq_plugin.errors import LeaveToStock
-from ort_qdq_plugin.report import Report, Route
+from ort_qdq_plugin.report import Report, Route, RouteReason
 
 __all__ = ["Journal"]
 
@@ -33,7 +33,7 @@ class Journal:
         """Record what was decided, in a report whose route and seconds do not matter."""
         self._report = report
 
-    def finished(self, route: Route, stock: LeaveToStock | None = None) -> Report:
-        """The report: how the model was loaded, and why it was left to stock ONNX Runtime, if it was."""
-        report = replace(self._report, route=route, seconds=dict(self._seconds))
+    def finished(self, route: Route, stock: LeaveToStock | None = None, reason: RouteReason | None = None) -> Report:
+        """The report: how the model was loaded and why so, or why it was left to stock ONNX Runtime."""
+        report = replace(self._report, route=route, route_reason=reason, seconds=dict(self._seconds))
         return report if stock is None else replace(report, stock_reason=stock.reason, stock_detail=stock.detail)

@@ -34,6 +34,7 @@ from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.options_lock import reading
 from ort_qdq_plugin.ort.providers import ON_CPU, check_providers, has_only_added, may_dequantize_once, provider_names
+from ort_qdq_plugin.ort.release import check_release, lends_files
 from ort_qdq_plugin.ort.spare_copies import copied_once
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
@@ -51,7 +52,7 @@ class SessionState:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        # For `set_providers`, which creates the native session anew. None: loaded by path or by stock ONNX Runtime.
+        # For `set_providers`, which creates the native session anew. None: prepared anew too, or left to stock ONNX Runtime.
         self.prepared: PreparedModel | None = None
         self.report = Report("stock")
         # The request, if a glance showed that nothing can be fused. The report has no `unfused` weights then.
@@ -149,8 +150,7 @@ def _created(session: Any, state: SessionState, call: CreateCall, journal: Journ
             current = False
         else:
             current = prepared.is_current()
-        # By path, the temporary files are gone by now.
-        state.prepared = prepared._replace(spare=None) if current and not prepared.by_path else None
+        state.prepared = prepared._replace(spare=None) if current and not prepared.is_used_up else None
         if current:
             return report
         log.info("the entry of the cache was replaced while it was opened: loading once more")
@@ -258,10 +258,12 @@ def _check(skeleton: Skeleton, request: LoadRequest, journal: Journal) -> None:
     with journal.stage("open"):
         check_fusible(skeleton, request)
         glance_at(skeleton)
+        check_release()
 
 
 def _may_be_unchanged(skeleton: Skeleton, request: LoadRequest) -> bool:
-    return request.may_be_unchanged and is_worth_handing_over(skeleton)
+    # Where ONNX Runtime copies what it is given, nothing is gained.
+    return request.may_be_unchanged and is_worth_handing_over(skeleton) and lends_files()
 
 
 def plan_only(request: LoadRequest, journal: Journal, *, check: bool) -> None:
@@ -290,6 +292,7 @@ def plan_only(request: LoadRequest, journal: Journal, *, check: bool) -> None:
 def _plan_fusions(skeleton: Skeleton, request: LoadRequest, journal: Journal, check: bool) -> None:
     with journal.stage("open"):
         check_fusible(skeleton, request)
+        check_release()
     with fork_lock:
         from ort_qdq_plugin.load.plan import plan_model
         from ort_qdq_plugin.load.verdict import check_taken

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers
+from ort_qdq_plugin.load.way import Way
+from ort_qdq_plugin.memory.buffer import SMALL_BYTES, PackedBuffer, make_buffers
 from ort_qdq_plugin.packing.layout import Layout
 from ort_qdq_plugin.packing.pack import pack
 
@@ -18,25 +19,28 @@ __all__ = ["packed_buffers"]
 
 
 def packed_buffers(
-    layout: Layout, request: LoadRequest, *, by_path: bool, writer: EntryWriter | None, undo: ExitStack
+    layout: Layout, request: LoadRequest, *, way: Way, writer: EntryWriter | None, undo: ExitStack
 ) -> list[PackedBuffer]:
     """Make the buffers of a layout, in the writer's entry of the cache if there is a writer, and fill them.
 
-    If ONNX Runtime opens their files `by_path`, they have names afterwards. `undo` discards them.
+    If ONNX Runtime opens files, they have names afterwards; but a few bytes are put into the model, if there is a choice.
+    `undo` discards the buffers.
 
     Raises:
         SourceChangedError, SourceUnreadableError, OSError: A weight cannot be read, or a buffer cannot be written.
     """
     spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
+    is_small = request.options.buffer == "auto" and sum(layout.sizes) < SMALL_BYTES
+    named = way.by_path and not (way is Way.BY_PATH and is_small)
     if writer is not None:
         packed = writer.make_buffers(layout.sizes)
     else:
-        packed = make_buffers(layout.sizes, request.options.buffer, spill_dir, linkable=by_path)
+        packed = make_buffers(layout.sizes, request.options.buffer, spill_dir, linkable=named)
     for buffer in packed:
         undo.callback(buffer.discard)
     if packed:
         pack(layout, packed, request.threads, request.options.progress)
-    if by_path:
+    if named:
         for buffer in packed:
             buffer.link()
     return packed

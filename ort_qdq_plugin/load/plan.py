@@ -1,32 +1,35 @@
-"""The second stage of a load: decide what is fused, where every operand goes, and by which route ONNX Runtime gets it."""
+"""The second stage of a load: decide what is fused, by which way ONNX Runtime gets it, and where every operand goes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo, readable
+from ort_qdq_plugin.errors import ModelError, NothingToDo, readable
 from ort_qdq_plugin.fusion.constants import stored_in
 from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.fusion.match import Matches, match
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.load.way import Way, way_of
 from ort_qdq_plugin.model.graph import Scope, check_imports, domains, domains_once_inlined, model_scope, scopes
 from ort_qdq_plugin.model.held import forms_among
 from ort_qdq_plugin.model.messages import external_tensors
 from ort_qdq_plugin.model.operands import Operand, as_stored, borrowed_bytes, packed_bytes
 from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
 from ort_qdq_plugin.model.parsed import ParsedModel
+from ort_qdq_plugin.model.sources import MemorySource
+from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
-from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, supplies_initializers
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.report import Report, StockReason
 
-__all__ = ["Plan", "goes_by_path", "plan_model"]
+__all__ = ["Plan", "plan_model"]
 
 # Packed weights have about the size of the model's files, or a dozen times that if blocks are mostly padding. Only hundreds
 # of tensors that overlap each other, which no exporter writes, exceed both of these.
@@ -45,6 +48,7 @@ class Plan(NamedTuple):
     scope: Scope  # of its main graph
     domains: frozenset[str]  # of all its operators, except those of its own functions
     matches: Matches
+    way: Way
     layout: Layout  # where the operands of fused nodes go
 
 
@@ -65,11 +69,11 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
         groups = [tuple(fusion.operands.values()) for fusion in matches.fusions]
         groups += [(once.operand,) for once in matches.once]
         operands = {operand.key: operand for group in groups for operand in group}.values()
-        layout = plan_layout([*groups, _unaligned(parsed, operands)], request.threads)
         fused = tuple(fusion.entry() for fusion in matches.fusions)
         packed, borrowed = packed_bytes(operands), borrowed_bytes(operands)
         also = forms_among(str(node.op_type) for inner in scopes(scope) for node in inner.nodes)
-        journal.planned(Report("stock", None, "", fused, matches.unfused, packed, borrowed, also=also))
+        report = Report("stock", None, "", fused, matches.unfused, packed, borrowed, also=also)
+        journal.planned(report)
     used = domains(scope)
     check_imports(parsed.proto, used)
     # A model with fused nodes of its own gains by the hand-over alone; one with operators of the extensions needs it. Where
@@ -78,10 +82,16 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
     borrows = any(map(parsed.skeleton.mentions, LOW_BIT_OPERATORS)) and any(external_tensors(parsed.proto.graph))
     if not groups and not (hands_over and (borrows or EXTENSIONS_DOMAIN in used)):
         raise NothingToDo(StockReason.NOT_FUSIBLE, also)
+    all_domains = frozenset(domains_once_inlined(parsed.proto, used))
+    with journal.stage("plan"):
+        way = way_of(request, all_domains)
+        layout = plan_layout([*groups, _moved(parsed, operands, way)], request.threads, partial(_stays, way))
+        moved = borrowed - sum(operand.nbytes for operand in operands if _stays(way, operand))
+        journal.planned(replace(report, packed_bytes=packed + moved, borrowed_bytes=borrowed - moved))
     stored, packed = parsed.skeleton.stored_bytes, sum(layout.sizes)
     if packed > max(_GROWTH_BYTES, _GROWTH * stored):
         raise NothingToDo(StockReason.PACKED_SIZE, f"{packed} bytes instead of {stored}")
-    return Plan(parsed, scope, frozenset(domains_once_inlined(parsed.proto, used)), matches, layout)
+    return Plan(parsed, scope, all_domains, matches, way, layout)
 
 
 def _once_bytes(request: LoadRequest, parsed: ParsedModel) -> int:
@@ -96,30 +106,28 @@ def _once_bytes(request: LoadRequest, parsed: ParsedModel) -> int:
     return max(_ONCE_BYTES, parsed.skeleton.stored_bytes)
 
 
-def goes_by_path(plan: Plan, request: LoadRequest) -> bool:
-    """Whether ONNX Runtime has to open the packed files itself.
-
-    Raises:
-        LeaveToStock: The session's options allow neither that nor that it borrows them.
-    """
-    if supplies_initializers(request.session_options):
-        raise LeaveToStock(StockReason.ADDED_INITIALIZERS)
-    by_path = copy_loses_something(request.session_options, foreign_domains(plan.domains))
-    if by_path and request.saves_model:
-        raise LeaveToStock(StockReason.OPTIMIZED_MODEL)
-    return by_path
+def _stays(way: Way, operand: Operand) -> bool:
+    """Whether an operand is used where the model stores it."""
+    return operand.in_place is not None and not _is_out_of_reach(operand.in_place, way)
 
 
-def _unaligned(parsed: ParsedModel, fused: Iterable[Operand]) -> list[Operand]:
-    """Large tensors that ONNX Runtime would copy into memory of its own, because they are not aligned where they are stored.
+def _is_out_of_reach(stored: StoredTensor, way: Way) -> bool:
+    """Whether ONNX Runtime cannot open what a tensor is in, and would get a copy of it inside the new model."""
+    return way.by_path and isinstance(stored.source, MemorySource) and stored.nbytes >= LARGE_TENSOR_BYTES
 
-    In a packed buffer they are pages of a file instead. Tensors that fused nodes replace are left out.
+
+def _moved(parsed: ParsedModel, fused: Iterable[Operand], way: Way) -> list[Operand]:
+    """Large tensors that go into a packed buffer as they are, where they are pages of a file.
+
+    ONNX Runtime would copy those that are not aligned where they are stored into memory of its own. Tensors that fused nodes
+    replace are left out.
     """
     replaced = {tensor.storage for one in fused if one.source is not None for tensor in stored_in(one.source)}
-    copies = []
+    moved = []
     for tensor in external_tensors(parsed.proto.graph):
         with suppress(ModelError):
             stored = parsed.locate(tensor)
-            if not stored.is_aligned and stored.storage not in replaced and stored.nbytes >= LARGE_TENSOR_BYTES:
-                copies.append(as_stored(stored, stored.shape))
-    return copies
+            is_large = stored.nbytes >= LARGE_TENSOR_BYTES and stored.storage not in replaced
+            if is_large and not (stored.is_aligned and not _is_out_of_reach(stored, way)):
+                moved.append(as_stored(stored, stored.shape))
+    return moved

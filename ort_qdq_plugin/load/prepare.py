@@ -11,18 +11,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from ort_qdq_plugin.errors import NotComputedError, NothingToDo
+from ort_qdq_plugin import log
+from ort_qdq_plugin.errors import NotComputedError, NothingToDo, SourceUnreadableError
 from ort_qdq_plugin.load.assemble import assemble
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.open import leave_unreadable_to_stock
 from ort_qdq_plugin.load.pack import packed_buffers
-from ort_qdq_plugin.load.plan import goes_by_path, plan_model
+from ort_qdq_plugin.load.plan import plan_model
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.load.way import Way, check_options
 from ort_qdq_plugin.memory.external_data import ExternalData
 from ort_qdq_plugin.model.parsed import parse
 from ort_qdq_plugin.model.skeleton import Skeleton
-from ort_qdq_plugin.ort.buffers import borrow
+from ort_qdq_plugin.ort.buffers import borrow, open_by_path
 from ort_qdq_plugin.ort.copies import foreign_domains, initialize_ort_once, private_options
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
 from ort_qdq_plugin.report import StockReason
@@ -45,23 +47,37 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
             parsed = parse(skeleton)
         plan = plan_model(parsed, request, journal)
     initialize_ort_once()
-    by_path = goes_by_path(plan, request)
-    writer = None if by_path else writer
+    check_options(request, way := plan.way)
+    if way is Way.WITH_OWN_OPTIONS:
+        writer = None
+    elif way is Way.BY_PATH and writer is not None:
+        # The session opens the entry. What was made of it is for the case that it is gone by then.
+        way = Way.COPIED
     if writer is not None:
         writer.check_age(skeleton.file_sources)
     uses_extensions = EXTENSIONS_DOMAIN in plan.domains
     with ExitStack() as undo:
         with journal.stage("pack"), _leaving_undefined_to_stock():
-            packed = packed_buffers(plan.layout, request, by_path=by_path, writer=writer, undo=undo)
+            try:
+                packed = packed_buffers(plan.layout, request, way=way, writer=writer, undo=undo)
+            except OSError as problem:
+                if way is not Way.BY_PATH or isinstance(problem, SourceUnreadableError):
+                    raise
+                log.info("no file that ONNX Runtime could open (%s): it copies weights from memory instead", problem)
+                way = Way.COPIED
+                packed = packed_buffers(plan.layout, request, way=way, writer=None, undo=undo)
         with journal.stage("assemble"), _collecting_no_garbage():
-            external_data = ExternalData(by_path, packed)
+            external_data = ExternalData(way.by_path, packed)
             model = assemble(parsed, plan.scope, plan.matches, plan.layout, external_data)
             session_options = request.session_options
-            if not by_path:
+            if way is not Way.WITH_OWN_OPTIONS:
                 session_options = private_options(session_options, request.entries)
                 if uses_extensions:
                     register_extensions(session_options)
-                borrow(session_options, external_data.buffers)
+                if way is Way.BY_PATH:
+                    open_by_path(session_options)
+                else:
+                    borrow(session_options, external_data.buffers)
         if writer is not None:
             with journal.stage("share" if request.options.share_weights else "cache"):
                 writer.commit(
@@ -76,12 +92,12 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
     return PreparedModel(
         model=model,
         session_options=session_options,
-        by_path=by_path,
+        by_path=way.by_path,
         buffers=external_data.buffers,
         mappings=external_data.mappings,
         packed=tuple(packed),
-        entries=request.entries,
-        report=journal.finished("by path" if by_path else "borrowed"),
+        lent_entries=request.entries if way is Way.WITH_OWN_OPTIONS else None,
+        report=journal.finished(way.route, reason=way.reason),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer
@@ -21,20 +20,26 @@ class PreparedModel(NamedTuple):
 
     model: bytes | str  # the rewritten model, serialized, or its path
     session_options: Any  # those that the session is created with: a private copy, or, by path, the caller's own
-    by_path: bool  # whether ONNX Runtime opens the packed files itself
+    by_path: bool  # whether ONNX Runtime opens the packed files itself, which have names until the session exists
     # Location in the model -> the buffer that ONNX Runtime borrows. They must live as long as the native session.
     buffers: Mapping[str, mmap.mmap | bytes]
     mappings: Sequence[mmap.mmap]  # the buffers that are shared mappings of files, whose pages may be dropped at any moment
-    # Buffers that were packed for this session. By path, their files have names until it exists.
+    # Buffers that were packed for this session.
     packed: tuple[PackedBuffer, ...]
     report: Report
-    # Config entries that the options get for as long as the session is created, by path. A private copy has them already.
-    entries: Mapping[str, str] = MappingProxyType({})
+    # The options are the caller's own, and get these config entries for as long as the session is created. None: they are a
+    # private copy, which has them already.
+    lent_entries: Mapping[str, str] | None = None
     holder: object = None  # another object that must live as long as the native session
     # The entry of the cache that ONNX Runtime opens files of by path; None: it opens none.
     entry: Entry | None = None
     # The same model, to be borrowed from what was just packed, should that entry be gone before ONNX Runtime has opened it.
     spare: PreparedModel | None = None
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether nothing of it is good for another session, or needed by one that exists."""
+        return self.by_path or self.report.route == "copied"
 
     def is_current(self) -> bool:
         """Whether what ONNX Runtime has opened by path until now is what was prepared."""

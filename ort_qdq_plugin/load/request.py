@@ -31,6 +31,8 @@ class LoadRequest(NamedTuple):
     self_contained: bool = False
     # Whether the cache's entry is made for other machines.
     portable: bool = False
+    # Whether a session comes of it. What is only written to files need not be where ONNX Runtime finds it.
+    creates_session: bool = True
     # Whether the session has execution providers beside the CPU's.
     has_other_providers: bool = False
     # Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.

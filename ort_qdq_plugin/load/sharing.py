@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.load.prepared import PreparedModel
+from ort_qdq_plugin.model.releases import READ_PREPACKED, has
 from ort_qdq_plugin.ort.prepacked import blobs_in
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.platform import host
@@ -47,7 +48,7 @@ def check_shared(prepared: PreparedModel, before: OwnMemory) -> Report:
     if report.shared_bytes < _MEASURABLE_BYTES or max(now.heap - before.heap, now.anonymous - before.anonymous) < few:
         return report
     read = _read_bytes(prepared)
-    # Where the kernel does not tell, the heap alone has to: it is not deceived by what was freed.
+    # Where that is not known, the heap alone has to tell: it is not deceived by what was freed.
     if (read is None and now.heap and now.heap - before.heap < few) or (read is not None and read >= few):
         return report
     log.warning("weights are not shared between processes: ONNX Runtime does not use the pre-packed weights of the cache")
@@ -55,7 +56,9 @@ def check_shared(prepared: PreparedModel, before: OwnMemory) -> Report:
 
 
 def _read_bytes(prepared: PreparedModel) -> int | None:
-    """How many bytes of the pre-packed weights in the files of the cache this process has read."""
+    """How many bytes of the pre-packed weights in the files of the cache this process has read. None: that tells nothing."""
+    if not has(READ_PREPACKED):
+        return None
     assert prepared.entry is not None
     assert isinstance(prepared.model, bytes)
     read = 0

@@ -24,11 +24,11 @@ from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.key import key_of, portable_place
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
+from ort_qdq_plugin.load.way import Way, way_of
 from ort_qdq_plugin.model.sources import FileSource
-from ort_qdq_plugin.ort.buffers import borrow, prepack_in_parallel
-from ort_qdq_plugin.ort.copies import copy_loses_something, initialize_ort_once, private_options, supplies_initializers
+from ort_qdq_plugin.ort.buffers import borrow, open_by_path
+from ort_qdq_plugin.ort.copies import initialize_ort_once, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
-from ort_qdq_plugin.ort.keys import FOLDER_KEY
 from ort_qdq_plugin.report import CacheUse, Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import host
@@ -174,14 +174,14 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
         if options.cache_max_bytes is not None:
             prune(store, options.cache_max_bytes)
     made = replace(prepared.report, cache="made", copied_bytes=writer.copied_bytes)
-    if not options.share_weights:
+    if not options.share_weights and prepared.report.route == "borrowed":
         return prepared._replace(report=made, holder=writer.holder)
     entry = store.find(key, verify=False)
     if entry is None:
         # A disk that refuses it has taken it away already.
         return prepared
-    # ONNX Runtime takes the packed weights from the entry, together with the pre-packed ones. A disk that refuses the entry
-    # takes it away again at any moment.
+    # ONNX Runtime opens the entry: for pre-packed weights, or because it copies what it is given in memory. A disk that
+    # refuses the entry takes it away again at any moment.
     for buffer in prepared.packed:
         buffer.trim(0, len(buffer.mapping))
     with closing(entry):
@@ -229,7 +229,8 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
     initialize_ort_once()
     if supplies_initializers(request.session_options):
         raise LeaveToStock(StockReason.ADDED_INITIALIZERS)
-    if copy_loses_something(request.session_options, manifest.foreign):
+    way = way_of(request, manifest.foreign)
+    if way is Way.WITH_OWN_OPTIONS:
         raise NotFromCache
     session_options = private_options(request.session_options, request.entries)
     if manifest.extensions:
@@ -242,10 +243,20 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         is_shared = False
     if is_shared:
         # ONNX Runtime only takes pre-packed weights from files that it opens itself.
-        session_options.add_session_config_entry(FOLDER_KEY, entry.path)
-        prepack_in_parallel(session_options)
+        open_by_path(session_options, entry.path)
         model = entry.files[SHARED_MODEL].readall()
         report = replace(journal.finished("shared"), shared_bytes=manifest.prepacked_bytes)
+        return PreparedModel(model, session_options, False, {}, (), (), report, holder=entry.holder, entry=entry)
+    if way is Way.BY_PATH:
+        model, paths = entry.files[MODEL].readall(), _paths_of(entry)
+        if all(os.path.dirname(path) == entry.path for path in paths.values()):
+            open_by_path(session_options, entry.path)
+        else:
+            with fork_lock:
+                from ort_qdq_plugin.memory.external_data import by_paths
+            open_by_path(session_options)
+            model = by_paths(model, paths)
+        report = journal.finished(way.route, reason=way.reason)
         return PreparedModel(model, session_options, False, {}, (), (), report, holder=entry.holder, entry=entry)
     buffers: dict[str, mmap.mmap | bytes] = {}
     for file in manifest.files:
@@ -265,9 +276,20 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         buffers=buffers,
         mappings=[buffer for buffer in buffers.values() if isinstance(buffer, mmap.mmap)],
         packed=(),
-        report=journal.finished("borrowed"),
+        report=journal.finished(way.route, reason=way.reason),
         holder=entry.holder,
     )
+
+
+def _paths_of(entry: Entry) -> dict[str, str]:
+    """The paths of the files that an entry's model refers to, by their locations in it."""
+    paths = {file.name: os.path.join(entry.path, file.name) for file in entry.manifest.files}
+    for source in entry.manifest.sources:
+        if source.location:
+            if Identity.of(os.stat(source.path)) != source.identity:
+                raise _ReplacedError
+            paths[source.location] = source.path
+    return paths
 
 
 def plan_from(entry: Entry, journal: Journal, cache: CacheUse) -> None:

@@ -22,12 +22,12 @@ from ort_qdq_plugin.system.platform import files, host
 if TYPE_CHECKING:
     from ort_qdq_plugin.memory.named_files import Name
 
-__all__ = ["PackedBuffer", "buffer_at", "make_buffers", "spill_directories"]
+__all__ = ["SMALL_BYTES", "PackedBuffer", "buffer_at", "make_buffers", "spill_directories"]
 
 # Plain memory keeps the packed bytes in the process, beside ONNX Runtime's own copy of them; pages of a file leave it. On
 # ext4, making and filling a file takes 0.1 ms more than memory at 16 KB, as long at 0.4 MB, and half as long at 2 MB. The
 # limit is higher than that because other file systems may be slower.
-_SMALL_BYTES = 1 << 20
+SMALL_BYTES = 1 << 20
 
 
 class PackedBuffer:
@@ -143,7 +143,7 @@ def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, linkabl
     """
     if not sizes:
         return []
-    if not linkable and (kind == "memory" or (kind == "auto" and sum(sizes) < _SMALL_BYTES)):
+    if not linkable and (kind == "memory" or (kind == "auto" and sum(sizes) < SMALL_BYTES)):
         return [PackedBuffer(host.map_anonymous(size)) for size in sizes]
     problem = "no directory for temporary files"
     for directory in spill_directories(spill_dir):

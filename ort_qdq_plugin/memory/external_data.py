@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer
-from ort_qdq_plugin.model.messages import TensorProto, refer
+from ort_qdq_plugin.model.messages import ModelProto, TensorProto, external_data, external_tensors, refer
 from ort_qdq_plugin.model.sources import ByteSource, MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 
-__all__ = ["ExternalData"]
+__all__ = ["ExternalData", "by_paths"]
 
 
 class ExternalData:
@@ -24,10 +26,13 @@ class ExternalData:
         self.mappings: list[mmap.mmap] = []  # those that are of files, whose pages may be dropped at any moment
         self._through_paths = through_paths
         self._locations: dict[ByteSource, str] = {}
-        self._packed = [
-            _below_root(buffer.path) if buffer.path is not None else self._new_location(f"packed-{at}.bin", buffer.mapping)
+        self._packed = packed
+        self._packed_at = [
+            _below_root(buffer.path) if buffer.path is not None
+            else "" if through_paths
+            else self._new_location(f"packed-{at}.bin", buffer.mapping)
             for at, buffer in enumerate(packed)
-        ]
+        ]  # fmt: skip
         self.mappings += [buffer.mapping for buffer in packed if buffer.in_file]
 
     @property
@@ -39,9 +44,7 @@ class ExternalData:
         """Make `tensor` refer to `stored` where it is, or hold its bytes where nothing can refer to them."""
         in_memory = isinstance(stored.source, MemorySource)
         if (in_memory and (self._through_paths or stored.nbytes < LARGE_TENSOR_BYTES)) or not stored.nbytes:
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensor.raw_data = stored.read().tobytes()
+            _put_inside(tensor, stored.read())
             return
         if stored.source not in self._locations:
             self._locations[stored.source] = (
@@ -50,8 +53,11 @@ class ExternalData:
         refer(tensor, self._locations[stored.source], stored.offset, stored.nbytes)
 
     def put_packed(self, tensor: TensorProto, segment: int, offset: int, nbytes: int) -> None:
-        """Make `tensor` refer to byte `offset` of a packed buffer."""
-        refer(tensor, self._packed[segment], offset, nbytes)
+        """Make `tensor` refer to byte `offset` of a packed buffer, or hold its bytes where ONNX Runtime cannot open it."""
+        if self._packed_at[segment]:
+            refer(tensor, self._packed_at[segment], offset, nbytes)
+        else:
+            _put_inside(tensor, self._packed[segment].array[offset : offset + nbytes])
 
     def _borrow(self, source: ByteSource) -> str:
         buffer = source.buffer()
@@ -62,6 +68,21 @@ class ExternalData:
     def _new_location(self, location: str, buffer: mmap.mmap | bytes) -> str:
         self.buffers[location] = buffer
         return location
+
+
+def _put_inside(tensor: TensorProto, data: np.ndarray) -> None:
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+    tensor.raw_data = data.tobytes()
+
+
+def by_paths(model: bytes, paths: Mapping[str, str]) -> bytes:
+    """A serialized model, its external tensors in files at these paths, by location, which ONNX Runtime opens itself."""
+    proto, below = ModelProto.FromString(model), {location: _below_root(path) for location, path in paths.items()}
+    for tensor in external_tensors(proto.graph):
+        entries = external_data(tensor)
+        refer(tensor, below[entries["location"]], int(entries.get("offset", 0)), int(entries["length"]))
+    return bytes(proto.SerializeToString())
 
 
 def _below_root(path: str) -> str:

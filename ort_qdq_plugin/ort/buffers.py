@@ -4,7 +4,7 @@ The rule is the borrowed hand-over: ``add_external_initializers_from_files_in_me
 ``session.use_external_initializer_file_buffers_directly`` makes a session use our memory in place. Neither can be taken off
 a SessionOptions again, and both would break the next model loaded with it. So this needs a private copy of the caller's.
 What such a copy cannot carry goes by path: ONNX Runtime maps the same files itself, and the only changes to the caller's
-object are entries that can be put back.
+object are entries that can be put back. By path goes everything where ONNX Runtime copies files in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ort_qdq_plugin.ort.options_lock import with_entries
 from ort_qdq_plugin.system.platform import host
 from ort_qdq_plugin.system.threads import Work
 
-__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "prepack_in_parallel", "trimming"]
+__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "open_by_path", "prepack_in_parallel", "trimming"]
 
 _TRIM_INTERVAL = 0.01  # seconds; ONNX Runtime pre-packs some 10 MB meanwhile
 _TRIM_HEAP_INTERVAL = 0.15  # what is freed and trimmed has to be touched anew: every 0.05 s, a load takes a fifth longer
@@ -115,6 +115,12 @@ def by_path(session_options: Any, given: Mapping[str, str], create: Callable[[],
     if config_entry(session_options, PARALLEL_KEY) is None:
         entries[PARALLEL_KEY] = "1"
     with_entries(session_options, entries, create)
+
+
+def open_by_path(options: Any, folder: str = os.sep) -> None:
+    """Make sessions created with these options look for external data below a folder. The options are a private copy."""
+    prepack_in_parallel(options)
+    options.add_session_config_entry(FOLDER_KEY, folder)
 
 
 def prepack_in_parallel(session_options: Any) -> None:

@@ -11,14 +11,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
+from ort_qdq_plugin.model.releases import OLDEST
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, MISSING_EXTENSIONS, extensions_are_installed
 
 __all__ = ["OLDEST", "explained", "several_builds", "told_before_of", "too_old"]
 
 _PACKAGE = "onnxruntime"
 _PLAIN = "onnxruntime"  # the distribution with the CPU's build
-OLDEST = (1, 31)
-"""The oldest release that is supported."""
 
 _RECORDED = ".dist-info"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from ort_qdq_plugin.model.operands import Operand
@@ -38,10 +38,17 @@ class Layout(NamedTuple):
     sizes: tuple[int, ...]  # of the buffers, in bytes
 
 
-def plan_layout(groups: Iterable[Iterable[Operand]], segments: int = 1) -> Layout:
+def _is_in_place(operand: Operand) -> bool:
+    return operand.in_place is not None
+
+
+def plan_layout(
+    groups: Iterable[Iterable[Operand]], segments: int = 1, stays: Callable[[Operand], bool] = _is_in_place
+) -> Layout:
     """Give every operand that has to be packed a slot, in at most `segments` buffers of similar size.
 
-    `groups` are the operands of each fused node. What is the same bytes, made in the same way, gets one slot.
+    `groups` are the operands of each fused node. What is the same bytes, made in the same way, gets one slot. An operand
+    that `stays` is used where it is stored.
     """
     moves: dict[tuple[object, ...], Move] = {}
     zeros: dict[tuple[object, ...], int] = {}
@@ -58,7 +65,7 @@ def plan_layout(groups: Iterable[Iterable[Operand]], segments: int = 1) -> Layou
         # Into the emptiest buffer. No later one is used before an earlier one, so that none in the middle stays empty.
         emptiest = min(range(segments), key=used.__getitem__)
         for operand in group:
-            if operand.in_place is not None:
+            if stays(operand):
                 continue
             if operand.source is None:
                 zeros[operand.key] = operand.nbytes

@@ -12,9 +12,9 @@ from ort_qdq_plugin.report.values import ByFields, Sentence
 if TYPE_CHECKING:
     from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
 
-__all__ = ["CacheUse", "Report", "Route", "StockReason"]
+__all__ = ["CacheUse", "Report", "Route", "RouteReason", "StockReason"]
 
-Route = Literal["borrowed", "by path", "shared", "stock", "export", "inspect"]
+Route = Literal["borrowed", "by path", "copied", "shared", "stock", "export", "inspect"]
 CacheUse = Literal["made", "used", "prepared", ""]
 
 _MB = 1e6
@@ -32,6 +32,7 @@ class StockReason(Sentence):
     PROVIDER = "An execution provider of the session is not known to take fused nodes, so that it gets the QDQ form."
     ADDED_INITIALIZERS = "Initializers were added to the session's options (add_external_initializers)."
     OPTIMIZED_MODEL = "An optimized model is saved, or one compiled for a provider; its weights would be in temporary files."
+    RELEASE = "This package does not know the installed ONNX Runtime."
     OPTIONS_IN_MODEL = "The model contains session options, and ORT_LOAD_CONFIG_FROM_MODEL=1 is set."
     NOT_COMPUTED = "A weight is computed from what has no definite result, as no number or integers out of range."
     PACKED_SIZE = "The model's weights would be far larger when packed than they are stored."
@@ -47,14 +48,22 @@ class StockReason(Sentence):
         return f"{str(self).rstrip('.')}: {detail}" if detail else str(self)
 
 
+class RouteReason(Sentence):
+    """Why ONNX Runtime does not borrow this package's buffers. ``str(reason)`` is the sentence."""
+
+    OPTIONS = "A copy of the session's options would lose providers that were added to them, or a library of operators."
+    COPIES = "The installed ONNX Runtime copies what it is given in memory, as all do before 1.31."
+
+
 @dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class Report(ByFields):
     """What became of a model.
 
     Attributes:
         route: How ONNX Runtime got the model. "borrowed": it uses this package's buffers in place. "by path": it maps the
-            same files itself. "shared": it maps those files together with pre-packed weights. "stock": it loads the
-            untouched model. "export": the fused model was written. "inspect": no session was created.
+            same files itself. "copied": it copies them from memory. "shared": it maps those files together with pre-packed
+            weights. "stock": it loads the untouched model. "export": the fused model was written. "inspect": no session
+            was created.
         stock_reason: Why the whole model was left to stock ONNX Runtime; None if it was not.
         stock_detail: What varies in that, or in `unchanged`: a provider's name, an error's text, sizes; "" if nothing does.
         fused: What was fused.
@@ -68,6 +77,7 @@ class Report(ByFields):
         shared_bytes: Of ONNX Runtime's pre-packed weights that this process shares with others by mapping them.
         copied_bytes: Of the model's own files, copied into the cache's entry when it was made.
         also: In which other ways the model is quantized, in words: "fused already (MatMulNBits): ...", for instance.
+        route_reason: Why the route is "by path" or "copied"; None for other routes.
         unchanged: Why nothing was fused, if the model was handed over all the same: its graph as it is, large tensors in
             mappings of files. None if something was fused, or stock ONNX Runtime loads the model.
         seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "check" (asking ONNX Runtime
@@ -86,6 +96,7 @@ class Report(ByFields):
     shared_bytes: int = 0
     copied_bytes: int = 0
     also: str = ""
+    route_reason: RouteReason | None = None
     unchanged: StockReason | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -97,7 +108,7 @@ class Report(ByFields):
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON; reasons as their sentences."""
         plain = asdict(self)
-        for name in ("stock_reason", "unchanged"):
+        for name in ("stock_reason", "route_reason", "unchanged"):
             plain[name] = None if plain[name] is None else str(plain[name])
         plain["fused"] = list(plain["fused"])
         plain["unfused"] = [
@@ -108,6 +119,8 @@ class Report(ByFields):
 
     def __str__(self) -> str:
         lines = [self.summary()]
+        if self.route_reason is not None:
+            lines.append(f"  {self.route}: {self.route_reason}")
         for fused in self.fused:
             where, bias = "packed" if fused.packed_bytes else "in place", ", with bias" if fused.has_bias else ""
             bits = f"{fused.bits} bits" + f" (stored {fused.stored_bits})" * (fused.bits != fused.stored_bits)
@@ -143,6 +156,6 @@ class Report(ByFields):
         bytes_held = f"{self.packed_bytes / _MB:.1f} MB packed and {self.borrowed_bytes / _MB:.1f} MB in place"
         if self.fused:
             bytes_held += f" instead of {in_float / _MB:.1f} MB in float"
-        elif not once:
+        elif not once and self.route != "copied":
             bytes_held = "its own files handed over without a copy"
         return f"{route}: {len(self.fused)} fused{left}, {bytes_held}" + (f"; {stages}" if stages else "")

@@ -15,7 +15,20 @@ from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
 from ort_qdq_plugin import Options, Reason, create_session, inspect, warm
 from ort_qdq_plugin.load.export import export
 from ort_qdq_plugin.options import Once
-from tests.support import CPU, FORMS, Form, added_provider, made_report, quiet, save, saved_nodes, stock, with_entries, x_of
+from tests.support import (
+    CPU,
+    FORMS,
+    ROUTE,
+    Form,
+    added_provider,
+    made_report,
+    quiet,
+    save,
+    saved_nodes,
+    stock,
+    with_entries,
+    x_of,
+)
 
 CHANNELS, FILTERS, WIDTH, HIDDEN = 8, 16, 12, 16
 
@@ -117,7 +130,7 @@ def test_the_same_to_the_last_bit(kind: str, way: str) -> None:
     assert (len(report.fused), {entry.bytes_per_run for entry in report.unfused}) == (0, {0})
     vectors = 4 * FILTERS if kind.startswith("Conv") else 0
     assert report.packed_bytes == added(session) + vectors > vectors
-    assert report.route == "borrowed"
+    assert report.route == ROUTE
     check_same(session, stock(twin, level("DISABLE_ALL")))
     if kind != "LSTM":  # which has another kernel for weights that are constant
         check_same(session, stock(data, level("DISABLE_ALL")))

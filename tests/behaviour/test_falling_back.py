@@ -12,7 +12,7 @@ import pytest
 from ort_qdq_plugin import Options, QdqPluginError, StockReason, create_session
 from ort_qdq_plugin.load import pack as pack_stage
 from tests import support
-from tests.support import CPU, Form, made_report, mapped, quiet, refuse, result, save, stack, stock
+from tests.support import CPU, ROUTE_IN_MEMORY, Form, made_report, mapped, quiet, refuse, result, save, stack, stock
 
 
 @pytest.fixture
@@ -70,6 +70,6 @@ def test_a_full_disk_is_one_warning(
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         session = create_session(stored, quiet(), CPU, options=Options(buffer="file", spill_dir=empty, threads=3))
     assert len(caplog.records) == 1
-    assert made_report(session).route == "borrowed"
+    assert made_report(session).route == ROUTE_IN_MEMORY
     assert not list(empty.iterdir())
     np.testing.assert_array_equal(result(session), result(stock(stored)))

@@ -14,7 +14,22 @@ from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, StockReason, create_session
 from ort_qdq_plugin.cli.demo_model import Decoder
 from ort_qdq_plugin.ort import providers as providers_module
-from tests.support import CPU, Form, floating, linear, made_report, mapped, quiet, result, save, stack, stock, with_entries
+from tests.support import (
+    CPU,
+    IN_PLACE,
+    ROUTE,
+    Form,
+    floating,
+    linear,
+    made_report,
+    mapped,
+    quiet,
+    result,
+    save,
+    stack,
+    stock,
+    with_entries,
+)
 
 AZURE = ["AzureExecutionProvider", *CPU]
 
@@ -42,7 +57,7 @@ def test_functions_are_kept() -> None:
     draft.output(draft.node("Square", [product], "y", domain="test.local"), ["m", 64])
     stored = save(draft.model(), Path(), "bytes")
     session = create_session(stored, quiet(), CPU)
-    assert (made_report(session).route, len(made_report(session).fused)) == ("borrowed", 1)
+    assert (made_report(session).route, len(made_report(session).fused)) == (ROUTE, 1)
     np.testing.assert_array_equal(result(session), result(stock(stored)))
 
 
@@ -79,7 +94,7 @@ def test_set_providers_to_one_that_is_not_ours_and_back(tmp_path: Path, monkeypa
     assert (report.stock_reason, report.stock_detail) == (StockReason.PROVIDER, "AzureExecutionProvider")
     np.testing.assert_array_equal(result(session), wanted)
     session.set_providers(CPU)
-    assert made_report(session).route == "borrowed"
+    assert made_report(session).route == ROUTE
     np.testing.assert_array_equal(result(session), wanted)
 
 
@@ -121,12 +136,13 @@ def test_a_float_model_passes_through(tmp_path: Path) -> None:
     assert (report.route, report.stock_reason) == ("stock", StockReason.NOT_QUANTIZED)
 
 
+@IN_PLACE
 def test_the_qoperator_model_gets_the_hand_over(tmp_path: Path) -> None:
     pair = write_pair(tmp_path, "uint4", Decoder(1, 64, 64, 64))
     session = passed_through(str(pair.qop))
     assert mapped(tmp_path)
     report = made_report(session)
-    assert (report.route, report.fused, report.packed_bytes, report.stock_reason) == ("borrowed", (), 0, None)
+    assert (report.route, report.fused, report.packed_bytes, report.stock_reason) == (ROUTE, (), 0, None)
 
 
 def mixture() -> Draft:
@@ -157,4 +173,4 @@ def lookup() -> Draft:
 @pytest.mark.parametrize("draft", [mixture(), lookup()], ids=["QMoE", "GatherBlockQuantized"])
 def test_so_do_other_models_that_are_quantized_already(tmp_path: Path, form: Form, draft: Draft) -> None:
     report = made_report(passed_through(save(draft.model(), tmp_path, form)))
-    assert (report.route, report.fused, report.packed_bytes, report.stock_reason) == ("borrowed", (), 0, None)
+    assert (report.route, report.fused, report.packed_bytes, report.stock_reason) == (ROUTE, (), 0, None)

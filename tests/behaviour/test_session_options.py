@@ -16,6 +16,7 @@ from ort_qdq_plugin import Options, create_session, warm
 from ort_qdq_plugin.ort.keys import config_entry
 from tests.support import (
     CPU,
+    ROUTE_IN_MEMORY,
     Form,
     added_provider,
     linear,
@@ -209,7 +210,7 @@ def test_the_optimized_model_needs_nothing_of_ours(
         warm(str(stored), options=Options(cache_dir=here / "cache", share_weights=share), portable=route == "prepared")
     stock(stored, saving(quiet(), "theirs"))
     session = create_session(stored, saving(added_provider() if route == "by path" else quiet(), "ours"), CPU, options=given)
-    assert made_report(session).route == ("stock" if route == "by path" else "borrowed")
+    assert made_report(session).route == ("stock" if route == "by path" else ROUTE_IN_MEMORY)
     assert made_report(session).cache == (route if cache else "")
     assert made_report(session).shared_bytes == 0
     wanted = result(session)

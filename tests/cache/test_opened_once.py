@@ -15,7 +15,7 @@ from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.ort import hook
 from tests.cache.support import digest_of_results, entries, load, saved
-from tests.support import made_report, settled_descriptors, stack
+from tests.support import ROUTE_IN_MEMORY, made_report, settled_descriptors, stack
 
 SHARED: dict[str, Any] = {"share_weights": True}
 
@@ -84,7 +84,7 @@ def test_an_entry_that_is_replaced_while_it_is_opened(
     loaded = load(path, cache, verify=verify, **SHARED)
     assert called == [0]
     assert loaded.digest == wanted[way == "used"]
-    assert (loaded.report.route, loaded.report.cache) == (("shared", "used") if way == "used" else ("borrowed", ""))
+    assert (loaded.report.route, loaded.report.cache) == (("shared", "used") if way == "used" else (ROUTE_IN_MEMORY, ""))
 
 
 def test_a_model_that_is_replaced_while_its_entry_is_opened(
@@ -131,7 +131,7 @@ def test_entries_that_are_removed_again_and_again(path: Path, cache: Path, monke
     before = settled_descriptors()
     loaded = load(path, cache, **SHARED)
     assert called == [0, 1]
-    assert (loaded.report.route, loaded.report.cache, loaded.digest) == ("borrowed", "", wanted)
+    assert (loaded.report.route, loaded.report.cache, loaded.digest) == (ROUTE_IN_MEMORY, "", wanted)
     assert settled_descriptors() <= before
 
 

@@ -18,7 +18,7 @@ from ort_qdq_plugin.cache import portable
 from ort_qdq_plugin.cache.manifest import digest_of
 from ort_qdq_plugin.system.platform import host
 from tests.cache.support import Loaded, entries, load, removed, rewritten, saved, writable_by_all
-from tests.support import FORMS, Form, mixed, stack, unquantized
+from tests.support import FORMS, ROUTE, Form, mixed, stack, unquantized
 
 OTHER_UID = 54321
 
@@ -86,7 +86,7 @@ def test_an_archive_is_unpacked_elsewhere(form: Form, n_major: bool, tmp_path: P
     shutil.rmtree(tmp_path / "here")
     before = state_of(there)
     loaded = load_with(there / "prepared", there / "model" / "model.onnx")
-    assert (loaded.report.cache, loaded.report.route) == ("prepared", "borrowed")
+    assert (loaded.report.cache, loaded.report.route) == ("prepared", ROUTE)
     assert "prepared elsewhere" in loaded.report.summary()
     assert loaded.digest == without.digest
     assert state_of(there) == before
@@ -188,7 +188,7 @@ def test_shared_weights_fit_one_kind_of_processor(
     monkeypatch.setattr(host, "processor", lambda: "another one")
     caplog.clear()
     elsewhere = load_with(tmp_path / "prepared", model, share_weights=True)
-    assert (elsewhere.report.route, elsewhere.report.cache, elsewhere.digest) == ("borrowed", "prepared", without.digest)
+    assert (elsewhere.report.route, elsewhere.report.cache, elsewhere.digest) == (ROUTE, "prepared", without.digest)
     assert ["another kind of processor" in record.message for record in caplog.records] == [True]
 
 

@@ -22,7 +22,7 @@ from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.packing import pack as packing
 from ort_qdq_plugin.system.threads import Work
 from tests.cache.support import Loaded, digest_of_results, entries, leftovers, load, saved
-from tests.support import refuse, stack, stock
+from tests.support import ROUTE, ROUTE_IN_MEMORY, refuse, stack, stock
 
 Act = Callable[[Path], object]
 
@@ -74,7 +74,7 @@ def test_what_is_no_change_of_the_model(
     meanwhile(monkeypatch, act, model)
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         loaded = load(model, cache)
-    assert (loaded.report.route, loaded.report.cache, loaded.digest) == ("borrowed", "made", wanted)
+    assert (loaded.report.route, loaded.report.cache, loaded.digest) == (ROUTE, "made", wanted)
     assert load(model, cache).report.cache == "used"
     assert not caplog.records
 
@@ -114,7 +114,7 @@ def test_files_that_are_replaced_while_they_are_packed(
     meanwhile(monkeypatch, act, model)
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         loaded = load(model, cache, share_weights=share)
-    assert (loaded.report.route, loaded.report.cache, loaded.digest) == ("borrowed", "", wanted)
+    assert (loaded.report.route, loaded.report.cache, loaded.digest) == (ROUTE_IN_MEMORY, "", wanted)
     (record,) = caplog.records
     assert "not kept in the cache" in record.message
     assert (str(model) if act is model_replaced else str(model.with_name("model.data"))) in record.message
@@ -154,7 +154,7 @@ def test_whatever_fails_costs_only_the_entry(
     fault(monkeypatch)
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         loaded = load(model, cache, share_weights=share)
-    assert (loaded.report.route, loaded.report.cache, loaded.digest) == ("borrowed", "", wanted)
+    assert (loaded.report.route, loaded.report.cache, loaded.digest) == (ROUTE_IN_MEMORY, "", wanted)
     (record,) = caplog.records
     assert "not kept in the cache" in record.message
     assert os.strerror(errno.ENOSPC) in record.message
@@ -203,9 +203,9 @@ def test_a_disk_that_refuses_an_entry(
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         loaded = load(model, cache, share_weights=share)
         wait_until_on_disk()
-    assert (loaded.report.route in ("borrowed", "shared"), loaded.digest, packs) == (True, wanted, [0])
+    assert (loaded.report.route in (ROUTE, ROUTE_IN_MEMORY, "shared"), loaded.digest, packs) == (True, wanted, [0])
     if share and when == "before the session":
-        assert (loaded.report.route, loaded.report.cache, loaded.report.shared_bytes) == ("borrowed", "", 0)
+        assert (loaded.report.route, loaded.report.cache, loaded.report.shared_bytes) == (ROUTE_IN_MEMORY, "", 0)
     assert ["cannot be written to the disk" in record.message for record in caplog.records] == [True]
     assert not entries(cache)
 

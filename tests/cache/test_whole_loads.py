@@ -38,6 +38,8 @@ from tests.cache.support import (
 from tests.model.test_glance import product
 from tests.support import (
     CPU,
+    IN_PLACE,
+    ROUTE,
     Form,
     added_provider,
     made_report,
@@ -67,7 +69,7 @@ def test_every_load_gives_the_same(kind: str, form: Form, shared: bool, tmp_path
     without = load(path, None)
     first, *later = (load(path, cache, share_weights=shared) for _ in range(3))
     assert [one.report.cache for one in (without, first, *later)] == ["", "made", "used", "used"]
-    assert {one.report.route for one in (first, *later)} == {"shared" if shared else "borrowed"}
+    assert {one.report.route for one in (first, *later)} == {"shared" if shared else ROUTE}
     assert {one.digest for one in (first, *later)} == {without.digest}
     assert len({one.report.shared_bytes for one in (first, *later)}) == 1
     assert (first.report.shared_bytes > 0, first.report.seconds.get("share", 0) > 0) == (shared, shared)
@@ -221,7 +223,7 @@ def test_where_the_cache_fails_loading_does_not(
     fault(monkeypatch, cache)
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         loaded = load(model, cache)
-    assert (loaded.report.route, loaded.report.cache, loaded.digest) == ("borrowed", "", wanted)
+    assert (loaded.report.route, loaded.report.cache, loaded.digest) == (ROUTE, "", wanted)
     (record,) = caplog.records
     assert "without the cache" in record.message
     assert str(cache) in record.message or fault in (full, unmappable)
@@ -243,6 +245,7 @@ def test_an_interrupt_while_packing_leaves_nothing(model: Path, cache: Path) -> 
 # ---- lifetimes, threads, processes
 
 
+@IN_PLACE
 def test_everything_is_given_back(model: Path, cache: Path) -> None:
     load(model, cache)
     written_back(cache)
@@ -320,7 +323,7 @@ def test_a_helper_that_fails_costs_only_the_sharing(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     loaded = load(model, cache, share_weights=True)
-    assert (loaded.report.route, loaded.report.shared_bytes) == ("borrowed", 0)
+    assert (loaded.report.route, loaded.report.shared_bytes) == (ROUTE, 0)
     assert "not shared" in caplog.text
     assert loaded.digest == load(model, None).digest
 

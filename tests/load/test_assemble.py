@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -13,6 +14,7 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options
 from ort_qdq_plugin.errors import SourceChangedError
+from ort_qdq_plugin.fusion.rewrite import round_less_in_subgraphs
 from ort_qdq_plugin.load.assemble import assemble
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.plan import plan_model
@@ -106,3 +108,28 @@ def test_names_that_are_very_long_are_not_repeated_as_a_whole(tmp_path: Path) ->
 def test_a_file_that_has_changed_by_then(tmp_path: Path, external: str, name: str) -> None:
     with pytest.raises(SourceChangedError, match=name):
         assembled(external, meanwhile=lambda: os.utime(tmp_path / name, (0, 0)))
+
+
+def test_products_with_zero_points_in_subgraphs_do_not_round() -> None:
+    """At any depth, and only those of 4 and 8 bits; what has no level keeps none."""
+
+    def product(name: str, bits: int, zero_points: str = "z", **level: Any) -> onnx.NodeProto:
+        inputs = ["x", "b", "s", *([zero_points] if zero_points else [])]
+        return onnx.helper.make_node("MatMulNBits", inputs, [name], name, domain="com.microsoft", bits=bits, **level)
+
+    def branches(*nodes: onnx.NodeProto) -> onnx.NodeProto:
+        return onnx.helper.make_node("If", ["k"], ["y"], then_branch=onnx.helper.make_graph(nodes, "then", [], []))
+
+    inner = branches(product("deep", 8, accuracy_level=4))
+    nodes = [
+        product("two", 2, accuracy_level=4), product("four", 4, accuracy_level=4), product("eight", 8, accuracy_level=4),
+        product("none", 4, "", accuracy_level=4), product("default", 4), inner,
+    ]  # fmt: skip
+    graph = onnx.helper.make_graph([product("main", 4, accuracy_level=4), branches(*nodes)], "main", [], [])
+    round_less_in_subgraphs(graph)
+    found: dict[str, int] = {}
+    for one in (graph, graph.node[1].attribute[0].g, graph.node[1].attribute[0].g.node[-1].attribute[0].g):
+        for node in one.node:
+            levels = [attribute.i for attribute in node.attribute if attribute.name == "accuracy_level"]
+            found |= {node.name: levels[0] if levels else -1} if node.name else {}
+    assert found == {"main": 4, "two": 4, "four": 0, "eight": 0, "none": 4, "default": -1, "deep": 0}

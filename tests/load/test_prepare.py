@@ -25,7 +25,19 @@ from ort_qdq_plugin.model.parsed import parse
 from tests import support
 from tests.interrupting import interrupted
 from tests.model.test_glance import product
-from tests.support import CPU, added_provider, linear, mapped, opened, result, save, stack, stock, with_initializer
+from tests.support import (
+    CPU,
+    IN_PLACE,
+    added_provider,
+    linear,
+    mapped,
+    opened,
+    result,
+    save,
+    stack,
+    stock,
+    with_initializer,
+)
 
 
 def prepared_from(model: str | bytes, session_options: Any = None, **options: Any) -> PreparedModel:
@@ -66,6 +78,7 @@ def test_what_would_be_far_larger_is_left_alone(monkeypatch: pytest.MonkeyPatch)
         prepared_from(linear(Weight()).SerializeToString())
 
 
+@IN_PLACE
 def test_a_prepared_model_is_all_that_a_session_needs(path: str) -> None:
     prepared = prepared_from(path, buffer="file")
     assert (prepared.by_path, prepared.report.route) == (False, "borrowed")

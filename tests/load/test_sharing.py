@@ -13,10 +13,11 @@ from ort_qdq_plugin import Options, Report, create_session, warm
 from ort_qdq_plugin.load import hand_over
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.model.messages import ModelProto
+from ort_qdq_plugin.model.releases import READ_PREPACKED, has
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.system.platform import host
 from tests.cache.support import entries
-from tests.support import Array, made_report, quiet, result, save, stack
+from tests.support import ROUTE, Array, made_report, quiet, result, save, stack
 
 MB = 1 << 20
 
@@ -98,8 +99,10 @@ def meanwhile(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("meanwhile")
-def test_shared_weights_are_told_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_shared_weights_are_told_so(folder: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> None:
     """Each time in one process, also when what earlier sessions had is free."""
+    if not has(READ_PREPACKED) and "another thread" in request.node.name:
+        pytest.skip("before 1.32 nothing but memory tells, and this thread's memory looks like the weights'")
     assert nbytes(folder) > 12 * MB
     first = told(folder, caplog)
     for _ in range(2):
@@ -157,6 +160,6 @@ def test_nothing_is_said_where_nothing_is_pre_packed(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         reports = [made_report(create_session(str(model), quiet(), options=given)) for _ in range(2)]
     assert [(report.route, report.cache, report.shared_bytes) for report in reports] == [
-        ("borrowed", "made", 0), ("borrowed", "used", 0),
+        (ROUTE, "made", 0), (ROUTE, "used", 0),
     ]  # fmt: skip
     assert not caplog.records

@@ -19,7 +19,7 @@ from ort_qdq_plugin.load.through_cache import Maker, prepare_through_cache
 from ort_qdq_plugin.model.sources import FileSource
 from tests.cache.support import PACKED, entries, leftovers
 from tests.ort.test_buffers import COUNT, adding, plus
-from tests.support import CPU, added_provider, quiet, with_initializer
+from tests.support import CPU, IN_PLACE, added_provider, quiet, with_initializer
 
 ADDED = 3.0
 
@@ -63,6 +63,7 @@ class Making:
 # ---- entries
 
 
+@IN_PLACE
 def test_it_is_made_once_and_then_used(model: Path, cache: Path) -> None:
     make = Making(model)
     made, used, again = (load(asked(model, cache), make) for _ in range(3))

@@ -27,6 +27,7 @@ from ort_qdq_plugin.system.platform import files
 from tests.model import test_glance
 from tests.support import (
     CPU,
+    IN_PLACE,
     added_provider,
     descriptors,
     made_report,
@@ -38,6 +39,8 @@ from tests.support import (
     stock,
     with_initializer,
 )
+
+pytestmark = IN_PLACE
 
 STRICT = Options(strict=True)
 NOT_QUANTIZED = LeaveToStock(StockReason.NOT_QUANTIZED)

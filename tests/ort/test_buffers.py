@@ -25,7 +25,7 @@ from ort_qdq_plugin.ort.keys import config_entry
 from ort_qdq_plugin.system.platform import host
 from tests.interrupting import Left, interrupted, settled
 from tests.memory.test_buffer import make_buffer
-from tests.support import CPU, mapped, python, quiet, with_entries
+from tests.support import CPU, IN_PLACE, mapped, python, quiet, with_entries
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 PARALLEL_KEY = "session.prepack.enable_parallel"
@@ -52,6 +52,7 @@ def borrowing(buffer: PackedBuffer, offset: int) -> tuple[ort.InferenceSession, 
     return ort.InferenceSession(adding(location, offset), options, providers=CPU), places
 
 
+@IN_PLACE
 def test_borrowed_means_in_place() -> None:
     """A write to the buffer after the load shows in the result."""
     buffer = make_buffer(COUNT * 4 + 64, "file", None)
