@@ -160,7 +160,7 @@ class Sheet(Canvas):
         """Writes the model, until it is on the disk: no write-back is to disturb what is measured next."""
         self._path.write_bytes(self.model().SerializeToString())
         for path in filter(Path.exists, (self._path, self._data)):
-            with open(path, "rb") as file:
+            with open(path, "r+b") as file:  # which Windows wants for this
                 os.fsync(file.fileno())
 
 

@@ -33,7 +33,8 @@ def _fits(job: Job, megabytes: int, files: Sequence[Path]) -> bool:
     """Whether the job can be done within this limit."""
     for path in files:
         with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if sys.platform == "linux":  # which alone has such limits
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with control_group("memory", MEMORY_LIMITS) as limit:
         limit.write_text(str(int(megabytes * MB)))
         try:

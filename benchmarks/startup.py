@@ -119,7 +119,8 @@ def _measure(results: Results, folder: Path, args: argparse.Namespace) -> None:
 def main() -> int:
     args, results = command("startup", __doc__, 50).parse_args(), Results("Starts of an interpreter")
     args.check = True
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory(prefix="ort-qdq-startup-") as folder:
         _measure(results, Path(folder), args)
     return results.finish(args)

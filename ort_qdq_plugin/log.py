@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["NAME", "info", "printable", "warning"]
+__all__ = ["NAME", "info", "one_warning", "printable", "warning"]
 
 NAME = "ort_qdq_plugin"
 """Of the logger."""
+
+
+class _Here(_thread._local):
+    """Of each thread: its warnings, while they are gathered."""
+
+    gathered: list[tuple[str, tuple[Any, ...]]] | None = None
+
+
+_here = _Here()
 
 
 def printable(text: object) -> str:
@@ -27,7 +39,27 @@ def info(message: str, *values: Any) -> None:
 
 def warning(message: str, *values: Any) -> None:
     """Log a warning. It reaches stderr where a program has set up no logging."""
-    _logger().warning(message, *map(_shown, values))
+    shown = tuple(map(_shown, values))
+    if _here.gathered is None:
+        _logger().warning(message, *shown)
+    else:
+        _here.gathered.append((message, shown))
+
+
+@contextmanager
+def one_warning() -> Iterator[None]:
+    """While the block runs, what this thread warns of is gathered. All of it is one warning, at the end of the block."""
+    outer, gathered = _here.gathered, list[tuple[str, tuple[Any, ...]]]()
+    try:
+        _here.gathered = gathered
+        yield
+    finally:
+        _here.gathered = outer
+        if len(gathered) == 1:
+            message, values = gathered[0]
+            _logger().warning(message, *values)
+        elif gathered:
+            _logger().warning("%s", "; ".join(message % values for message, values in gathered))
 
 
 def _shown(value: object) -> object:

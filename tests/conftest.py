@@ -1,10 +1,10 @@
 """What all tests find: interrupts that work, and processes that load models which nobody trusts."""
 
 import gc
-import grp
 import os
 import signal
-from collections.abc import Iterator
+import traceback
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +13,54 @@ import pytest
 
 from conformance.fuzz.judge import Judge
 from conformance.fuzz.worker import Worker
+from tests.lacking import NEEDS, grp, lacking
 
 # Before anything imports ONNX Runtime: its thread for usage data costs time in every process, and opens files while tests
 # count descriptors.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for need in (need for marker in item.iter_markers("needs") for need in marker.args):
+            has, reason = NEEDS[need]
+            if not has():
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_setup() -> Generator[None]:
+    return (yield from _skipped_if_lacking())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    return (yield from _skipped_if_lacking())
+
+
+def _skipped_if_lacking() -> Generator[None]:
+    """What runs meanwhile is skipped if it fails for what the system lacks."""
+    try:
+        return (yield)
+    except Exception as error:
+        if reason := lacking(error):
+            # What the test has open ends with it.
+            traceback.clear_frames(error.__traceback__)
+            pytest.skip(reason)
+        raise
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _links() -> Iterator[None]:
+    # Where there are no links, some systems make none without saying so.
+    with pytest.MonkeyPatch.context() as patched:
+        if not NEEDS["symbolic links"][0]():
+            patched.setattr(os, "symlink", _no_link)
+        yield
+
+
+def _no_link(*_: object, **__: object) -> None:
+    raise NotImplementedError(NEEDS["symbolic links"][1])
 
 
 @pytest.fixture(scope="module", autouse=True)

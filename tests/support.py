@@ -21,6 +21,7 @@ from ort_qdq_plugin import Report, create_session, report_of
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.releases import LENT_FILES, has
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
+from tests.lacking import lacking_in
 
 __all__ = [
     "CPU", "FORMS", "IN_PLACE", "ROOT", "ROUTE", "ROUTE_IN_MEMORY", "START", "Array", "Form", "added_provider",
@@ -29,6 +30,8 @@ __all__ = [
     "settled_descriptors", "stack", "stock", "tensor_of", "unquantized", "varint", "with_entries", "with_initializer",
     "x_of",
 ]  # fmt: skip
+
+_MOST_DESCRIPTORS = 1024
 
 Array = NDArray[Any]
 Form = Literal["bytes", "file", "external"]
@@ -149,6 +152,10 @@ def field(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
+BOTH_WAYS_TO_NO_NAME = pytest.mark.parametrize("o_tmpfile", [True, False] if hasattr(os, "O_TMPFILE") else [False])
+"""Files without a name are made so, or have theirs taken away: tests that delete `os.O_TMPFILE` unless they get True."""
+
+
 def quiet() -> ort.SessionOptions:
     """Options that keep ONNX Runtime's complaints off the terminal."""
     options = ort.SessionOptions()
@@ -236,7 +243,10 @@ def python(
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter with the `environment` of these variables; arguments are in sys.argv."""
     command, set_up = [sys.executable, "-c", code, *map(str, arguments)], environment(**variables)
-    return subprocess.run(command, env=set_up, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, env=set_up, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    if done.returncode and (reason := lacking_in(done.stderr)):
+        pytest.skip(reason)
+    return done
 
 
 def mapped(folder: Path) -> list[str]:
@@ -254,7 +264,17 @@ def settled_descriptors() -> int:
 
 def descriptors() -> int:
     """How many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd"))
+    if sys.platform == "linux":
+        return len(os.listdir("/proc/self/fd"))
+    return sum(map(_is_open, range(_MOST_DESCRIPTORS)))
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, problem: int) -> None:

@@ -70,6 +70,10 @@ TESTED_ELSEWHERE = {
     "fusion/steps.py": "fusion/test_written_out.py",  # which asks it of all forms
     "ort/prepacked.py": "cache/test_prepack.py",
     "system/environment.py": "switch/test_startup.py",
+    "system/opened.py": "system/test_descriptors.py",
+    **{f"system/{name}/rights.py": "system/test_files.py" for name in ("posix", "windows")},
+    **{f"system/{name}/usage.py": "cli/test_measure.py" for name in ("posix", "windows")},
+    "system/windows/calls.py": "system/test_files.py",
     "system/platform.py": "system/test_files.py",  # the names under which all modules know what these tests test
 }
 
@@ -86,8 +90,6 @@ SYSTEM_CALLS = (
     r"/proc/.*",
 )
 SYSTEM_CALLS_ELSEWHERE = {
-    # Imports nothing of the package whose import it measures.
-    "cli/child.py": {"/proc/self/status", "resource", "resource.RUSAGE_SELF", "resource.getrusage"},
     # Linux alone has control groups. Where there is no such file, none limits anything.
     "cli/machine.py": {"/proc/self/cgroup"},
 }
@@ -206,8 +208,9 @@ def test_operating_systems_differ_in_one_folder() -> None:
 
 def test_one_module_chooses_the_operating_system() -> None:
     for path in MODULES:
-        if any(".system.posix" in imported for imported in imports(path)):
-            assert name_of(path) == "ort_qdq_plugin.system.platform" or path.parent.name == "posix"
+        for system in ("posix", "windows"):
+            if any(f".system.{system}" in imported for imported in imports(path)):
+                assert name_of(path) == "ort_qdq_plugin.system.platform" or path.parent.name == system
 
 
 HEAVY = ("onnx", "google.protobuf", "ort_qdq_plugin.load.prepare", "logging", "subprocess", "tempfile")

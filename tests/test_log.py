@@ -1,6 +1,8 @@
 """Messages, and the logging module, which is not imported for those that nobody wants."""
 
 import logging
+import threading
+from contextlib import suppress
 
 import pytest
 
@@ -30,3 +32,25 @@ assert "logging" in sys.modules
 """
     done = python(code)
     assert (done.returncode, done.stderr) == (0, "everybody listens\n")
+
+
+def test_one_warning_for_all(caplog: pytest.LogCaptureFixture) -> None:
+    with log.one_warning():
+        log.warning("%s of %d", "one", 2)
+        with log.one_warning():  # of a signal handler
+            log.warning("100 % inside")
+        work = threading.Thread(target=log.warning, args=("of another thread",))
+        work.start()
+        work.join()
+        log.warning("%s", "a\nline")
+        assert [record.message for record in caplog.records] == ["100 % inside", "of another thread"]
+    assert caplog.records[-1].message == "one of 2; a\\nline"
+    with suppress(KeyError), log.one_warning():
+        log.warning("before an %s", "error")
+        raise KeyError
+    assert (caplog.records[-1].msg, caplog.records[-1].args) == ("before an %s", ("error",))
+    with log.one_warning():
+        pass
+    assert len(caplog.records) == 4
+    log.warning("at once")
+    assert len(caplog.records) == 5

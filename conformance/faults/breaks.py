@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -65,7 +66,8 @@ def _join_group(job: Job) -> None:
 
 def _overpromise(_: Job) -> None:
     """A file system that has less room, when it comes to writing, than it said."""
-    os.posix_fallocate = lambda descriptor, offset, size: os.ftruncate(descriptor, offset + size)
+    if sys.platform == "linux":
+        os.posix_fallocate = lambda descriptor, offset, size: os.ftruncate(descriptor, offset + size)
 
 
 def _write_back(job: Job) -> None:
@@ -73,7 +75,8 @@ def _write_back(job: Job) -> None:
     os.sync()
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}").startswith(f"{job.spill_dir}/"):
+            there = os.readlink(f"/proc/self/fd/{name}").startswith(f"{job.spill_dir}/")
+            if sys.platform == "linux" and there:
                 os.posix_fadvise(int(name), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

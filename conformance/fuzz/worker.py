@@ -5,7 +5,6 @@ import gc
 import logging
 import os
 import re
-import resource
 import sys
 import time
 import zlib
@@ -80,6 +79,8 @@ def _set_up() -> None:
     logging.getLogger("ort_qdq_plugin").addHandler(logging.NullHandler())
     logging.getLogger("ort_qdq_plugin").propagate = False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the base class prints what it tries again
+    import resource  # which some systems have not, on which models of nobody are not loaded
+
     resource.setrlimit(resource.RLIMIT_AS, (_WORKER_BYTES, _WORKER_BYTES))
     # What is imported or set up once is nobody's, and looking through it again and again would take most of the time.
     gc.collect()

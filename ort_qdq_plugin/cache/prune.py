@@ -19,8 +19,6 @@ __all__ = ["KEPT", "StoredEntry", "keep_recent", "keys", "prune", "remove", "sto
 KEPT = 4
 """Entries of one model, loaded in one way, that are kept while the file at its path is replaced by others."""
 
-_BLOCK_BYTES = 512  # what st_blocks counts
-
 
 class StoredEntry(NamedTuple):
     """An entry on the disk."""
@@ -38,7 +36,7 @@ def stored_entries(store: Store) -> Iterator[StoredEntry]:
         with contextlib.suppress(OSError):
             if not os.path.islink(path):
                 inside = [os.lstat(os.path.join(path, name)) for name in os.listdir(path)]
-                yield StoredEntry(key, sum(file.st_blocks for file in inside) * _BLOCK_BYTES, *_last_use(path))
+                yield StoredEntry(key, sum(map(files.allocated_bytes, inside)), *_last_use(path))
 
 
 def keys(store: Store) -> set[str]:
@@ -88,8 +86,12 @@ def remove(store: Store, key: str) -> bool:
                 store.sweep(key)
         # An entry without a manifest cannot be in use.
         with contextlib.suppress(FileNotFoundError, files.NotRegularError):
-            if files.try_lock(opened.enter_context(files.open_to_read(os.path.join(path, MANIFEST)))) is False:
+            manifest = opened.enter_context(files.open_to_read(os.path.join(path, MANIFEST)))
+            if files.try_lock(manifest) is False:
                 return False
+            if not files.SHARES_FREELY:
+                # A folder with an open file in it cannot be renamed; if another one opens it meanwhile, it stays.
+                manifest.close()
         store.discard(path)
         store.discard(path + LOCK)
         return True

@@ -75,8 +75,10 @@ class Store:
 
     def _written(self, key: str) -> list[tuple[str, int, int]]:
         """What there is of the entry that another process makes. It is not the same when more was written."""
-        written = []
-        for at, _, names in itertools.chain.from_iterable(map(os.walk, self._leftovers(key))):
+        written, unfinished = [], self._leftovers(key)
+        if not files.SHARES_FREELY:
+            unfinished.append(self.path_of(key))
+        for at, _, names in itertools.chain.from_iterable(map(os.walk, unfinished)):
             for path in (at, *(os.path.join(at, name) for name in names)):
                 with contextlib.suppress(OSError):
                     status = os.stat(path, follow_symlinks=False)
@@ -101,14 +103,20 @@ class Store:
         return entry
 
     def unfinished_path(self, key: str) -> str:
-        """Where the files of a new entry with this key can be, until it is complete."""
+        """Where the files of a new entry with this key can be, until it is complete.
+
+        Where a folder with open files in it cannot be renamed, they are at their place: without a manifest, which is written
+        last, a folder is no entry.
+        """
+        if not files.SHARES_FREELY:
+            return self.path_of(key)
         return f"{self.path_of(key)}.{os.urandom(_RANDOM_BYTES).hex()}{_UNFINISHED}"
 
     def begin(self, key: str, path: str) -> None:
         """Make a folder, at such a path, for the files of a new entry. An unusable entry with the key is removed."""
-        os.mkdir(path, 0o700)
         if os.path.lexists(self.path_of(key)):
             self.discard(self.path_of(key))
+        os.mkdir(path, 0o700)
 
     def commit(self, key: str, path: str, manifest: Manifest, mode: int = 0o400) -> files.File:
         """Write the manifest, a file of this mode, into an unfinished folder, and make that the entry with this key.
@@ -127,7 +135,8 @@ class Store:
         try:
             files.try_lock(holder, shared=True)
             try:
-                os.rename(path, final)
+                if path != final:
+                    os.rename(path, final)
             except OSError:
                 if not os.path.isdir(final):
                     raise

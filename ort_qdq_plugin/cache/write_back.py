@@ -31,7 +31,8 @@ def _begin_anew_in_child() -> None:
 def write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[str], None]) -> None:
     """Start to write files of a folder back to the disk; then make an empty one, `marker`, that marks them as written.
 
-    `discard` is called with the folder if a file cannot be written back.
+    `discard` is called with the folder if a file cannot be written back. Where ONNX Runtime cannot open them meanwhile, this
+    waits until all is done.
     """
 
     def action() -> None:
@@ -42,6 +43,9 @@ def write_back(path: str, names: Sequence[str], marker: str, discard: Callable[[
 
     work = Work(action)
     _begun.add(work)
+    if not files.SHARES_FREELY:
+        work.run()
+        return
     try:
         work.start()
     except RuntimeError:  # no thread can be had
@@ -62,7 +66,7 @@ def _write_back(path: str, names: Sequence[str], marker: str, discard: Callable[
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         folder = opened.enter_context(contextlib.closing(files.Folder(path)))
         for name in names:
-            file = opened.enter_context(files.open_to_read(name, folder=folder))
+            file = opened.enter_context(files.open_to_write_back(name, folder))
             try:
                 os.fsync(file.fileno())
             except OSError as problem:

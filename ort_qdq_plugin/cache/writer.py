@@ -150,7 +150,12 @@ class EntryWriter:
         if not self._folder:
             # First, so that it is removed wherever an interrupt comes.
             self._folder = self._store.unfinished_path(self._key)
-            self._store.begin(self._key, self._folder)
+            try:
+                self._store.begin(self._key, self._folder)
+            except OSError:
+                # What is there, if anything is, is not this writer's.
+                self._folder = ""
+                raise
         return self._folder
 
     @contextmanager
@@ -166,7 +171,7 @@ class EntryWriter:
     def _finish(self, sources: tuple[SourceFile, ...], report: Report, *more: Any) -> None:
         manifest = Manifest(self._key, sources, report, host.boot_id(), *more)
         if self._portable:
-            os.chmod(self._begun(), 0o755)
+            files.set_mode(self._begun(), 0o755)
         self.holder = self._store.commit(self._key, self._begun(), manifest, self._mode)
 
     def _prepack(self) -> int:
@@ -176,7 +181,7 @@ class EntryWriter:
 
     def _set_modes(self, mode: int) -> None:
         for name in os.listdir(self._begun()):
-            os.chmod(os.path.join(self._begun(), name), mode)
+            files.set_mode(os.path.join(self._begun(), name), mode)
 
     def _described(self, sources: Sequence[FileSource], locations: Mapping[str, str]) -> tuple[SourceFile, ...]:
         described = []

@@ -7,7 +7,6 @@ well, and the package may be the one of another folder.
 from __future__ import annotations
 
 import json
-import resource
 import runpy
 import sys
 import time
@@ -23,7 +22,6 @@ __all__ = ["main"]
 
 _QUIET = 3  # ONNX Runtime's severity of errors
 _CPU = ["CPUExecutionProvider"]
-_KB = 1024
 _NOT_RUN: dict[str, Any] = {"first": 0.0, "steady": 0.0, "run_cpu": 0.0, "beside": []}
 
 Job = dict[str, Any]
@@ -32,26 +30,27 @@ Load = Callable[[Job], tuple[Callable[[Any], Any], Any]]
 
 
 class _Usage(NamedTuple):
-    """What the process has used and has."""
+    """What the process has used and has, as its system tells it."""
 
     cpu: float
     faults: int
     peak: int
     memory: tuple[int, int]  # anonymous, and of files and shared memory
 
-    @staticmethod
-    def now() -> _Usage:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            lines = (line.split() for line in status if line.startswith(("Rss", "VmHWM")))
-            sizes = {line[0]: int(line[1]) * _KB for line in lines}
-        memory = sizes["RssAnon:"], sizes["RssFile:"] + sizes["RssShmem:"]
-        return _Usage(used.ru_utime + used.ru_stime, used.ru_minflt + used.ru_majflt, sizes["VmHWM:"], memory)
+    @classmethod
+    def now(cls) -> _Usage:
+        """That of this moment."""
+        told = _told[0]()
+        return cls(told["cpu"], int(told["faults"]), int(told["peak"]), (int(told["anonymous"]), int(told["file"])))
+
+
+_told: list[Callable[[], dict[str, float]]] = []
 
 
 def main() -> None:
     """Do the job that the command line gives, and print what it took."""
     job: Job = json.loads(sys.argv[1])
+    _told.append(runpy.run_path(job["usage"])["usage"])
     sys.path[:] = [job["package"], *filter(None, sys.path)]
     inputs = {}
     if job["inputs"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ __all__ = ["main"]
 
 _BAD_INPUT = 2
 _SIGNAL = 128  # what shells add to the number of the signal that ended a program
+_PIPE = 13  # the number of SIGPIPE, which some systems do not know
 _EPILOG = "Exit codes: 0 good, 1 a finding, 2 bad usage or unreadable input."
 _SHELLS = ("bash", "zsh", "tcsh")
 # Arguments that are paths.
@@ -51,6 +53,9 @@ _COMMANDS: Mapping[str, _Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command, by default that of the process's own arguments. Returns the exit code."""
+    # A name that cannot be written in the output's encoding, as pipes have one on Windows, ends no command.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     given = _parser().parse_args(argv)
     if given.command != "run":
         # Before anything imports ONNX Runtime. What is run is the user's own program.
@@ -70,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read it has seen enough. The interpreter must not try once more at its end.
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
-        return _SIGNAL + signal.SIGPIPE
+        return _SIGNAL + _PIPE
     except ModelError as error:
         _complain(given, f"no ONNX model that can be read: {error}")
     except (ImportError, AttributeError) as error:

@@ -21,7 +21,7 @@ from ort_qdq_plugin.cli.inputs import random_inputs
 from ort_qdq_plugin.cli.machine import make_ready
 from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.system.environment import NO_TELEMETRY, PREFIX
-from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.system.platform import host, usage
 
 __all__ = ["Job", "Memory", "Peer", "Run", "difference", "in_turns", "job_for", "measured", "start"]
 
@@ -53,6 +53,7 @@ class Job(NamedTuple):
     engine: str = ""  # a Python file whose `loader(job)` gives a Load of ``child``, for what loads the model otherwise
     package: str = _PACKAGE  # the folder that this package is imported from
     folder: str = ""  # in which the process runs; "" for the one that this process is in
+    usage: str = usage.__file__  # a Python file whose `usage()` tells what a process has used
 
 
 class Memory(NamedTuple):

@@ -34,16 +34,19 @@ def run(given: argparse.Namespace) -> int:
     command = given.program[1:] if given.program[:1] == ["--"] else given.program
     if not command:
         raise UsageError("which program?")
-    with tempfile.NamedTemporaryFile(prefix="ort-qdq-run-", suffix=".log") as log:
+    # Programs that it has started may live on, and have the file open: some systems do not remove it then.
+    with tempfile.TemporaryDirectory(prefix="ort-qdq-run-", ignore_cleanup_errors=True) as folder:
+        log = Path(folder, "log")
+        log.touch()
         try:
-            process = subprocess.Popen(command, env=_environment(log.name, given.no_telemetry))
+            process = subprocess.Popen(command, env=_environment(str(log), given.no_telemetry))
         except OSError as error:
             raise UsageError(f"{command[0]}: {error.strerror}") from error
         # A terminal interrupts both; the program decides what comes of it.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         code = process.wait()
-        lines = log.read().decode(errors="replace").splitlines()
+        lines = log.read_text("utf-8", "replace").splitlines()
     complain(*lines or ["ort-qdq run: no Python that has this package installed has created a session"])
     return code if code >= 0 else _SIGNAL - code
 

@@ -171,9 +171,10 @@ class _Written:
 
     def _new(self, path: str) -> BinaryIO:
         name = f"{path}.{os.urandom(_RANDOM_BYTES).hex()}.tmp"
-        file = self._undo.enter_context(BufferedWriter(FileIO(name, "x")))
         self._names[name] = path
+        # After it was closed: some systems remove and rename no file that is open.
         self._undo.callback(Path(name).unlink, missing_ok=True)
+        file = self._undo.enter_context(BufferedWriter(FileIO(name, "x")))
         return file
 
     def commit(self) -> None:
@@ -181,6 +182,7 @@ class _Written:
         for file in filter(None, (self.data, self.model)):
             file.flush()
             os.fsync(file.fileno())
+            file.close()
         for name, path in self._names.items():
             os.replace(name, path)
 

@@ -62,6 +62,8 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
             buffer.unlink()
     if not prepared.is_used_up:
         keep_until_destroyed(hook.native_session(session), (*prepared.buffers.values(), prepared.holder))
+    elif left := tuple(buffer for buffer in prepared.packed if buffer.path is not None):
+        keep_until_destroyed(hook.native_session(session), left)
     for buffer in prepared.packed:
         # By now ONNX Runtime has read all that was packed.
         buffer.seal()

@@ -38,6 +38,7 @@ from ort_qdq_plugin.ort.release import check_release, lends_files
 from ort_qdq_plugin.ort.spare_copies import copied_once
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.system.platform import host
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter
@@ -66,9 +67,10 @@ def create_native_session(session: Any, state: SessionState, call: CreateCall) -
         # ONNX Runtime has an error for this.
         hook.create_stock(session, call)
         return
-    if not _created_from_prepared(session, state, call):
-        state.prepared = None
-        _create_stock(session, state, call)
+    with log.one_warning():
+        if not _created_from_prepared(session, state, call):
+            state.prepared = None
+            _create_stock(session, state, call)
     log.info("%s: %s", model if isinstance(model, str) else "<bytes>", state.report.summary())
 
 
@@ -192,6 +194,9 @@ def prepare_cached(request: LoadRequest, journal: Journal, *, must_record: bool 
 
     Nothing of the cache is touched, or even imported, for a model that a glance shows to have nothing to fuse.
     """
+    if request.options.share_weights and not host.opens_by_path():
+        log.warning("weights are not shared between processes: ONNX Runtime opens no files by path without /proc")
+        request = request._replace(options=replace(request.options, share_weights=False))
     if not _is_cached(request):
         with _opened(request, journal) as skeleton:
             try:

@@ -40,6 +40,8 @@ def packed_buffers(
         undo.callback(buffer.discard)
     if packed:
         pack(layout, packed, request.threads, request.options.progress)
+    for buffer in packed:
+        buffer.finish()
     if named:
         for buffer in packed:
             buffer.link()

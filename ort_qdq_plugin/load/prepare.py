@@ -27,6 +27,7 @@ from ort_qdq_plugin.model.skeleton import Skeleton
 from ort_qdq_plugin.ort.buffers import borrow, open_by_path
 from ort_qdq_plugin.ort.copies import foreign_domains, initialize_ort_once, private_options
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
+from ort_qdq_plugin.ort.keys import FOLDER_KEY
 from ort_qdq_plugin.report import StockReason
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
                 if uses_extensions:
                     register_extensions(session_options)
                 if way is Way.BY_PATH:
-                    open_by_path(session_options)
+                    open_by_path(session_options, external_data.root)
                 else:
                     borrow(session_options, external_data.buffers)
         if writer is not None:
@@ -96,7 +97,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
         buffers=external_data.buffers,
         mappings=external_data.mappings,
         packed=tuple(packed),
-        lent_entries=request.entries if way is Way.WITH_OWN_OPTIONS else None,
+        lent_entries={**request.entries, FOLDER_KEY: external_data.root} if way is Way.WITH_OWN_OPTIONS else None,
         report=journal.finished(way.route, reason=way.reason),
     )
 

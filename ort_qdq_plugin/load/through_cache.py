@@ -254,8 +254,8 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         else:
             with fork_lock:
                 from ort_qdq_plugin.memory.external_data import by_paths
-            open_by_path(session_options)
-            model = by_paths(model, paths)
+            model, root = by_paths(model, paths)
+            open_by_path(session_options, root)
         report = journal.finished(way.route, reason=way.reason)
         return PreparedModel(model, session_options, False, {}, (), (), report, holder=entry.holder, entry=entry)
     buffers: dict[str, mmap.mmap | bytes] = {}

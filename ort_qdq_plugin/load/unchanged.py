@@ -188,6 +188,8 @@ def _packed(
         done += place.nbytes
         if progress is not None:
             progress(done, total)
+    for buffer in packed:
+        buffer.finish()
     return packed
 
 

@@ -7,6 +7,7 @@ process however it ends. Where no file can be had it is plain anonymous memory.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,9 @@ __all__ = ["SMALL_BYTES", "PackedBuffer", "buffer_at", "make_buffers", "spill_di
 # limit is higher than that because other file systems may be slower.
 SMALL_BYTES = 1 << 20
 
+# What is said of a directory in which this process can make no file at all.
+_NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
+
 
 class PackedBuffer:
     """Writable bytes, zero at first.
@@ -42,6 +46,7 @@ class PackedBuffer:
     _lock: files.File | None = None  # keeps others from removing the file while it has a name
     _name: Name | None = None
     _owner = 0
+    _stays_at = ""  # the file's path, if it has one from the start that others may open later
 
     def __init__(
         self, mapping: mmap.mmap, file: files.File | None = None, name: Name | None = None, lock: files.File | None = None
@@ -53,7 +58,7 @@ class PackedBuffer:
         self._owner = os.getpid()
         self._lock = lock
         if name is not None and lock is not None:
-            self.path = name.path
+            self.path = self._stays_at = name.path
         self._file = file
 
     def __del__(self) -> None:
@@ -71,11 +76,26 @@ class PackedBuffer:
         else:
             files.write_at(file, offset, data.reshape(-1).data)
 
+    def finish(self) -> None:
+        """Say that all is packed: where ONNX Runtime opens no file that can be written, it cannot be written any more."""
+        if files.SHARES_FREELY or not self._stays_at:
+            return
+        if self.path is None:
+            with files.open_to_read(self._stays_at) as file:
+                mapping = host.map_file(file, len(self.mapping))
+        else:
+            # ONNX Runtime maps it itself, and as long as this process does, it cannot be removed.
+            mapping = host.map_anonymous(1)
+        self.mapping, self.array = mapping, np.frombuffer(mapping, np.uint8)
+        file_to_write, self._file = self._file, None
+        if file_to_write is not None:
+            file_to_write.close()
+
     def link(self) -> None:
         """Give the file a name, mode 0600, for ONNX Runtime to open. Should this process be killed, others remove it."""
-        if self._file is None or self._name is None:
-            raise OSError("plain memory has no name")
         if self.path is None:
+            if self._file is None or self._name is None:
+                raise OSError("plain memory has no name")
             # Of a file that was opened for it alone: the mapping has a share in what it was made of, also in a forked child.
             self._lock = files.open_again(self._file)
             files.lock(self._lock)
@@ -113,7 +133,10 @@ class PackedBuffer:
             host.drop_pages(self.mapping, offset, nbytes)
 
     def unlink(self) -> None:
-        """Take the file's name away, if it has one."""
+        """Take the file's name away, if it has one.
+
+        Some systems refuse that while a session has it mapped. Then it still has its `path`, until this object goes.
+        """
         name, self._name = self._name, None
         path, self.path = self.path, None
         if self._owner != os.getpid():
@@ -124,14 +147,21 @@ class PackedBuffer:
                 # Somebody else may have removed it already.
                 with suppress(FileNotFoundError):
                     os.unlink(path)
+        except PermissionError:
+            if files.SHARES_FREELY:
+                raise
+            self.path, self._name = path, name
         finally:
-            self._lock = None
-            if name is not None:
-                name.remover.gone(name.path)
+            if self.path is None:
+                self._lock = None
+                if name is not None:
+                    name.remover.gone(name.path)
 
 
 def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, linkable: bool = False) -> list[PackedBuffer]:
-    """Make zeroed buffers of these sizes in bytes, all above 0: plain memory, with one warning, where no file can be had.
+    """Make zeroed buffers of these sizes in bytes, all above 0: plain memory where no file can be had.
+
+    That is worth a warning if a file was asked for, or a directory has no room. A container may have no directory at all.
 
     Args:
         kind: `Options.buffer`.
@@ -145,22 +175,27 @@ def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, linkabl
         return []
     if not linkable and (kind == "memory" or (kind == "auto" and sum(sizes) < SMALL_BYTES)):
         return [PackedBuffer(host.map_anonymous(size)) for size in sizes]
-    problem = "no directory for temporary files"
+    problem, there_is_one = "there is no directory for temporary files", False
     for directory in spill_directories(spill_dir):
         try:
             return _file_buffers(sizes, directory, linkable)
         except OSError as error:
             # Not the exception itself, which would keep the buffers that were made before it.
             problem = str(error)
+            there_is_one |= error.errno not in _NO_PLACE
     if linkable:
-        raise OSError(problem)
-    log.warning("no room for spill files of %d bytes (%s): packing into memory instead", sum(sizes), problem)
+        raise OSError(f"packed weights need a file with a name here: {problem}")
+    was_named = kind == "file" or spill_dir is not None or os.environ.get("TMPDIR")
+    tell = log.warning if was_named or there_is_one else log.info
+    tell("no room for spill files of %d bytes (%s): packing into memory instead", sum(sizes), problem)
     return [PackedBuffer(host.map_anonymous(size)) for size in sizes]
 
 
 def buffer_at(path: str, size: int) -> PackedBuffer:
     """A zeroed buffer in a new file of mode 0400; OSError if there is no room for it."""
-    return _file_buffer(size, files.create(path, 0o400))
+    buffer = _file_buffer(size, files.create(path, 0o400))
+    buffer._stays_at = path
+    return buffer
 
 
 def spill_directories(spill_dir: str | None) -> Iterator[str]:
@@ -168,8 +203,7 @@ def spill_directories(spill_dir: str | None) -> Iterator[str]:
     if spill_dir is not None:
         yield spill_dir
         return
-    # /tmp is often memory (tmpfs); /var/tmp is meant for files too large for that (Filesystem Hierarchy Standard 5.15).
-    large = [] if os.environ.get("TMPDIR") else [path for path in ("/var/tmp",) if os.path.isdir(path)]
+    large = [] if os.environ.get("TMPDIR") else files.spill_folders()
     yield from large
     with fork_lock:
         # This takes some milliseconds, and is needed for the second choice only.
@@ -185,11 +219,12 @@ def spill_directories(spill_dir: str | None) -> Iterator[str]:
 def _file_buffers(sizes: Sequence[int], directory: str, linkable: bool) -> list[PackedBuffer]:
     with ExitStack() as undo:
         names: list[Name | None] = [None] * len(sizes)
-        if linkable:
+        if linkable or not files.SHARES_FREELY:
             with fork_lock:
                 from ort_qdq_plugin.memory.named_files import new_names, sweep
             directory = files.safe_directory(directory)
             sweep(directory)
+        if linkable:
             names = [*new_names(directory, len(sizes), undo)]
         buffers = []
         for size, name in zip(sizes, names, strict=True):

@@ -8,32 +8,45 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.memory.buffer import PackedBuffer
 from ort_qdq_plugin.model.messages import ModelProto, TensorProto, external_data, external_tensors, refer
 from ort_qdq_plugin.model.sources import ByteSource, MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
+from ort_qdq_plugin.report import StockReason
+from ort_qdq_plugin.system.platform import files
 
 __all__ = ["ExternalData", "by_paths"]
 
 
 class ExternalData:
-    """Where external tensors of the rewritten model find their bytes."""
+    """Where external tensors of the rewritten model find their bytes.
+
+    Raises:
+        LeaveToStock: ONNX Runtime is to open files by path that have no folder in common. So does `put`.
+    """
 
     def __init__(self, through_paths: bool, packed: Sequence[PackedBuffer]) -> None:
-        # By location, if ONNX Runtime borrows them. If it opens files by path, locations are paths below the root directory.
+        # By location, if ONNX Runtime borrows them. If it opens files by path, locations are paths below `root`.
         self.buffers: dict[str, mmap.mmap | bytes] = {}
         self.mappings: list[mmap.mmap] = []  # those that are of files, whose pages may be dropped at any moment
+        self._root = _Root()
         self._through_paths = through_paths
         self._locations: dict[ByteSource, str] = {}
         self._packed = packed
         self._packed_at = [
-            _below_root(buffer.path) if buffer.path is not None
+            self._root.location_of(buffer.path) if buffer.path is not None
             else "" if through_paths
             else self._new_location(f"packed-{at}.bin", buffer.mapping)
             for at, buffer in enumerate(packed)
         ]  # fmt: skip
         self.mappings += [buffer.mapping for buffer in packed if buffer.in_file]
+
+    @property
+    def root(self) -> str:
+        """The folder that all files are below which ONNX Runtime opens by path."""
+        return self._root.path
 
     @property
     def locations(self) -> dict[str, str]:
@@ -48,7 +61,7 @@ class ExternalData:
             return
         if stored.source not in self._locations:
             self._locations[stored.source] = (
-                _below_root(stored.source.name) if self._through_paths else self._borrow(stored.source)
+                self._root.location_of(stored.source.name) if self._through_paths else self._borrow(stored.source)
             )
         refer(tensor, self._locations[stored.source], stored.offset, stored.nbytes)
 
@@ -70,20 +83,39 @@ class ExternalData:
         return location
 
 
+class _Root:
+    """The topmost folder, below which ONNX Runtime finds files by path. Some systems have one for each drive."""
+
+    def __init__(self) -> None:
+        self.path = os.sep
+        self._is_known = False
+
+    def location_of(self, path: str) -> str:
+        """The path of a file below it. Raises LeaveToStock if the file is on another drive than those before."""
+        real = os.path.realpath(path)
+        root = files.root_of(real)
+        if self._is_known and os.path.normcase(root) != os.path.normcase(self.path):
+            raise LeaveToStock(StockReason.DRIVES, f"{self.path} and {root}")
+        self.path, self._is_known = root, True
+        return os.path.relpath(real, root)
+
+
 def _put_inside(tensor: TensorProto, data: np.ndarray) -> None:
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
     tensor.raw_data = data.tobytes()
 
 
-def by_paths(model: bytes, paths: Mapping[str, str]) -> bytes:
-    """A serialized model, its external tensors in files at these paths, by location, which ONNX Runtime opens itself."""
-    proto, below = ModelProto.FromString(model), {location: _below_root(path) for location, path in paths.items()}
+def by_paths(model: bytes, paths: Mapping[str, str]) -> tuple[bytes, str]:
+    """A serialized model, its external tensors in files at these paths, by location, which ONNX Runtime opens itself; and
+    the folder that it looks for them below.
+
+    Raises:
+        LeaveToStock: They have no folder in common.
+    """
+    root = _Root()
+    proto, below = ModelProto.FromString(model), {location: root.location_of(path) for location, path in paths.items()}
     for tensor in external_tensors(proto.graph):
         entries = external_data(tensor)
         refer(tensor, below[entries["location"]], int(entries.get("offset", 0)), int(entries["length"]))
-    return bytes(proto.SerializeToString())
-
-
-def _below_root(path: str) -> str:
-    return os.path.relpath(os.path.realpath(path), os.sep)
+    return bytes(proto.SerializeToString()), root.path

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from ort_qdq_plugin.system.forks import fork_lock
-from ort_qdq_plugin.system.platform import descriptors, files
+from ort_qdq_plugin.system.platform import descriptors, files, host
 
 __all__ = ["Name", "new_names", "open_named", "sweep"]
 
@@ -28,9 +28,13 @@ class Remover:
     The pipe ends with this object, or with the process. If no shell can be started, `sweep` has to remove the files later.
     """
 
+    _pipe: descriptors.Opened | None = None
+
     def __init__(self, paths: Sequence[str]) -> None:
         self._left = set(paths)
         self._starting, self._running = _thread.allocate_lock(), _thread.allocate_lock()
+        if host.SHELL is None:
+            return
         self._starting.acquire()
         self._running.acquire()
         end, self._pipe = descriptors.pipe()
@@ -50,7 +54,8 @@ class Remover:
         """Say that there is no file at `path` any more, or never was. When that is true of all, the shell ends."""
         self._left.discard(path)
         if not self._left:
-            self._pipe.close()
+            if self._pipe is not None:
+                self._pipe.close()
             if self._running.acquire(timeout=_END_SECONDS):
                 self._running.release()
 
@@ -65,7 +70,7 @@ def _watch(end: descriptors.Opened, paths: Sequence[str], starting: _thread.Lock
 
                 shell = subprocess.Popen(
                     # Nothing is ever written: the pipe ends when this process does.
-                    ["/bin/sh", "-c", 'read -r line || rm -f -- "$@"', "sh", *paths],
+                    [str(host.SHELL), "-c", 'read -r line || rm -f -- "$@"', "sh", *paths],
                     stdin=end.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -106,7 +111,7 @@ def open_named(name: Name) -> tuple[files.File, files.File]:
         file = files.create(name.path, 0o600)
         # Another process's sweep may remove it before it is locked.
         with suppress(FileNotFoundError):
-            lock = files.open_to_write(name.path)
+            lock = files.open_to_lock(name.path)
             files.lock(lock)
             if os.fstat(file.fileno()).st_nlink:
                 return file, lock

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import threading
+from contextlib import suppress
 from typing import Protocol
 
 from ort_qdq_plugin.errors import ModelError, SourceChangedError, SourceUnreadableError
@@ -204,11 +205,18 @@ class ExternalFiles:
         """The path that a location stands for, as it is and with symbolic links followed."""
         if self._base is None or self._directory is None:
             raise ModelError(f"external data {location[:_MAX_SHOWN]!r} of a model without a folder")
-        if not location or len(location) > _MAX_LOCATION or "\0" in location or os.path.isabs(location):
+        if not location or len(location) > _MAX_LOCATION or "\0" in location or not files.is_relative(location):
             raise ModelError(f"external data location {location[:_MAX_SHOWN]!r} is not a relative path")
         # Strict: resolving stops at the first part of the path that is missing, even if thousands of parts follow.
         named = os.path.join(self._base, location)
         path = os.path.realpath(named, strict=True)
-        if os.path.commonpath([path, self._directory]) != self._directory:
+        if not _is_within(path, self._directory):
             raise ModelError(f"external data location {location!r} leaves the model's folder")
         return named, path
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Whether a real path is that of a real folder, or below it."""
+    with suppress(ValueError):  # they have no folder in common: another drive, or a device
+        return os.path.normcase(os.path.commonpath([path, folder])) == os.path.normcase(folder)
+    return False

@@ -109,9 +109,9 @@ def _trim(mappings: Sequence[mmap.mmap]) -> None:
 def by_path(session_options: Any, given: Mapping[str, str], create: Callable[[], None]) -> None:
     """Call `create` while sessions created with the caller's options look for external data below the root directory.
 
-    Meanwhile the options have the `given` config entries too.
+    Meanwhile the options have the `given` config entries too, one of which may name another directory.
     """
-    entries = {**given, FOLDER_KEY: os.sep}
+    entries = {FOLDER_KEY: os.sep, **given}
     if config_entry(session_options, PARALLEL_KEY) is None:
         entries[PARALLEL_KEY] = "1"
     with_entries(session_options, entries, create)

@@ -33,6 +33,7 @@ class StockReason(Sentence):
     ADDED_INITIALIZERS = "Initializers were added to the session's options (add_external_initializers)."
     OPTIMIZED_MODEL = "An optimized model is saved, or one compiled for a provider; its weights would be in temporary files."
     RELEASE = "This package does not know the installed ONNX Runtime."
+    DRIVES = "ONNX Runtime would have to open files on several drives by path, and finds them below one folder only."
     OPTIONS_IN_MODEL = "The model contains session options, and ORT_LOAD_CONFIG_FROM_MODEL=1 is set."
     NOT_COMPUTED = "A weight is computed from what has no definite result, as no number or integers out of range."
     PACKED_SIZE = "The model's weights would be far larger when packed than they are stored."

@@ -1,10 +1,12 @@
-"""All that differs between operating systems. Another one is another folder of such modules, chosen here by sys.platform.
-
-There is one folder so far. Where it calls what a system lacks, the model goes to stock ONNX Runtime.
-"""
+"""All that differs between operating systems. Another one is another folder of such modules, chosen here by sys.platform."""
 
 from __future__ import annotations
 
-from ort_qdq_plugin.system.posix import descriptors, files, host
+import sys
 
-__all__ = ["descriptors", "files", "host"]
+if sys.platform == "win32":
+    from ort_qdq_plugin.system.windows import descriptors, files, host, usage
+else:
+    from ort_qdq_plugin.system.posix import descriptors, files, host, usage
+
+__all__ = ["descriptors", "files", "host", "usage"]

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from ort_qdq_plugin import Options, QdqPluginError, StockReason, create_session
 from ort_qdq_plugin.load import pack as pack_stage
+from ort_qdq_plugin.system.platform import files
 from tests import support
 from tests.support import CPU, ROUTE_IN_MEMORY, Form, made_report, mapped, quiet, refuse, result, save, stack, stock
 
@@ -65,7 +65,7 @@ def test_strict_raises_once_and_without_stocks_retry(
 def test_a_full_disk_is_one_warning(
     tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refuse(monkeypatch, os, "posix_fallocate", errno.ENOSPC)
+    refuse(monkeypatch, files, "reserve", errno.ENOSPC)
     stored = save(stack(4, 128), tmp_path, "external")
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         session = create_session(stored, quiet(), CPU, options=Options(buffer="file", spill_dir=empty, threads=3))

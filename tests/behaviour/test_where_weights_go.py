@@ -39,6 +39,7 @@ def test_n_major_unsigned_weights_are_not_moved(tmp_path: Path, empty: Path) -> 
 
 
 @pytest.mark.parametrize("buffer", ["auto", "file", "memory"])
+@pytest.mark.needs("unnamed files")
 def test_progress_and_where_packed_bytes_go(tmp_path: Path, empty: Path, buffer: Buffer, make: Any) -> None:
     seen: list[tuple[int, int]] = []
     options = Options(buffer=buffer, spill_dir=empty, progress=lambda done, total: seen.append((done, total)))

@@ -1,7 +1,6 @@
 """Loads through the cache, in this process and in others; files that change."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from ort_qdq_plugin.cache.manifest import Manifest, SourceFile
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.system.platform import host
+from tests.lacking import fcntl
 from tests.support import CPU, Form, descriptors, made_report, refuse, save, x_of
 
 __all__ = [
@@ -138,6 +138,7 @@ sys.stdin.read()
 @contextmanager
 def locked_elsewhere(path: Path, kind: str = "LOCK_EX") -> Iterator[subprocess.Popen[str]]:
     """While the block runs, or until its input is closed, another process holds a lock on a file."""
+    _ = fcntl.flock  # by which the other process locks it: where there is none, the test is skipped
     command = [sys.executable, "-S", "-c", _HOLDS, str(path), kind]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -12,6 +12,7 @@ from ort_qdq_plugin.cache.contained import DATA, append, contain
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.model.messages import ModelProto, external_data, external_tensors
 from ort_qdq_plugin.model.sources import FileSource
+from ort_qdq_plugin.system import opened
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import longer, replaced, rewritten
 from tests.support import refuse, settled_descriptors
@@ -65,7 +66,7 @@ def test_of_a_file_that_has_changed_nothing_is_copied(source: Path, tmp_path: Pa
 @pytest.mark.parametrize("problem", [None, errno.EXDEV, errno.EPERM])
 def test_appending(source: Path, tmp_path: Path, problem: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether or not the system copies within the kernel."""
-    monkeypatch.setattr(files, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(opened, "_CHUNK_BYTES", 1000)
     if problem is not None:
         refuse(monkeypatch, os, "copy_file_range", problem)
     content, path = source.read_bytes(), tmp_path / "file"

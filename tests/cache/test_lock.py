@@ -1,7 +1,6 @@
 """Locks: one holder at a time among threads and processes, however each of them ends."""
 
 import errno
-import fcntl
 import os
 import stat
 import threading
@@ -17,6 +16,7 @@ import pytest
 from ort_qdq_plugin.cache.lock import exclusive, open_lock
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import locked_elsewhere, without_locks
+from tests.lacking import fcntl
 from tests.support import descriptors, python
 
 LONG = 60.0

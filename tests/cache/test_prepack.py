@@ -11,7 +11,7 @@ from ort_qdq_plugin import Options, warm
 from ort_qdq_plugin.cache.contained import DATA
 from ort_qdq_plugin.cache.entry import MODEL, SHARED_MODEL
 from ort_qdq_plugin.cache.prepack import main
-from ort_qdq_plugin.system.platform import files
+from ort_qdq_plugin.system import opened
 from tests.cache.support import entries, load
 from tests.support import Form, python, quiet, result, save, stack, stock
 
@@ -53,7 +53,7 @@ def blobs(reference: dict[str, str]) -> list[tuple[int, int]]:
 def test_stock_computes_the_same(
     tmp_path: Path, form: Form, n_major: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(files, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(opened, "_CHUNK_BYTES", 1000)
     entry = made_entry(tmp_path, pair(n_major), form)
     assert main([str(entry)]) == 0
     shared, plain = (stock(str(entry / name)) for name in (SHARED_MODEL, MODEL))

@@ -15,10 +15,11 @@ import pytest
 
 from ort_qdq_plugin import Report
 from ort_qdq_plugin.cache import store as store_module
-from ort_qdq_plugin.cache.entry import MODEL
+from ort_qdq_plugin.cache.entry import MANIFEST, MODEL, ON_DISK
 from ort_qdq_plugin.cache.manifest import Manifest
 from ort_qdq_plugin.cache.store import LOCK, Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
+from ort_qdq_plugin.system.platform import files
 from tests.cache import support
 from tests.cache.support import KEY, PACKED, begun, in_use, is_found, locked_by_others, locked_elsewhere, make_entry
 from tests.support import refuse
@@ -34,6 +35,7 @@ def test_its_directory_is_made_and_private(tmp_path: Path, source: Path) -> None
         Store(str(source))
 
 
+@pytest.mark.needs("modes")
 def test_directories_that_it_makes_are_the_users_own(tmp_path: Path) -> None:
     """Whatever the umask is: entries in a directory that others can write to are not used."""
     before = os.umask(0o002)
@@ -112,6 +114,7 @@ def test_whatever_is_in_the_way_goes(store: Store, source: Path, obstacle: str) 
     assert source.exists()
 
 
+@pytest.mark.needs("free names")
 def test_of_two_that_make_the_same_entry_one_stays(store: Store, source: Path) -> None:
     """As on file systems without locks."""
     for path in [begun(store) for _ in range(2)]:
@@ -129,6 +132,7 @@ def test_a_manifest_that_nobody_would_read_is_not_written(store: Store, monkeypa
     assert not is_found(store)
 
 
+@pytest.mark.needs("free names")
 def test_an_entry_that_cannot_get_its_name(store: Store, source: Path) -> None:
     path = begun(store)
     Path(store.path_of(KEY)).touch()
@@ -149,6 +153,7 @@ def test_an_entry_that_the_disk_refuses_is_removed(store: Store, source: Path, m
     assert not folder.exists()
 
 
+@pytest.mark.needs("free names")
 def test_an_entry_that_is_removed_before_it_is_on_disk(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     removed_meanwhile = threading.Event()
     real = os.fsync
@@ -240,3 +245,21 @@ def test_without_locks_nothing_is_swept(store: Store, monkeypatch: pytest.Monkey
     support.without_locks(monkeypatch)
     with store.locked(KEY):
         assert os.path.exists(unfinished)
+
+
+def test_where_open_folders_cannot_be_renamed(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry is made at its place, and is none before its manifest is there; nor after that was lost."""
+    monkeypatch.setattr(files, "SHARES_FREELY", False)
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            path = begun(store)
+            assert path == store.path_of(KEY)
+            assert store.find(KEY, verify=False) is None
+            refuse(patched, os, "rename", errno.EACCES)
+            folder = make_entry(store, source=source, path=path)
+        assert (folder / ON_DISK).exists(), "without waiting for it"
+        entry = store.find(KEY, verify=False)
+        assert entry is not None
+        entry.holder.close()
+        entry.close()
+        (folder / MANIFEST).unlink()

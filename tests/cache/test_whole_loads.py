@@ -176,19 +176,20 @@ def test_a_file_system_without_locks(model: Path, cache: Path, monkeypatch: pyte
 
 
 def refused_there(monkeypatch: pytest.MonkeyPatch, cache: Path, module: Any, name: str, problem: int) -> None:
-    """This call of the system fails for files in the cache."""
+    """This call fails for files in the cache."""
     real = getattr(module, name)
 
-    def call(descriptor: int, *args: Any, **options: Any) -> Any:
+    def call(file: Any, *args: Any, **options: Any) -> Any:
+        descriptor = file if isinstance(file, int) else file.fileno()
         if descriptor >= 0 and str(cache) in os.readlink(f"/proc/self/fd/{descriptor}"):
             raise OSError(problem, os.strerror(problem))
-        return real(descriptor, *args, **options)
+        return real(file, *args, **options)
 
     monkeypatch.setattr(module, name, call)
 
 
 def full(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    refused_there(monkeypatch, cache, os, "posix_fallocate", errno.ENOSPC)
+    refused_there(monkeypatch, cache, files, "reserve", errno.ENOSPC)
 
 
 def unmappable(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

@@ -19,7 +19,7 @@ from ort_qdq_plugin.cache.manifest import Manifest, digest_of
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.writer import EntryWriter, YoungSources
 from ort_qdq_plugin.model.sources import ExternalFiles, FileSource
-from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.system.platform import files, host
 from tests.cache.support import PACKED, entries, leftovers, longer, replaced, rewritten
 from tests.cache.test_helper import interpreter
 from tests.ort.test_buffers import COUNT, adding
@@ -191,7 +191,7 @@ def test_nothing_is_begun_before_there_is_something_to_write(store: Store, sourc
 
 
 def test_no_room(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, os, "posix_fallocate", errno.ENOSPC)
+    refuse(monkeypatch, files, "reserve", errno.ENOSPC)
     writer = writer_of(store, source)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         writer.make_buffers([SIZE])

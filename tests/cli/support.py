@@ -1,19 +1,17 @@
 """Running the command line: in this process, in one of its own, and on a terminal."""
 
-import fcntl
 import os
-import pty
 import signal
 import struct
 import subprocess
 import sys
-import termios
 from contextlib import suppress
 from typing import NamedTuple
 
 import pytest
 
 from ort_qdq_plugin.cli.main import main
+from tests.lacking import fcntl, pty, termios
 from tests.support import environment
 
 __all__ = ["Here", "Outcome", "apart", "on_terminal"]

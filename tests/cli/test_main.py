@@ -85,3 +85,14 @@ from ort_qdq_plugin import Options, create_session, activate
 assert not [name for name in sys.modules if name.startswith(("ort_qdq_plugin.cli", "rich", "matplotlib", "argparse"))]
 """)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_the_output_cannot_encode(tmp_path: Path) -> None:
+    """As on Windows, where a pipe has an encoding of a few hundred characters."""
+    path = tmp_path / "\u6a21\u578b.onnx"
+    path.write_bytes(mixed())
+    variables = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    assert apart("warm", "--dir", tmp_path / "cache", path, **variables).code == 0
+    done = apart("cache", "list", "--dir", tmp_path / "cache", **variables)
+    assert (done.code, done.err) == (0, "")
+    assert "\\u6a21\\u578b.onnx" in done.out

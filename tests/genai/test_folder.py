@@ -1,6 +1,5 @@
 """The temporary folders that onnxruntime-genai is given."""
 
-import fcntl
 import gc
 import os
 import signal
@@ -15,6 +14,7 @@ import pytest
 from ort_qdq_plugin.genai import folder as module
 from ort_qdq_plugin.genai.config import CONFIG_NAME
 from ort_qdq_plugin.genai.folder import ConfigFolder, new_folder
+from tests.lacking import fcntl
 
 HOLD = """
 import sys

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers, spill_directories
-from tests.support import descriptors, mapped, python, refuse, settled_descriptors
+from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at, make_buffers, spill_directories
+from ort_qdq_plugin.memory.named_files import sweep
+from ort_qdq_plugin.system.platform import files
+from tests.support import BOTH_WAYS_TO_NO_NAME, descriptors, mapped, python, refuse, settled_descriptors
 
 SIZE = 2 << 20
 FILE_FROM = 1 << 20  # where it may choose
@@ -61,7 +63,7 @@ def filled(buffer: PackedBuffer) -> None:
 def test_holds_what_is_written(tmp_path: Path, kind: str, linkable: bool) -> None:
     buffer = make_buffer(SIZE, kind, str(tmp_path), linkable)
     assert buffer.in_file == (linkable or kind != "memory")
-    assert buffer.path is None
+    assert buffer.path is None or not (files.SHARES_FREELY and hasattr(os, "O_TMPFILE"))
     if linkable:
         buffer.link()
         assert buffer.path is not None
@@ -80,6 +82,7 @@ def test_small_ones_are_not_worth_a_file(tmp_path: Path, sizes: list[int], in_fi
     assert [buffer.in_file for buffer in make_buffers(sizes, "file", str(tmp_path))] == [True] * len(sizes)
 
 
+@pytest.mark.needs("unnamed files")
 def test_no_name_at_any_time(tmp_path: Path) -> None:
     buffer = make_buffer(SIZE, "file", str(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -125,7 +128,7 @@ def no_room(*_: object) -> None:
 def test_no_room_means_memory_and_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    monkeypatch.setattr(files, "reserve", no_room)
     before = settled_descriptors()
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         buffer = make_buffer(SIZE, "file", str(tmp_path))
@@ -138,7 +141,7 @@ def test_no_room_means_memory_and_a_warning(
 
 
 def test_no_room_for_a_linkable_one_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    monkeypatch.setattr(files, "reserve", no_room)
     before = settled_descriptors()
     with pytest.raises(OSError, match="No space left"):
         make_buffer(SIZE, "file", str(tmp_path), linkable=True)
@@ -148,15 +151,15 @@ def test_no_room_for_a_linkable_one_is_an_error(tmp_path: Path, monkeypatch: pyt
 
 def test_all_or_none_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """When the disk fills up at the second of three, one warning is enough, and the first file goes too."""
-    reserve, calls = os.posix_fallocate, []
+    reserve, calls = files.reserve, []
 
-    def full_at_second(descriptor: int, offset: int, size: int) -> None:
+    def full_at_second(file: files.File, size: int) -> None:
         calls.append(size)
         if len(calls) == 2:
             no_room()
-        reserve(descriptor, offset, size)
+        reserve(file, size)
 
-    monkeypatch.setattr(os, "posix_fallocate", full_at_second)
+    monkeypatch.setattr(files, "reserve", full_at_second)
     before = settled_descriptors()
     with caplog.at_level(logging.WARNING, "ort_qdq_plugin"):
         buffers = make_buffers([SIZE] * 3, "file", str(tmp_path))
@@ -179,6 +182,29 @@ def test_a_disk_that_is_really_full(small_disk: Path, caplog: pytest.LogCaptureF
     small = make_buffer(1 << 19, "file", str(small_disk))
     assert small.in_file
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "named", "warned"),
+    [
+        (errno.EROFS, None, False),
+        (errno.EACCES, None, False),
+        (errno.ENOSPC, None, True),
+        (errno.EROFS, "TMPDIR", True),
+        (errno.EROFS, "spill_dir", True),
+    ],
+)
+def test_no_place_at_all_is_no_surprise(
+    problem: int, named: str | None, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unless a directory was named: then it is told that it is not used."""
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if named == "TMPDIR":
+        monkeypatch.setenv("TMPDIR", "/nowhere")
+    refuse(monkeypatch, files, "open_unnamed", problem)
+    with caplog.at_level(logging.INFO, "ort_qdq_plugin"):
+        filled(make_buffer(SIZE, "auto", "/nowhere" if named == "spill_dir" else None))
+    assert [record.levelname for record in caplog.records] == ["WARNING" if warned else "INFO"]
 
 
 @pytest.mark.parametrize("problem", ["missing", "file", "read-only"])
@@ -207,12 +233,13 @@ def test_no_directory_at_all_means_memory_and_a_warning(
 
 
 @pytest.mark.parametrize("order", ["unlinked", "sealed"])
-@pytest.mark.parametrize("o_tmpfile", [True, False])
+@BOTH_WAYS_TO_NO_NAME
+@pytest.mark.needs("unnamed files")
 def test_its_file_is_open_until_it_is_written_and_has_no_name(
     tmp_path: Path, order: str, o_tmpfile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not o_tmpfile:
-        monkeypatch.delattr(os, "O_TMPFILE")
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     before = settled_descriptors()
     buffer = make_buffer(SIZE, "file", str(tmp_path), linkable=True)
     buffer.link()
@@ -261,6 +288,7 @@ def test_the_mapping_goes_with_its_last_reference(tmp_path: Path) -> None:
     assert not mapped(tmp_path)
 
 
+@pytest.mark.needs("one root")
 def test_where_spill_files_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert list(spill_directories(str(tmp_path))) == [str(tmp_path)]
     monkeypatch.delenv("TMPDIR", raising=False)
@@ -269,3 +297,54 @@ def test_where_spill_files_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     assert list(spill_directories(None)) == [str(tmp_path)]
+
+
+# ---- where nothing that is open can be renamed or removed, or opened by those who want no others
+
+
+@pytest.fixture
+def _held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SHARES_FREELY", False)
+
+
+@pytest.mark.usefixtures("_held")
+def test_what_is_packed_cannot_be_written_any_more(tmp_path: Path) -> None:
+    before, content = settled_descriptors(), np.arange(SIZE, dtype=np.uint8)
+    buffer = buffer_at(str(tmp_path / "packed.bin"), SIZE)
+    buffer.write(0, content)
+    buffer.finish()
+    assert descriptors() == before
+    np.testing.assert_array_equal(buffer.array, content)
+    with pytest.raises(TypeError):
+        buffer.mapping[0] = 1
+    buffer.seal()
+    buffer.discard()
+    assert (tmp_path / "packed.bin").read_bytes() == content.tobytes()
+
+
+@pytest.mark.usefixtures("_held")
+def test_what_onnx_runtime_maps_goes_with_its_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, files, "open_unnamed", errno.EOPNOTSUPP)  # a file has its name from the start
+    buffer, content = make_buffer(SIZE, "file", str(tmp_path), linkable=True), np.arange(SIZE, dtype=np.uint8)
+    buffer.write(0, content)
+    buffer.finish()
+    buffer.link()
+    assert buffer.path is not None
+    assert Path(buffer.path).read_bytes() == content.tobytes()
+    assert not mapped(tmp_path)
+    with monkeypatch.context() as patched:
+        refuse(patched, os, "unlink", errno.EACCES)
+        buffer.unlink()
+        assert buffer.path is not None
+        sweep(str(tmp_path))  # by another process: this one holds the lock
+    assert len(list(tmp_path.iterdir())) == 1
+    del buffer
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("_held")
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "ort-qdq-0123456789abcdef.spill").write_bytes(b"left")
+    buffer = make_buffer(SIZE, "file", str(tmp_path))
+    assert "ort-qdq-0123456789abcdef.spill" not in [path.name for path in tmp_path.iterdir()]
+    assert buffer.in_file

@@ -4,11 +4,15 @@ import mmap
 from pathlib import Path
 
 import numpy as np
+import pytest
 from onnx import TensorProto
 
+from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.memory.external_data import ExternalData
 from ort_qdq_plugin.model.sources import FileSource, MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor
+from ort_qdq_plugin.report import StockReason
+from ort_qdq_plugin.system.platform import files
 
 COUNT = 2048
 
@@ -30,3 +34,19 @@ def test_places_borrowed(tmp_path: Path) -> None:
     assert set(places.buffers) == {first.external_data[0].value, memory.external_data[0].value}
     assert len(places.mappings) == 1
     assert isinstance(places.mappings[0], mmap.mmap)
+
+
+def test_files_on_two_drives_have_no_folder_in_common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these folders stands for a drive."""
+    monkeypatch.setattr(files, "root_of", lambda path: str(tmp_path / Path(path).relative_to(tmp_path).parts[0]))
+    sources = []
+    for name in ("c", "d"):
+        (tmp_path / name / "in").mkdir(parents=True)
+        (tmp_path / name / "in" / "w.data").write_bytes(bytes(COUNT * 4))
+        sources.append(FileSource(str(tmp_path / name / "in" / "w.data")))
+    places, tensor = ExternalData(True, []), TensorProto(name="w", data_type=1)
+    places.put(tensor, StoredTensor("w", TensorProto.FLOAT, (COUNT,), sources[0], 0, COUNT * 4))
+    assert (places.root, tensor.external_data[0].value) == (str(tmp_path / "c"), str(Path("in", "w.data")))
+    with pytest.raises(LeaveToStock, match="several drives") as caught:
+        places.put(tensor, StoredTensor("w", TensorProto.FLOAT, (COUNT,), sources[1], 0, COUNT * 4))
+    assert caught.value.reason is StockReason.DRIVES

@@ -1,7 +1,6 @@
 """Spill files that have a name: whose they are, who removes them, and where they may lie."""
 
 import errno
-import fcntl
 import os
 import stat
 import subprocess
@@ -19,19 +18,21 @@ from ort_qdq_plugin.memory.named_files import new_names, open_named, sweep
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.threads import Work
 from tests.interrupting import Left, interrupted, settled
+from tests.lacking import fcntl
 from tests.memory.test_buffer import make_buffer
-from tests.support import python, refuse
+from tests.support import BOTH_WAYS_TO_NO_NAME, python, refuse
 
 SIZE = 3 << 20
 PACKAGE = os.path.dirname(ort_qdq_plugin.__file__)
 
 
-@pytest.mark.parametrize("o_tmpfile", [True, False])
+@pytest.mark.needs("unnamed files")
+@BOTH_WAYS_TO_NO_NAME
 def test_a_linked_one_is_private_and_goes_with_unlink(
     tmp_path: Path, o_tmpfile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not o_tmpfile:
-        monkeypatch.delattr(os, "O_TMPFILE")
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     buffer = make_buffer(SIZE, "memory", str(tmp_path), linkable=True)
     assert bool(list(tmp_path.iterdir())) == (not o_tmpfile)
     buffer.link()
@@ -65,6 +66,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.needs("a shell")
 def test_a_named_file_goes_with_its_process(tmp_path: Path) -> None:
     before = Left.now(tmp_path)
     path = Path(python(ORPHAN, tmp_path, "watched").stdout.strip())
@@ -72,6 +74,7 @@ def test_a_named_file_goes_with_its_process(tmp_path: Path) -> None:
     assert settled(tmp_path, before) == before
 
 
+@pytest.mark.needs("a shell")
 def test_no_process_stays_behind(tmp_path: Path) -> None:
     before = Left.at_rest(tmp_path)
     buffers = make_buffers([SIZE] * 3, "file", str(tmp_path), linkable=True)
@@ -97,13 +100,13 @@ def test_a_buffer_that_nobody_discards_takes_its_file_along(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("shell", ["sh", "none"])
-@pytest.mark.parametrize("o_tmpfile", [True, False])
+@BOTH_WAYS_TO_NO_NAME
 def test_an_interrupt_at_any_place_leaves_nothing(
     tmp_path: Path, o_tmpfile: bool, shell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No file, no shell, no zombie; what a finalizer could not remove if there is no shell, sweeping can."""
     if not o_tmpfile:
-        monkeypatch.delattr(os, "O_TMPFILE")
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     if shell == "none":
         refuse(monkeypatch, subprocess, "Popen", errno.EAGAIN)
 
@@ -154,6 +157,7 @@ def test_a_forked_child_leaves_the_file_to_its_parent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["killed", "alone"])
+@pytest.mark.needs("a shell")
 def test_a_forked_child_does_not_keep_the_file_of_a_killed_parent(tmp_path: Path, shell: str) -> None:
     before = Left.now(tmp_path)
     started = subprocess.Popen(
@@ -165,6 +169,7 @@ def test_a_forked_child_does_not_keep_the_file_of_a_killed_parent(tmp_path: Path
     assert settled(tmp_path, before) == before
 
 
+@pytest.mark.needs("a shell")
 def test_no_fork_while_the_shell_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child would keep open what says that the shell has started, and the load would wait for the child."""
     free: list[bool] = []
@@ -230,6 +235,7 @@ def test_no_name_where_others_could_exchange_the_file(tmp_path: Path, mode: int,
     assert not list(folder.iterdir())
 
 
+@pytest.mark.needs("modes")
 def test_the_next_directory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unsafe, safe = tmp_path / "unsafe", tmp_path / "safe"
     for folder in (unsafe, safe):
@@ -246,7 +252,7 @@ def test_the_next_directory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("step", ["made", "opened to be locked"])
 def test_sweeps_and_named_files_do_not_meet(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without O_TMPFILE a file has its name before it is locked: one that a sweep takes in between is made anew."""
-    monkeypatch.delattr(os, "O_TMPFILE")
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     opened = os.open
     swept: list[Any] = []
 
@@ -287,6 +293,7 @@ def test_names_are_new_and_of_one_remover(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "a name makes no file"
 
 
+@pytest.mark.needs("a shell")
 def test_the_remover_ends_with_the_last_of_its_files(tmp_path: Path) -> None:
     before = shells()
     with ExitStack() as undo:
@@ -299,6 +306,7 @@ def test_the_remover_ends_with_the_last_of_its_files(tmp_path: Path) -> None:
         assert shells() == before
 
 
+@pytest.mark.needs("a shell")
 def test_without_a_thread_there_is_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the interpreter ends, for instance."""
 

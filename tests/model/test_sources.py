@@ -93,6 +93,7 @@ def test_a_disk_that_fails_is_said_to_be_unreadable(
     assert isinstance(refused.value, SourceUnreadableError) == is_unreadable
 
 
+@pytest.mark.needs("free names")
 def test_a_file_stays_the_one_that_was_opened(source: FileSource, path: Path) -> None:
     path.with_name("new").write_bytes(b"something else")
     path.with_name("new").replace(path)
@@ -194,8 +195,27 @@ def test_locations_that_onnx_runtime_refuses(folder: Path, location: str, messag
         beside(folder).open(location.format(outside=folder.parent / "outside.data"))
 
 
+@pytest.mark.skipif(os.sep == "/", reason="paths have neither drives nor devices here")
 @pytest.mark.parametrize(("location", "message"), [
-    ("gone.data", "gone.data"), ("x" * 200, "x" * 200), ("x" * PATH_MAX, "File name too long|No such file"),
+    ("C:w.data", NO_PATH), ("C:\\w.data", NO_PATH), ("\\w.data", NO_PATH), ("/w.data", NO_PATH), ("w.data:more", NO_PATH),
+    ("\\\\server\\share\\w.data", NO_PATH), ("..\\outside.data", LEAVES), ("NUL", LEAVES),
+])  # fmt: skip
+def test_locations_that_windows_takes_for_others(folder: Path, location: str, message: str) -> None:
+    with refusing(message):
+        beside(folder).open(location)
+
+
+def test_a_location_that_leads_to_another_drive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr(os.path, "commonpath", refuse)
+    with refusing(LEAVES):
+        beside(folder).open("w.data")
+
+
+@pytest.mark.parametrize(("location", "message"), [
+    ("gone.data", "gone.data"), ("x" * 200, "x" * 200), ("x" * PATH_MAX, "File name too long|No such file|WinError"),
 ])  # fmt: skip
 def test_a_missing_file_says_so(folder: Path, location: str, message: str) -> None:
     with pytest.raises(OSError, match=message) as missing:

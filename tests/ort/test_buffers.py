@@ -73,6 +73,7 @@ def test_borrowing_keeps_what_the_caller_said_of_pre_packing(said: str | None) -
     assert config_entry(options, PARALLEL_KEY) == (said or "1")
 
 
+@pytest.mark.needs("one root")
 def test_places_by_path(tmp_path: Path) -> None:
     (tmp_path / "w.data").write_bytes(np.full(COUNT, 3, np.float32).tobytes())
     source, places, options = FileSource(str(tmp_path / "w.data")), ExternalData(True, []), quiet()
@@ -87,6 +88,7 @@ def test_places_by_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [{}, {FOLDER_KEY: "/tmp", PARALLEL_KEY: "0"}, {PARALLEL_KEY: "1"}, {"some.key": "3"}])
+@pytest.mark.needs("one root")
 def test_by_path_puts_everything_back(before: dict[str, str]) -> None:
     options = with_entries(before)
 
@@ -124,6 +126,7 @@ def test_trimming_changes_no_byte() -> None:
     np.testing.assert_array_equal(buffer.array, data)
 
 
+@pytest.mark.needs("sizes")
 def test_trimming_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "_TRIM_BYTES", 1 << 20)
     before = threads()
@@ -149,6 +152,7 @@ def test_the_heap_is_trimmed_for_many_shared_bytes(nbytes: int, monkeypatch: pyt
     assert bool(trimmed) == bool(nbytes >> 20)
 
 
+@pytest.mark.needs("sizes")
 def test_an_interrupt_at_any_place_ends_trimming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "_TRIM_BYTES", 1 << 20)
 
@@ -163,6 +167,7 @@ def test_an_interrupt_at_any_place_ends_trimming(tmp_path: Path, monkeypatch: py
     assert number > 20
 
 
+@pytest.mark.needs("dropped pages")
 def test_without_a_thread_pages_are_dropped_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -176,6 +181,7 @@ def test_without_a_thread_pages_are_dropped_afterwards(tmp_path: Path, monkeypat
     assert rss_of(tmp_path) == 0
 
 
+@pytest.mark.needs("dropped pages")
 def test_trimming_drops_pages_from_the_process(tmp_path: Path) -> None:
     buffer = make_buffer(1 << 20, "file", str(tmp_path))
     with trimming([buffer.mapping]):

@@ -231,6 +231,7 @@ assert options.get_session_config_entry("key") == "before"
 
 
 @pytest.mark.parametrize("changes", [False, True])
+@pytest.mark.needs("fork")
 def test_a_child_does_not_wait_for_threads_that_it_lacks(changes: bool) -> None:
     done = python(FORKS.replace("CHANGES", str(changes)), timeout=LONG)
     assert done.returncode == 0, done.stderr

@@ -61,6 +61,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 """
 
 
+@pytest.mark.needs("sizes")
 def test_constants_are_not_folded(tmp_path: Path) -> None:
     """Folding would make half a gigabyte of zeros."""
     draft = Draft("folds")

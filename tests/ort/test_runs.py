@@ -249,6 +249,7 @@ assert not runs._sessions
 """
 
 
+@pytest.mark.needs("/proc")
 def test_a_fork_waits_until_the_threads_of_a_pool_sleep(tmp_path: Path) -> None:
     """They go on looking for work after a run, and hold a lock on their way to sleep."""
     holds(POOL, save(stack(2, 128, element="int4"), tmp_path, "file"))

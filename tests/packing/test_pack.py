@@ -111,6 +111,7 @@ def of_file(folder: Path, lines: int, length: int) -> Operand:
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.needs("free names")
 def test_files_are_read_though_others_took_their_place(tmp_path: Path, kind: str) -> None:
     operand = of_file(tmp_path, 77, 300)
     (tmp_path / "new").write_bytes(b"something else")

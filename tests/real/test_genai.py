@@ -22,6 +22,7 @@ from real_support import needs, qoperator_twin
 
 from ort_qdq_plugin import Options, StockReason, activate, deactivate
 from ort_qdq_plugin.genai import export, load, prepare, report_of, warm
+from ort_qdq_plugin.system.platform import files
 from tests.genai import small_model
 from tests.support import refuse
 
@@ -228,7 +229,7 @@ def test_what_is_created_as_stock_creates_it(
 ) -> None:
     given: Any = built / "symmetric"
     if case == "a full disk":
-        refuse(monkeypatch, os, "posix_fallocate", 28)
+        refuse(monkeypatch, files, "reserve", 28)
     else:
         activate()
         given = og.Config(str(built / "gptq"))

@@ -50,6 +50,8 @@ def test_it_is_closed_once(opened: list[Any]) -> None:
 def test_what_became_anothers_file_stays_open(opened: list[Any], end: Callable[[list[Any]], None], reused: bool) -> None:
     """The program has closed it by its number, and has opened another file, or will."""
     number = opened[0].fileno()
+    if opened[0]._identity == (0, 0):
+        pytest.skip("this system does not tell one pipe from another")
     os.close(number)
     if reused:
         assert os.open(os.devnull, os.O_RDONLY) == number
@@ -74,7 +76,7 @@ def test_both_ends_of_a_pipe() -> None:
 @pytest.mark.parametrize("kind", OPENED)
 def test_an_interrupt_at_any_place_leaves_nothing_open(folder: Path, kind: str) -> None:
     before, number = settled_descriptors(), 1
-    while interrupted(number, lambda: OPENED[kind](folder), lambda path: "/system/" in path):
+    while interrupted(number, lambda: OPENED[kind](folder), lambda path: "system" in Path(path).parts):
         assert count() == before, number
         number += 1
     assert number > 5

@@ -2,10 +2,7 @@
 
 import ctypes
 import errno
-import grp
 import os
-import pwd
-import resource
 import stat
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -16,7 +13,8 @@ import pytest
 
 from ort_qdq_plugin.system.platform import files
 from tests.interrupting import interrupted
-from tests.support import descriptors, refuse, settled_descriptors
+from tests.lacking import grp, pwd, resource
+from tests.support import BOTH_WAYS_TO_NO_NAME, descriptors, refuse, settled_descriptors
 
 OTHER_USER = 12345
 CHUNK = 1 << 20
@@ -65,6 +63,7 @@ def test_a_link_is_followed_where_it_may_be(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link"])
+@pytest.mark.needs("os.open")
 def test_what_became_something_else_meanwhile_is_not_read(
     path: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +78,7 @@ def test_what_became_something_else_meanwhile_is_not_read(
     del caught
 
 
+@pytest.mark.needs("folders that are open")
 def test_what_nothing_refers_to_is_closed(path: Path, recwarn: pytest.WarningsRecorder) -> None:
     before = settled_descriptors()
     opened = files.open_to_read(str(path)), files.Folder(str(path.parent))
@@ -88,6 +88,7 @@ def test_what_nothing_refers_to_is_closed(path: Path, recwarn: pytest.WarningsRe
     assert not list(recwarn)
 
 
+@pytest.mark.needs("free names")
 def test_a_folder_is_the_one_that_was_opened(path: Path, tmp_path: Path) -> None:
     folder = files.Folder(str(path.parent))
     path.parent.rename(tmp_path / "renamed")
@@ -139,10 +140,11 @@ def test_a_new_file_can_be_written_whatever_its_mode(tmp_path: Path, mode: int) 
             files.create(str(tmp_path / taken), mode)
 
 
-@pytest.mark.parametrize("o_tmpfile", [True, False])
+@pytest.mark.needs("unnamed files")
+@BOTH_WAYS_TO_NO_NAME
 def test_a_file_without_a_name(tmp_path: Path, o_tmpfile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not o_tmpfile:
-        monkeypatch.delattr(os, "O_TMPFILE")
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
         with pytest.raises(OSError, match="name from the start"):
             files.open_unnamed(str(tmp_path), nameable=True)
     with files.open_unnamed(str(tmp_path)) as file:
@@ -151,14 +153,21 @@ def test_a_file_without_a_name(tmp_path: Path, o_tmpfile: bool, monkeypatch: pyt
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("o_tmpfile", [True, False])
+def test_a_name_comes_later_only_through_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "isdir", lambda _: False)
+    with pytest.raises(OSError, match="name from the start"):
+        files.open_unnamed(str(tmp_path), nameable=True)
+    files.open_unnamed(str(tmp_path)).close()
+
+
+@BOTH_WAYS_TO_NO_NAME
 def test_an_interrupt_leaves_no_file_that_has_no_name(
     tmp_path: Path, o_tmpfile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not o_tmpfile:
-        monkeypatch.delattr(os, "O_TMPFILE")
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     before, number = settled_descriptors(), 1
-    while interrupted(number, lambda: files.open_unnamed(str(tmp_path)), lambda path: "/system/" in path):
+    while interrupted(number, lambda: files.open_unnamed(str(tmp_path)), lambda path: "system" in Path(path).parts):
         assert (descriptors(), list(tmp_path.iterdir())) == (before, []), number
         number += 1
     assert number > 5
@@ -188,6 +197,7 @@ def test_it_gets_a_name_that_nothing_has(tmp_path: Path) -> None:
 # ---- content
 
 
+@pytest.mark.needs("a position")
 def test_reading_and_writing_at_an_offset_move_nothing(path: Path) -> None:
     with files.open_to_write(str(path)) as file:
         file.seek(7)
@@ -227,16 +237,10 @@ def test_a_sandbox_that_hides_the_limits(path: Path, monkeypatch: pytest.MonkeyP
     assert path.stat().st_size == 2 * len(CONTENT)
 
 
-def test_a_system_that_cannot_reserve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What reserving gives, and what limits it, is tested with the buffers."""
-    monkeypatch.delattr(os, "posix_fallocate")
-    with files.open_to_write(str(path)) as file, pytest.raises(OSError, match="cannot reserve"):
-        files.reserve(file, 100)
-
-
 @pytest.mark.parametrize(
     ("problem", "raised"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EINVAL, False)]
 )
+@pytest.mark.needs("a C library")
 def test_what_the_disk_refused_is_told(path: Path, problem: int, raised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_descriptor: int, offset: ctypes.c_int64, *_: object) -> int:
         assert offset.value > len(CONTENT)

@@ -4,6 +4,8 @@ import hashlib
 import threading
 import time
 
+import pytest
+
 from ort_qdq_plugin.system.forks import asleep, native_threads
 from tests.support import python, quiet, stock, unquantized
 
@@ -79,6 +81,7 @@ def test_what_is_called_around_a_fork_may_wait_for_the_lock() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.needs("sizes")
 def test_which_threads_sleep() -> None:
     stop, numbers = threading.Event(), []
 
@@ -113,6 +116,7 @@ def test_which_threads_sleep() -> None:
     assert soon(numbers, True), "they have ended"
 
 
+@pytest.mark.needs("sizes")
 def test_threads_that_python_has_not_started() -> None:
     before = native_threads()
     options = quiet()

@@ -4,16 +4,17 @@ import ctypes
 import errno
 import mmap
 import os
-import resource
 from pathlib import Path
 
 import pytest
 
 from ort_qdq_plugin.system.platform import files, host
 from tests.interrupting import interrupted
+from tests.lacking import resource
 from tests.support import descriptors, mapped, python, refuse, settled_descriptors
 
 MB = 1 << 20
+SMALLEST_PAGE = 4096  # of any system
 
 
 def rss_of(path: Path) -> int:
@@ -65,6 +66,7 @@ def test_a_mapping_has_no_descriptor(tmp_path: Path, writable: bool) -> None:
 
 
 @pytest.mark.parametrize("step", ["asked", "mapped"])
+@pytest.mark.needs("sizes")
 def test_a_mapping_that_is_refused_leaves_nothing(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> int:
         if step == "asked":
@@ -108,6 +110,7 @@ def test_anonymous_memory_is_zero_and_private() -> None:
 @pytest.mark.parametrize(
     ("offset", "nbytes", "left"), [(5, 0, 8), (0, 1, 7), (4097, 4095, 7), (4095, 2, 6), (0, 8 * 4096, 0)]
 )
+@pytest.mark.needs("dropped pages")
 def test_pages_that_a_range_touches_are_dropped_and_come_back(tmp_path: Path, offset: int, nbytes: int, left: int) -> None:
     path = tmp_path / "file"
     with files.create(str(path), 0o600) as file:
@@ -120,6 +123,7 @@ def test_pages_that_a_range_touches_are_dropped_and_come_back(tmp_path: Path, of
     assert mapping[:] == content
 
 
+@pytest.mark.needs("a C library")
 def test_pages_that_cannot_be_dropped_stay(tmp_path: Path) -> None:
     """Some sandboxes refuse the call; the system does for pages that are locked in memory."""
     (tmp_path / "file").write_bytes(b"0123456789")
@@ -163,12 +167,13 @@ def test_anonymous_memory_is_that_which_no_file_backs(tmp_path: Path) -> None:
         assert sum(mapping[:: mmap.PAGESIZE]) == 0
         assert host.anonymous_bytes() - before < 16 * MB
     block = mmap.mmap(-1, 64 * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for start in range(0, len(block), mmap.PAGESIZE):
+    for start in range(0, len(block), SMALLEST_PAGE):
         block[start] = 1
     assert 48 * MB < host.anonymous_bytes() - before < 80 * MB
     block.close()
 
 
+@pytest.mark.needs("a C library")
 def test_what_the_heap_holds_is_what_was_not_freed() -> None:
     """Blocks of all sizes, those that glibc maps one by one included."""
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
@@ -181,6 +186,7 @@ def test_what_the_heap_holds_is_what_was_not_freed() -> None:
         assert abs(host.heap_bytes() - before) < 4 * MB
 
 
+@pytest.mark.needs("sizes")
 def test_which_bytes_of_a_file_are_in_this_process(tmp_path: Path) -> None:
     """Systems bring in more than what is touched, but no more than what is mapped."""
 
@@ -210,6 +216,7 @@ def test_which_bytes_of_a_file_are_in_this_process(tmp_path: Path) -> None:
     assert of_file(whole) is None
 
 
+@pytest.mark.needs("/proc")
 def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise FileNotFoundError
@@ -226,6 +233,7 @@ def test_whether_the_processor_is_of_arm(machine: str, arm: bool, monkeypatch: p
     assert host.is_arm() == arm
 
 
+@pytest.mark.needs("/proc")
 def test_what_the_system_tells() -> None:
     assert 0 < host.free_memory() < os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
     assert host.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip() != ""
@@ -280,6 +288,8 @@ def test_a_kind_of_processor(
 
 
 def test_processors_that_this_process_may_use() -> None:
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("a process may use all of them here")
     code = (
         "import os; from ort_qdq_plugin.system.platform import host; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
     )
@@ -288,6 +298,7 @@ def test_processors_that_this_process_may_use() -> None:
     assert host.available_processors() == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.needs("a C library")
 def test_the_heap_keeps_no_pages_that_nothing_is_in() -> None:
     """Of blocks that the C library does not map one by one, the last is kept, so that the heap cannot shrink by itself."""
     code = """

@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
-import stat
+import resource
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
-from io import FileIO
 from typing import Any
 
-from ort_qdq_plugin.system.posix.descriptors import Opened, call, close_in_children, leave_to_children, owners
-
-if sys.platform != "win32":
-    import fcntl
-    import resource
+from ort_qdq_plugin.system.opened import (
+    File,
+    Identity,
+    NotRegularError,
+    Opened,
+    call,
+    check_regular,
+    close_in_children,
+    leave_to_children,
+    pieces,
+)
+from ort_qdq_plugin.system.posix.darwin import preallocate
+from ort_qdq_plugin.system.posix.descriptors import owners
+from ort_qdq_plugin.system.posix.rights import is_own, is_private, owners_of, safe_directory, set_mode, user
 
 __all__ = [
+    "SHARES_FREELY",
     "File",
     "Folder",
     "NotRegularError",
+    "allocated_bytes",
     "check_written_back",
     "chunks",
     "copy_range",
@@ -35,61 +46,39 @@ __all__ = [
     "give_name",
     "is_own",
     "is_private",
+    "is_relative",
     "lock",
     "mark",
     "open_again",
+    "open_to_lock",
     "open_to_read",
     "open_to_write",
+    "open_to_write_back",
     "open_unnamed",
     "owners_of",
     "read_at",
     "reserve",
+    "root_of",
     "safe_directory",
+    "set_mode",
+    "spill_folders",
     "try_lock",
     "unlock",
     "user",
     "write_at",
 ]
 
+SHARES_FREELY = True
+"""Whether what is open, or mapped, can be renamed and removed, and opened by others whatever it was opened for."""
+
+
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-_CHUNK_BYTES = 1 << 20
 _RANDOM_BYTES = 8
+_BLOCK_BYTES = 512  # what st_blocks counts
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1  # <linux/fs.h>
 # What a file system or a sandbox without locks says, and what is said if others hold a lock.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EPERM}
 _LOCKED = {errno.EWOULDBLOCK, errno.EACCES}
-
-
-class NotRegularError(OSError):
-    """A path leads to something that is no regular file."""
-
-
-class File(Opened, FileIO):
-    """An open file."""
-
-    def __init__(self, owner: tuple[Any, tuple[int, int]], mode: str = "r") -> None:
-        Opened.__init__(self, owner)
-        try:
-            FileIO.__init__(self, Opened.fileno(self), mode, closefd=False)
-        except BaseException:
-            # The exception refers to this object.
-            Opened.close(self)
-            raise
-
-    def fileno(self) -> int:
-        """Its number; ValueError if it is closed."""
-        return FileIO.fileno(self)
-
-    def write(self, data: Any) -> int:
-        """Write bytes where the last ones ended; how many were written."""
-        return call(os.write, self, data)
-
-    def close(self) -> None:
-        """Close it, if it is open."""
-        try:
-            Opened.close(self)
-        finally:
-            FileIO.close(self)
 
 
 class Folder(Opened):
@@ -107,7 +96,23 @@ class Folder(Opened):
         return os.stat(name, dir_fd=self.fileno(), follow_symlinks=False)
 
 
-def _opened(path: str, flags: int, mode: int = 0o777, *, within: int | None = None) -> tuple[Any, tuple[int, int]]:
+def is_relative(location: str) -> bool:
+    """Whether a location that a model gives is a relative path: one from the folder that it is looked for in."""
+    return not os.path.isabs(location)
+
+
+def root_of(path: str) -> str:
+    """The topmost folder above an absolute path."""
+    return os.sep
+
+
+def spill_folders() -> list[str]:
+    """Folders for temporary files too large for the usual one, which is often memory (tmpfs)."""
+    # Filesystem Hierarchy Standard, 5.15.
+    return [path for path in ("/var/tmp",) if os.path.isdir(path)]
+
+
+def _opened(path: str, flags: int, mode: int = 0o777, *, within: int | None = None) -> tuple[Any, Identity]:
     """What owns the descriptor of a newly opened file (`owners`)."""
     return next(owners(map(partial(os.open, dir_fd=within), (path,), (flags | os.O_CLOEXEC,), (mode,))))
 
@@ -116,21 +121,16 @@ def open_to_read(path: str, *, folder: Folder | None = None, follow_link: bool =
     """Open a regular file, in a folder if one is given, without ever waiting; NotRegularError if it is something else."""
     within = None if folder is None else folder.fileno()
     # Not even opened if it is a FIFO: opening one waits for its writer, and closing it again can kill the writer.
-    _check_regular(os.stat(path, dir_fd=within, follow_symlinks=follow_link), path)
+    check_regular(os.stat(path, dir_fd=within, follow_symlinks=follow_link), path)
     # The path may lead to a FIFO by now: with O_NONBLOCK, opening it does not wait.
     file = File(_opened(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW), within=within))
     try:
-        _check_regular(call(os.fstat, file), path)
+        check_regular(call(os.fstat, file), path)
     except BaseException:
         # The exception refers to this frame.
         file.close()
         raise
     return file
-
-
-def _check_regular(status: os.stat_result, path: str) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise NotRegularError(errno.EINVAL, "not a regular file", path)
 
 
 def open_to_write(path: str, *, create: bool = False, append: bool = False) -> File:
@@ -140,6 +140,16 @@ def open_to_write(path: str, *, create: bool = False, append: bool = False) -> F
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     return File(_opened(path, flags | os.O_CREAT * create | os.O_APPEND * append, 0o600), "r+")
+
+
+def open_to_write_back(name: str, folder: Folder) -> File:
+    """Open a file of a folder so that what was written to it can be written back to the disk."""
+    return open_to_read(name, folder=folder)
+
+
+def open_to_lock(path: str) -> File:
+    """Open a file to hold its lock while others read it."""
+    return open_to_write(path)
 
 
 def create(path: str, mode: int) -> File:
@@ -152,9 +162,7 @@ def open_unnamed(directory: str, *, nameable: bool = False) -> File:
 
     If it is to be `nameable`, `give_name` works for it; not all systems and file systems can have that.
     """
-    if sys.platform == "win32":
-        raise OSError(errno.ENOSYS, "an open file keeps its name on this system", directory)
-    if hasattr(os, "O_TMPFILE"):
+    if hasattr(os, "O_TMPFILE") and (not nameable or os.path.isdir("/proc/self/fd")):
         with suppress(OSError):
             return File(_opened(directory, os.O_TMPFILE | os.O_RDWR, 0o600), "r+")
     if nameable:
@@ -197,23 +205,18 @@ def write_at(file: File, offset: int, data: bytes | memoryview) -> None:
 
 def chunks(file: File, offset: int = 0, nbytes: int = sys.maxsize) -> Iterator[memoryview]:
     """A range of a file, or as much of it as there is, in pieces. Each is valid until the next one is asked for."""
-    chunk = memoryview(bytearray(min(_CHUNK_BYTES, nbytes)))
-    while count := read_at(file, offset, chunk[:nbytes]):
-        yield chunk[:count]
-        offset, nbytes = offset + count, nbytes - count
+    return pieces(partial(read_at, file), offset, nbytes)
 
 
 def reserve(file: File, size: int) -> None:
     """Make an empty file `size` bytes long, all of them zero, and take the room for them on the disk."""
-    if not hasattr(os, "posix_fallocate"):
-        raise OSError(errno.ENOSYS, "this system cannot reserve space for a file")
     limit = resource.RLIM_INFINITY
     with suppress(OSError):  # of a sandbox
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and size > limit:
         # Trying is answered by SIGXFSZ.
         raise OSError(errno.EFBIG, f"files may have {limit} bytes")
-    call(os.posix_fallocate, file, 0, size)
+    call(getattr(os, "posix_fallocate", preallocate), file, 0, size)
 
 
 def check_written_back(file: File, size: int) -> None:
@@ -270,56 +273,9 @@ def unlock(file: File) -> None:
         leave_to_children(file)
 
 
-def is_own(status: os.stat_result) -> bool:
-    """Whether what has this status is this user's."""
-    return status.st_uid == os.geteuid()
-
-
-def is_private(status: os.stat_result, owners: Collection[int] = ()) -> bool:
-    """Whether what has this status is this user's, or one's of `owners`, and no other one can write to it."""
-    is_ours = is_own(status) or status.st_uid in owners
-    return is_ours and not _others_can_write(status)
-
-
-def _others_can_write(status: os.stat_result) -> bool:
-    if status.st_mode & stat.S_IWOTH:
-        return True
-    return bool(status.st_mode & stat.S_IWGRP) and not _has_only_this_user(status.st_gid)
-
-
-def _has_only_this_user(group: int) -> bool:
-    """Whether it is the user's own: of the same name, with no other member. Some systems let it write to all files."""
-    import grp
-    import pwd
-
-    with suppress(KeyError):
-        own, members = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
-        return own.pw_gid == group and own.pw_name == members.gr_name and set(members.gr_mem) <= {own.pw_name}
-    return False
-
-
-def owners_of(path: str) -> set[int]:
-    """Those who can do anything with what is at a path: its owner and root."""
-    return {0, os.stat(path).st_uid}
-
-
-def safe_directory(directory: str, owners: Collection[int] = ()) -> str:
-    """The real path of a directory.
-
-    Raises:
-        PermissionError: Others than root, this user and `owners` can exchange a named file in it.
-    """
-    real = os.path.realpath(directory)
-    folder = real
-    while True:
-        status = os.stat(folder)
-        if status.st_uid not in (0, os.geteuid(), *owners):
-            raise PermissionError(errno.EPERM, f"belongs to another user ({status.st_uid})", folder)
-        if _others_can_write(status) and not status.st_mode & stat.S_ISVTX:
-            raise PermissionError(errno.EPERM, "others can write to it, and it is not sticky", folder)
-        if folder == os.path.dirname(folder):
-            return real
-        folder = os.path.dirname(folder)
+def allocated_bytes(status: os.stat_result) -> int:
+    """What a file of this status takes on the disk."""
+    return status.st_blocks * _BLOCK_BYTES
 
 
 def copy_range(source: File, offset: int, nbytes: int, target: File, at: int) -> int:
@@ -338,11 +294,6 @@ def copy_range(source: File, offset: int, nbytes: int, target: File, at: int) ->
         write_at(target, at + done, chunk)
         done += len(chunk)
     return done
-
-
-def user() -> int:
-    """The number of the user who is the owner of what this process makes."""
-    return os.geteuid()
 
 
 def mark(folder: Folder, name: str) -> None:

@@ -6,18 +6,19 @@ import ctypes
 import functools
 import mmap
 import os
+import resource
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from ort_qdq_plugin.system.posix import darwin
 from ort_qdq_plugin.system.posix.descriptors import call
 from ort_qdq_plugin.system.posix.files import File, open_to_read
-
-if sys.platform != "win32":
-    import resource
+from ort_qdq_plugin.system.posix.usage import sizes_on_darwin
 
 __all__ = [
+    "SHELL",
     "anonymous_bytes",
     "available_processors",
     "boot_id",
@@ -28,15 +29,19 @@ __all__ = [
     "map_anonymous",
     "map_file",
     "memory_is_limited",
+    "opens_by_path",
     "processor",
     "resident_bytes",
     "sizes_of",
     "trim_heap",
 ]
 
+SHELL: str | None = "/bin/sh"
+"""A program that runs commands for a shell of POSIX; None where there is none."""
+
 # <sys/mman.h>. Python knows the second one since 3.13.
 _MAP_FIXED = 0x10
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x40 if sys.platform == "darwin" else 0x4000)
 
 # Of a page, in /proc/self/pagemap; bit 63 says that it is present (the kernel's documentation, admin-guide/mm/pagemap).
 _PAGEMAP_BYTES = 8
@@ -88,7 +93,9 @@ def map_anonymous(size: int) -> mmap.mmap:
 
 def drop_pages(mapping: mmap.mmap, offset: int, nbytes: int) -> None:
     """Drop the pages of a shared file mapping that a range touches, where that is allowed; they come back when read."""
-    if not hasattr(mmap, "MADV_DONTNEED"):
+    if not hasattr(mmap, "MADV_DONTNEED") or sys.platform == "darwin":
+        # macOS takes it for advice on what to write back and take away first. It does not count pages of files as the
+        # process's own, and calls that tell it to forget pages forget what was written to them.
         return
     start = offset // mmap.PAGESIZE * mmap.PAGESIZE
     if nbytes > 0:
@@ -109,13 +116,16 @@ def _malloc_trim() -> Any:
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
+def opens_by_path() -> bool:
+    """Whether the system tells the path of an open file, without which ONNX Runtime opens none by path (since 1.31)."""
+    return not sys.platform.startswith("linux") or os.path.isdir("/proc/self/fd")
+
+
 def memory_is_limited() -> bool:
     """Whether this process may only map so much memory (``ulimit -v``, ``ulimit -d``).
 
     Each further thread then takes some of it for good, for its stack and its heap.
     """
-    if sys.platform == "win32":
-        return False
     limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
     with suppress(OSError):  # of a sandbox
         return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
@@ -123,7 +133,12 @@ def memory_is_limited() -> bool:
 
 
 def sizes_of(pid: int | str = "self") -> dict[str, int]:
-    """The sizes in /proc/PID/status, such as VmHWM and RssAnon, in bytes; {} for a zombie, and if the system tells none."""
+    """The sizes in /proc/PID/status, such as VmHWM and RssAnon, in bytes; {} for a zombie, and if the system tells none.
+
+    macOS has other ones, which come under these names (`sizes_on_darwin`).
+    """
+    if sys.platform == "darwin":
+        return sizes_on_darwin(os.getpid() if pid == "self" else int(pid))
     fields = (line.split() for line in _lines(f"/proc/{pid}/status") if line.startswith(("Vm", "Rss")))
     return {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in fields}
 
@@ -149,6 +164,8 @@ def heap_bytes() -> int:
 
     What another allocator of the program's gives does not count.
     """
+    if sys.platform == "darwin":
+        return darwin.heap_bytes()
     mallinfo = _mallinfo()
     if mallinfo is None:
         return 0
@@ -198,6 +215,8 @@ def resident_bytes(path: str, ranges: Iterable[tuple[int, int]]) -> int | None:
 
 def free_memory() -> int:
     """Bytes that could be had without swapping, in all of the machine; 0 where the system does not tell."""
+    if sys.platform == "darwin":
+        return darwin.free_memory()
     return next((int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")), 0)
 
 
@@ -205,6 +224,8 @@ def processor() -> str:
     """What kind of processor this is, as far as it matters for which instructions are used."""
     wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features")
     facts = [os.uname().machine if hasattr(os, "uname") else ""]
+    if sys.platform == "darwin":
+        facts += darwin.processor()
     for line in _lines("/proc/cpuinfo"):
         # Of the first one; the others are alike.
         if not line.strip():
@@ -227,6 +248,8 @@ def available_processors() -> int:
 
 def boot_id() -> str:
     """The present start of the system; "" if it does not tell."""
+    if sys.platform == "darwin":
+        return darwin.sysctl("kern.bootsessionuuid").rstrip(b"\0").decode()
     return "".join(_lines("/proc/sys/kernel/random/boot_id")).strip()
 
 
