@@ -19,9 +19,13 @@ class Centred:
 
     For elements of more than 8 bits, which it does not take: whether they are 0. One object serves one model: it remembers
     the answers, and says no once it has read _MAX_READ_BYTES.
+
+    Args:
+        needed_bits: Elements of so many bits need the zero points that they have, whatever those are; 0: none do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, needed_bits: int = 0) -> None:
+        self._needed_bits = needed_bits
         self._known: dict[tuple[object, ...], bool] = {}
         self._left = _MAX_READ_BYTES
 
@@ -30,6 +34,8 @@ class Centred:
         around_zero = element.weight != "unsigned"
         if zero_points is None:
             return around_zero
+        if element.bits == self._needed_bits:
+            return False
         key = (*zero_points.storage, zero_points.elements, data_type)
         if key not in self._known:
             # The middle of the unsigned range is an element of which only the top bit is set.

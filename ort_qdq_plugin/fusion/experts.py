@@ -114,7 +114,7 @@ def fused_stack(site: Site, dequantized: Dequantized, view: View, settings: Fusi
     matrices = [part_of_stack(dequantized, at).matrix(view_of_part(view), transposes_weight) for at in range(count)]
     # ONNX Runtime fuses no stacks, in whichever order they are stored.
     form = form_of(matrices[0]._replace(k_major=False), view.data_type, settings)
-    computed_in, casts_from = kernel_type(view.data_type, form.matrix.scales.data_type)
+    computed_in, casts_from = kernel_type(view.data_type, form.matrix, form.bits, settings)
     parts = [
         operands_of(matrix._replace(block=form.matrix.block), form.bits, form.block_size, computed_in) for matrix in matrices
     ]

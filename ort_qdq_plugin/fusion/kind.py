@@ -30,6 +30,10 @@ class FusionSettings(NamedTuple):
     accuracy_level: int  # MatMulNBits' attribute, 0 to 4
     # Whether ONNX Runtime's integer kernels take int8 activations, as by ``session.qdqisint8allowed``.
     int8_activations: bool = False
+    # Whether ONNX Runtime's kernels are those for ARM, which compute with other roundings than those for x86.
+    arm: bool = False
+    # Whether its MatMulNBits runs in float16 on this processor.
+    float16: bool = True
     # The most bytes that the values of weights which are dequantized once may take together. It may take long to tell: it is
     # asked where there are such weights.
     once_bytes: Callable[[], int] = int

@@ -17,6 +17,7 @@ from ort_qdq_plugin.fusion.dequantize import Dequantized, Seen, is_dequantize
 from ort_qdq_plugin.fusion.forms import form_of
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
 from ort_qdq_plugin.fusion.kind import Fuse, Fusion, FusionSettings, Site
+from ort_qdq_plugin.fusion.matmul_nbits import bits_that_need_zero_points
 from ort_qdq_plugin.fusion.once import DequantizedOnce, choose, dequantized_once, fits_reader
 from ort_qdq_plugin.fusion.routes import Routes, check_specified
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, WEIGHT_TYPES, bits_of
@@ -61,7 +62,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     left: dict[NodeRef, _WeightMatch] = {}
     fused: set[NodeRef] = set()  # with all that reads them
     constants = Constants(locate)
-    routes = Routes(constants, Centred())
+    routes = Routes(constants, Centred(bits_that_need_zero_points(settings)))
     context = _Context(
         locate, constants, settings, routes, IntegerKernels(constants, settings.int8_activations), {}, _Stacks()
     )

@@ -184,7 +184,7 @@ def fused_product(
         raise NotFusable(Reason.FACTOR)
     check_moves(scope, product.activation, outer)
     matrix, bits, block_size = form_of(matrix, data_type, settings)
-    computed_in, casts_from = kernel_type(data_type, matrix.scales.data_type)
+    computed_in, casts_from = kernel_type(data_type, matrix, bits, settings)
     check_bias(scope, node, product.weight_on_left, matrix.n, locate)
     plain = casts_from is None and product.alpha == 1.0 and not outer.moves_result
     bias = own_bias(scope, product.bias, matrix.n, data_type, locate) if plain else Bias(addend=product.bias)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
+from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, UINT8, bits_of
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
 from ort_qdq_plugin.model.releases import LARGE_BLOCKS, has
 from ort_qdq_plugin.report.weights import Reason
 
-__all__ = ["ROUNDS", "block_size_for", "kernel_takes", "kernel_type", "operands_of", "shortened_block"]
+__all__ = [
+    "ROUNDS", "bits_that_need_zero_points", "block_size_for", "kernel_takes", "kernel_type", "operands_of",
+    "shortened_block",
+]  # fmt: skip
 
 ROUNDS = 4
 """The accuracy level from which on activations are rounded to 8 bits, block by block."""
@@ -99,8 +103,19 @@ def operands_of(
     return operands
 
 
-def kernel_type(product_type: int, scale_type: int) -> tuple[int, int | None]:
+def bits_that_need_zero_points(settings: FusionSettings) -> int:
+    """Elements of so many bits need their zero points, even if they are those that the kernel takes by itself; 0: none do.
+
+    At accuracy level 4 ONNX Runtime has two kernels for 4 bits on ARM. The one for weights without zero points (KleidiAI's)
+    rounds activations a row at a time: errors are 2 to 3 times as large, and others than stock's.
+    """
+    return 4 if settings.arm and settings.accuracy_level >= ROUNDS else 0
+
+
+def kernel_type(product_type: int, matrix: QuantizedMatrix, bits: int, settings: FusionSettings) -> tuple[int, int | None]:
     """The type that MatMulNBits computes in, and the type to cast from and back to where it is not the product's own.
+
+    `bits` are those of the fused node.
 
     Raises:
         NotFusable: The product is computed in a type that no kernel takes.
@@ -108,8 +123,12 @@ def kernel_type(product_type: int, scale_type: int) -> tuple[int, int | None]:
     if product_type == FLOAT:
         return FLOAT, None
     if product_type == FLOAT16:
-        # Float scales may be too small for float16: better to widen the activations than to narrow the scales.
-        return (FLOAT16, None) if scale_type == FLOAT16 else (FLOAT, FLOAT16)
+        # Float scales may be too small for float16: better to widen the activations than to narrow the scales. On ARM the
+        # kernels for 4 and 8 bits add in float16 (errors of 9e-3 of the largest value for K=576), the one for 2 bits does so
+        # in float (3e-4): weights of 2 bits stay as exact in 4.
+        is_less_exact = settings.arm and bits != matrix.bits and settings.accuracy_level < ROUNDS
+        takes = settings.float16 and not is_less_exact and matrix.scales.data_type == FLOAT16
+        return (FLOAT16, None) if takes else (FLOAT, FLOAT16)
     if product_type == BFLOAT16:
         return FLOAT, BFLOAT16
     raise NotFusable(Reason.PRODUCT_TYPE)

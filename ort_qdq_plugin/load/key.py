@@ -10,7 +10,7 @@ import ort_qdq_plugin
 from ort_qdq_plugin.cache.key import FORMAT, Identity, entry_key, kind_of_processor
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, INT8_KEY, config_entry, options_are_in_models
-from ort_qdq_plugin.system.platform import files
+from ort_qdq_plugin.system.platform import files, host
 
 __all__ = ["key_of", "portable_place"]
 
@@ -58,6 +58,8 @@ def _settings(request: LoadRequest) -> tuple[object, ...]:
         request.block_size,
         request.may_fuse,
         config_entry(request.session_options, INT8_KEY) or "",
+        host.is_arm(),
+        request.float16,
         request.options.dequantize_once,
         # Some models are left to stock because of these.
         config_entry(request.session_options, FORMAT_KEY) or "",

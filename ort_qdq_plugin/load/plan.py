@@ -28,6 +28,7 @@ from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["Plan", "plan_model"]
 
@@ -63,7 +64,14 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
         scope, matches = model_scope(parsed.proto), Matches()
         if request.may_fuse:
             once_bytes = partial(_once_bytes, request, parsed)
-            settings = FusionSettings(request.block_size, request.accuracy_level, request.int8_activations, once_bytes)
+            settings = FusionSettings(
+                request.block_size,
+                request.accuracy_level,
+                request.int8_activations,
+                arm=host.is_arm(),
+                float16=request.float16,
+                once_bytes=once_bytes,
+            )
             matches = match(scope, parsed.locate, settings)
     with journal.stage("plan"):
         groups = [tuple(fusion.operands.values()) for fusion in matches.fusions]

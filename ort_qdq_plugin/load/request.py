@@ -17,6 +17,8 @@ __all__ = ["LoadRequest", "entries_of"]
 
 _DEFAULT_ACCURACY_LEVEL = 4  # what ONNX Runtime's own fusion takes
 _DEFAULT_BLOCK_SIZE = 0
+# As Linux names the vector instructions of 64-bit ARM, and those of them for float16, which came with Armv8.2.
+_NEON, _NEON_FLOAT16 = "asimd", "asimdhp"
 _QDQ_OPTIMIZER = "QDQSelectorActionTransformer"
 
 
@@ -65,6 +67,15 @@ class LoadRequest(NamedTuple):
     def int8_activations(self) -> bool:
         """Whether ONNX Runtime's integer kernels take int8 activations: by default they do on ARM."""
         return (config_entry(self.session_options, INT8_KEY) or str(int(host.is_arm()))) == "1"
+
+    @property
+    def float16(self) -> bool:
+        """Whether ONNX Runtime's MatMulNBits runs in float16: on ARM it needs instructions that not every processor has.
+
+        It does not ask for them (1.32.0): the process would end.
+        """
+        instructions = host.processor().split() if host.is_arm() else ()
+        return _NEON not in instructions or _NEON_FLOAT16 in instructions
 
     def _setting(self, ours: int | None, key: str, default: int, allows: Callable[[int], bool]) -> int:
         if ours is not None:

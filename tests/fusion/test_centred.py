@@ -47,6 +47,13 @@ def test_centred_zero_points_are_all_the_middle(
     assert Centred()(kind.code, None) == kind.signed
 
 
+def test_elements_that_need_their_zero_points() -> None:
+    centred = Centred(needed_bits=4)
+    given = {element: zero_points([ELEMENTS[element].default_zero] * 8, element) for element in ("uint4", "int4", "uint8")}
+    assert [centred(ELEMENTS[element].code, points) for element, points in given.items()] == [False, False, True]
+    assert centred(ELEMENTS["int4"].code, None)
+
+
 def test_zero_points_are_read_once() -> None:
     reads: list[int] = []
 

@@ -12,12 +12,19 @@ from onnx import TensorProto
 
 from conformance.drawing.elements import ELEMENTS
 from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
-from ort_qdq_plugin.fusion.matmul_nbits import block_size_for, kernel_takes, kernel_type, operands_of
+from ort_qdq_plugin.fusion.kind import FusionSettings
+from ort_qdq_plugin.fusion.matmul_nbits import (
+    bits_that_need_zero_points,
+    block_size_for,
+    kernel_takes,
+    kernel_type,
+    operands_of,
+)
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16, bits_of
 from ort_qdq_plugin.model.operands import Conversion, Operands
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.report.weights import Reason
-from tests.fusion.support import refused
+from tests.fusion.support import SETTINGS, refused
 from tests.packing.plain import elements_of, operand_lines, stored
 from tests.support import Array
 
@@ -164,7 +171,25 @@ def test_what_is_read_in_every_run_is_aligned(element: str, bits: int, level: in
 ])  # fmt: skip
 def test_the_type_that_is_computed_in(product: int, scale: int, wanted: tuple[int, int | None] | None) -> None:
     with refused(None if wanted else Reason.PRODUCT_TYPE):
-        assert kernel_type(product, scale) == wanted
+        assert kernel_type(product, matrix_of(k=64, n=8, scale=scale), 4, SETTINGS) == wanted
+
+
+# Bits that are stored and fused, the accuracy level, and whether float16 products are computed in float on ARM.
+@pytest.mark.parametrize(("stored", "bits", "level", "in_float"), [
+    ("uint4", 4, 0, False), ("uint8", 8, 0, False), ("uint2", 2, 0, False), ("uint2", 4, 0, True), ("uint2", 4, 3, True),
+    ("uint2", 4, 4, False), ("uint4", 4, 4, False),
+])  # fmt: skip
+def test_float16_on_arm(stored: str, bits: int, level: int, in_float: bool) -> None:
+    matrix, x86 = matrix_of(k=64, n=8, element=stored, scale=FLOAT16), FusionSettings(0, level)
+    arm, old = x86._replace(arm=True), x86._replace(arm=True, float16=False)
+    in_float16, cast = (FLOAT16, None), (FLOAT, FLOAT16)
+    assert [kernel_type(FLOAT16, matrix, bits, settings) for settings in (x86, old)] == [in_float16, cast]
+    assert kernel_type(FLOAT16, matrix, bits, arm) == (cast if in_float else in_float16)
+
+
+@pytest.mark.parametrize(("arm", "level", "wanted"), [(False, 4, 0), (True, 0, 0), (True, 4, 4)])
+def test_zero_points_that_choose_a_kernel(arm: bool, level: int, wanted: int) -> None:
+    assert bits_that_need_zero_points(FusionSettings(0, level, arm=arm)) == wanted
 
 
 # Block sizes

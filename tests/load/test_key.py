@@ -56,6 +56,17 @@ def test_what_matters_has_an_entry_of_its_own(model: Path, cache: Path, change: 
     assert place_of(key_of(before._replace(**change))) != place_of(key_of(before))
 
 
+@pytest.mark.parametrize(("name", "answer"), [("is_arm", True), ("processor", "asimd")])
+def test_kernels_of_another_processor_have_an_entry_of_their_own(
+    model: Path, cache: Path, name: str, answer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "processor", lambda: "asimd asimdhp")
+    monkeypatch.setattr(host, "is_arm", lambda: name == "processor")
+    before = key_of(asked(model, cache))
+    monkeypatch.setattr(host, name, lambda: answer)
+    assert place_of(key_of(asked(model, cache))) != place_of(before)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -48,6 +48,16 @@ def test_whose_setting_counts(setting: str, entry: str | None, ours: int | None,
         assert getattr(request, setting) == wanted
 
 
+@pytest.mark.parametrize(("facts", "arm", "float16"), [
+    ("x86_64 fpu sse", False, True), ("aarch64 fp asimd fphp asimdhp", True, True), ("aarch64 fp asimd crc32", True, False),
+    ("arm64", True, True),  # where the system does not say which instructions there are
+])  # fmt: skip
+def test_processors_without_float16(facts: str, arm: bool, float16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "processor", lambda: facts)
+    monkeypatch.setattr(host, "is_arm", lambda: arm)
+    assert asked({}).float16 == float16
+
+
 @pytest.mark.parametrize(
     ("level", "may_fuse"), [("DISABLE_ALL", False), ("ENABLE_BASIC", False), ("ENABLE_EXTENDED", True), ("ENABLE_ALL", True)]
 )
