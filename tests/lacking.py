@@ -110,6 +110,27 @@ def _has_links() -> bool:
         return Path(folder, "link").is_symlink()
 
 
+def _counts_pages() -> bool:
+    try:
+        return any(line.startswith("Rss:") and int(line.split()[1]) for line in Path("/proc/self/smaps").open())
+    except OSError:
+        return False
+
+
+@functools.cache
+def _limits_memory() -> bool:
+    if os.name != "posix":
+        return False
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        return True
+    high = 1 << 46
+    resource.setrlimit(resource.RLIMIT_AS, (high, hard))
+    seen, _ = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    return seen == high
+
+
 NEEDS: Mapping[str, tuple[Callable[[], bool], str]] = {
     "modes": (lambda: os.name == "posix", "files have no modes and no owners that a status tells on this system"),
     "free names": (lambda: os.name == "posix", "an open file can neither be removed nor renamed on this system"),
@@ -122,6 +143,8 @@ NEEDS: Mapping[str, tuple[Callable[[], bool], str]] = {
     "a shell": (lambda: os.name == "posix", "this system has no shell of POSIX"),
     "symbolic links": (_has_links, "this system, or this user on it, makes no symbolic links"),
     "dropped pages": (lambda: sys.platform != "darwin", "pages of files are only marked as not needed on this system"),
+    "counted pages": (_counts_pages, "it is not told how much of a mapping is in memory: qemu-user says 0 of each"),
+    "memory limits": (_limits_memory, "a process's memory has no limit: qemu-user takes no notice of it"),
     "/proc": (lambda: sys.platform == "linux", "this system tells it otherwise than in /proc, or not at all"),
     "sizes": (lambda: sys.platform == "linux", "this system does not tell this of a process"),
     "one root": (lambda: os.name == "posix", "paths begin with a drive on this system"),

@@ -45,6 +45,7 @@ ROUTE_IN_MEMORY = "borrowed" if has(LENT_FILES) else "copied"
 """Of models that are in memory alone, or were packed for an entry of the cache that is gone."""
 START = f"import sys; exec(open({str(ROOT / 'ort_qdq_plugin' / 'switch' / 'ort_qdq_plugin.pth')!r}).read())\n"
 """What every interpreter runs first where the package is installed."""
+_SLOWER = float(os.environ.get("SLOWER", "1"))  # how many times as long processes may take, where they are emulated
 
 
 def linear(weight: Weight, seed: str = "linear") -> onnx.ModelProto:
@@ -243,7 +244,8 @@ def python(
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter with the `environment` of these variables; arguments are in sys.argv."""
     command, set_up = [sys.executable, "-c", code, *map(str, arguments)], environment(**variables)
-    done = subprocess.run(command, env=set_up, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    limit = timeout * _SLOWER
+    done = subprocess.run(command, env=set_up, cwd=cwd, capture_output=True, text=True, timeout=limit)
     if done.returncode and (reason := lacking_in(done.stderr)):
         pytest.skip(reason)
     return done

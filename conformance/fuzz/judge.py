@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from conformance.fuzz.worker import MAX_BYTES, MAX_SECONDS, Outcome, Worker
+from conformance.tolerances import largest_error
 from conformance.worker import Crash
 
 __all__ = ["Judge", "Verdict"]
@@ -143,7 +144,7 @@ def _nearly(a: Any, b: Any, level: int) -> bool:
     kind = np.finfo(a.dtype)
     largest, smallest = float(kind.max), _SMALLEST_STEPS * float(kind.smallest_subnormal)
     a, b = np.nan_to_num(a.astype(np.float64), nan=np.nan, posinf=largest, neginf=-largest), b.astype(np.float64)
-    tolerance = _TOLERANCES[level]
+    tolerance = max(_TOLERANCES[level], largest_error("float16", level) if kind.dtype == np.float16 else 0)
     if np.isinf(b).any() or (level == _ROUNDING_LEVEL and b.size < _FEW):
         tolerance *= _SLACK
     a, b = a[np.isfinite(b)], b[np.isfinite(b)]

@@ -20,11 +20,12 @@ from conformance.drawing.draft import ROWS
 from conformance.drawing.elements import MS, Array
 from conformance.patterns.pattern import MAX_IDS, Pattern
 from conformance.sessions import CPU, quiet_options
+from conformance.tolerances import largest_error
 from ort_qdq_plugin import StockReason, create_session, inspect, report_of
-from ort_qdq_plugin.model.releases import ZERO_POINTS_OF_OUTER_GRAPHS, has, installed
+from ort_qdq_plugin.model.releases import ZERO_POINTS_OF_OUTER_GRAPHS, has
 
 __all__ = [
-    "COLUMNS", "FUSION_KEY", "LEVELS", "LIMITS", "ROW_COUNTS", "Form", "Row", "check", "error_of", "outputs_of",
+    "COLUMNS", "FUSION_KEY", "LEVELS", "ROW_COUNTS", "Form", "Row", "check", "error_of", "outputs_of",
     "reference_outputs",
 ]  # fmt: skip
 
@@ -46,16 +47,6 @@ _LEVEL_KEY = "session.qdq_matmulnbits_accuracy_level"
 _BYTES = (TensorProto.UINT8, TensorProto.INT8)
 _INTEGERS = {TensorProto.INT64: MAX_IDS, TensorProto.UINT8: 100, TensorProto.INT8: 100}
 """Integer inputs, which are ids or quantized, stay below this."""
-LIMITS = {
-    ("float", 0): 1e-5, ("float16", 0): 2e-3, ("bfloat16", 0): 2e-2,
-    ("float", 4): 2e-2, ("float16", 4): 2e-2, ("bfloat16", 4): 3e-2,
-}  # fmt: skip
-"""Largest error at an accuracy level. A bfloat16 weight has 8 bits of precision once dequantized, which the fused kernel
-never loses."""
-_KEEPS_FLOAT16 = installed() == (1, 29)
-"""This release alone computes in float16 where others do in float: its own Gemm adds up in it, and its Add adds biases."""
-if _KEEPS_FLOAT16:
-    LIMITS["float16", 0] = 1e-2
 
 
 class _Result(NamedTuple):
@@ -299,7 +290,7 @@ def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Fo
     if not last.error and not stock[4].error and last.ends != stock[4].ends:
         problems.append(f"inputs and outputs {last.ends} instead of {stock[4].ends}")
 
-    limits = [LIMITS[pattern.precision, level] for level in LEVELS]
+    limits = [largest_error(pattern.precision, level) for level in LEVELS]
     errors, *others_errors = ([error_of(of[level].outputs, reference) for level in LEVELS] for of in (ours, stock, keyed))
     exceeded = [error > limit for error, limit in zip(errors, limits, strict=True)]
     problems += [f"error {errors[index]:.1e} at level {LEVELS[index]}" for index in np.flatnonzero(exceeded)]

@@ -8,6 +8,7 @@ from conformance.drawing.draft import ROWS, Draft
 from conformance.drawing.elements import FLOATS, MS, raw_tensor
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR, Weight
 from conformance.patterns.pattern import MATMUL, TRANSPOSE, ZEROS, Expectation, Pattern, Step, either, fused, pattern, reason
+from ort_qdq_plugin.system.platform import host
 
 __all__ = ["DEFAULT_ZEROS", "EMBEDDINGS", "HALF_PRECISION", "ODD_BLOCKS", "OLD_OPSETS", "STATIC"]
 
@@ -149,6 +150,8 @@ def _moved_input(nodes: str, *axes: int) -> Step:
     return draw
 
 
+_int8 = reason if host.is_arm() else fused
+"""On ARM, ONNX Runtime's integer kernels take activations of int8."""
 _FLOAT_RESULT = "h = MatMul(x_d, w_d)  y = Identity(h)"
 _SHARED = "a = MatMul(x_d, w_d)  b = MatMul(x_d, v_d)  y = Sub(a, b)"
 STATIC = (
@@ -164,9 +167,9 @@ STATIC = (
     reason("static-qdq-transpose", _CHANNEL_SYM, _moved_input("h = Transpose <perm = [1, 0]> (x_d)"), x=[128, ROWS]),
     # No integer kernel takes these, which stock ONNX Runtime dequantizes on each run.
     fused("static-qdq-relu", _quantized_input, _CHANNEL_SYM, "r = MatMul(x_d, w_d)  h = Relu(r)  y = Neg(h)"),
-    fused("static-qdq-int8-shared", _int8_input, _CHANNEL_SYM, lambda d: d.weight(_CHANNEL_SYM, "v"), _SHARED,
+    _int8("static-qdq-int8-shared", _int8_input, _CHANNEL_SYM, lambda d: d.weight(_CHANNEL_SYM, "v"), _SHARED,
           fusions=2, quick=True),
-    fused("static-qdq-int8-of-the-caller", lambda d: d.scalar("a_s", 0.03), _CHANNEL_SYM,
+    _int8("static-qdq-int8-of-the-caller", lambda d: d.scalar("a_s", 0.03), _CHANNEL_SYM,
           "x_d = DequantizeLinear(x, a_s)  y = MatMul(x_d, w_d)", x_kind="int8"),
     # No integer kernel takes 4 bits in blocks.
     either("static-qdq-4-bit-weight", _quantized_input, Weight(), _FLOAT_RESULT),

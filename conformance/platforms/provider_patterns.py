@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from conformance.checks import run
 from conformance.patterns.catalogue import PATTERNS
-from conformance.patterns.judging import LIMITS, error_of, outputs_of, reference_outputs
+from conformance.patterns.judging import error_of, outputs_of, reference_outputs
 from conformance.platforms.providers import FUSED, WAYS, Bench, assigned, benched, command, in_environment, take_for_intel
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY
 
@@ -58,7 +58,7 @@ def _child(way: str, first: list[Any], *, as_intel: bool) -> None:
         except Exception:
             print(json.dumps(_Told(at, ours, _ERROR)), flush=True)
             continue
-        verdict = _RIGHT if error <= LIMITS[pattern.precision, _ROUNDS] else _WRONG
+        verdict = _RIGHT if error <= largest_error(pattern.precision, _ROUNDS) else _WRONG
         report = report_of(session)
         on = tuple(sorted({(node, provider) for node, provider in assigned(session) if node in FUSED}))
         print(json.dumps(_Told(at, ours, verdict, len(report.fused) if report else 0, on)), flush=True)

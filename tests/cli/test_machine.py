@@ -55,6 +55,7 @@ def test_memory_is_touched_and_given_back(monkeypatch: pytest.MonkeyPatch) -> No
     assert wanted == [mmap.PAGESIZE, MB, 4 * MB]
 
 
+@pytest.mark.needs("memory limits")
 def test_memory_that_cannot_be_had_is_left_alone() -> None:
     done = python("""
 import resource

@@ -168,6 +168,7 @@ def test_an_interrupt_at_any_place_ends_trimming(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.needs("dropped pages")
+@pytest.mark.needs("counted pages")
 def test_without_a_thread_pages_are_dropped_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -182,6 +183,7 @@ def test_without_a_thread_pages_are_dropped_afterwards(tmp_path: Path, monkeypat
 
 
 @pytest.mark.needs("dropped pages")
+@pytest.mark.needs("counted pages")
 def test_trimming_drops_pages_from_the_process(tmp_path: Path) -> None:
     buffer = make_buffer(1 << 20, "file", str(tmp_path))
     with trimming([buffer.mapping]):

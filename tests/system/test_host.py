@@ -107,6 +107,7 @@ def test_anonymous_memory_is_zero_and_private() -> None:
     assert memory[0] == 0
 
 
+@pytest.mark.needs("counted pages")
 @pytest.mark.parametrize(
     ("offset", "nbytes", "left"), [(5, 0, 8), (0, 1, 7), (4097, 4095, 7), (4095, 2, 6), (0, 8 * 4096, 0)]
 )
@@ -152,6 +153,7 @@ print(host.memory_is_limited())
 """
 
 
+@pytest.mark.needs("memory limits")
 @pytest.mark.parametrize(("limit", "told"), [("RLIMIT_AS", True), ("RLIMIT_DATA", True), ("RLIMIT_FSIZE", False)])
 def test_whether_memory_is_limited(limit: str, told: bool) -> None:
     if host.memory_is_limited():
