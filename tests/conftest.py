@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from conformance.fuzz.judge import Judge
 from conformance.fuzz.worker import Worker
@@ -18,6 +19,10 @@ from tests.lacking import NEEDS, grp, lacking
 # Before anything imports ONNX Runtime: its thread for usage data costs time in every process, and opens files while tests
 # count descriptors.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+settings.register_profile("emulated", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if "SLOWER" in os.environ:
+    settings.load_profile("emulated")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 from tests.lacking import lacking_in
 
 __all__ = [
-    "CPU", "FORMS", "IN_PLACE", "ROOT", "ROUTE", "ROUTE_IN_MEMORY", "START", "Array", "Form", "added_provider",
+    "CPU", "FORMS", "IN_PLACE", "ROOT", "ROUTE", "ROUTE_IN_MEMORY", "SLOWER", "START", "Array", "Form", "added_provider",
     "descriptors", "environment", "external_tensor", "field", "floating", "huge", "linear", "made_report", "mapped",
     "mixed", "opened", "python", "quiet", "raised", "refuse", "refusing", "result", "same", "save", "saved_nodes",
     "settled_descriptors", "stack", "stock", "tensor_of", "unquantized", "varint", "with_entries", "with_initializer",
@@ -45,7 +45,8 @@ ROUTE_IN_MEMORY = "borrowed" if has(LENT_FILES) else "copied"
 """Of models that are in memory alone, or were packed for an entry of the cache that is gone."""
 START = f"import sys; exec(open({str(ROOT / 'ort_qdq_plugin' / 'switch' / 'ort_qdq_plugin.pth')!r}).read())\n"
 """What every interpreter runs first where the package is installed."""
-_SLOWER = float(os.environ.get("SLOWER", "1"))  # how many times as long processes may take, where they are emulated
+SLOWER = float(os.environ.get("SLOWER", "1"))
+"""How many times as long things may take, where the processor is emulated."""
 
 
 def linear(weight: Weight, seed: str = "linear") -> onnx.ModelProto:
@@ -244,7 +245,7 @@ def python(
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter with the `environment` of these variables; arguments are in sys.argv."""
     command, set_up = [sys.executable, "-c", code, *map(str, arguments)], environment(**variables)
-    limit = timeout * _SLOWER
+    limit = timeout * SLOWER
     done = subprocess.run(command, env=set_up, cwd=cwd, capture_output=True, text=True, timeout=limit)
     if done.returncode and (reason := lacking_in(done.stderr)):
         pytest.skip(reason)

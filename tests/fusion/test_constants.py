@@ -14,6 +14,7 @@ from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.report.weights import Reason
 from tests.folding.support import all_elements, code_of, constant, expression_of, folding
 from tests.fusion.support import locate, missing
+from tests.support import SLOWER
 
 node = helper.make_node
 
@@ -157,7 +158,7 @@ def test_long_chains_take_no_time() -> None:
     start = time.perf_counter()
     for nodes in (chain("Neg", 20_000), chain("Add", 20_000, twice=True), chain("Reshape", 20_000, twice=True)):
         assert reason_of(nodes) is Reason.COMPUTED
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 10 * SLOWER
 
 
 @pytest.mark.parametrize(("count", "is_folded"), [(1 << 20, True), (1 << 24, True), (1 << 25, False)])

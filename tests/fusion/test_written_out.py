@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import TYPES
+from conformance.tolerances import largest_error
 from ort_qdq_plugin import FusedWeight, Options, Reason, Report, create_session, inspect
 from tests.support import CPU, made_report, quiet, result, stock
 
@@ -164,7 +165,7 @@ def test_is_what_a_dequantize_linear_is(form: Form) -> None:
     (fusion,), (theirs,) = made_report(session).fused, made_report(expected).fused
     assert shown(fusion) == shown(theirs)
     np.testing.assert_array_equal(result(session), result(expected))
-    near = {"float": 1e-5, "float16": 2e-3}[form.scale]
+    near = largest_error(form.scale, 0)
     exact = result(unoptimized(model)).astype(np.float64)
     assert np.abs(result(ours(model, 0)).astype(np.float64) - exact).max() <= near * np.abs(exact).max()
 
