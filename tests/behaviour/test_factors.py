@@ -10,6 +10,7 @@ import pytest
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, TYPES, unpack
 from ort_qdq_plugin import Options, create_session
+from ort_qdq_plugin.system.platform import host
 from tests.support import CPU, Array, made_report, quiet, stock
 
 K, N, ROWS, BLOCK = 96, 24, 3, 32
@@ -78,13 +79,19 @@ def check(draft: Draft, kind: str, scale: str, alpha: float, beta: float, size: 
     # A weight that is rounded to float16 before it is multiplied may differ by half a bit there.
     summed = abs(float(np.float32(alpha))) * (np.abs(x) @ np.abs(weight.T)) + np.abs(added)
     exactness = 1e-6 if kind == scale == "float" else 2.0**-11
+    adds_in_float16 = kind == "float16" and host.is_arm()  # in ONNX Runtime's kernels
+    if adds_in_float16:
+        exactness *= 4
     limits = np.finfo(dtype)
     allowed = exactness * summed + 2 * float(limits.eps) * np.abs(wanted) + float(limits.smallest_subnormal)
 
     # Level 4 rounds x by a 254th of the largest of its block.
     coarse = allowed + abs(float(np.float32(alpha))) * np.abs(x).max() / 254 * np.abs(weight.T).sum(axis=0)
-    results = [*(ours(model, level).run(None, feeds)[0] for level in (0, 4)), unoptimized(model).run(None, feeds)[0]]
-    for result, limit in zip(results, (allowed, coarse, allowed), strict=True):
+    results = [ours(model, level).run(None, feeds)[0] for level in (0, 4)]
+    if not adds_in_float16:
+        # There, its own Gemm rounds alpha and beta to float16 as well, some of them to infinity.
+        results.append(unoptimized(model).run(None, feeds)[0])
+    for result, limit in zip(results, (allowed, coarse, allowed), strict=False):
         assert result.dtype == dtype
         assert not np.isnan(result).any()
         surely_finite = np.abs(wanted) + limit < float(limits.max)

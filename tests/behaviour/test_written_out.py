@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import TYPES
+from conformance.tolerances import largest_error
 from ort_qdq_plugin import Options, Reason, create_session, export, inspect
 from tests.fusion.test_written_out import Form, K, N, ours, unoptimized, written
 from tests.support import CPU, made_report, quiet, result, stock
@@ -139,7 +140,7 @@ def test_scales_may_stand_behind_the_product(form: Behind) -> None:
     assert (fused.k, fused.n, fused.stored_bits) == (form.k, form.n, int(form.element.lstrip("uint")))
     report = made_report(ours(model, 0))
     assert [entry.reason for entry in report.unfused] == [Reason.SLOWER_THAN_FLOAT] * is_8_bits
-    near = {"float": 1e-5, "float16": 2e-3}[form.scale]
+    near = largest_error(form.scale, 0)
     exact = result(unoptimized(model)).astype(np.float64)
     assert np.abs(result(ours(model, 0)).astype(np.float64) - exact).max() <= near * np.abs(exact).max()
 
