@@ -6,7 +6,7 @@ Stock ONNX Runtime's own kernels decide it. Errors are max|a-b|/max|a|.
 from ort_qdq_plugin.model.releases import installed
 from ort_qdq_plugin.system.platform import host
 
-__all__ = ["largest_error"]
+__all__ = ["KEEPS_FLOAT16", "largest_error"]
 
 _LARGEST = {
     ("float", 0): 1e-5, ("float16", 0): 2e-3, ("bfloat16", 0): 2e-2,
@@ -20,11 +20,13 @@ _LARGEST_ON_ARM = {("float16", 0): 2e-2}
 `conformance.platforms.kernels` shows with stock ONNX Runtime alone. What that fuses itself has the same bits."""
 
 
-_LARGEST_IN_1_29 = {("float16", 0): 1e-2}
-"""ONNX Runtime 1.29 alone computes in float16 where others do in float: its own Gemm adds up in it, and its Add adds biases."""
+KEEPS_FLOAT16 = installed() == (1, 29)
+"""This release alone computes in float16 where others do in float: its own Gemm adds up in it, and its Add adds biases."""
+
+_LARGEST_KEEPING_FLOAT16 = {("float16", 0): 1e-2}
 
 
 def largest_error(precision: str, level: int) -> float:
     """The largest error of "float", "float16" or "bfloat16" results at accuracy level 0 or 4."""
-    limits = _LARGEST | (_LARGEST_IN_1_29 if installed() == (1, 29) else {}) | (_LARGEST_ON_ARM if host.is_arm() else {})
+    limits = _LARGEST | (_LARGEST_KEEPING_FLOAT16 if KEEPS_FLOAT16 else {}) | (_LARGEST_ON_ARM if host.is_arm() else {})
     return limits[precision, level]

@@ -20,7 +20,7 @@ from conformance.drawing.draft import ROWS
 from conformance.drawing.elements import MS, Array
 from conformance.patterns.pattern import MAX_IDS, Pattern
 from conformance.sessions import CPU, quiet_options
-from conformance.tolerances import largest_error
+from conformance.tolerances import KEEPS_FLOAT16, largest_error
 from ort_qdq_plugin import StockReason, create_session, inspect, report_of
 from ort_qdq_plugin.model.releases import ZERO_POINTS_OF_OUTER_GRAPHS, has
 
@@ -303,7 +303,7 @@ def check(pattern: Pattern, *, make_session: _MakeSession = _make_ours, form: Fo
         # Bits must agree where stock fused just as much as this package, or neither did anything.
         comparable = (len(other.fused), other.left) == (len(last.fused), last.left) if last.fused else name == "stock"
         same_biases = sum(_BIASED in one for one in other.fused) == sum(_BIASED in one for one in last.fused)
-        comparable = comparable and not last.is_dequantized_once and (same_biases or not _KEEPS_FLOAT16)
+        comparable = comparable and not last.is_dequantized_once and (same_biases or not KEEPS_FLOAT16)
         if other.error or not right or not comparable:
             continue
         reformed = [level for level in LEVELS if _has_another_form(ours[level], others[level], level)]

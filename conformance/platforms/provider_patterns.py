@@ -20,6 +20,7 @@ from conformance.checks import run
 from conformance.patterns.catalogue import PATTERNS
 from conformance.patterns.judging import error_of, outputs_of, reference_outputs
 from conformance.platforms.providers import FUSED, WAYS, Bench, assigned, benched, command, in_environment, take_for_intel
+from conformance.tolerances import largest_error
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY
 
 _ROUNDS = 4  # the accuracy level whose error a provider may have: OpenVINO rounds activations to 8 bits
