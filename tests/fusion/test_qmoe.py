@@ -273,6 +273,6 @@ def test_views_without_an_end_are_not_followed() -> None:
 
 
 def test_older_releases_have_no_such_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qmoe, "_SINCE", (1, 1000))
+    monkeypatch.setattr(qmoe, "SPARSE_EXPERTS", (1, 1000))
     with refused(Reason.EXPERTS):
         fused(mixture_of())
