@@ -121,7 +121,8 @@ def _no_proc(scene: Scene, environment: dict[str, str]) -> None:
 
 def _no_exec(scene: Scene, environment: dict[str, str]) -> None:
     for path in (scene.folder, "/tmp", "/var/tmp", "/dev/shm"):
-        if os.path.isdir(path):
+        # What is to run stays where it can.
+        if os.path.isdir(path) and not any(Path(needed).is_relative_to(path) for needed in (sys.prefix, sys.base_prefix)):
             _mount(path, "bind", _BIND)
             _restrict(path, _NO_EXEC)
             assert os.statvfs(path).f_flag & _NO_EXEC

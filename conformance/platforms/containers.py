@@ -10,6 +10,7 @@ and one warning at most for each load. The exit code is 1 if one does not hold.
 import json
 import os
 import platform
+import stat
 import subprocess
 import sys
 import tempfile
@@ -37,11 +38,17 @@ def why_not(container: Container) -> str:
         return "containers are Linux's"
     if container.needs_root and os.geteuid():
         return "needs root"
+    if container.needs_root and not all(map(_is_open_to_all, (sys.prefix, sys.base_prefix, __file__))):
+        return "other users cannot reach the interpreter, or this checkout"
     try:
         made = subprocess.run([*_unshare(), "true"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return "needs unshare"
     return made.stderr.strip() if made.returncode else ""
+
+
+def _is_open_to_all(path: str) -> bool:
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in Path(path).resolve().parents)
 
 
 def _unshare() -> list[str]:

@@ -44,7 +44,6 @@ _REASONS = {
     StockReason.FUSION_DISABLED,
     StockReason.NOT_FUSIBLE,
     StockReason.NOT_COMPUTED,
-    StockReason.PACKED_SIZE,
 }
 
 _PAGE_BYTES, _CACHE_LINE_BYTES = 4096, 64
