@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from conformance.fuzz.judge import Judge
 from conformance.fuzz.worker import Worker
-from tests.lacking import NEEDS, grp, lacking
+from tests.lacking import NEEDS, grp, has, lacking, lacking_in
 
 # Before anything imports ONNX Runtime: its thread for usage data costs time in every process, and opens files while tests
 # count descriptors.
@@ -28,9 +28,17 @@ if "SLOWER" in os.environ:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for need in (need for marker in item.iter_markers("needs") for need in marker.args):
-            has, reason = NEEDS[need]
-            if not has():
-                item.add_marker(pytest.mark.skip(reason=reason))
+            if not has(need):
+                item.add_marker(pytest.mark.skip(reason=NEEDS[need][1]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Modules that import what the system lacks are skipped."""
+    report = yield
+    if report.failed and (reason := lacking_in(str(report.longrepr).replace("\nE   ", "\n"))):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {reason}")
+    return report
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -59,7 +67,7 @@ def _skipped_if_lacking() -> Generator[None]:
 def _links() -> Iterator[None]:
     # Where there are no links, some systems make none without saying so.
     with pytest.MonkeyPatch.context() as patched:
-        if not NEEDS["symbolic links"][0]():
+        if not has("symbolic links"):
             patched.setattr(os, "symlink", _no_link)
         yield
 

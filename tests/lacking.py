@@ -4,19 +4,34 @@ No list of files says which tests run where. A test that calls what the system l
 (`lacking`, `Lacking`); one that relies on what a system does otherwise says so (``@pytest.mark.needs``, `NEEDS`).
 """
 
+import ctypes
 import errno
 import functools
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-__all__ = ["NEEDS", "Lacking", "fcntl", "grp", "lacking", "lacking_in", "pty", "pwd", "resource", "termios"]
+__all__ = [
+    "NEEDS",
+    "Lacking",
+    "fcntl",
+    "grp",
+    "has",
+    "lacking",
+    "lacking_in",
+    "pty",
+    "pwd",
+    "require",
+    "resource",
+    "termios",
+]
 
 
 class Lacking:
@@ -110,6 +125,40 @@ def _has_links() -> bool:
         return Path(folder, "link").is_symlink()
 
 
+def _is_wine() -> bool:
+    if sys.platform != "win32":
+        return False
+    return hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
+
+
+@contextmanager
+def _open_file() -> Iterator[tuple[int, Path]]:
+    """A file that others may rename and remove while it is open."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_TEMPORARY", 0))
+        try:
+            yield descriptor, path
+        finally:
+            os.close(descriptor)
+
+
+@functools.cache
+def _takes_names_away() -> bool:
+    with _open_file() as (_, path):
+        path.unlink()
+        return not path.exists()
+
+
+@functools.cache
+def _knows_what_was_renamed() -> bool:
+    with _open_file() as (descriptor, path):
+        before = os.fstat(descriptor)
+        path.rename(path.with_name("other"))
+        return os.path.samestat(before, os.fstat(descriptor))
+
+
+@functools.cache
 def _counts_pages() -> bool:
     try:
         return any(line.startswith("Rss:") and int(line.split()[1]) for line in Path("/proc/self/smaps").open())
@@ -134,6 +183,9 @@ def _limits_memory() -> bool:
 NEEDS: Mapping[str, tuple[Callable[[], bool], str]] = {
     "modes": (lambda: os.name == "posix", "files have no modes and no owners that a status tells on this system"),
     "free names": (lambda: os.name == "posix", "an open file can neither be removed nor renamed on this system"),
+    "removed names": (_takes_names_away, "an open file keeps its name, when it is removed, until it is closed"),
+    "renamed files": (_knows_what_was_renamed, "the status of an open file, when it is renamed, is that of another one"),
+    "sizes on the disk": (lambda: os.name == "posix", "a status does not tell what a file takes on the disk on this system"),
     "folders that are open": (lambda: os.name == "posix", "a folder has no descriptor on this system"),
     "os.open": (lambda: os.name == "posix", "files are opened by another call than os.open on this system"),
     "a position": (lambda: os.name == "posix", "reading at an offset moves a file's position on this system"),
@@ -148,6 +200,18 @@ NEEDS: Mapping[str, tuple[Callable[[], bool], str]] = {
     "/proc": (lambda: sys.platform == "linux", "this system tells it otherwise than in /proc, or not at all"),
     "sizes": (lambda: sys.platform == "linux", "this system does not tell this of a process"),
     "one root": (lambda: os.name == "posix", "paths begin with a drive on this system"),
+    "page faults": (lambda: not _is_wine(), "wine counts no page faults"),
     "interrupts": (lambda: os.name == "posix", "no signal interrupts a process on this system"),
 }
 """Name -> whether this system has it, and the reason if it has not."""
+
+
+def has(need: str) -> bool:
+    """Whether this system has what `NEEDS` calls so."""
+    return NEEDS[need][0]()
+
+
+def require(need: str) -> None:
+    """Skip the test if this system has not what `NEEDS` calls so."""
+    if not has(need):
+        pytest.skip(NEEDS[need][1])

@@ -26,7 +26,7 @@ from tests.lacking import lacking_in
 __all__ = [
     "CPU", "FORMS", "IN_PLACE", "ROOT", "ROUTE", "ROUTE_IN_MEMORY", "SLOWER", "START", "Array", "Form", "added_provider",
     "descriptors", "environment", "external_tensor", "field", "floating", "huge", "linear", "made_report", "mapped",
-    "mixed", "opened", "python", "quiet", "raised", "refuse", "refusing", "result", "same", "save", "saved_nodes",
+    "missing", "mixed", "opened", "python", "quiet", "raised", "refuse", "refusing", "result", "same", "save", "saved_nodes",
     "settled_descriptors", "stack", "stock", "tensor_of", "unquantized", "varint", "with_entries", "with_initializer",
     "x_of",
 ]  # fmt: skip
@@ -287,6 +287,13 @@ def refuse(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, problem: int
         raise OSError(problem, os.strerror(problem))
 
     monkeypatch.setattr(module, name, fail)
+
+
+def missing(path: Path) -> str:
+    """What the system says of a path at which there is nothing."""
+    with pytest.raises(FileNotFoundError) as told:
+        path.stat()
+    return str(told.value.strerror)
 
 
 def raised(call: Callable[[], object]) -> tuple[type[BaseException], str] | None:

@@ -7,6 +7,7 @@ from onnx import ModelProto
 
 from ort_qdq_plugin import ModelError, QdqPluginError, SourceChangedError, StockReason
 from ort_qdq_plugin.errors import LeaveToStock, NothingToDo, SourceUnreadableError, error_text, readable
+from tests.support import missing
 
 
 def test_what_a_malformed_message_raises() -> None:
@@ -35,8 +36,9 @@ def test_what_leaves_the_package_has_one_base() -> None:
 
 
 def test_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "missing"
     with pytest.raises(OSError, match="missing") as raised:
-        (tmp_path / "missing").stat()
-    assert error_text(raised.value) == f"{tmp_path / 'missing'}: No such file or directory"
+        path.stat()
+    assert error_text(raised.value) == f"{path}: {missing(path)}"
     assert error_text(OSError("short read")) == "short read"
     assert error_text(ModelError("m")) == "m"

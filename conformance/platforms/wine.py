@@ -161,7 +161,9 @@ def _made(folder: Path) -> None:
     (site / "sitecustomize.py").write_text("import _winapi\n\ndel _winapi.CopyFile2\n")
     _shim(site, folder / "shim")
     environment = _environment(folder)
-    for made in (["wine", "wineboot", "-i"], ["winecfg", "-v", "win10"]):
+    # ONNX Runtime looks for graphics cards when it is imported, and complains of it where there is not even a screen.
+    no_screen = ["wine", "reg", "add", r"HKCU\Software\Wine\Direct3D", "/v", "renderer", "/d", "no3d", "/f"]
+    for made in (["wine", "wineboot", "-i"], ["winecfg", "-v", "win10"], no_screen):
         subprocess.run(made, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
     # Drives: the repository, and this folder.
     for letter, leads_to in (("w", ROOT), ("p", folder.resolve())):

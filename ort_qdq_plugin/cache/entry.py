@@ -56,7 +56,7 @@ class Entry(NamedTuple):
 
         Where others open them by path, this is asked afterwards: then what they have opened is the entry.
         """
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             return is_at(self.holder, os.path.join(self.path, MANIFEST)) and all(
                 Identity.of(os.stat(os.path.join(self.path, name), follow_symlinks=False)) == identity
                 for name, identity in self.identities.items()

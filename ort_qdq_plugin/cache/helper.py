@@ -53,7 +53,7 @@ def prepacked_in_another_process(folder: str) -> int:
         problem = no_thread
     finally:
         given_up.append(True)
-    log.warning("weights are not shared between processes: %s", problem)
+    log.warning("weights are not shared between processes: %s: %s", sys.executable, problem)
     return 0
 
 

@@ -151,11 +151,16 @@ class Store:
         return holder
 
     def discard(self, path: str) -> None:
-        """Remove a folder. It is renamed first, so that no process finds half of it."""
-        condemned = f"{path}.{os.urandom(_RANDOM_BYTES).hex()}{_DISCARDED}"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, condemned)
-        _remove(condemned)
+        """Remove a file, a link or a folder. A folder is renamed first, so that no process finds half of it."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError:
+            condemned = f"{path}.{os.urandom(_RANDOM_BYTES).hex()}{_DISCARDED}"
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, condemned)
+            _remove(condemned)
 
     def sweep(self, key: str) -> None:
         """Remove what killed processes left of this entry while they made it. The caller holds its lock."""

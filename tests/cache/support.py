@@ -24,13 +24,14 @@ from ort_qdq_plugin.cache.key import Identity
 from ort_qdq_plugin.cache.manifest import Manifest, SourceFile
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
-from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.system.platform import files, host
 from tests.lacking import fcntl
 from tests.support import CPU, Form, descriptors, made_report, refuse, save, x_of
 
 __all__ = [
     "KEY",
     "PACKED",
+    "REPLACED",
     "Loaded",
     "begun",
     "digest_of_results",
@@ -86,7 +87,13 @@ def digest_of_results(session: ort.InferenceSession) -> str:
 
 def entries(cache: Path) -> list[Path]:
     """The folders of all entries."""
-    return sorted(path for path in cache.iterdir() if path.is_dir() and "." not in path.name)
+    folders = (path for path in cache.iterdir() if path.is_dir() and "." not in path.name)
+    return sorted(folder for folder in folders if not _is_unfinished(folder))
+
+
+def _is_unfinished(folder: Path) -> bool:
+    # Entries are made at their place where a folder with open files cannot be renamed.
+    return not files.SHARES_FREELY and not (folder / MANIFEST).exists()
 
 
 def written_back(cache: Path) -> None:
@@ -99,7 +106,11 @@ def written_back(cache: Path) -> None:
 
 def leftovers(cache: Path) -> list[str]:
     """What is neither an entry nor a lock."""
-    return sorted(path.name for path in cache.iterdir() if path.suffix in (".tmp", ".old"))
+    return sorted(path.name for path in cache.iterdir() if path.suffix in (".tmp", ".old") or _is_left(path))
+
+
+def _is_left(path: Path) -> bool:
+    return path.is_dir() and "." not in path.name and _is_unfinished(path)
 
 
 _CODE = """
@@ -173,8 +184,8 @@ def make_entry(
         write_file(os.path.join(path, name), data)
     identity, digest = Identity.of(os.stat(source)), digest_at(str(source)) if verify else ""
     described = SourceFile(str(source), identity, names, location, digest)
-    files = describe(path, [*contents], verify)
-    store.commit(key, path, Manifest(key, (described,), Report("borrowed"), host.boot_id(), files))
+    written = describe(path, [*contents], verify)
+    store.commit(key, path, Manifest(key, (described,), Report("borrowed"), host.boot_id(), written))
     return Path(store.path_of(key))
 
 
@@ -233,6 +244,10 @@ def replaced(path: Path) -> None:
     other.write_bytes(path.read_bytes())
     os.utime(other, (0, 0))
     os.replace(other, path)
+
+
+REPLACED = pytest.param(replaced, marks=pytest.mark.needs("free names"))
+"""While it is open."""
 
 
 def writable_by_all(path: Path) -> None:

@@ -14,7 +14,7 @@ from ort_qdq_plugin.model.messages import ModelProto, external_data, external_te
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.system import opened
 from ort_qdq_plugin.system.platform import files
-from tests.cache.support import longer, replaced, rewritten
+from tests.cache.support import REPLACED, longer, rewritten
 from tests.support import refuse, settled_descriptors
 
 PAGE = 4096
@@ -53,7 +53,7 @@ def test_nothing_to_copy(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / DATA).exists()
 
 
-@pytest.mark.parametrize("change", [rewritten, replaced, longer])
+@pytest.mark.parametrize("change", [rewritten, REPLACED, longer])
 def test_of_a_file_that_has_changed_nothing_is_copied(source: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
     opened = FileSource(str(source))
     change(source)

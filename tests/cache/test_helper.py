@@ -12,6 +12,7 @@ from ort_qdq_plugin import Options, warm
 from ort_qdq_plugin.cache import helper
 from ort_qdq_plugin.cache.helper import prepacked_in_another_process
 from tests.cache.support import entries
+from tests.lacking import require
 from tests.support import descriptors, save, stack
 
 
@@ -23,6 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def interpreter(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a shell script run in place of the helper process; "$4" is the entry's folder."""
+    require("a shell")
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(path))

@@ -29,7 +29,7 @@ def test_what_entries_can_be_called() -> None:
 
 
 def touched(path: Path) -> None:
-    os.utime(path, ns=(0, 1))
+    os.utime(path, ns=(0, 100))  # Windows counts hundreds
 
 
 def made_private(path: Path) -> None:
@@ -57,5 +57,6 @@ def test_an_identity_is_that_of_what_a_file_contains(source: Path, change: Calla
     time.sleep(0.02)  # the system's times have steps
     change(source)
     after = source.stat()
-    assert after.st_ctime_ns != before.st_ctime_ns
+    # Which Windows tells nothing of: there it is the time when the file was made.
+    assert after.st_ctime_ns != before.st_ctime_ns or os.name == "nt"
     assert (Identity.of(after) == Identity.of(before)) == is_kept

@@ -202,6 +202,7 @@ def test_what_is_no_file_of_ones_own(path: Path, kind: Callable[[Path], None]) -
     assert not (path.parent / "elsewhere").exists()
 
 
+@pytest.mark.needs("os.open")
 def test_something_else_may_take_the_place_of_a_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look at it and opening it."""
     path.touch()

@@ -37,7 +37,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(), inner, max_size=6),
     max_leaves=12,
 )
-paths = st.binary(max_size=20).map(os.fsdecode)
+paths = st.text(st.characters(), max_size=20)  # with surrogates: names that are no UTF-8, or no UTF-16, have them
 named = st.lists(paths, max_size=2).map(tuple)
 FIELDS = get_type_hints(Report, localns=vars(weights))  # `weights` is imported late in a load
 manifests = st.builds(
@@ -174,6 +174,6 @@ def test_what_digests_are_of(tmp_path: Path) -> None:
     data = os.urandom((1 << 20) + 17)
     (tmp_path / "file").write_bytes(data)
     with files.open_to_read(str(tmp_path / "file")) as file:
-        file.seek(1000)
+        assert file.read(1000) == data[:1000]
         assert digest_of(file) == digest_of(data) == hashlib.blake2b(data, digest_size=16).hexdigest()
-        assert file.tell() == 1000
+        assert file.read() == data[1000:]

@@ -61,6 +61,7 @@ def before_sessions(monkeypatch: pytest.MonkeyPatch, *calls: Callable[[], object
 
 @pytest.mark.parametrize("verify", ["stat", "content"])
 @pytest.mark.parametrize("way", ["made", "used"])
+@pytest.mark.needs("free names")
 def test_an_entry_that_is_replaced_while_it_is_opened(
     versions: list[Path], path: Path, cache: Path, way: str, verify: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def test_errors_of_onnx_runtime_are_not_tried_again(path: Path, cache: Path, mon
     assert loaded.report.stock_detail == "OSError: no"
 
 
+@pytest.mark.needs("free names")
 def test_other_providers_find_the_entry_gone(path: Path, cache: Path) -> None:
     session = create_session(str(path), options=Options(cache_dir=cache, **SHARED))
     before = digest_of_results(session)

@@ -150,6 +150,7 @@ print(loaded.digest, loaded.report.shared_bytes)
 """
 
 
+@pytest.mark.needs("sizes")
 def test_weights_that_are_not_shared_after_all_are_reported(tmp_path: Path, cache: Path) -> None:
     """As on another kind of processor, whose hash of what it pre-packs is another one."""
     model = str(save(stack(12, 2048), tmp_path, "external"))

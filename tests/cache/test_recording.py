@@ -20,6 +20,7 @@ from ort_qdq_plugin.cache.writer import EntryWriter
 from ort_qdq_plugin.load import pack as pack_stage
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.packing import pack as packing
+from ort_qdq_plugin.system.platform import files
 from ort_qdq_plugin.system.threads import Work
 from tests.cache.support import Loaded, digest_of_results, entries, leftovers, load, saved
 from tests.support import ROUTE, ROUTE_IN_MEMORY, refuse, stack, stock
@@ -96,7 +97,13 @@ def data_removed(model: Path) -> None:
     model.with_name("model.data").rename(model.with_name("elsewhere"))
 
 
-@pytest.mark.parametrize("act", [model_replaced, data_replaced, data_removed])
+@pytest.mark.parametrize(
+    "act",
+    [
+        *(pytest.param(act, marks=pytest.mark.needs("free names")) for act in (model_replaced, data_replaced)),
+        pytest.param(data_removed, marks=pytest.mark.needs("renamed files")),
+    ],
+)
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("n_major", [False, True])
 def test_files_that_are_replaced_while_they_are_packed(
@@ -145,7 +152,12 @@ def no_modes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "share"),
-    [(no_room_for_the_manifest, False), (no_name, False), (a_manifest_that_cannot_be_written, False), (no_modes, True)],
+    [
+        (no_room_for_the_manifest, False),
+        pytest.param(no_name, False, marks=pytest.mark.needs("free names")),
+        (a_manifest_that_cannot_be_written, False),
+        pytest.param(no_modes, True, marks=pytest.mark.needs("modes")),
+    ],
 )
 def test_whatever_fails_costs_only_the_entry(
     model: Path, cache: Path, fault: Any, share: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -161,7 +173,8 @@ def test_whatever_fails_costs_only_the_entry(
     with pytest.raises((QdqPluginError, OSError), match=os.strerror(errno.ENOSPC)):
         warm(model, options=options)
     assert not entries(cache)
-    assert not leftovers(cache)
+    # Where files that are mapped cannot be removed, the next load does it.
+    assert not leftovers(cache) or not files.SHARES_FREELY
 
 
 def test_weights_that_change_while_they_are_packed_are_not_used(

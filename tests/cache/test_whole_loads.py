@@ -93,10 +93,11 @@ def test_a_warm_load_imports_nothing_heavy(model: Path, cache: Path) -> None:
     code = """
 import sys
 import onnxruntime
+before = {*sys.modules} - {"onnx", "google"}
 from ort_qdq_plugin import Options, create_session, report_of
 session = create_session(sys.argv[1], options=Options(cache_dir=sys.argv[2]))
 assert report_of(session).cache == "used"
-print(*sys.modules)
+print(*{*sys.modules} - before)
 """
     done = python(code, model, cache)
     assert done.returncode == 0, done.stderr
@@ -216,7 +217,9 @@ def fifo_in_place_of_a_lock(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Non
     os.mkfifo(cache / f"{KEY}.lock")
 
 
-@pytest.mark.parametrize("fault", [full, unmappable, a_file, busy, open_to_all, fifo_in_place_of_a_lock])
+@pytest.mark.parametrize("fault", [
+    full, unmappable, a_file, busy, pytest.param(open_to_all, marks=pytest.mark.needs("modes")), fifo_in_place_of_a_lock,
+])  # fmt: skip
 def test_where_the_cache_fails_loading_does_not(
     model: Path, cache: Path, fault: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,7 +230,7 @@ def test_where_the_cache_fails_loading_does_not(
     assert (loaded.report.route, loaded.report.cache, loaded.digest) == (ROUTE, "", wanted)
     (record,) = caplog.records
     assert "without the cache" in record.message
-    assert str(cache) in record.message or fault in (full, unmappable)
+    assert repr(str(cache))[1:-1] in record.message or fault in (full, unmappable)
     monkeypatch.undo()
     assert not cache.is_dir() or not leftovers(cache)
 
@@ -238,9 +241,9 @@ def test_an_interrupt_while_packing_leaves_nothing(model: Path, cache: Path) -> 
 
     with pytest.raises(KeyboardInterrupt):
         create_session(str(model), options=Options(cache_dir=cache, progress=interrupt))
-    assert not leftovers(cache)
+    assert not leftovers(cache) or not files.SHARES_FREELY  # where the next load removes what is mapped
     assert not entries(cache)
-    assert load(model, cache).report.cache == "made"
+    assert (load(model, cache).report.cache, leftovers(cache)) == ("made", [])
 
 
 # ---- lifetimes, threads, processes
@@ -262,6 +265,7 @@ def test_everything_is_given_back(model: Path, cache: Path) -> None:
     assert settled_descriptors() == before
 
 
+@pytest.mark.needs("free names")
 def test_sessions_outlive_their_entry(model: Path, cache: Path) -> None:
     load(model, cache)
     written_back(cache)

@@ -69,6 +69,7 @@ write_back.wait_until_on_disk()
 """
 
 
+@pytest.mark.needs("fork")
 def test_a_child_does_not_wait_for_its_parents_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     done = python(FORKS, tmp_path)

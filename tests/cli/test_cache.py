@@ -11,7 +11,7 @@ from ort_qdq_plugin import Options, Report, StockReason, create_session
 from ort_qdq_plugin.cache.manifest import Manifest, digest_of
 from tests.cache.support import PACKED, entries, load, saved
 from tests.cli.support import Here, apart, on_terminal
-from tests.support import CPU, save, stack, unquantized
+from tests.support import CPU, missing, save, stack, unquantized
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_the_models_of_a_folder(tmp_path: Path, cache: Path, here: Here) -> None
         ]
     (folder / "float.onnx").unlink()
     said = here.refused("warm", folder, "--dir", cache)
-    assert said == f"ort-qdq warm: {folder / 'float.onnx'}: No such file or directory\n"
+    assert said == f"ort-qdq warm: {folder / 'float.onnx'}: {missing(folder / 'float.onnx')}\n"
 
 
 def test_options_are_those_of_the_environment(models: list[Path], cache: Path) -> None:
@@ -138,6 +138,10 @@ def test_clear_leaves_what_is_in_use_and_what_is_not_its_own(warmed: Path, model
     assert [path.name for path in warmed.iterdir()] == ["mine"]
 
 
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
 def endless(path: Path) -> None:
     path.touch()
     os.truncate(path, 1 << 40)
@@ -152,7 +156,7 @@ def saying_nothing(path: Path) -> None:
     path.write_bytes(f"{digest_of(body.encode())}\n{body}".encode())
 
 
-@pytest.mark.parametrize("kind", [os.mkfifo, endless, devices_link, saying_nothing])
+@pytest.mark.parametrize("kind", [fifo, endless, devices_link, saying_nothing])
 def test_whatever_is_in_place_of_a_manifest(kind: Callable[[Path], None], cache: Path, here: Here) -> None:
     """It is not waited for, and not read as a whole."""
     (cache / ("f" * 32)).mkdir(0o700, parents=True)
@@ -162,6 +166,7 @@ def test_whatever_is_in_place_of_a_manifest(kind: Callable[[Path], None], cache:
     assert "Removed 1 entry" in here.said("cache", "prune", "--dir", cache, "--yes")
 
 
+@pytest.mark.needs("modes")
 def test_a_directory_in_which_others_can_replace_entries(cache: Path, here: Here) -> None:
     cache.mkdir()
     cache.chmod(0o777)
@@ -194,6 +199,7 @@ def test_prepare_makes_what_other_machines_use(tmp_path: Path, here: Here) -> No
 
 
 def test_prepare_takes_one_model(tmp_path: Path, here: Here) -> None:
-    for wrong, words in ((tmp_path, "a folder"), (tmp_path / "none.onnx", "No such file")):
+    none = tmp_path / "none.onnx"
+    for wrong, words in ((tmp_path, "a folder"), (none, missing(none))):
         assert words in here.refused("prepare", wrong, tmp_path / "prepared")
         assert not (tmp_path / "prepared").exists()

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from tests.cli.support import Here
-from tests.support import mixed, stock
+from tests.support import missing, mixed, stock
 
 
 def test_a_model_that_stock_loads(tmp_path: Path, here: Here) -> None:
@@ -38,7 +38,9 @@ def test_a_folder(tmp_path: Path, here: Here) -> None:
     (folder / "m.onnx").write_bytes(mixed())
     assert here.said("export", folder, out).startswith(f"{out / 'm.onnx'}: 1 fused, 1 left\n{out}: ")
     stock(str(out / "m.onnx"))
-    assert f"{tmp_path / 'nowhere'}: No such file" in here.refused("export", folder, tmp_path / "nowhere" / "out")
+    assert f"{tmp_path / 'nowhere'}: {missing(tmp_path / 'nowhere')}" in here.refused(
+        "export", folder, tmp_path / "nowhere" / "out"
+    )
     assert "is there already: say --force" in here.refused("export", folder, out)
     here.said("export", folder, out, "--force")
     (out / "genai_config.json").unlink()

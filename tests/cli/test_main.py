@@ -47,6 +47,7 @@ def test_what_is_no_model_is_said_in_a_line(what: str, tmp_path: Path, here: Her
     assert str(path) in here.refused("inspect", path)
 
 
+@pytest.mark.needs("a shell")
 def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(mixed())
     shell = f"{sys.executable} -m ort_qdq_plugin inspect m.onnx | true; exit ${{PIPESTATUS[0]}}"
@@ -54,6 +55,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     assert (done.stderr, done.returncode) in (("", 0), ("", 141))  # it may be faster than the reader is gone
 
 
+@pytest.mark.needs("a shell")
 def test_shells_complete_commands_options_and_paths(tmp_path: Path) -> None:
     pytest.importorskip("shtab")
     done = apart("--print-completion", "bash")

@@ -1,11 +1,13 @@
 """What a process that is measured does, and which package it is that it loads a model with."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ort_qdq_plugin.cli.measure import Job, job_for, measured, start
+from tests.lacking import has
 from tests.support import save, stack
 
 OTHER = """
@@ -50,9 +52,10 @@ def test_what_a_load_takes(job: Job) -> None:
     assert 0 < run.imported < run.init
     assert 0 < run.again < run.init
     assert 0 < run.import_cpu < run.cpu
-    assert run.faults > 100
+    assert run.faults > 100 or not has("page faults")
     assert len(run.beside) == 1
-    assert min(run.steady, run.run_cpu, *run.beside) > 0
+    assert min(run.steady, *run.beside) > 0
+    assert run.run_cpu > 0 or os.name == "nt"  # which counts it in steps of 16 ms
     assert 0 < run.before.anonymous < run.after.anonymous
     assert 10e6 < run.load_peak <= run.peak
     stock = measured(job)
@@ -79,7 +82,7 @@ def test_another_engine_and_the_variable_that_is_not_set(job: Job, tmp_path: Pat
 def test_a_session_that_is_held(job: Job) -> None:
     process = start(job._replace(options={}, hold=True))
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    assert process.stdout.readline().rstrip() == b"ready"
     assert process.poll() is None
     out, _ = process.communicate(timeout=60)
     assert b'"fused": 2' in out

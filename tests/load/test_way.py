@@ -62,6 +62,7 @@ def told(session: ort.InferenceSession) -> tuple[str, RouteReason | None]:
     return report.route, report.route_reason
 
 
+@pytest.mark.needs("unnamed files")
 def test_files_that_onnx_runtime_opens(large: str, spill: Path, opened: list[tuple[Any, list[str]]]) -> None:
     options = quiet()
     session = create_session(large, options, CPU, options=Options(strict=True, spill_dir=spill))

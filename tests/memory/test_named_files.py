@@ -249,6 +249,7 @@ def test_the_next_directory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     buffer.discard()
 
 
+@pytest.mark.needs("os.open")
 @pytest.mark.parametrize("step", ["made", "opened to be locked"])
 def test_sweeps_and_named_files_do_not_meet(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without O_TMPFILE a file has its name before it is locked: one that a sweep takes in between is made anew."""

@@ -103,6 +103,7 @@ def test_functions_that_take_part_in_dequantizing_are_inlined(operator: str, sou
 # Finding tensors
 
 
+@pytest.mark.needs("free names")
 def test_a_tensor_is_located_once_and_refused_where_its_file_is_not_there(tmp_path: Path) -> None:
     model = parsed_from(str(save(linear(Weight()), tmp_path, "external")))
     tensor = model.proto.graph.initializer[0]

@@ -241,7 +241,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("start", [None, "fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "start", [None, "spawn", *(pytest.param(name, marks=pytest.mark.needs("fork")) for name in ("fork", "forkserver"))]
+)
 def test_modules_that_are_run_and_processes_that_they_start(start: str | None, tmp_path: Path) -> None:
     """The parent has not imported onnxruntime."""
     (tmp_path / "program.py").write_text(PROGRAM)

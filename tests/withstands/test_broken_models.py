@@ -116,7 +116,7 @@ CASES: dict[str, Change] = {
     "location-link-outside": made_at("link.data", leaving_link),
     "location-link-inside": made_at("link.data", lambda path: path.symlink_to("model.data")),
     "location-directory": made_at("sub", Path.mkdir),
-    "location-fifo": made_at("fifo", os.mkfifo),
+    "location-fifo": made_at("fifo", lambda path: os.mkfifo(path)),
     "location-device": entry("w", location="/dev/zero"),
     "location-twice": lambda model, _: tensor_of(model, "w").external_data.add(key="location", value="elsewhere.data"),
     "location-none": lambda model, _: tensor_of(model, "w").ClearField("external_data"),

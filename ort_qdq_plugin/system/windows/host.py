@@ -95,8 +95,8 @@ def sizes_of(pid: int | str = "self") -> dict[str, int]:
         kernel32.CloseHandle(process)
     if found is None:
         return {}
-    shared = max(0, found.working_set_size - found.private_usage)
-    return {"VmHWM": found.peak_working_set_size, "RssAnon": found.private_usage, "RssFile": shared, "RssShmem": 0}
+    shared = max(0, found.working_set_size - found.pagefile_usage)
+    return {"VmHWM": found.peak_working_set_size, "RssAnon": found.pagefile_usage, "RssFile": shared, "RssShmem": 0}
 
 
 def anonymous_bytes() -> int:

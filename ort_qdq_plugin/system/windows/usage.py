@@ -9,7 +9,7 @@ __all__ = ["MemoryCounters", "counters_of", "usage"]
 
 
 class MemoryCounters(ctypes.Structure):
-    """PROCESS_MEMORY_COUNTERS_EX of <psapi.h>."""
+    """PROCESS_MEMORY_COUNTERS of <psapi.h>."""
 
     _fields_ = (
         ("cb", ctypes.c_uint32),
@@ -19,7 +19,6 @@ class MemoryCounters(ctypes.Structure):
             for name in (
                 "peak_working_set_size", "working_set_size", "quota_peak_paged_pool_usage", "quota_paged_pool_usage",
                 "quota_peak_non_paged_pool_usage", "quota_non_paged_pool_usage", "pagefile_usage", "peak_pagefile_usage",
-                "private_usage",
             )
         ),
     )  # fmt: skip
@@ -39,7 +38,7 @@ def counters_of(process: int) -> MemoryCounters | None:
 def usage() -> dict[str, float]:
     """What this process has used, in seconds and page faults, and its memory in bytes, the most that it had (`peak`) too.
 
-    `anonymous` is memory of its own, whether it is in RAM or paged out; `file` is what else is in RAM.
+    `anonymous` is memory of its own, its commit charge, whether it is in RAM or paged out; `file` is what else is in RAM.
     """
     found = counters_of(_kernel32.GetCurrentProcess())
     if found is None:
@@ -48,6 +47,6 @@ def usage() -> dict[str, float]:
         "cpu": time.process_time(),
         "faults": found.page_fault_count,
         "peak": found.peak_working_set_size,
-        "anonymous": found.private_usage,
-        "file": max(0, found.working_set_size - found.private_usage),
+        "anonymous": found.pagefile_usage,
+        "file": max(0, found.working_set_size - found.pagefile_usage),
     }
