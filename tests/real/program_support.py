@@ -38,6 +38,11 @@ class Ran:
         """How many sessions of `model` were left to stock ONNX Runtime because nothing in it is quantized."""
         return sum(line == f"{model}: stock ONNX Runtime: {StockReason.NOT_QUANTIZED}" for line in self.log)
 
+    def handed_over(self, model: Path) -> int:
+        """How many sessions of `model` were handed over unchanged because nothing in it is quantized."""
+        begins = f"{model}: borrowed: "
+        return sum(line.startswith(begins) and str(StockReason.NOT_QUANTIZED) in line for line in self.log)
+
 
 def run_program(*command: str | Path, active: bool, **variables: str) -> Ran:
     """Run a script of this folder in a process of its own, with the variable set or not; fails if the program fails.

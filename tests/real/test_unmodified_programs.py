@@ -140,6 +140,6 @@ def test_fastembed(embedder: Path, workers: int) -> None:
     assert min(nearness[0, 1], nearness[2, 3]) > nearness[:2, 2:4].max() + 0.2
     model = embedder / "model.onnx"
     if embedder.name == "float":
-        assert ran.left_to_stock(model) == 1 + workers
+        assert ran.handed_over(model) == 1 + workers
     else:
         assert ran.fused(model) == [(len(ENCODER_LAYERS), 0)] * (1 + workers)
