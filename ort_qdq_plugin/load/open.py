@@ -65,9 +65,10 @@ def glance_at(skeleton: Skeleton) -> None:
         return
     with fork_lock:
         from ort_qdq_plugin.model.glance import is_quantized_throughout
-        from ort_qdq_plugin.model.held import dequantizes_by_hand
+        from ort_qdq_plugin.model.held import dequantizes_by_hand, other_forms
     if is_quantized_throughout(skeleton.data) and not dequantizes_by_hand(skeleton.data):
-        raise NothingToDo(StockReason.NOT_FUSIBLE, "activations are quantized wherever weights are")
+        form = other_forms(skeleton.data) if skeleton.mentions("DynamicQuantize") else ""
+        raise NothingToDo(StockReason.NOT_FUSIBLE, form or "activations are quantized wherever weights are")
 
 
 def is_worth_handing_over(skeleton: Skeleton) -> bool:

@@ -1,7 +1,7 @@
 """A look at a serialized model's nodes, without parsing it: is there anything in it that could be fused or dequantized once?
 
 Many models are quantized throughout, activations too. They have hundreds of DequantizeLinear nodes, all of which have to
-stay, and need not wait for what parsing and matching import.
+stay, or, quantized dynamically, one behind each lookup. They need not wait for what parsing and matching import.
 
 Format facts: ModelProto, GraphProto, NodeProto and TensorProto in onnx.proto, in protobuf's wire format.
 """
@@ -35,6 +35,7 @@ _DEQUANTIZE_DOMAINS = {row.domain.encode() for row in OPERATORS if row.role == "
 _WEIGHT_RANK = 2
 _WITH_GRAPHS = {b"If", b"Loop", b"Scan", b"SequenceMap"}
 _QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from DequantizeLinear
+_QUANTIZE_DYNAMICALLY = b"DynamicQuantize"  # how such types begin: ...Linear, ...LSTM, ...MatMul
 # What an attribute that is a factor of 1 contains, as field `f`, whatever it is called.
 _FACTORS, _ONE = (b"alpha", b"beta"), b"\x15\x00\x00\x80\x3f"
 # What stands behind a product without changing which integer kernel takes it, it seems; only matching can tell.
@@ -49,7 +50,7 @@ def is_quantized_throughout(data: bytes) -> bool:
     is not, for what a Clip leaves or a bias's scale, its weight could have been dequantized once.
     """
     # Blocks and elements of less than a byte are fused whatever the activations are.
-    if b"block_size" in data or _QUANTIZE not in data:
+    if b"block_size" in data or (_QUANTIZE not in data and _QUANTIZE_DYNAMICALLY not in data):
         return False
     try:
         return _is_quantized_throughout(data)

@@ -15,7 +15,7 @@ from ort_qdq_plugin import Options, StockReason
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
 from ort_qdq_plugin.load.open import check_fusible, glance_at, leave_unreadable_to_stock, open_model
 from ort_qdq_plugin.load.request import LoadRequest
-from tests.model.test_glance import product
+from tests.model.test_glance import dynamic, product
 from tests.support import descriptors, linear, refusing, settled_descriptors, unquantized, with_entries
 
 
@@ -141,6 +141,15 @@ def test_errors_of_opening_are_for_stock_to_complain_about(error: Exception) -> 
 def test_a_glance_tells_what_is_quantized_throughout() -> None:
     model = product()
     with closing(open_model(asked(model.SerializeToString()))) as skeleton, pytest.raises(NothingToDo, match="activations"):
+        glance_at(skeleton)
+
+
+def test_a_glance_says_in_which_way_a_model_is_quantized() -> None:
+    data = dynamic().SerializeToString()
+    with (
+        closing(open_model(asked(data))) as skeleton,
+        pytest.raises(NothingToDo, match=r"\(DynamicQuantizeLinear, MatMulInt"),
+    ):
         glance_at(skeleton)
 
 

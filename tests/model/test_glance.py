@@ -14,6 +14,7 @@ from conformance.patterns.catalogue import PATTERNS
 from conformance.patterns.pattern import Pattern
 from ort_qdq_plugin import inspect
 from ort_qdq_plugin.model.glance import is_quantized_throughout
+from ort_qdq_plugin.model.held import dequantizes_by_hand
 from tests.fusion.test_integer_kernels import hows
 from tests.fusion.test_integer_kernels import product as product_between
 
@@ -78,6 +79,47 @@ def test_leaves_others_to_matching(how: dict[str, Any]) -> None:
     assert not says(product(**how))
 
 
+def dynamic(then: str = "") -> onnx.ModelProto:
+    """tokens -> Gather of bytes -> DequantizeLinear -> a product on integers, as ONNX Runtime's quantizer writes it.
+
+    `then`: an operator that reads its result and a dequantized weight.
+    """
+    draft = Draft("dynamic")
+    draft.input("tokens", ["m"], "int64")
+    for name in ("table", "weight", *(["other"] if then else [])):
+        draft.quantized(name, "uint8", [WIDTH, WIDTH])
+    draft.scalar("scale", 0.1)
+    draft.quantized("zero", "uint8", [])
+    draft.write(
+        """
+        gathered = Gather (table, tokens)
+        row = DequantizeLinear (gathered, scale, zero)
+        rounded, row_scale, row_zero = DynamicQuantizeLinear (row)
+        whole = MatMulInteger (rounded, weight, row_zero, zero)
+        real = Cast <to = 1> (whole)
+        scales = Mul (row_scale, scale)
+        y = Mul (real, scales)
+        """
+    )
+    if then:
+        draft.write(f"d = DequantizeLinear (other, scale, zero)  z = {then} (y, d)")
+    draft.output("z" if then else "y", ["m", WIDTH])
+    return draft.model()
+
+
+def test_sees_models_that_are_quantized_dynamically() -> None:
+    model = dynamic()
+    onnx.checker.check_model(model)
+    assert says(model)
+    assert not is_helped(model.SerializeToString())
+
+
+def test_leaves_weights_beside_dynamic_quantization_to_matching() -> None:
+    model = dynamic("MatMul")
+    assert is_helped(model.SerializeToString())
+    assert not says(model)
+
+
 @given(
     kind=st.sampled_from(["MatMul", "Gemm", "Add", "Conv", "Gather"]),
     activation=st.sampled_from(["uint8", "int8", "uint16", "int16"]),
@@ -114,10 +156,14 @@ def test_sees_what_a_quantizer_writes(of: str, how: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("pattern", [pytest.param(pattern, id=pattern.name) for pattern in PATTERNS])
-def test_never_hides_a_pattern(pattern: Pattern) -> None:
+@pytest.mark.parametrize("also", ["", "DynamicQuantizeLinear"])
+def test_never_hides_a_pattern(pattern: Pattern, also: str) -> None:
+    """Also beside an operator that has the model looked at more closely."""
     model = pattern.build()
-    if says(model):
-        assert not is_helped(model.SerializeToString())
+    model.doc_string = also
+    data = model.SerializeToString()
+    if is_quantized_throughout(data) and not dequantizes_by_hand(data):
+        assert not is_helped(data)
 
 
 @pytest.mark.parametrize("constant_nodes", [False, True])
