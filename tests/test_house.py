@@ -213,9 +213,11 @@ def test_one_module_chooses_the_operating_system() -> None:
                 assert name_of(path) == "ort_qdq_plugin.system.platform" or path.parent.name == system
 
 
-HEAVY = ("onnx", "google.protobuf", "ort_qdq_plugin.load.prepare", "logging", "subprocess", "tempfile")
+# The last two take a fifth of all that a load of such a model imports.
+HEAVY = ("onnx", "google.protobuf", "ort_qdq_plugin.load.prepare", "logging", "subprocess", "tempfile", "json", "pathlib")
 LOADS = """
 import sys
+sys.path[:] = sys.argv[2:]
 import onnxruntime
 before = set(sys.modules)
 from ort_qdq_plugin import create_session
@@ -225,8 +227,9 @@ print(*sorted(set(sys.modules) - before))
 
 
 def loaded_by(model: Path) -> set[str]:
-    done = subprocess.run([sys.executable, "-c", LOADS, str(model)], check=True, capture_output=True, text=True)
-    return set(done.stdout.split())
+    """What a load imports that neither the interpreter nor ONNX Runtime has imported; -S: nor .pth files of other packages."""
+    command = [sys.executable, "-S", "-c", LOADS, str(model), *sys.path]
+    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
 
 
 def dynamic() -> onnx.ModelProto:

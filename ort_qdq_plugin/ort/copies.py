@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -154,8 +153,9 @@ def supplies_initializers(session_options: Any | None) -> bool:
 def _existing_file() -> tuple[str, str]:
     """A folder, and the location in it of a file by whose name no caller adds one: this module's."""
     # ONNX Runtime refuses links out of the folder, and some installers make one of each file.
-    file = Path(__file__).resolve()
-    return str(file.parents[2]), file.relative_to(file.parents[2]).as_posix()
+    file = os.path.realpath(__file__)
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(file)))
+    return folder, os.path.relpath(file, folder).replace(os.sep, "/")
 
 
 def _problem_with_file(options: Any, location: str) -> str:

@@ -8,7 +8,6 @@ none themselves. The session is one that cannot be created anew, with other prov
 
 from __future__ import annotations
 
-import json
 import weakref
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from ort_qdq_plugin.ort.copies import private_options
 from ort_qdq_plugin.ort.hook import native_session
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, config_entry
 from ort_qdq_plugin.ort.providers import CPU
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["PackagedModel", "model_of", "package_methods", "remember", "session_from"]
 
@@ -62,6 +62,8 @@ def model_of(component: Any, session_options: Any | None) -> PackagedModel | Non
         variants = [variant for one in package.get_info()["components"] for variant in one["variants"]]
     finally:
         package.close()
+    with fork_lock:
+        import json
     (variant,) = (one for one in variants if (one["name"], one["variant_directory"]) == (name, folder))
     info = json.loads(variant["executor_info"]["ort"])
     entries = dict(info.get("session_options") or {})
