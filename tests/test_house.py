@@ -217,18 +217,23 @@ def test_one_module_chooses_the_operating_system() -> None:
 HEAVY = ("onnx", "google.protobuf", "ort_qdq_plugin.load.prepare", "logging", "subprocess", "tempfile", "json", "pathlib")
 LOADS = """
 import sys
-sys.path[:] = sys.argv[2:]
+from sys import argv
+sys.path[:] = argv[3:]
 import onnxruntime
 before = set(sys.modules)
-from ort_qdq_plugin import create_session
-create_session(sys.argv[1])
+import ort_qdq_plugin
+if argv[2] == "activate":
+    ort_qdq_plugin.activate()
+    onnxruntime.InferenceSession(argv[1])
+else:
+    ort_qdq_plugin.create_session(argv[1])
 print(*sorted(set(sys.modules) - before))
 """
 
 
-def loaded_by(model: Path) -> set[str]:
-    """What a load imports that neither the interpreter nor ONNX Runtime has imported; -S: nor .pth files of other packages."""
-    command = [sys.executable, "-S", "-c", LOADS, str(model), *sys.path]
+def loaded_by(model: Path, way: str = "create_session") -> set[str]:
+    """What a load imports that neither the interpreter nor ONNX Runtime does, nor some package's .pth file (-S)."""
+    command = [sys.executable, "-S", "-c", LOADS, str(model), way, *sys.path]
     return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
 
 
@@ -242,13 +247,14 @@ def dynamic() -> onnx.ModelProto:
     return draft.model()
 
 
+@pytest.mark.parametrize("way", ["create_session", "activate"])
 @pytest.mark.parametrize("quantized", ["not at all", "throughout", "dynamically"])
-def test_a_model_without_fusions_imports_little(quantized: str, tmp_path: Path) -> None:
+def test_a_model_without_fusions_imports_little(quantized: str, way: str, tmp_path: Path) -> None:
     model = {"not at all": unquantized, "throughout": product, "dynamically": dynamic}[quantized]()
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    imported = loaded_by(path)
-    assert "ort_qdq_plugin.session" in imported
+    imported = loaded_by(path, way)
+    assert "ort_qdq_plugin.load.journey" in imported
     assert not [name for name in HEAVY if name in imported]
 
 

@@ -9,8 +9,9 @@ processes run without and with the variable, in turns. A row passes if
 - what comes out is the same to the last digit;
 - standard error has no line that is not there without the variable, also under `-X dev` with each warning that a module of
   this package causes made an error; and
-- it is not slower by more than 5 %, and 10 ms, from its start to its end: neither in seconds that pass, nor in CPU seconds,
-  which is what other work on the machine changes least. Medians are compared; a row fails if both are above.
+- from its start to its end it takes at most 5 % longer, or 25 ms, which is what a first load may cost (`benchmarks.first_load`).
+  Medians are compared, those of seconds and those of CPU seconds, which other work on the machine changes less. A row fails
+  if both are above.
 """
 
 import json
@@ -36,7 +37,7 @@ _CHILD = Path(__file__).with_name("child.py")
 _COLUMNS = ("program", "sessions", "same", "start", "ratio", "CPU", "ratio", "peak", "verdict")
 _ONNX_RUNTIME = "onnxruntime==1.32.0"
 _SECONDS = 600  # for one command: downloads are slow at times
-_SLOWER, _LEAST_SECONDS = 1.05, 0.010
+_SLOWER, _FIRST_LOAD_SECONDS = 1.05, 0.025
 _NOWHERE = "http://127.0.0.1:9"  # no proxy listens there
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HTTP_PROXY": _NOWHERE, "HTTPS_PROXY": _NOWHERE, "ORT_DISABLE_TELEMETRY": "1"}
 _ON = {"ORT_QDQ_PLUGIN": "1"}
@@ -50,7 +51,7 @@ class _Started(NamedTuple):
     cpu: float
     peak: int
     result: Any
-    said: Counter[str]  # the lines on standard error, without numbers
+    said: set[str]  # the lines on standard error, without numbers
 
 
 class _Environments:
@@ -115,7 +116,7 @@ def _started(python: Path, code: str, folder: Path, variables: Mapping[str, str]
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-400:]}")
     figures = json.loads(out.read_text("utf-8"))
     out.unlink()
-    said = Counter(re.sub(r"0x[0-9a-f]+|\d+", "#", line) for line in done.stderr.splitlines())
+    said = {re.sub(r"0x[0-9a-f]+|\d+", "#", line) for line in done.stderr.splitlines()}
     return _Started(seconds, figures["cpu"], figures["peak"], figures["result"], said)
 
 
@@ -163,7 +164,7 @@ def _row(name: str, environments: _Environments, runs: int) -> tuple[list[str], 
     seconds = [statistics.median(one.seconds for one in way) for way in (without, with_it)]
     cpu = [statistics.median(one.cpu for one in way) for way in (without, with_it)]
     peak = [statistics.median(one.peak for one in way) / 1e6 for way in (without, with_it)]
-    if all(ours > max(_SLOWER * stock, stock + _LEAST_SECONDS) for stock, ours in (seconds, cpu)):
+    if all(ours > max(_SLOWER * stock, stock + _FIRST_LOAD_SECONDS) for stock, ours in (seconds, cpu)):
         problems.append("slower")
     cells = [name, ", ".join(sessions), "no" if "other results" in problems else "yes"]
     for stock, ours in (seconds, cpu):
@@ -175,7 +176,7 @@ def _row(name: str, environments: _Environments, runs: int) -> tuple[list[str], 
 def _new_lines(without: Sequence[_Started], with_it: Sequence[_Started], when: str) -> list[str]:
     """What standard error has with the variable alone."""
     known = {line for one in without for line in one.said}
-    new = {line for one in with_it for line in one.said if line not in known or "qdq" in line.replace("_", "-")}
+    new = {line for one in with_it for line in one.said if line not in known or "qdq" in line}
     return [f"standard error{when}: {line}" for line in sorted(new)]
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
-from ort_qdq_plugin.ort.copies import private_options
 from ort_qdq_plugin.ort.hook import native_session
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, config_entry
 from ort_qdq_plugin.ort.providers import CPU
@@ -64,6 +63,8 @@ def model_of(component: Any, session_options: Any | None) -> PackagedModel | Non
         package.close()
     with fork_lock:
         import json
+
+        from ort_qdq_plugin.ort.copies import private_options
     (variant,) = (one for one in variants if (one["name"], one["variant_directory"]) == (name, folder))
     info = json.loads(variant["executor_info"]["ort"])
     entries = dict(info.get("session_options") or {})
