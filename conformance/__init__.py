@@ -2,6 +2,7 @@
 
 - `patterns`: every way of writing a quantized weight, and what becomes of it
 - `tools`: models that real quantizers and simplifiers write
+- `programs`: unmodified programs, with and without the variable
 - `choices`: the form that a product gets, against all others
 - `choices_lookup`: whether the form that a lookup in a quantized table takes is the fastest
 - `choices_conv`: whether a convolution is faster as a product, or with its weight dequantized once

@@ -9,9 +9,9 @@ processes run without and with the variable, in turns. A row passes if
 - what comes out is the same to the last digit;
 - standard error has no line that is not there without the variable, also under `-X dev` with each warning that a module of
   this package causes made an error; and
-- from its start to its end it takes at most 5 % longer, or 25 ms, which is what a first load may cost (`benchmarks.first_load`).
-  Medians are compared, those of seconds and those of CPU seconds, which other work on the machine changes less. A row fails
-  if both are above.
+- from its start to its end it takes at most 5 % longer, or 25 ms, which is what a first load may cost
+  (`benchmarks.first_load`). Medians are compared, those of seconds and those of CPU seconds, which other work on the machine
+  changes less. A row fails if both are above.
 """
 
 import json
@@ -104,7 +104,7 @@ def _started(python: Path, code: str, folder: Path, variables: Mapping[str, str]
         RuntimeError: It fails.
     """
     out = folder / "out.json"
-    command = [python, *options, _CHILD, out]
+    command: list[str | Path] = [python, *options, _CHILD, out]
     variables = _environment(**_OFFLINE, **variables)
     start = time.perf_counter()
     done = subprocess.run(

@@ -9,11 +9,12 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 _RATE = 16000
 
 
-def picture(*lines, size=(320, 160), text_size=28):
+def picture(*lines: str, size: tuple[int, int] = (320, 160), text_size: int = 28) -> Any:
     """A white picture with lines of text, a frame and a disc, as PIL's image."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -27,21 +28,21 @@ def picture(*lines, size=(320, 160), text_size=28):
     return made
 
 
-def png(image):
+def png(image: Any) -> bytes:
     """The bytes of a picture's file."""
     file = io.BytesIO()
     image.save(file, "png")
     return file.getvalue()
 
 
-def bgr(image):
+def bgr(image: Any) -> Any:
     """A picture as OpenCV has it."""
     import numpy
 
     return numpy.ascontiguousarray(numpy.asarray(image)[:, :, ::-1])
 
 
-def sound(seconds):
+def sound(seconds: float) -> Any:
     """A buzz that swells and fades like syllables, between silences, with a little noise: float32, 16 kHz, from -1 to 1."""
     import numpy
 
@@ -52,20 +53,20 @@ def sound(seconds):
     return (0.25 * buzz * syllables + 0.002 * noise).clip(-1, 1).astype(numpy.float32)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """What JSON does not know: NumPy's arrays and numbers. A float's text has all of its digits."""
     return value.tolist()
 
 
-def _peak_bytes():
+def _peak_bytes() -> int:
     """The highest resident memory so far, where Linux says it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return max((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), default=0)
 
 
-def _main():
-    names = {"picture": picture, "png": png, "bgr": bgr, "sound": sound}
+def _main() -> None:
+    names: dict[str, Any] = {"picture": picture, "png": png, "bgr": bgr, "sound": sound}
     exec(compile(sys.stdin.read(), "program", "exec"), names)
     figures = {"cpu": time.process_time(), "peak": _peak_bytes(), "result": names["result"]}
     Path(sys.argv[1]).write_text(json.dumps(figures, default=_plain), encoding="utf-8")
