@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -29,13 +28,12 @@ def packed_buffers(
     Raises:
         SourceChangedError, SourceUnreadableError, OSError: A weight cannot be read, or a buffer cannot be written.
     """
-    spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
     is_small = request.options.buffer == "auto" and sum(layout.sizes) < SMALL_BYTES
     named = way.by_path and not (way is Way.BY_PATH and is_small)
     if writer is not None:
         packed = writer.make_buffers(layout.sizes)
     else:
-        packed = make_buffers(layout.sizes, request.options.buffer, spill_dir, linkable=named)
+        packed = make_buffers(layout.sizes, request.options.buffer, request.spill_dir, linkable=named)
     for buffer in packed:
         undo.callback(buffer.discard)
     if packed:

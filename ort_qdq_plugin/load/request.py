@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -100,6 +101,11 @@ class LoadRequest(NamedTuple):
     def may_be_unchanged(self) -> bool:
         """Whether the model may be handed over unchanged if nothing of it is fused: to the CPU provider alone so far."""
         return not (self.self_contained or self.portable or self.has_other_providers)
+
+    @property
+    def spill_dir(self) -> str | None:
+        """Where spill files go; None for the system's own directory."""
+        return None if self.options.spill_dir is None else os.fspath(self.options.spill_dir)
 
     @property
     def saves_model(self) -> bool:

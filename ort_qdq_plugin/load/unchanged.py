@@ -8,7 +8,6 @@ and pages that no kernel reads any more leave the process.
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,6 +29,7 @@ from ort_qdq_plugin.model.sources import ByteSource, FileSource, MemorySource
 from ort_qdq_plugin.ort.buffers import borrow
 from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.packing.layout import aligned
 from ort_qdq_plugin.report import StockReason
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ _REASONS = {
     StockReason.NOT_COMPUTED,
 }
 
-_PAGE_BYTES, _CACHE_LINE_BYTES = 4096, 64
-_PAGE_ALIGNED_BYTES = 1 << 16  # tensors from this size on start on a page of their own
 _CHUNK_BYTES = 1 << 20
 _MOVED = "packed-0.bin"  # the name of the packed buffer's file in an entry of the cache
 
@@ -157,8 +155,7 @@ def _plan_of(skeleton: Skeleton) -> _Plan:
                 raise ModelError(f"{source.name}: a tensor ends behind it")
         elif isinstance(skeleton.source, MemorySource) or not place.is_aligned:
             # ONNX Runtime would copy what is not aligned. The caller's own bytes would stay as long as the session.
-            alignment = _PAGE_BYTES if place.nbytes >= _PAGE_ALIGNED_BYTES else _CACHE_LINE_BYTES
-            moves.append(_Move(place, -(-size // alignment) * alignment))
+            moves.append(_Move(place, aligned(size, place.nbytes)))
             size = moves[-1].to + place.nbytes
     if _MOVED in sources or len(set(sources.values())) < len(sources):
         raise ModelError("external data files with unusual names")
@@ -173,8 +170,7 @@ def _packed(
     if writer is not None:
         packed = writer.make_buffers(sizes)
     else:
-        spill_dir = None if request.options.spill_dir is None else os.fspath(request.options.spill_dir)
-        packed = make_buffers(sizes, request.options.buffer, spill_dir)
+        packed = make_buffers(sizes, request.options.buffer, request.spill_dir)
     for buffer in packed:
         undo.callback(buffer.discard)
     progress, done, total = request.options.progress, 0, sum(move.place.nbytes for move in plan.moves)

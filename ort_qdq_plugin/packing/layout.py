@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ort_qdq_plugin.model.operands import Operand
+if TYPE_CHECKING:
+    from ort_qdq_plugin.model.operands import Operand
 
-__all__ = ["Layout", "Move", "Slot", "plan_layout"]
+__all__ = ["Layout", "Move", "Slot", "aligned", "plan_layout"]
 
 _PAGE_BYTES = 4096
 _CACHE_LINE_BYTES = 64
@@ -38,6 +39,12 @@ class Layout(NamedTuple):
     sizes: tuple[int, ...]  # of the buffers, in bytes
 
 
+def aligned(offset: int, nbytes: int) -> int:
+    """Where so many bytes start that are put into a packed buffer behind what ends at byte `offset`."""
+    alignment = _PAGE_BYTES if nbytes >= _PAGE_ALIGNED_BYTES else _CACHE_LINE_BYTES
+    return -(-offset // alignment) * alignment
+
+
 def _is_in_place(operand: Operand) -> bool:
     return operand.in_place is not None
 
@@ -55,8 +62,7 @@ def plan_layout(
     used = [0] * segments
 
     def slot_in(segment: int, nbytes: int) -> Slot:
-        alignment = _PAGE_BYTES if nbytes >= _PAGE_ALIGNED_BYTES else _CACHE_LINE_BYTES
-        offset = -(-used[segment] // alignment) * alignment
+        offset = aligned(used[segment], nbytes)
         if nbytes:
             used[segment] = offset + nbytes
         return Slot(segment, offset)
