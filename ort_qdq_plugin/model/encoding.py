@@ -21,6 +21,8 @@ _FLOAT = 1  # TensorProto.DataType. The table of types is not imported for it: m
 
 def varint(value: int) -> bytes:
     """A whole number."""
+    if value <= 0x7F:
+        return value.to_bytes()  # most are
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

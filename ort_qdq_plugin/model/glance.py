@@ -13,7 +13,6 @@ from typing import NamedTuple
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import CODES, ELEMENTS, FLOAT, INT8, UINT8, WEIGHT_TYPES
 from ort_qdq_plugin.model.operators import OPERATORS
-from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.wire import LENGTH, VARINT, Field, WireReader
 
 __all__ = ["is_quantized_throughout"]
@@ -77,7 +76,7 @@ class _Graph(NamedTuple):
 
 
 def _is_quantized_throughout(data: bytes) -> bool:
-    reader = WireReader(MemorySource(data))
+    reader = WireReader(data)
     found = [field for field in reader.fields(0, len(data)) if field[1] in (_GRAPH, _FUNCTION)]
     if [key for _, key, _, _ in found] != [_GRAPH]:
         raise _TooUnusual

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import WEIGHT_TYPES
 from ort_qdq_plugin.model.operators import OPERATORS
-from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.wire import LENGTH, VARINT, WireReader
 
 __all__ = ["dequantizes_by_hand", "forms_among", "other_forms"]
@@ -91,7 +90,7 @@ def _walked(data: bytes) -> Iterator[bytes | _Node]:
 
     It ends where the bytes are no model.
     """
-    reader = WireReader(MemorySource(data))
+    reader = WireReader(data)
     try:
         for _, key, start, end in reader.fields(0, len(data)):
             if key == _GRAPH:

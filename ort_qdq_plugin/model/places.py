@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import ELEMENTS
-from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.wire import LENGTH, VARINT, WireReader
 
 __all__ = ["Place", "places"]
@@ -61,7 +60,7 @@ def places(data: bytes) -> list[Place]:
             or the model has parts that are seldom met (sparse initializers, training information, several messages for
             one graph).
     """
-    reader = WireReader(MemorySource(data))
+    reader = WireReader(data)
     graphs = []
     for _, key, start, end in reader.fields(0, len(data)):
         if key == _TRAINING_INFO:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.encoding import external_entries, varint
-from ort_qdq_plugin.model.sources import ByteSource
+from ort_qdq_plugin.model.sources import ByteSource, MemorySource
 
 __all__ = ["LARGE_TENSOR_BYTES", "LENGTH", "VARINT", "Field", "WireReader", "without_large_tensors"]
 
@@ -70,9 +70,10 @@ Field = tuple[int, int, int, int]
 class WireReader:
     """Reads the fields of messages, through a window that moves over the source."""
 
-    def __init__(self, source: ByteSource) -> None:
-        self._source = source
-        self._window = b""
+    def __init__(self, source: ByteSource | bytes) -> None:
+        self._source = MemorySource(source) if isinstance(source, bytes) else source
+        # Bytes in memory are their own window.
+        self._window = source if isinstance(source, bytes) else b""
         self._window_start = 0
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
@@ -84,6 +85,19 @@ class WireReader:
         """
         position = start
         while position < end:
+            window, at = self._window, position - self._window_start
+            if 0 <= at < len(window) - 3 and 8 <= (key := window[at]) < 0x80 and key & 7 == LENGTH:
+                # Nearly all have a key of one byte, and a length of up to three. Models have tens of thousands of fields.
+                length, payload = window[at + 1], position + 2
+                if length >= 1 << 7:
+                    length, payload = length & 0x7F | window[at + 2] << 7, position + 3
+                    if length >= 1 << 14:
+                        length, payload = length & 0x3FFF | window[at + 3] << 14, position + 4
+                after = payload + length
+                if length < 1 << 21 and after <= end:
+                    yield position, key, payload, after
+                    position = after
+                    continue
             key, payload = self._read_short(position, end)
             wire_type = key & 7
             if wire_type == LENGTH:
@@ -124,6 +138,8 @@ class WireReader:
         raise ModelError(f"{self._source.name}: no whole number at byte {position}")
 
     def _move_window(self, position: int) -> None:
+        if len(self._window) == self._source.size:
+            return
         jumped = not 0 <= position - self._window_start <= len(self._window)
         wanted = _WINDOW_BYTES_MIN if jumped else min(2 * len(self._window), _WINDOW_BYTES_MAX)
         window = bytearray(max(0, min(max(wanted, _WINDOW_BYTES_MIN), self._source.size - position)))
@@ -151,13 +167,19 @@ class _Walk(WireReader):
                     # Parsers merge such tensors into one, which would be half a reference and half not.
                     return [(start, end)]
             if child is not None and after - payload >= LARGE_TENSOR_BYTES:
+                before = self._piece(copied, position)
                 inner = self._tensor(payload, after) if child is _TENSOR else self.message(child, payload, after, depth + 1)
                 if inner != [(payload, after)]:
-                    pieces += [(copied, position), varint(key), varint(_length(inner)), *inner]
+                    pieces += [before, varint(key), varint(_length(inner)), *inner]
                     copied = after
         if copied < end or not pieces:
-            pieces.append((copied, end))
+            pieces.append(self._piece(copied, end) if pieces else (copied, end))
         return pieces
+
+    def _piece(self, start: int, end: int) -> _Piece:
+        """A range of the source; its bytes, where they have just been read."""
+        first, last = start - self._window_start, end - self._window_start
+        return self._window[first:last] if first >= 0 and last <= len(self._window) else (start, end)
 
     def _tensor(self, start: int, end: int) -> list[_Piece]:
         """The TensorProto at start..end with a reference in place of its raw_data; one range if it has to stay as it is."""
@@ -181,10 +203,11 @@ class _Walk(WireReader):
                 return [(start, end)]
         if raw is None or raw[1] - raw[0] < LARGE_TENSOR_BYTES:
             return [(start, end)]
-        return [*_without(left_out, start, end), external_entries(self._location, raw[0], raw[1] - raw[0])]
+        kept = [self._piece(*part) for part in _without(left_out, start, end)]
+        return [*kept, external_entries(self._location, raw[0], raw[1] - raw[0])]
 
 
-def _without(left_out: list[tuple[int, int]], start: int, end: int) -> list[_Piece]:
+def _without(left_out: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
     """The ranges of start..end that are not in `left_out`, which is in order."""
     starts = [start, *(after for _, after in left_out)]
     ends = [*(before for before, _ in left_out), end]
