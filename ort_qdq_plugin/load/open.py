@@ -66,8 +66,10 @@ def glance_at(skeleton: Skeleton) -> None:
     with fork_lock:
         from ort_qdq_plugin.model.glance import is_quantized_throughout
         from ort_qdq_plugin.model.held import dequantizes_by_hand, other_forms
-    if is_quantized_throughout(skeleton.data) and not dequantizes_by_hand(skeleton.data):
-        form = other_forms(skeleton.data) if skeleton.mentions("DynamicQuantize") else ""
+        from ort_qdq_plugin.model.outline import Outline
+    outline = Outline(skeleton.data)
+    if is_quantized_throughout(outline) and not dequantizes_by_hand(outline):
+        form = other_forms(outline) if skeleton.mentions("DynamicQuantize") else ""
         raise NothingToDo(StockReason.NOT_FUSIBLE, form or "activations are quantized wherever weights are")
 
 
@@ -91,8 +93,10 @@ def _check_written_out(skeleton: Skeleton) -> None:
         raise LeaveToStock(StockReason.NOT_QUANTIZED)
     with fork_lock:
         from ort_qdq_plugin.model.held import dequantizes_by_hand, other_forms
-    if not dequantizes_by_hand(skeleton.data):
-        form = other_forms(skeleton.data)
+        from ort_qdq_plugin.model.outline import Outline
+    outline = Outline(skeleton.data)
+    if not dequantizes_by_hand(outline):
+        form = other_forms(outline)
         raise LeaveToStock(StockReason.OTHER_FORM if form else StockReason.NOT_QUANTIZED, form)
 
 

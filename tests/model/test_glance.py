@@ -15,6 +15,7 @@ from conformance.patterns.pattern import Pattern
 from ort_qdq_plugin import inspect
 from ort_qdq_plugin.model.glance import is_quantized_throughout
 from ort_qdq_plugin.model.held import dequantizes_by_hand
+from ort_qdq_plugin.model.outline import Outline
 from tests.fusion.test_integer_kernels import hows
 from tests.fusion.test_integer_kernels import product as product_between
 
@@ -22,7 +23,7 @@ WIDTH = 32
 
 
 def says(model: onnx.ModelProto) -> bool:
-    return is_quantized_throughout(model.SerializeToString())
+    return is_quantized_throughout(Outline(model.SerializeToString()))
 
 
 def is_helped(data: bytes) -> bool:
@@ -133,7 +134,7 @@ def test_leaves_weights_beside_dynamic_quantization_to_matching() -> None:
 @settings(max_examples=300, deadline=None)
 def test_never_hides_a_fusion(kind: str, **how: Any) -> None:
     data = product(kind, **how).SerializeToString()
-    if is_quantized_throughout(data):
+    if is_quantized_throughout(Outline(data)):
         assert not is_helped(data)
 
 
@@ -141,7 +142,7 @@ def test_never_hides_a_fusion(kind: str, **how: Any) -> None:
 @settings(max_examples=500, deadline=None)
 def test_never_hides_a_product_that_no_integer_kernel_takes(how: dict[str, Any]) -> None:
     data = product_between(**how).SerializeToString()
-    if is_quantized_throughout(data):
+    if is_quantized_throughout(Outline(data)):
         assert not inspect(data).fused
 
 
@@ -151,7 +152,7 @@ def test_sees_what_a_quantizer_writes(of: str, how: str, tmp_path: Path) -> None
     """But for the ConvTranspose among the convolutions, of which ONNX Runtime has none in integers."""
     write_model(f"{of}, {how}", tmp_path / "model.onnx")
     data = (tmp_path / "model.onnx").read_bytes()
-    assert is_quantized_throughout(data) != is_helped(data)
+    assert is_quantized_throughout(Outline(data)) != is_helped(data)
     assert is_helped(data) == (of == "convolutions")
 
 
@@ -162,7 +163,7 @@ def test_never_hides_a_pattern(pattern: Pattern, also: str) -> None:
     model = pattern.build()
     model.doc_string = also
     data = model.SerializeToString()
-    if is_quantized_throughout(data) and not dequantizes_by_hand(data):
+    if is_quantized_throughout(Outline(data)) and not dequantizes_by_hand(Outline(data)):
         assert not is_helped(data)
 
 
@@ -195,7 +196,7 @@ def test_nodes_in_any_order() -> None:
 @given(st.binary(max_size=200))
 @settings(max_examples=500, deadline=None)
 def test_any_bytes_end_well(data: bytes) -> None:
-    assert is_quantized_throughout(data + b"\x0eQuantizeLinear") in (True, False)
+    assert is_quantized_throughout(Outline(data + b"\x0eQuantizeLinear")) in (True, False)
 
 
 @given(st.data())
@@ -204,4 +205,4 @@ def test_damaged_models_end_well(data: st.DataObject) -> None:
     image = bytearray(product().SerializeToString())
     for _ in range(data.draw(st.integers(1, 4))):
         image[data.draw(st.integers(0, len(image) - 1))] = data.draw(st.integers(0, 255))
-    assert is_quantized_throughout(bytes(image)) in (True, False)
+    assert is_quantized_throughout(Outline(bytes(image))) in (True, False)

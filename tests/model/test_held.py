@@ -12,6 +12,7 @@ from conformance.drawing.weight import Weight
 from ort_qdq_plugin import StockReason, inspect
 from ort_qdq_plugin.model.held import dequantizes_by_hand, other_forms
 from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
+from ort_qdq_plugin.model.outline import Outline
 from tests.support import field, floating, linear, opened, unquantized
 
 
@@ -30,9 +31,9 @@ def written_out(shape: tuple[int, ...] = (64, 48), op: str = "Cast", last: str =
 
 def test_sees_what_is_written_out() -> None:
     for constant in (False, True):
-        assert dequantizes_by_hand(written_out(constant=constant).model().SerializeToString())
+        assert dequantizes_by_hand(Outline(written_out(constant=constant).model().SerializeToString()))
     for draft in (written_out((64 * 48,)), written_out(op="Identity"), written_out(last="Add")):
-        assert not dequantizes_by_hand(draft.model().SerializeToString())
+        assert not dequantizes_by_hand(Outline(draft.model().SerializeToString()))
 
 
 @pytest.mark.parametrize("nodes", [
@@ -45,7 +46,7 @@ def test_sees_what_is_read_without_a_scale(nodes: str) -> None:
         draft.quantized("w", element, shape)
         draft.scalar("z", 1)
         draft.write(f"c = Cast <to = 1> (w)  {nodes}")
-        assert dequantizes_by_hand(draft.model().SerializeToString()) == is_seen
+        assert dequantizes_by_hand(Outline(draft.model().SerializeToString())) == is_seen
 
 
 def test_sees_it_in_subgraphs() -> None:
@@ -56,18 +57,18 @@ def test_sees_it_in_subgraphs() -> None:
     branch.output("y", None)
     draft.quantized("x", "int8", (3, 64))
     draft.output(draft.node("If", ["c"], "z", then_branch=branch.graph("one"), else_branch=branch.graph("two")), None)
-    assert dequantizes_by_hand(draft.model().SerializeToString())
+    assert dequantizes_by_hand(Outline(draft.model().SerializeToString()))
 
 
 def test_bytes_that_are_no_model() -> None:
     data = written_out().model().SerializeToString()
     for end, way in product(range(0, len(data), 7), (dequantizes_by_hand, other_forms)):
-        way(data[:end])
-        way(data[end:])
+        way(Outline(data[:end]))
+        way(Outline(data[end:]))
     nested = b""
     for _ in range(200):
         nested = field(1, field(5, field(6, nested)))
-    assert not dequantizes_by_hand(field(7, nested))
+    assert not dequantizes_by_hand(Outline(field(7, nested)))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_other_ways_to_be_quantized(op: str, domain: str, said: str) -> None:
     draft.quantized("w", "uint8", (64, 48))
     draft.output(draft.node(op, [draft.input("x", None), "w"], "y", domain=domain), None)
     data = draft.model().SerializeToString()
-    form = other_forms(data)
+    form = other_forms(Outline(data))
     assert said in form
     assert bool(form) == bool(said)
     seen = inspect(data, check=False)
@@ -104,7 +105,7 @@ def test_names_count_for_nothing() -> None:
     draft = Draft("held")
     draft.quantized("w", "int8", (64, 48))
     draft.output(draft.node("MatMul", [draft.input("MatMulInteger", None), "w"], "QLinearConv"), None)
-    assert other_forms(draft.model().SerializeToString()) == ""
+    assert other_forms(Outline(draft.model().SerializeToString())) == ""
 
 
 def test_several_ways_at_once() -> None:
@@ -112,7 +113,7 @@ def test_several_ways_at_once() -> None:
     draft.quantized("w", "int8", (64, 48))
     for op in ("MatMulInteger", "DynamicQuantizeLinear", "QLinearAdd"):
         draft.output(draft.node(op, ["w", "w"]), None)
-    said = other_forms(draft.model().SerializeToString())
+    said = other_forms(Outline(draft.model().SerializeToString()))
     assert said == (
         "dynamically quantized (DynamicQuantizeLinear, MatMulInteger): runs on integer kernels; "
         "statically quantized in QOperator form (QLinearAdd): runs on integer kernels"
