@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ort_qdq_plugin import log
@@ -35,7 +34,6 @@ _LEAST_PADDING, _DEFAULT = -1, 0
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
 
 
-@dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class Options(ByFields):
     """How to load a model. The defaults do what ONNX Runtime's own fusion would, `dequantize_once` apart.
 
@@ -90,7 +88,7 @@ class Options(ByFields):
     def __post_init__(self) -> None:
         for name, (allowed, allows, _) in _RULES.items():
             value = getattr(self, name)
-            if allows is not None and value is not self.__dataclass_fields__[name].default and not allows(value):
+            if allows is not None and value is not vars(Options)[name] and not allows(value):
                 raise ValueError(f"{name} is {value!r}, must be {allowed}")
         if self.share_weights and self.cache_dir is None and self.prepared is None:
             raise ValueError("share_weights is True, but there is no cache_dir")

@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
@@ -19,6 +18,7 @@ from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.runs import RUN_METHODS, counted, creating
 from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:

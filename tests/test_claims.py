@@ -22,8 +22,8 @@ from conformance.drawing.weight import PER_TENSOR, Weight
 from conformance.tools.expected import EXPECTED
 from ort_qdq_plugin import Options, Reason, StockReason, create_session, inspect
 from ort_qdq_plugin.fusion import constants
-from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
 from ort_qdq_plugin.ort import runs
+from ort_qdq_plugin.ort.keys import LOW_BIT_OPERATORS
 from ort_qdq_plugin.report import Route
 from tests import support
 from tests.support import (

@@ -1,13 +1,18 @@
 """Reports: what they say and in which form."""
 
+import copy
+import dataclasses
+import inspect
 import json
+import pickle
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Reason, Report, StockReason, UnfusedWeight, create_session
+from ort_qdq_plugin import Options, Reason, Report, StockReason, UnfusedWeight, create_session
 from ort_qdq_plugin.report.weights import HINTS
 from tests.support import linear, made_report, mixed, save
 
@@ -95,3 +100,33 @@ def test_what_would_help() -> None:
     text = str(Report("stock", unfused=(made,)))
     assert f"{made.form}: {Reason.BLOCKS_ALONG_N} (0.0 MB dequantized per run) {made.hint}" in text
     assert UnfusedWeight("d", "w", Reason.FOLDED, (64, 64), 4, 32, 2048, 0).hint == ""
+
+
+def test_a_value_is_a_data_class_to_whoever_asks() -> None:
+    report = Report("stock", StockReason.ERROR, seconds={"open": 1.0})
+    assert [field.name for field in dataclasses.fields(Report)] == list(inspect.signature(Report).parameters)
+    assert inspect.signature(Options).parameters["buffer"].default == "auto"
+    assert dataclasses.is_dataclass(report)
+    assert dataclasses.replace(report, route="inspect") == Report("inspect", StockReason.ERROR, seconds={"open": 1.0})
+    assert dataclasses.asdict(report)["stock_reason"] is StockReason.ERROR
+    for same in (pickle.loads(pickle.dumps(report)), copy.deepcopy(report), pickle.loads(pickle.dumps(Report("stock")))):
+        assert type(same.seconds) is dict
+        assert same in (report, Report("stock"))
+
+
+def test_a_value_takes_its_fields_only_and_keeps_them() -> None:
+    wrong: list[tuple[Any, Any]] = [
+        ((), {}),
+        (("stock",), {"route": "stock"}),
+        (("stock",), {"rout": 1}),
+        (("stock",) * 20, {}),
+    ]
+    for positional, named in wrong:
+        with pytest.raises(TypeError, match=r"^Report\(\) "):
+            Report(*positional, **named)
+    report = Report("stock")
+    with pytest.raises(dataclasses.FrozenInstanceError, match="route"):
+        report.route = "inspect"  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError, match="route"):
+        del report.route
+    assert report == Report(route="stock")

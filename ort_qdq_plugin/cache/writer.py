@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from ort_qdq_plugin.cache.contained import contain, open_again
@@ -21,6 +20,7 @@ from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import files, host
 
 __all__ = ["EntryWriter", "YoungSources"]

@@ -6,11 +6,11 @@ import argparse
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_table, size
 from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "groups", "models_in", "run"]

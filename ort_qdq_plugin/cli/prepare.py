@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
 
 from ort_qdq_plugin.cli.console import UsageError, progress, say
+from ort_qdq_plugin.report.values import replace
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.cli.cache import directory
 from ort_qdq_plugin.cli.console import progress, say
 from ort_qdq_plugin.cli.inspect import models_in
+from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.environment import PREFIX
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.options import Options, Progress
 from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.report.values import replace
 
 __all__ = ["export"]
 
@@ -55,7 +55,7 @@ def export(
     """
     source, target = os.path.abspath(folder), os.path.abspath(out)
     _check_paths(source, target, force)
-    chosen = dataclasses.replace(options or Options(), progress=progress)
+    chosen = replace(options or Options(), progress=progress)
     config = read_config(source)
     files, entries = {file.filename: file for file in model_files(config)}, entries_of(chosen, None)
     temporary = f"{target}.{os.urandom(_RANDOM_BYTES).hex()}"

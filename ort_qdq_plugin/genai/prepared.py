@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -23,6 +22,7 @@ from ort_qdq_plugin.log import printable
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.report.values import replace
 
 __all__ = ["ModelState", "Reports", "entries_for", "failed", "new_state", "without_cache"]
 
@@ -98,7 +98,7 @@ def new_state(folder: str, calls: Sequence[Call], options: Options) -> ModelStat
 
 def without_cache(options: Options) -> Options:
     """These options, with a temporary folder in the place of the cache."""
-    return dataclasses.replace(options, cache_dir=None, share_weights=False)
+    return replace(options, cache_dir=None, share_weights=False)
 
 
 def _wanted(config: Json, calls: Sequence[Call]) -> object:
@@ -127,7 +127,7 @@ def _with_folder(state: ModelState, folder: str, files: list[ModelFile]) -> Mode
     temporary = new_folder(None if options.spill_dir is None else os.fspath(options.spill_dir), folder)
     try:
         is_temporary = options.cache_dir is None
-        without = dataclasses.replace(options, cache_dir=os.path.join(temporary.path, _CACHE))
+        without = replace(options, cache_dir=os.path.join(temporary.path, _CACHE))
         if is_temporary:
             options = without
         try:
@@ -137,7 +137,7 @@ def _with_folder(state: ModelState, folder: str, files: list[ModelFile]) -> Mode
                 raise
             log.warning("preparing without the cache: %s", problem)
             reports.clear()
-            entries = entries_for(folder, files, dataclasses.replace(without, share_weights=False), True, reports)
+            entries = entries_for(folder, files, replace(without, share_weights=False), True, reports)
         # They hold for what ONNX Runtime fuses itself, too.
         settings = entries_of(options, None)
         is_quantized = any(report.stock_reason is not StockReason.NOT_QUANTIZED for report in reports.values())
@@ -169,7 +169,7 @@ def entries_for(
             entries[file.filename] = _entry_for(path, file, options, is_temporary)
             report = entries[file.filename].report
             # What is removed with the model is no cache of anybody's.
-            reports[file.filename] = dataclasses.replace(report, cache="") if is_temporary else report
+            reports[file.filename] = replace(report, cache="") if is_temporary else report
         except LeaveToStock as stock:
             reports[file.filename] = Report("stock", stock.reason, stock.detail)
         log.info("%s: %s", path, reports[file.filename].summary())

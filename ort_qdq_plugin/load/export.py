@@ -7,7 +7,6 @@ Format facts: protobuf's wire format, and ONNX's ExternalData.md, by which offse
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 import os
 from collections.abc import Iterable, Mapping
@@ -24,6 +23,7 @@ from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
 from ort_qdq_plugin.model.messages import ModelProto, TensorProto, external_data, external_tensors, refer
 from ort_qdq_plugin.options import Options, Progress
 from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import host
 
 __all__ = ["export", "write_model"]
@@ -72,7 +72,7 @@ def export(
         if os.path.lexists(wanted) and not force:
             raise FileExistsError(17, "is there already", wanted)
     os.stat(os.path.dirname(os.path.abspath(path)))  # so that an error names this folder, and no temporary file in it
-    chosen = dataclasses.replace(options or Options(), progress=progress)
+    chosen = replace(options or Options(), progress=progress)
     try:
         return write_model(LoadRequest(os.fspath(model), None, chosen), path, data_path)
     except LeaveToStock as stock:
@@ -90,7 +90,7 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
         ModelError, OSError: It cannot be read, or the new one cannot be written.
     """
     # The other session options could send weights by path, but no session is created.
-    options = dataclasses.replace(
+    options = replace(
         request.options,
         accuracy_level=request.accuracy_level,
         block_size=request.block_size,
@@ -117,7 +117,7 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
         write = _write_inline if data_path is None else _write_beside
         write(proto, _Stored(prepared.buffers, options.progress), written)
         written.commit()
-    return dataclasses.replace(prepared.report, route="export")
+    return replace(prepared.report, route="export")
 
 
 class _Reference(NamedTuple):

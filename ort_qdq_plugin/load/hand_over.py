@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from ort_qdq_plugin.load.journal import Journal
@@ -20,6 +19,7 @@ from ort_qdq_plugin.ort.keys import options_are_in_models
 from ort_qdq_plugin.ort.options_lock import reading, with_entries
 from ort_qdq_plugin.ort.spare_copies import copied_once
 from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import host
 

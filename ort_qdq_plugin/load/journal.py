@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.report import Report, Route, RouteReason
+from ort_qdq_plugin.report.values import replace
 
 __all__ = ["Journal"]
 

@@ -12,7 +12,6 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
@@ -37,6 +36,7 @@ from ort_qdq_plugin.ort.providers import ON_CPU, check_providers, has_only_added
 from ort_qdq_plugin.ort.release import check_release, lends_files
 from ort_qdq_plugin.ort.spare_copies import copied_once
 from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import host
 

@@ -7,10 +7,16 @@ from contextlib import contextmanager
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
 from ort_qdq_plugin.model.skeleton import Skeleton, open_skeleton
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
-from ort_qdq_plugin.ort.keys import FOLDER_KEY, FORMAT_KEY, OPTIONS_IN_MODEL, config_entry, options_are_in_models
+from ort_qdq_plugin.ort.keys import (
+    FOLDER_KEY,
+    FORMAT_KEY,
+    LOW_BIT_OPERATORS,
+    OPTIONS_IN_MODEL,
+    config_entry,
+    options_are_in_models,
+)
 from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.system.forks import fork_lock
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -20,14 +19,15 @@ from ort_qdq_plugin.model.graph import Scope, check_imports, domains, domains_on
 from ort_qdq_plugin.model.held import forms_among
 from ort_qdq_plugin.model.messages import external_tensors
 from ort_qdq_plugin.model.operands import Operand, as_stored, borrowed_bytes, packed_bytes
-from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
 from ort_qdq_plugin.model.parsed import ParsedModel
 from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.ort.keys import LOW_BIT_OPERATORS
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import host
 
 __all__ = ["Plan", "plan_model"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from ort_qdq_plugin.cache.portable import find_portable, portable_key
 from ort_qdq_plugin.cache.store import LOCK, Store
@@ -13,6 +12,7 @@ from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.through_cache import Maker, NotRecordedError, new_entry, plan_from
 from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.report.values import replace
 
 __all__ = ["make_portable"]
 

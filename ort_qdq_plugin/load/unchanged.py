@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, pri
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.packing.layout import aligned
 from ort_qdq_plugin.report import StockReason
+from ort_qdq_plugin.report.values import replace
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter

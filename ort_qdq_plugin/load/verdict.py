@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ort_qdq_plugin.errors import LeaveToStock, ModelError
 from ort_qdq_plugin.fusion.emit import FreshNames
 from ort_qdq_plugin.fusion.rewrite import lift_from_subgraphs
@@ -19,6 +17,7 @@ from ort_qdq_plugin.ort.copies import foreign_domains
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.refusal import refusal_of
 from ort_qdq_plugin.report import Report, StockReason
+from ort_qdq_plugin.report.values import replace
 
 __all__ = ["check_taken"]
 

@@ -1,7 +1,7 @@
 """The one table of operators: what each is to a weight, which module of ``fusion/`` fuses it, and its versions.
 
 Everything that asks about an operator asks this table: the glance at a serialized model, matching, and the check of what a
-fusion takes away. It imports next to nothing, since a glance needs it for every model.
+fusion takes away. It imports next to nothing, since a glance needs it for every quantized model.
 
 Versions are written down here, although ``onnx.defs`` has them too: importing that takes 100 ms of CPU and 16.8 MB. All the
 rest of a first load of a small fused model takes 43 ms and 15.3 MB (medians of 15 fresh processes, onnx 1.23.2, ONNX Runtime
@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["CONTRIB_DOMAIN", "LAST_OPSET", "LOW_BIT_OPERATORS", "OPERATORS", "Operator", "Role", "operator_of", "role_of"]
+__all__ = ["CONTRIB_DOMAIN", "LAST_OPSET", "OPERATORS", "Operator", "Role", "operator_of", "role_of"]
 
 LAST_OPSET = 28
 """The last opset whose versions are written down here."""
 
 CONTRIB_DOMAIN = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
-
-LOW_BIT_OPERATORS = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
-"""ONNX Runtime's operators with weights of few bits, which fused nodes are, and which models may hold already."""
 
 Role = Literal["dequantize", "constant", "view", "folded", "reader", "bias"]
 """What an operator is to a weight. "view": its output has every element of its first input once. "reader": it is fused with

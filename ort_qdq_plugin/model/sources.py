@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import mmap
 import os
-import threading
 from contextlib import suppress
 from typing import Protocol
 
@@ -113,7 +113,7 @@ class FileSource:
         self.size = self.status.st_size
         self.names: set[str] = set()  # paths by which the model's tensors name it, symbolic links not followed
         self._mapping: mmap.mmap | None = None
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
 
     @property
     def identity(self) -> object:

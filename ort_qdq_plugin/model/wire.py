@@ -160,6 +160,8 @@ class _Walk(WireReader):
         pieces: list[_Piece] = []
         tensors, copied = 0, start
         for position, key, payload, after in self.fields(start, end):
+            if after - payload < LARGE_TENSOR_BYTES and kind is not _ATTRIBUTE:
+                continue
             child = children.get(key >> 3) if key & 7 == LENGTH else None
             if kind is _ATTRIBUTE and child is _TENSOR:
                 tensors += 1

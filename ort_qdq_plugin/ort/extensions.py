@@ -6,7 +6,6 @@ It is optional: it has no wheel for every Python and system that ONNX Runtime ha
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from typing import Any
 
 from ort_qdq_plugin.errors import QdqPluginError
@@ -28,6 +27,8 @@ def extensions_are_installed() -> bool:
     """Whether `register_extensions` may be called."""
     if _MODULE in sys.modules:
         return sys.modules[_MODULE] is not None
+    from importlib.util import find_spec
+
     return find_spec(_MODULE) is not None
 
 

@@ -1,5 +1,5 @@
-"""Names that ONNX Runtime gives things: config entries of SessionOptions (onnxruntime_session_options_config_keys.h), and
-the method that makes a session. This module does not import it."""
+"""Names that ONNX Runtime gives things: config entries of SessionOptions (onnxruntime_session_options_config_keys.h), the
+method that makes a session, and operators. This module does not import it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = [
     "FOLDER_KEY",
     "FORMAT_KEY",
     "INT8_KEY",
+    "LOW_BIT_OPERATORS",
     "NO_QDQ_KEY",
     "OPTIONS_IN_MODEL",
     "PARALLEL_KEY",
@@ -46,6 +47,9 @@ _DEFAULTS = {ACCURACY_KEY: "4", BLOCK_SIZE_KEY: "0"}
 
 CREATE_METHOD = "_create_inference_session"
 """Of InferenceSession: it creates the native session."""
+
+LOW_BIT_OPERATORS = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
+"""Operators with weights of few bits, which fused nodes are, and which models may hold already."""
 
 OPTIONS_IN_MODEL = "ort_config"
 """Key of a model's metadata under which session options may be."""

@@ -6,7 +6,7 @@ the block is left, the object is gone. Changes are made on a thread of their own
 
 from __future__ import annotations
 
-import threading
+import _thread
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ class _Hold:
 
     def __init__(self, reader: reading | None) -> None:
         self.before: dict[str, str] = {}
-        self.thread = self._for_thread = threading.get_ident()
+        self.thread = self._for_thread = _thread.get_ident()
         self.reads = reader is not None
         self._reader = None if reader is None else weakref.ref(reader)
 
@@ -55,7 +55,7 @@ _holds: weakref.WeakKeyDictionary[Any, list[_Hold]] = weakref.WeakKeyDictionary(
 
 
 def _enter(session_options: Any, hold: _Hold) -> None:
-    hold.thread = threading.get_ident()
+    hold.thread = _thread.get_ident()
     holds = _holds.setdefault(session_options, [])
     holds.append(hold)
     while True:
@@ -162,4 +162,4 @@ def _begin_anew_in_child() -> None:
     for session_options, holds in list(_holds.items()):
         for hold in holds:
             _undo(session_options, hold)
-        holds[:] = [hold for hold in holds if hold.reads and hold.thread == threading.get_ident()]
+        holds[:] = [hold for hold in holds if hold.reads and hold.thread == _thread.get_ident()]

@@ -11,14 +11,14 @@ destroy a pool is to wait for its threads, which crashes where they do not exist
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import functools
-import threading
 import time
 import weakref
+from _thread import get_ident
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import get_ident
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -166,7 +166,7 @@ def _await_others() -> None:
     if others and not _warned:
         _warned = True
         log.warning("the process is forked while a session runs or is created, and has for %g seconds", _RUN_SECONDS)
-    pools = frozenset().union(*list(_sessions.values())) & (native_threads() - {threading.get_native_id()})
+    pools = frozenset().union(*list(_sessions.values())) & (native_threads() - {_thread.get_native_id()})
     end = time.monotonic() + (0 if others else _POOL_SECONDS)
     while not asleep(pools) and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)

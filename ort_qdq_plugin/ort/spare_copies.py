@@ -5,7 +5,7 @@ A throw-away session makes any number of copies. It has a pool of threads, and O
 
 from __future__ import annotations
 
-import threading
+import _thread
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["copied_once", "spare"]
 
 
-class _Spare(threading.local):
+class _Spare(_thread._local):
     """The options of the load that this thread carries out, and copies of them that are not used yet."""
 
     session_options: Any = None

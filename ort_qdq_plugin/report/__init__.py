@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ort_qdq_plugin.log import printable
@@ -56,7 +56,6 @@ class RouteReason(Sentence):
     COPIES = "The installed ONNX Runtime copies what it is given in memory, as all do before 1.31."
 
 
-@dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class Report(ByFields):
     """What became of a model.
 
@@ -99,7 +98,10 @@ class Report(ByFields):
     also: str = ""
     route_reason: RouteReason | None = None
     unchanged: StockReason | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = MappingProxyType({})
+
+    def __post_init__(self) -> None:
+        vars(self)["seconds"] = dict(self.seconds)  # its own, which can be pickled
 
     @property
     def stock_message(self) -> str | None:
@@ -108,14 +110,11 @@ class Report(ByFields):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON; reasons as their sentences."""
-        plain = asdict(self)
+        plain = {**vars(self), "seconds": dict(self.seconds)}
         for name in ("stock_reason", "route_reason", "unchanged"):
             plain[name] = None if plain[name] is None else str(plain[name])
-        plain["fused"] = list(plain["fused"])
-        plain["unfused"] = [
-            {**entry, "reason": str(left.reason), "hint": left.hint}
-            for entry, left in zip(plain["unfused"], self.unfused, strict=True)
-        ]
+        plain["fused"] = [dict(vars(fused)) for fused in self.fused]
+        plain["unfused"] = [{**vars(left), "reason": str(left.reason), "hint": left.hint} for left in self.unfused]
         return plain
 
     def __str__(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from ort_qdq_plugin.report.values import ByFields, Sentence
@@ -86,7 +85,6 @@ HINTS: Mapping[Reason, str] = {
 """Reason -> what would help. Others need no help, or there is none."""
 
 
-@dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class FusedWeight(ByFields):
     """A node that became a fused low-bit operator, or a lookup that dequantizes no more than it reads.
 
@@ -123,7 +121,6 @@ class FusedWeight(ByFields):
     form: str = ""
 
 
-@dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class UnfusedWeight(ByFields):
     """What dequantizes a constant weight and no fused operator replaces, or not for all that read its result.
 

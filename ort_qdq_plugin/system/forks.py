@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import os
-import threading
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -12,7 +13,7 @@ __all__ = ["around_forks", "asleep", "fork_lock", "in_forked_child", "native_thr
 # A module that one thread imports while another one forks the process can never be imported in the child: the child would
 # wait for a thread that it does not have. The same is true of anything else that is made once, under a lock. So whoever
 # imports late, or has something made once, holds this lock, and a fork waits for it.
-fork_lock = threading.RLock()
+fork_lock = _thread.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=fork_lock.acquire, after_in_parent=fork_lock.release, after_in_child=fork_lock.release)
 
@@ -40,7 +41,9 @@ def native_threads() -> frozenset[int]:
         numbers = frozenset(map(int, os.listdir("/proc/self/task")))
     except OSError:
         return frozenset()
-    return numbers.difference(thread.native_id for thread in threading.enumerate())
+    # Without that module no thread but the first one is Python's, and this has the number of the process.
+    threading = sys.modules.get("threading")
+    return numbers.difference(thread.native_id for thread in threading.enumerate()) if threading else numbers - {os.getpid()}
 
 
 def asleep(threads: Iterable[int]) -> bool:

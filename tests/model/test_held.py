@@ -11,8 +11,8 @@ from conformance.drawing.elements import MS
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import StockReason, inspect
 from ort_qdq_plugin.model.held import dequantizes_by_hand, other_forms
-from ort_qdq_plugin.model.operators import LOW_BIT_OPERATORS
 from ort_qdq_plugin.model.outline import Outline
+from ort_qdq_plugin.ort.keys import LOW_BIT_OPERATORS
 from tests.support import field, floating, linear, opened, unquantized
 
 
