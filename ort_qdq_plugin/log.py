@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["NAME", "info", "one_warning", "printable", "warning"]
+__all__ = ["NAME", "info", "informs", "one_warning", "printable", "warning"]
 
 NAME = "ort_qdq_plugin"
 """Of the logger."""
@@ -31,9 +31,18 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
+def informs() -> bool:
+    """Whether what is logged at level info is wanted. A program that has not imported logging cannot want it."""
+    if "logging" not in sys.modules:
+        return False
+    import logging
+
+    return bool(_logger().isEnabledFor(logging.INFO))
+
+
 def info(message: str, *values: Any) -> None:
-    """Log at level info. A program that has not imported logging cannot want it."""
-    if "logging" in sys.modules:
+    """Log at level info."""
+    if informs():
         _logger().info(message, *map(_shown, values))
 
 

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
-from ort_qdq_plugin.load.journal import Journal
-from ort_qdq_plugin.load.journey import SessionState, create_native_session, plan_only, prepare, prepare_cached
-from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.options import Options
+from ort_qdq_plugin.load.start import create_native_session
+from ort_qdq_plugin.load.state import SessionState
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.runs import RUN_METHODS, counted, creating
-from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
-    from ort_qdq_plugin.report.weights import UnfusedWeight
+    from ort_qdq_plugin.load.request import LoadRequest
+    from ort_qdq_plugin.options import Options
+    from ort_qdq_plugin.report import Report
 
 __all__ = ["create_session", "inspect", "report_of", "warm"]
 
@@ -62,7 +60,7 @@ def create_session(
         SourceUnreadableError: The disk cannot read the weights. Stock ONNX Runtime would be killed.
     """
     session = _Session.__new__(_Session)
-    session._ort_qdq_state = SessionState(options or Options())
+    session._ort_qdq_state = SessionState(options)
     onnxruntime.InferenceSession.__init__(session, path_or_bytes, sess_options, providers, provider_options, **kwargs)
     return session
 
@@ -73,19 +71,23 @@ def report_of(session: onnxruntime.InferenceSession) -> Report | None:
     if not isinstance(state, SessionState):
         return None
     if state.unmatched is not None:
-        request, state.unmatched = state.unmatched, None
-        state.report = replace(state.report, unfused=_unfused(request))
+        request, state.unmatched = state.unmatched(), None
+        state.report = _with_unfused(state.report, request)
     return state.report
 
 
-def _unfused(request: LoadRequest) -> tuple[UnfusedWeight, ...]:
-    """The weights of a model that a glance left to stock, each with its reason; () if it cannot be opened any more."""
+def _with_unfused(report: Report, request: LoadRequest) -> Report:
+    """With the weights of a model that a glance left to stock, and why; none if it cannot be opened any more."""
+    with fork_lock:
+        from ort_qdq_plugin.load.journal import Journal
+        from ort_qdq_plugin.load.journey import plan_only
+        from ort_qdq_plugin.report.values import replace
     journal = Journal()
     # Nothing was dequantized once.
     request = request._replace(options=replace(request.options, dequantize_once="never"))
     with suppress(LeaveToStock, QdqPluginError, OSError):
         plan_only(request, journal, check=False)
-    return journal.finished("inspect").unfused
+    return replace(report, unfused=journal.finished("inspect").unfused)
 
 
 def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options | None = None, check: bool = True) -> Report:
@@ -102,6 +104,11 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
     Raises:
         ModelError, OSError: The model cannot be opened.
     """
+    with fork_lock:
+        from ort_qdq_plugin.load.journal import Journal
+        from ort_qdq_plugin.load.journey import plan_only
+        from ort_qdq_plugin.load.request import LoadRequest
+        from ort_qdq_plugin.options import Options
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     request, journal = LoadRequest(model, None, options or Options()), Journal()
     try:
@@ -145,9 +152,12 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
     """
     if options.cache_dir is None:
         raise ValueError("the options have no cache_dir")
-    request, journal = LoadRequest(os.fspath(path), None, options, portable=portable), Journal()
     with fork_lock:
+        from ort_qdq_plugin.load.journal import Journal
+        from ort_qdq_plugin.load.journey import prepare, prepare_cached
+        from ort_qdq_plugin.load.request import LoadRequest
         from ort_qdq_plugin.load.through_cache import wait_until_on_disk
+    request, journal = LoadRequest(os.fspath(path), None, options, portable=portable), Journal()
     try:
         if portable:
             with fork_lock:

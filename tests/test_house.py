@@ -63,11 +63,13 @@ TESTED_ELSEWHERE = {
     "cache/inventory.py": "cli/test_cache.py",
     "fusion/kind.py": "fusion/test_match.py",  # declarations alone: what matching says of a site, and asks of a fusion
     "fusion/quantized.py": "fusion/test_integer_kernels.py",  # which asks it all that it can be asked
+    "load/state.py": "load/test_start.py",
     "model/moved_shapes.py": "model/test_shape_rules.py",  # rules of its table
     "model/seen.py": "model/test_shape_rules.py",
     "model/window_shapes.py": "model/test_shape_rules.py",
     "fusion/scaling.py": "fusion/test_factors.py",  # by what a product sees, with numbers for rows and columns
     "fusion/steps.py": "fusion/test_written_out.py",  # which asks it of all forms
+    "ort/optimizers.py": "load/test_request.py",
     "ort/prepacked.py": "cache/test_prepack.py",
     "system/environment.py": "switch/test_startup.py",
     "system/opened.py": "system/test_descriptors.py",
@@ -254,7 +256,8 @@ def test_a_model_without_fusions_imports_little(quantized: str, way: str, tmp_pa
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     imported = loaded_by(path, way)
-    assert "ort_qdq_plugin.load.journey" in imported
+    assert "ort_qdq_plugin.load.start" in imported
+    assert "ort_qdq_plugin.load.journey" not in imported
     assert not [name for name in HEAVY if name in imported]
 
 

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import onnxruntime
-
 from ort_qdq_plugin import log
 from ort_qdq_plugin.errors import (
     LeaveToStock,
@@ -28,7 +26,6 @@ from ort_qdq_plugin.errors import (
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.open import check_fusible, glance_at, is_worth_handing_over, leave_unreadable_to_stock, open_model
 from ort_qdq_plugin.load.request import LoadRequest, entries_of
-from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.options_lock import reading
@@ -43,35 +40,18 @@ from ort_qdq_plugin.system.platform import host
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter
     from ort_qdq_plugin.load.prepared import PreparedModel
+    from ort_qdq_plugin.load.state import SessionState
     from ort_qdq_plugin.model.skeleton import Skeleton
 
-__all__ = ["SessionState", "create_native_session", "plan_only", "prepare", "prepare_cached"]
+__all__ = ["create_after_first_look", "plan_only", "prepare", "prepare_cached"]
 
 
-class SessionState:
-    """What this package keeps for one session."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        # For `set_providers`, which creates the native session anew. None: prepared anew too, or left to stock ONNX Runtime.
-        self.prepared: PreparedModel | None = None
-        self.report = Report("stock")
-        # The request, if a glance showed that nothing can be fused. The report has no `unfused` weights then.
-        self.unmatched: LoadRequest | None = None
-
-
-def create_native_session(session: Any, state: SessionState, call: CreateCall) -> None:
-    """Create the native session of an InferenceSession. Replaces its method ``_create_inference_session``."""
-    model, session_options = hook.constructor_arguments(session)
-    if session_options is not None and not isinstance(session_options, onnxruntime.SessionOptions):
-        # ONNX Runtime has an error for this.
-        hook.create_stock(session, call)
-        return
+def create_after_first_look(session: Any, state: SessionState, call: CreateCall) -> None:
+    """Create the native session of an InferenceSession whose model is more than a first look could settle."""
     with log.one_warning():
         if not _created_from_prepared(session, state, call):
             state.prepared = None
             _create_stock(session, state, call)
-    log.info("%s: %s", model if isinstance(model, str) else "<bytes>", state.report.summary())
 
 
 def _create_stock(session: Any, state: SessionState, call: CreateCall) -> None:
@@ -127,7 +107,7 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) 
 def _match_when_asked(session: Any, state: SessionState) -> None:
     """Have the report's weights looked for when somebody asks, where a glance has sufficed for the load."""
     if not state.report.unfused:
-        state.unmatched = LoadRequest(*hook.constructor_arguments(session), state.options)
+        state.unmatched = state.request_of(session)
 
 
 def _created(session: Any, state: SessionState, call: CreateCall, journal: Journal) -> Report:
@@ -163,7 +143,8 @@ def _prepared_for(
     session: Any, state: SessionState, call: CreateCall, journal: Journal, may_use_cache: bool
 ) -> PreparedModel:
     model, session_options = hook.constructor_arguments(session)
-    request = LoadRequest(model, session_options, state.options, frozenset(call.disabled_optimizers or ()))
+    copied, state.copied = state.copied, None
+    request = LoadRequest(model, session_options, state.options, frozenset(call.disabled_optimizers or ()), copied=copied)
     if has_only_added(call.providers, session_options):
         # Only a session has their names. None is made for a model that has nothing to fuse.
         with _opened(request, journal) as skeleton:
@@ -262,7 +243,7 @@ def _check(skeleton: Skeleton, request: LoadRequest, journal: Journal) -> None:
     """Raise LeaveToStock if it can be seen without parsing the model that there is nothing to do for it."""
     with journal.stage("open"):
         check_fusible(skeleton, request)
-        glance_at(skeleton)
+        glance_at(skeleton, request)
         check_release()
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import onnxruntime
-
 from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.model.wire import Copied
 from ort_qdq_plugin.options import Options, is_accuracy_level, is_block_size
-from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, DISABLED_KEY, INT8_KEY, NO_QDQ_KEY, config_entry
+from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, INT8_KEY, config_entry
+from ort_qdq_plugin.ort.optimizers import qdq_is_fused
 from ort_qdq_plugin.system.platform import host
 
 __all__ = ["LoadRequest", "entries_of"]
@@ -20,7 +20,6 @@ _DEFAULT_ACCURACY_LEVEL = 4  # what ONNX Runtime's own fusion takes
 _DEFAULT_BLOCK_SIZE = 0
 # As Linux names the vector instructions of 64-bit ARM, and those of them for float16, which came with Armv8.2.
 _NEON, _NEON_FLOAT16 = "asimd", "asimdhp"
-_QDQ_OPTIMIZER = "QDQSelectorActionTransformer"
 
 
 class LoadRequest(NamedTuple):
@@ -40,6 +39,8 @@ class LoadRequest(NamedTuple):
     has_other_providers: bool = False
     # Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.
     temporary: bool = False
+    # What a first look has found: something that may be fused, in this copy of the model.
+    copied: Copied | None = None
 
     @property
     def accuracy_level(self) -> int:
@@ -90,12 +91,7 @@ class LoadRequest(NamedTuple):
     @property
     def may_fuse(self) -> bool:
         """Whether the session's options let ONNX Runtime fuse QDQ nodes."""
-        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options = self.session_options
-        below = options is not None and options.graph_optimization_level.value < level.value
-        # ONNX Runtime takes the names in the entry as they are, spaces too, and none of them if the argument has names.
-        disabled = self.disabled_optimizers or (config_entry(options, DISABLED_KEY) or "").split(";")
-        return not (below or config_entry(options, NO_QDQ_KEY) == "1" or _QDQ_OPTIMIZER in disabled)
+        return qdq_is_fused(self.session_options, self.disabled_optimizers)
 
     @property
     def may_be_unchanged(self) -> bool:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError
+from ort_qdq_plugin.load.first_look import UNCHANGED_BYTES
 from ort_qdq_plugin.load.journal import Journal
-from ort_qdq_plugin.load.open import UNCHANGED_BYTES
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.memory.buffer import PackedBuffer, make_buffers

@@ -1,6 +1,6 @@
 """What quantized a serialized model holds beside DequantizeLinear, seen without parsing it.
 
-Only models that hold small integers (`Skeleton.may_hold_small_integers`) are looked at.
+Only models that hold small integers (`wire.may_hold_small_integers`) are looked at.
 """
 
 from __future__ import annotations

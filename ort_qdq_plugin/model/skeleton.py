@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, FileSource, MemorySource
-from ort_qdq_plugin.model.wire import without_large_tensors
+from ort_qdq_plugin.model.wire import Copied, fresh_location, without_large_tensors
 
 __all__ = ["Skeleton", "open_skeleton"]
 
 # ORT format models are flatbuffers with this file identifier after the root offset.
 _ORT_FORMAT_IDENTIFIER = b"ORTM"
-
-_SECRET_BYTES = 6
-
-# A TensorProto's data_type, of integers of 8 bits or less, and the key of the next field: name, raw_data, external_data or
-# int32_data (onnx.proto). Serializers write fields in the order of their numbers.
-_SMALL_INTEGERS = re.compile(rb"\x10[\x02\x03\x15\x16\x19\x1a][BJj*]")
 
 
 class Skeleton(NamedTuple):
@@ -33,11 +25,6 @@ class Skeleton(NamedTuple):
     def mentions(self, op_type: str) -> bool:
         """Whether a node of this type may be in the model; False is certain. Costs no parsing."""
         return op_type.encode() in self.data
-
-    @property
-    def may_hold_small_integers(self) -> bool:
-        """Whether there may be a tensor of integers of 8 bits or less; False is certain. Costs one search, no parsing."""
-        return _SMALL_INTEGERS.search(self.data) is not None
 
     @property
     def inline_bytes(self) -> int:
@@ -74,17 +61,17 @@ class Skeleton(NamedTuple):
         return (self.source, *self.files.opened)
 
 
-def open_skeleton(model: str | bytes, data_folder: str | None) -> Skeleton | None:
+def open_skeleton(model: str | bytes, data_folder: str | None, copied: Copied | None = None) -> Skeleton | None:
     """Open a model, given by its path or as bytes; None for one in ORT format.
 
     Its external data lies in `data_folder` (``session.model_external_initializers_file_folder_path``). Without that it is
-    beside the model file, and a model given as bytes has none.
+    beside the model file, and a model given as bytes has none. It is not copied anew if it is what was `copied` before.
 
     Raises:
         ModelError, OSError: The model cannot be read.
     """
     if isinstance(model, bytes):
-        source: ByteSource = MemorySource(model)
+        source: MemorySource | FileSource = MemorySource(model)
         files = ExternalFiles.within(data_folder) if data_folder else ExternalFiles.none()
     else:
         source = FileSource(model)
@@ -95,6 +82,7 @@ def open_skeleton(model: str | bytes, data_folder: str | None) -> Skeleton | Non
         raise ModelError(f"{source.name}: it is empty")
     if head[4:] == _ORT_FORMAT_IDENTIFIER:
         return None
-    # Random, so that nobody can write a model that uses this name to refer into itself.
-    inline_location = os.urandom(_SECRET_BYTES).hex()
-    return Skeleton(without_large_tensors(source, inline_location), source, files, inline_location)
+    if copied is not None and source.is_still(copied.status):
+        return Skeleton(copied.data, source, files, copied.inline_location)
+    location = fresh_location()
+    return Skeleton(without_large_tensors(source, location), source, files, location)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from ort_qdq_plugin.errors import ModelError, SourceChangedError, SourceUnreadableError
+from ort_qdq_plugin.model.wire import InMemory
 from ort_qdq_plugin.system.platform import files, host
 
 __all__ = ["ByteSource", "ExternalFiles", "FileSource", "MemorySource"]
@@ -64,25 +65,21 @@ class ByteSource(Protocol):
 _COMPARED_BYTES = 1 << 20
 
 
-class MemorySource:
+class MemorySource(InMemory):
     """Bytes that the caller, or a message, owns."""
 
     is_stored = True
-
-    def __init__(self, data: bytes, name: str = "<model bytes>") -> None:
-        self._data = data
-        self.name = name
-        self.size = len(data)
 
     @property
     def identity(self) -> object:
         return self._data if self.size < _COMPARED_BYTES else id(self)
 
-    def read_into(self, offset: int, target: memoryview) -> None:
-        target[:] = memoryview(self._data)[offset : offset + len(target)]
-
     def check_unchanged(self) -> None:
         return None
+
+    def is_still(self, status: os.stat_result | None) -> bool:
+        """Whether it is what had this status: none, since it is no file."""
+        return status is None
 
     def buffer(self) -> bytes:
         return self._data
@@ -136,8 +133,12 @@ class FileSource:
                 raise SourceChangedError(f"{self.name}: ends at {offset + done} bytes, {len(target) - done} more expected")
             done += count
 
+    def is_still(self, status: os.stat_result | None) -> bool:
+        """Whether it is the file that had this status, and has not changed since."""
+        return status is not None and self._identity_of(status) == self._identity_of(self.status)
+
     def check_unchanged(self) -> None:
-        if self._identity_of(os.fstat(self._file.fileno())) != self._identity_of(self.status):
+        if not self.is_still(os.fstat(self._file.fileno())):
             raise SourceChangedError(f"{self.name}: changed while it was being loaded")
 
     def buffer(self) -> mmap.mmap:

@@ -7,19 +7,34 @@ which says where in the file those bytes are. The walk skips weights, so its cos
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.encoding import external_entries, varint
-from ort_qdq_plugin.model.sources import ByteSource, MemorySource
 
-__all__ = ["LARGE_TENSOR_BYTES", "LENGTH", "VARINT", "Field", "WireReader", "without_large_tensors"]
+__all__ = [
+    "LARGE_TENSOR_BYTES",
+    "LENGTH",
+    "VARINT",
+    "Copied",
+    "Field",
+    "InMemory",
+    "Readable",
+    "WireReader",
+    "fresh_location",
+    "may_hold_small_integers",
+    "without_large_tensors",
+]
 
 LARGE_TENSOR_BYTES = 4096
 """A raw_data of this size or more stays where it is; smaller ones (shapes, axes, biases) are copied."""
 
 # What one read fetches: little after a jump over a weight, more while nodes follow each other.
 _WINDOW_BYTES_MIN, _WINDOW_BYTES_MAX = 1 << 12, 1 << 18
+_SECRET_BYTES = 6
 _MAX_DEPTH = 100  # protobuf's own limit for nested messages
 
 # Wire types: the low three bits of a field's key. The others are the field's number.
@@ -39,11 +54,56 @@ _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9 << 3 | LENGTH, 13 << 3 | LENGTH, 1
 _SEGMENT = 3  # the number of another
 _DEFAULT = 0  # TensorProto.DataLocation
 
+# A TensorProto's data_type, of integers of 8 bits or less, and the key of the next field: name, raw_data, external_data or
+# int32_data (onnx.proto). Serializers write fields in the order of their numbers.
+_SMALL_INTEGERS = re.compile(rb"\x10[\x02\x03\x15\x16\x19\x1a][BJj*]")
+
 # A piece of the result: a range of the source, or new bytes.
 _Piece = tuple[int, int] | bytes
 
 
-def without_large_tensors(source: ByteSource, inline_location: str) -> bytes:
+class Copied(NamedTuple):
+    """A model without its large tensors, and what it was copied from."""
+
+    data: bytes
+    inline_location: str  # of the references
+    status: os.stat_result | None  # of the file; None for bytes in memory
+
+
+class Readable(Protocol):
+    """What bytes are read from: the part of a `sources.ByteSource` that reading needs."""
+
+    @property
+    def name(self) -> str:
+        """What error messages call it."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes at `offset`. Errors as of `sources.ByteSource`."""
+
+
+def fresh_location() -> str:
+    """A location for references. It is random, so that nobody can write a model that uses this name to refer into itself."""
+    return os.urandom(_SECRET_BYTES).hex()
+
+
+class InMemory:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes, name: str = "<model bytes>") -> None:
+        self._data = data
+        self.name = name
+        self.size = len(data)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes at `offset`, of which there are enough."""
+        target[:] = memoryview(self._data)[offset : offset + len(target)]
+
+
+def without_large_tensors(source: Readable, inline_location: str) -> bytes:
     """Copy a serialized model, with references to its large tensors in place of their bytes.
 
     The references get the location `inline_location`. Their offset and length are the bytes' own in `source`.
@@ -63,6 +123,11 @@ def without_large_tensors(source: ByteSource, inline_location: str) -> bytes:
     return bytes(data)
 
 
+def may_hold_small_integers(data: bytes) -> bool:
+    """Whether there may be a tensor of integers of 8 bits or less in a serialized model; False is certain."""
+    return _SMALL_INTEGERS.search(data) is not None
+
+
 Field = tuple[int, int, int, int]
 """Where a field starts, its key, and where its payload starts and ends."""
 
@@ -70,8 +135,8 @@ Field = tuple[int, int, int, int]
 class WireReader:
     """Reads the fields of messages, through a window that moves over the source."""
 
-    def __init__(self, source: ByteSource | bytes) -> None:
-        self._source = MemorySource(source) if isinstance(source, bytes) else source
+    def __init__(self, source: Readable | bytes) -> None:
+        self._source = InMemory(source) if isinstance(source, bytes) else source
         # Bytes in memory are their own window.
         self._window = source if isinstance(source, bytes) else b""
         self._window_start = 0
@@ -148,7 +213,7 @@ class WireReader:
 
 
 class _Walk(WireReader):
-    def __init__(self, source: ByteSource, inline_location: str) -> None:
+    def __init__(self, source: Readable, inline_location: str) -> None:
         super().__init__(source)
         self._location = inline_location
 

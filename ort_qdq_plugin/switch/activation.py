@@ -112,7 +112,8 @@ def _replacement_of(stock: Any) -> Any:
     @functools.wraps(stock)
     def create(self: Any, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
         try:
-            from ort_qdq_plugin.load.journey import SessionState, create_native_session
+            from ort_qdq_plugin.load.start import create_native_session
+            from ort_qdq_plugin.load.state import SessionState
             from ort_qdq_plugin.ort.hook import CreateCall
             from ort_qdq_plugin.ort.runs import creating
         except Exception as error:

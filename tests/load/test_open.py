@@ -141,7 +141,7 @@ def test_errors_of_opening_are_for_stock_to_complain_about(error: Exception) -> 
 def test_a_glance_tells_what_is_quantized_throughout() -> None:
     model = product()
     with closing(open_model(asked(model.SerializeToString()))) as skeleton, pytest.raises(NothingToDo, match="activations"):
-        glance_at(skeleton)
+        glance_at(skeleton, asked(b""))
 
 
 def test_a_glance_says_in_which_way_a_model_is_quantized() -> None:
@@ -150,7 +150,7 @@ def test_a_glance_says_in_which_way_a_model_is_quantized() -> None:
         closing(open_model(asked(data))) as skeleton,
         pytest.raises(NothingToDo, match=r"\(DynamicQuantizeLinear, MatMulInt"),
     ):
-        glance_at(skeleton)
+        glance_at(skeleton, asked(b""))
 
 
 @pytest.mark.parametrize("operator", ["MatMulNBits", "GatherBlockQuantized", "QMoE", "", None])
@@ -161,4 +161,4 @@ def test_a_glance_passes_everything_else(operator: str | None) -> None:
         domain = "com.microsoft" if operator else "ai.onnx.contrib"
         model.graph.node.append(helper.make_node(operator or "Op", ["some"], ["value"], domain=domain))
     with closing(open_model(asked(model.SerializeToString()))) as skeleton:
-        glance_at(skeleton)
+        glance_at(skeleton, asked(b""))

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ort_qdq_plugin import Options, StockReason, create_session, inspect, report_of, warm
 from ort_qdq_plugin.errors import LeaveToStock, SourceChangedError
-from ort_qdq_plugin.load import journey, unchanged
+from ort_qdq_plugin.load import first_look, journey, unchanged
 from ort_qdq_plugin.load import open as opening
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.request import LoadRequest
@@ -48,7 +48,7 @@ NOT_QUANTIZED = LeaveToStock(StockReason.NOT_QUANTIZED)
 
 @pytest.fixture(autouse=True)
 def few_bytes_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (opening, unchanged):
+    for module in (first_look, opening, unchanged):
         monkeypatch.setattr(module, "UNCHANGED_BYTES", 1 << 14)
 
 
@@ -180,7 +180,7 @@ def test_tensors_in_attributes(tmp_path: Path) -> None:
 
 
 def test_a_model_with_few_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (opening, unchanged):
+    for module in (first_look, opening, unchanged):
         monkeypatch.setattr(module, "UNCHANGED_BYTES", 1 << 20)
     assert reason_to_leave(stored(network(), tmp_path)).stock_reason is StockReason.NOT_QUANTIZED
 

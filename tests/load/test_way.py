@@ -14,7 +14,7 @@ import pytest
 
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, Report, create_session, export
-from ort_qdq_plugin.load.journey import SessionState
+from ort_qdq_plugin.load.state import SessionState
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, PARALLEL_KEY, config_entry
 from ort_qdq_plugin.report import RouteReason
 from tests.support import CPU, added_provider, linear, made_report, quiet, result, save, stack, stock

@@ -12,6 +12,7 @@ from conformance.drawing.weight import Weight
 from ort_qdq_plugin import StockReason, inspect
 from ort_qdq_plugin.model.held import dequantizes_by_hand, other_forms
 from ort_qdq_plugin.model.outline import Outline
+from ort_qdq_plugin.model.wire import may_hold_small_integers
 from ort_qdq_plugin.ort.keys import LOW_BIT_OPERATORS
 from tests.support import field, floating, linear, opened, unquantized
 
@@ -138,10 +139,10 @@ def test_small_integers_are_found(element: str, form: str) -> None:
         tensor.raw_data = raw
     if form != "named":
         tensor.ClearField("name")
-    assert opened(model.SerializeToString()).may_hold_small_integers
+    assert may_hold_small_integers(opened(model.SerializeToString()).data)
 
 
 @pytest.mark.parametrize("model", [unquantized(), floating()], ids=["small", "large"])
 def test_models_in_float_are_seen_at_once(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Cast", ["x"], ["more"], to=TensorProto.DOUBLE))
-    assert not opened(model.SerializeToString()).may_hold_small_integers
+    assert not may_hold_small_integers(opened(model.SerializeToString()).data)

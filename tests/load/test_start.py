@@ -1,0 +1,76 @@
+"""Where the creation of a session starts, and what is kept for it."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from conformance.drawing.weight import Weight
+from ort_qdq_plugin import Options, StockReason, create_session, report_of
+from ort_qdq_plugin.load import journey
+from ort_qdq_plugin.model import skeleton
+from tests.model.test_glance import product
+from tests.support import CPU, linear, made_report, quiet, raised, result, save, stock, unquantized
+
+
+def refuse(*_arguments: Any, **_keywords: Any) -> Any:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("session_options", [None, quiet()], ids=["plain", "options"])
+@pytest.mark.parametrize("form", ["file", "bytes"])
+def test_a_model_without_weights_goes_no_further(
+    form: Any, session_options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journey, "create_after_first_look", refuse)
+    model = save(unquantized(), tmp_path, form)
+    session = create_session(model, session_options)
+    report = made_report(session)
+    assert (report.route, report.stock_reason, list(report.seconds)) == ("stock", StockReason.NOT_QUANTIZED, ["open"])
+    assert report == report_of(session)
+    session.set_providers(CPU)
+    assert made_report(session).stock_reason is StockReason.NOT_QUANTIZED
+    np.testing.assert_array_equal(result(session), result(stock(model)))
+
+
+def test_weights_that_stay_are_listed_when_somebody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journey, "create_after_first_look", refuse)
+    session = create_session(save(product(), tmp_path, "file"))
+    report = made_report(session)
+    assert (report.stock_reason, len(report.unfused)) == (StockReason.NOT_FUSIBLE, 1)
+
+
+def test_a_small_quantized_model_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skeleton, "without_large_tensors", refuse)
+    for options in (Options(strict=True), Options(strict=True, cache_dir=tmp_path / "cache")):
+        assert len(made_report(create_session(save(linear(Weight()), tmp_path, "file"), options=options)).fused) == 1
+
+
+def test_another_first_look_for_other_providers(tmp_path: Path) -> None:
+    """The first one may have come to another end, and its file may be another one by now."""
+    model = str(save(unquantized(), tmp_path, "file"))
+    session = create_session(model)
+    save(linear(Weight()), tmp_path, "file")
+    session.set_providers(CPU)
+    assert len(made_report(session).fused) == 1
+    save(unquantized(), tmp_path, "file")
+    assert len(made_report(session).fused) == 1
+
+
+def test_options_that_are_none(tmp_path: Path) -> None:
+    model = save(unquantized(), tmp_path, "file")
+    errors = [raised(partial(make, model, "no options")) for make in (create_session, ort.InferenceSession)]
+    assert errors[0] == errors[1]
+    assert errors[0] is not None
+
+
+def test_one_line_for_each_session_where_somebody_reads_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for level, count in ((logging.WARNING, 0), (logging.INFO, 1)):
+        caplog.clear()
+        with caplog.at_level(level, "ort_qdq_plugin"):
+            create_session(save(unquantized(), tmp_path, "file"))
+        assert [record.getMessage().partition(": ")[2][:20] for record in caplog.records] == ["stock ONNX Runtime: "] * count
