@@ -35,6 +35,9 @@ __all__ = [
 UNCHANGED_BYTES = 16 << 20
 """From so many bytes of large tensors on, handing a model over takes less time and memory than having it parsed."""
 
+# The coarsest step of a file system's clock: a file that is written twice within one keeps its time.
+_STEP_NS = 2 * 10**9
+
 _REFERENCE = b"location"
 _ORT_FORMAT = slice(4, 8), b"ORTM"
 
@@ -76,7 +79,7 @@ def first_look(
         # What is wrong with the model, or with a file, is found again by whoever reports it.
         return None
     if nothing is None:
-        return copied
+        return copied if copied is None or _is_settled(copied.status) else None
     if (
         nothing.reason != "NOT_QUANTIZED"
         and options is not None
@@ -113,6 +116,11 @@ def _copied(model: str | bytes) -> Copied | None:
     if not data or data[part] == identifier or data.count(_REFERENCE) != data.count(location.encode()):
         return None
     return Copied(data, location, status)
+
+
+def _is_settled(status: os.stat_result | None) -> bool:
+    """Whether a change of a file since then can be told by its status; of bytes in memory there is none."""
+    return status is None or status.st_mtime_ns < time.time_ns() - _STEP_NS
 
 
 def _is_small_file(status: os.stat_result) -> bool:
