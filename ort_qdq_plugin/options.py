@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.report.values import ByFields
-from ort_qdq_plugin.system.environment import NO, PREFIX, YES
+from ort_qdq_plugin.system.environment import LOG, LOG_FILE, NO, PREFIX, RUN_LOG_FILE, YES
+from ort_qdq_plugin.system.forks import fork_lock
+
+if TYPE_CHECKING:
+    from typing import ParamSpec, TypeVar
+
+    _P = ParamSpec("_P")
+    _R = TypeVar("_R")
 
 __all__ = [
     "Buffer",
@@ -19,7 +27,9 @@ __all__ = [
     "Verify",
     "is_accuracy_level",
     "is_block_size",
+    "nearest",
     "options_from_environment",
+    "takes_options",
 ]
 
 Buffer = Literal["auto", "file", "memory"]
@@ -32,6 +42,9 @@ Progress = Callable[[int, int], None]
 _MAX_ACCURACY_LEVEL = 4
 _LEAST_PADDING, _DEFAULT = -1, 0
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
+
+_LONGEST_SHOWN = 60  # characters of a value in a message
+_NEAR = 0.7  # difflib's ratio of a misspelt name: "accuracy" is as near to "accuracy_level", "cache" to "cache_dir"
 
 
 class Options(ByFields):
@@ -67,8 +80,12 @@ class Options(ByFields):
         prepared: A directory of models that were prepared elsewhere (``ort-qdq prepare``, ``warm(portable=True)``). It is
             searched before `cache_dir`, and never written to. None: there is none.
 
+    Whole numbers may be NumPy's, and are kept as ``int``. In directories, ``~`` and ``~user`` at the start are home
+    directories.
+
     Raises:
-        ValueError: A value is not one of these.
+        TypeError: A value is of another type, or there is no such option.
+        ValueError: A value is of the right type, but not one of these.
     """
 
     accuracy_level: int | None = None
@@ -85,13 +102,23 @@ class Options(ByFields):
     progress: Progress | None = None
     prepared: str | os.PathLike[str] | None = None
 
+    if not TYPE_CHECKING:  # which knows the arguments
+
+        def __init__(self, *values: Any, **named: Any) -> None:
+            for name in named:
+                if name not in _RULES:
+                    meant = nearest(name, _RULES)
+                    hint = f"did you mean {meant}?" if meant else f"there are {', '.join(sorted(_RULES))}"
+                    raise TypeError(f"Options() has no option {name}: {hint}")
+            super().__init__(*values, **named)
+
     def __post_init__(self) -> None:
-        for name, (allowed, allows, _) in _RULES.items():
-            value = getattr(self, name)
-            if allows is not None and value is not vars(Options)[name] and not allows(value):
-                raise ValueError(f"{name} is {value!r}, must be {allowed}")
+        for name, rule in _RULES.items():
+            given = getattr(self, name)
+            if given is not vars(Options)[name]:
+                vars(self)[name] = rule.checked(name, given)
         if self.share_weights and self.cache_dir is None and self.prepared is None:
-            raise ValueError("share_weights is True, but there is no cache_dir")
+            raise ValueError("share_weights is True, but there is no cache_dir, and no prepared: give one of them, too")
 
 
 def is_accuracy_level(value: int) -> bool:
@@ -105,56 +132,200 @@ def is_block_size(value: int) -> bool:
     return value in (_DEFAULT, _LEAST_PADDING) or (power_of_two and _MIN_BLOCK_SIZE <= value <= _MAX_BLOCK_SIZE)
 
 
-def _flag(text: str) -> bool:
+class _Rule(ByFields):
+    """What an option may be, apart from its default."""
+
+    allowed: str  # in words, which follow "must be"
+    kept: Callable[[Any], Any]  # the value as it is kept; it raises TypeError for one of another type
+    # Of the text of the option's variable, what `kept` is asked of; it may raise ValueError. None: it has no variable.
+    parse: Callable[[str], Any] | None
+    allows: Callable[[Any], bool] = lambda _: True  # whether a value that is kept is allowed
+
+    def checked(self, name: str, given: Any) -> Any:
+        """The value as it is kept. Errors as of Options."""
+        try:
+            value = self.kept(given)
+        except TypeError:
+            kind = type(given).__name__
+            raise TypeError(f"{name} is {_shown(given)} ({kind}), must be {self.allowed}") from None
+        if not self.allows(value):
+            raise ValueError(f"{name} is {_shown(given)}, must be {self.allowed}")
+        return value
+
+
+def _shown(value: object) -> str:
+    """A value in a message, on one line."""
+    text = log.printable(repr(value))
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _flag(value: Any) -> bool:
+    # NumPy's has the name "bool" too, and "bool_" before NumPy 2.
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError
+    return bool(value)
+
+
+def _directory(value: Any) -> Any:
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError
+    return os.path.expanduser(path) if path.startswith("~") else value
+
+
+def _can_be_directory(value: Any) -> bool:
+    path = os.fspath(value)
+    # A ~ that is still there is nobody's home.
+    return path != "" and "\0" not in path and not path.startswith("~")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _callable(value: Any) -> Any:
+    if not callable(value):
+        raise TypeError
+    return value
+
+
+def _flag_of(text: str) -> bool:
     if text.lower() not in YES + NO:
-        raise ValueError(text)
+        raise ValueError
     return text.lower() in YES
 
 
 def _existing(text: str) -> str:
-    if not os.path.isdir(text):
-        raise ValueError(text)
+    if not os.path.isdir(os.path.expanduser(text)):
+        raise ValueError
     return text
 
 
 def _one_of(choices: object) -> _Rule:
     values = get_args(choices)
-    return f"one of {', '.join(values)}", lambda value: value in values, str
+    return _Rule(f"one of {', '.join(values)}", _text, str, lambda value: value in values)
 
 
-# What an option may be, apart from its default: in words, which follow "must be"; whether a value is allowed (None: any is);
-# and a parser of its environment variable, which may raise ValueError (None: it has no variable).
-_Rule = tuple[str, Callable[[Any], bool] | None, Callable[[str], Any] | None]
-_RULES: dict[str, _Rule] = {
-    "accuracy_level": (f"a whole number from 0 to {_MAX_ACCURACY_LEVEL}", is_accuracy_level, int),
-    "block_size": ("a power of two from 16 to 256, 0 or -1", is_block_size, None),
+_TRUTH = _Rule("true or false", _flag, _flag_of)
+
+# A rule that can parse a text has a variable: the option's name in capitals, behind PREFIX.
+_RULES = {
+    "accuracy_level": _Rule(f"a whole number from 0 to {_MAX_ACCURACY_LEVEL}", _whole, int, is_accuracy_level),
+    "block_size": _Rule("a power of two from 16 to 256, 0 or -1", _whole, None, is_block_size),
     "buffer": _one_of(Buffer),
-    "spill_dir": ("an existing directory", None, _existing),
-    "threads": ("a whole number of at least 1", lambda value: value >= 1, int),
-    "strict": ("true or false", None, _flag),
-    "cache_dir": ("a directory", None, str),
-    "prepared": ("an existing directory", None, _existing),
-    "cache_max_bytes": ("a whole number of bytes, at least 0", lambda value: value >= 0, int),
+    "spill_dir": _Rule("the path of an existing directory", _directory, _existing, _can_be_directory),
+    "threads": _Rule("a whole number of at least 1", _whole, int, lambda value: value >= 1),
+    "strict": _TRUTH,
+    "cache_dir": _Rule("the path of a directory", _directory, str, _can_be_directory),
+    "prepared": _Rule("the path of an existing directory", _directory, _existing, _can_be_directory),
+    "cache_max_bytes": _Rule("a whole number of bytes, at least 0", _whole, int, lambda value: value >= 0),
     "verify": _one_of(Verify),
     "dequantize_once": _one_of(Once),
-    "share_weights": ("true or false", None, _flag),
+    "share_weights": _TRUTH,
+    "progress": _Rule("a callable", _callable, None),
 }
 
 
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of these words that somebody may have meant who wrote another one."""
+    with fork_lock:
+        from difflib import get_close_matches
+    return next(iter(get_close_matches(word, words, 1, _NEAR)), None)
+
+
+def takes_options(*others: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Have a public call that takes `options` refuse anything else, and say where an option belongs that it gets itself.
+
+    What else it has no argument for is its own business. Its arguments that are true or false are checked, too.
+
+    Args:
+        others: Names that it knows besides those of its arguments.
+    """
+
+    def decorated(call: Callable[_P, _R]) -> Callable[_P, _R]:
+        code = call.__code__
+        own = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        defaults = call.__kwdefaults__ or {}
+        has_default = call.__defaults__ is not None or "options" in defaults
+
+        @functools.wraps(call)
+        def checked(*args: _P.args, **keywords: _P.kwargs) -> _R:
+            for name, given in (*zip(own, args, strict=False), *keywords.items()):
+                if name not in own and name not in others:
+                    _refuse_option(call.__name__, name, given)
+                elif name == "options" and (given is not None or not has_default):
+                    _check_options(given)
+                elif isinstance(defaults.get(name), bool):
+                    _TRUTH.checked(name, given)
+            return call(*args, **keywords)
+
+        return checked
+
+    return decorated
+
+
+def _check_options(options: object) -> None:
+    """Raise TypeError for what is not an Options. The message says what to pass."""
+    kind = type(options).__name__
+    advice = "options=Options(...)"
+    if isinstance(options, dict):
+        advice = f"options=Options({', '.join(f'{name}={_shown(value)}' for name, value in options.items())})"
+    elif kind == "SessionOptions":
+        advice = "ONNX Runtime's options as sess_options"
+    if not isinstance(options, Options):
+        raise TypeError(f"options is {_shown(options)} ({kind}), must be an ort_qdq_plugin.Options: pass {advice}")
+
+
+def _refuse_option(call: str, name: str, given: object) -> None:
+    """Raise TypeError if a keyword of a call is an option, or is misspelt such that it may be one."""
+    if name in _RULES:
+        raise TypeError(f"{call}() takes {name} among its options: pass options=Options({name}={_shown(given)})")
+    meant = nearest(name, ["options", *_RULES])
+    if meant is not None:
+        advice = "..." if meant == "options" else f"{meant}={_shown(given)}"
+        raise TypeError(f"{call}() has no argument {name}: did you mean {meant}? Then pass options=Options({advice})")
+
+
 def options_from_environment(environment: Mapping[str, str]) -> Options:
-    """The Options that the ``ORT_QDQ_PLUGIN_*`` variables give. A value that is not allowed is ignored, with a warning."""
+    """The Options that the ``ORT_QDQ_PLUGIN_*`` variables give.
+
+    There is a warning for each value that is not allowed, and for each variable of such a name that is not known. It is
+    ignored.
+    """
     given: dict[str, Any] = {}
-    for name, (allowed, allows, parse) in _RULES.items():
+    for name, rule in _RULES.items():
         variable = f"{PREFIX}_{name.upper()}"
         text = environment.get(variable, "").strip()
-        if text and parse is not None:
-            with suppress(ValueError):
-                value = parse(text)
-                if allows is None or allows(value):
-                    given[name] = value
-            if name not in given:
-                log.warning("%s is %r, must be %s: ignored", variable, text, allowed)
+        if text and rule.parse is not None:
+            try:
+                given[name] = rule.checked(name, rule.parse(text))
+            except ValueError:
+                log.warning("%s is %r, must be %s: ignored", variable, text, rule.allowed)
+    known = {LOG, LOG_FILE, *(f"{PREFIX}_{name.upper()}" for name, rule in _RULES.items() if rule.parse is not None)}
+    for variable, text in environment.items():
+        if text and variable.startswith(PREFIX) and variable not in {PREFIX, RUN_LOG_FILE, *known}:
+            log.warning("%s is no variable of this package: ignored%s", variable, _advice(variable, known))
     if given.get("share_weights") and not given.keys() & {"cache_dir", "prepared"}:
         log.warning("%s_SHARE_WEIGHTS is set, but %s_CACHE_DIR is not: ignored", PREFIX, PREFIX)
         del given["share_weights"]
     return Options(**given)
+
+
+def _advice(variable: str, known: Iterable[str]) -> str:
+    """What to do about a variable that is not known."""
+    # What they all begin with would make any two alike.
+    ends = {name.removeprefix(PREFIX): name for name in known}
+    end = variable.removeprefix(PREFIX)
+    option = end.strip("_").lower()
+    if option in _RULES and _RULES[option].parse is None:
+        return f", since {option} has none; pass Options({option}=...)"
+    meant = nearest(end, ends)
+    return f"; did you mean {ends[meant]}?" if meant else f"; there are {', '.join(sorted(known))}"

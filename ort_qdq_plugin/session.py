@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
+from ort_qdq_plugin import log
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
 from ort_qdq_plugin.load.start import create_native_session
 from ort_qdq_plugin.load.state import SessionState
-from ort_qdq_plugin.ort.hook import CreateCall
+from ort_qdq_plugin.options import Options, nearest, takes_options
+from ort_qdq_plugin.ort.hook import KEYWORDS, CreateCall
 from ort_qdq_plugin.ort.runs import RUN_METHODS, counted, creating
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.load.request import LoadRequest
-    from ort_qdq_plugin.options import Options
     from ort_qdq_plugin.report import Report
 
 __all__ = ["create_session", "inspect", "report_of", "warm"]
 
+_PARAMETERS = ("sess_options", "providers", "provider_options")
 
+
+@takes_options(*KEYWORDS)
 def create_session(
     path_or_bytes: str | os.PathLike[str] | bytes,
     sess_options: onnxruntime.SessionOptions | None = None,
@@ -49,7 +53,8 @@ def create_session(
             in ONNX Runtime.
         provider_options: Their options.
         options: Options of this package.
-        **kwargs: More arguments of ``onnxruntime.InferenceSession``.
+        **kwargs: More arguments of ``onnxruntime.InferenceSession``, which ignores those that it does not know. There is a
+            warning if one of these is nearly one that it knows.
 
     Returns:
         An ordinary ``onnxruntime.InferenceSession``.
@@ -58,11 +63,23 @@ def create_session(
         QdqPluginError, OSError: With ``Options(strict=True)``: this package failed. By default it warns, and stock ONNX
             Runtime loads the model.
         SourceUnreadableError: The disk cannot read the weights. Stock ONNX Runtime would be killed.
+        TypeError: `options` is something else, or an option is given as an argument of its own. The message says what to
+            pass.
     """
+    if isinstance(sess_options, Options):
+        raise TypeError("sess_options is an Options, must be an onnxruntime.SessionOptions: pass options=Options(...)")
+    _warn_of_misspelt(kwargs)
     session = _Session.__new__(_Session)
     session._ort_qdq_state = SessionState(options)
     onnxruntime.InferenceSession.__init__(session, path_or_bytes, sess_options, providers, provider_options, **kwargs)
     return session
+
+
+def _warn_of_misspelt(keywords: Iterable[str]) -> None:
+    """Warn of arguments that ONNX Runtime ignores, but for which it has others that are spelt nearly so."""
+    for name in keywords:
+        if name not in KEYWORDS and (meant := nearest(name, (*_PARAMETERS, *KEYWORDS))):
+            log.warning("onnxruntime.InferenceSession has no argument %s and ignores it; did you mean %s?", name, meant)
 
 
 def report_of(session: onnxruntime.InferenceSession) -> Report | None:
@@ -90,6 +107,7 @@ def _with_unfused(report: Report, request: LoadRequest) -> Report:
     return replace(report, unfused=journal.finished("inspect").unfused)
 
 
+@takes_options()
 def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options | None = None, check: bool = True) -> Report:
     """What create_session would do with a model under default session options. Packs nothing and creates no session.
 
@@ -108,7 +126,6 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
         from ort_qdq_plugin.load.journal import Journal
         from ort_qdq_plugin.load.journey import plan_only
         from ort_qdq_plugin.load.request import LoadRequest
-        from ort_qdq_plugin.options import Options
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     request, journal = LoadRequest(model, None, options or Options()), Journal()
     try:
@@ -134,6 +151,7 @@ for _attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
     setattr(_Session, _attribute, getattr(onnxruntime.InferenceSession, _attribute))
 
 
+@takes_options()
 def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = False) -> Report:
     """Put a model into the cache, for later loads, without creating a session.
 

@@ -80,7 +80,7 @@ def directory(given: str | None) -> str:
     Raises:
         UsageError: There is none.
     """
-    folder = given or os.environ.get(_VARIABLE, "")
+    folder = os.path.expanduser(given or os.environ.get(_VARIABLE, ""))
     if not folder:
         raise UsageError(f"which directory? Say --dir, or set {_VARIABLE}")
     return folder

@@ -57,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     given = _parser().parse_args(argv)
+    for name in _PATHS:
+        # As in `--dir=~/cache`, which shells leave as it is.
+        if path := getattr(given, name, None):
+            setattr(given, name, os.path.expanduser(path))
     if given.command != "run":
         # Before anything imports ONNX Runtime. What is run is the user's own program.
         os.environ.setdefault(NO_TELEMETRY, "1")

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ort_qdq_plugin.cli.console import UsageError, complain
-from ort_qdq_plugin.system.environment import NO_TELEMETRY, PREFIX, TUNABLES, with_huge_heap
+from ort_qdq_plugin.system.environment import NO_TELEMETRY, PREFIX, RUN_LOG_FILE, TUNABLES, with_huge_heap
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -53,9 +53,7 @@ def run(given: argparse.Namespace) -> int:
 
 def _environment(log: str, no_telemetry: bool) -> dict[str, str]:
     """That of the program."""
-    environment = {**os.environ, PREFIX: "1", f"{PREFIX}_LOG_FILE": log}
-    # A level above info would hide sessions.
-    environment.pop(f"{PREFIX}_LOG", None)
+    environment = {**os.environ, PREFIX: "1", RUN_LOG_FILE: log}
     if no_telemetry:
         environment[NO_TELEMETRY] = "1"
     # Where it says "always" nothing is to be gained, and where it says "never" nothing can be.

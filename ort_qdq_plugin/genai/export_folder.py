@@ -13,7 +13,7 @@ from ort_qdq_plugin.genai.prepared import Reports
 from ort_qdq_plugin.load.export import write_model
 from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.model.files import data_files
-from ort_qdq_plugin.options import Options, Progress
+from ort_qdq_plugin.options import Options, Progress, takes_options
 from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.report.values import replace
@@ -23,6 +23,7 @@ __all__ = ["export"]
 _RANDOM_BYTES = 8
 
 
+@takes_options()
 def export(
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str],

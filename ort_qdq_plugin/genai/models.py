@@ -28,7 +28,7 @@ from ort_qdq_plugin.genai.calls import (
 from ort_qdq_plugin.genai.config import model_files, read_config
 from ort_qdq_plugin.genai.prepared import ModelState, Reports, entries_for, failed, new_state, without_cache
 from ort_qdq_plugin.load.through_cache import wait_until_on_disk
-from ort_qdq_plugin.options import Options
+from ort_qdq_plugin.options import Options, takes_options
 from ort_qdq_plugin.report import Report
 
 __all__ = ["activate", "deactivate", "load", "prepare", "report_of", "warm"]
@@ -44,6 +44,7 @@ _states: weakref.WeakKeyDictionary[Any, ModelState] = weakref.WeakKeyDictionary(
 _activated: Options | None = None
 
 
+@takes_options()
 def prepare(folder_or_config: Any, *, options: Options | None = None) -> Any:
     """A configuration of onnxruntime-genai for a model with fused weights.
 
@@ -62,6 +63,8 @@ def prepare(folder_or_config: Any, *, options: Options | None = None) -> Any:
 
     Raises:
         ModuleNotFoundError: onnxruntime-genai is not installed.
+        TypeError: `options` is something else, or an option is given as an argument of its own. The message says what to
+            pass.
         RuntimeError: onnxruntime-genai cannot read the configuration.
         QdqPluginError, OSError: With ``Options(strict=True)``: this package failed. By default that is a warning, and the
             configuration is that of the model's own folder.
@@ -79,6 +82,7 @@ def prepare(folder_or_config: Any, *, options: Options | None = None) -> Any:
     return config
 
 
+@takes_options()
 def load(folder_or_config: Any, *, options: Options | None = None) -> Any:
     """An ``onnxruntime_genai.Model`` with fused weights. Arguments and errors are those of `prepare`.
 
@@ -116,6 +120,7 @@ def report_of(model: Any) -> dict[str, Report]:
     return Reports() if state is None else Reports(state.reports)
 
 
+@takes_options()
 def warm(folder: str | os.PathLike[str], *, options: Options) -> dict[str, Report]:
     """Put a model's files into the cache, for later loads. onnxruntime-genai need not be installed.
 

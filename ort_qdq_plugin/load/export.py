@@ -21,7 +21,7 @@ from ort_qdq_plugin.load.journey import prepare
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
 from ort_qdq_plugin.model.messages import ModelProto, TensorProto, external_data, external_tensors, refer
-from ort_qdq_plugin.options import Options, Progress
+from ort_qdq_plugin.options import Options, Progress, takes_options
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import host
@@ -37,6 +37,7 @@ _RANDOM_BYTES = 8
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 
 
+@takes_options()
 def export(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -16,6 +16,7 @@ from onnxruntime.capi import _pybind_state as _native
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 
 __all__ = [
+    "KEYWORDS",
     "CreateCall",
     "available_providers",
     "constructor_arguments",
@@ -24,6 +25,10 @@ __all__ = [
     "set_reported_options",
     "substituted",
 ]
+
+
+KEYWORDS = ("disabled_optimizers", "enable_fallback", "read_config_from_model")
+"""What the constructor of InferenceSession looks for in its ``**kwargs``. It ignores all others (1.32.0)."""
 
 
 class CreateCall(NamedTuple):

@@ -17,10 +17,10 @@ from typing import Any
 # Nothing that imports onnxruntime: this module is imported while onnxruntime is being imported (startup.py), perhaps by a
 # module of this package.
 from ort_qdq_plugin import log
-from ort_qdq_plugin.options import Options, options_from_environment
+from ort_qdq_plugin.options import Options, options_from_environment, takes_options
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 from ort_qdq_plugin.switch.import_hook import when_imported
-from ort_qdq_plugin.system.environment import PREFIX
+from ort_qdq_plugin.system.environment import LOG, LOG_FILE, RUN_LOG_FILE
 from ort_qdq_plugin.system.forks import in_forked_child
 
 __all__ = ["activate", "activate_from_environment", "activate_genai", "deactivate"]
@@ -39,6 +39,7 @@ def _renew_lock() -> None:
     _lock = threading.Lock()
 
 
+@takes_options()
 def activate(options: Options | None = None) -> None:
     """From now on, load every ``onnxruntime.InferenceSession`` of this process as `create_session` does.
 
@@ -49,6 +50,8 @@ def activate(options: Options | None = None) -> None:
         options: Those of all sessions and models. A second call replaces them.
 
     Raises:
+        TypeError: `options` is something else, or an option is given as an argument of its own. The message says what to
+            pass.
         ImportError: ONNX Runtime is not installed, or cannot be imported. It says what to type.
     """
     global _options
@@ -104,7 +107,9 @@ def deactivate() -> None:
 
 def activate_from_environment() -> None:
     """`activate` with the options of the ``ORT_QDQ_PLUGIN_*`` variables; log as ``_LOG`` and ``_LOG_FILE`` have it."""
-    _set_up_logging(os.environ.get(f"{PREFIX}_LOG", ""), os.environ.get(f"{PREFIX}_LOG_FILE", ""))
+    if path := os.environ.get(RUN_LOG_FILE):
+        _log_to(path, "info", RUN_LOG_FILE)
+    _log_as_wanted(os.environ.get(LOG, ""), os.environ.get(LOG_FILE, ""))
     activate(options_from_environment(os.environ))
 
 
@@ -168,26 +173,33 @@ def _creating(stock: Any) -> Any:
     return create_session
 
 
-def _set_up_logging(level: str, path: str) -> None:
+def _log_as_wanted(level: str, path: str) -> None:
     """Append log records of this level and above to a file, or write them to stderr if `path` is "".
 
     For programs that set up no logging. The level is "info", one line for each session, if only a file is given.
     """
     name = level.strip().lower() or ("info" if path else "")
-    if not name:
-        return
-    if name not in _LEVELS:
-        log.warning("%s_LOG is %r, must be one of %s: ignored", PREFIX, level, ", ".join(_LEVELS))
-        return
+    if name in _LEVELS:
+        _log_to(path, name, LOG_FILE)
+    elif name:
+        log.warning("%s is %r, must be one of %s: ignored", LOG, level, ", ".join(_LEVELS))
+
+
+def _log_to(path: str, level: str, variable: str) -> None:
+    """Append records to a file that a variable names, or write them to stderr if `path` is ""."""
     import logging
 
     logger = logging.getLogger(log.NAME)
+    handler: logging.Handler = logging.StreamHandler()
     try:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace") if path else logging.StreamHandler()
+        if path:
+            handler = logging.FileHandler(os.path.expanduser(path), encoding="utf-8", errors="backslashreplace")
     except OSError as problem:
-        log.warning("%s_LOG_FILE is %r: %s: ignored", PREFIX, path, problem)
+        log.warning("%s is %r, must be a file that can be written: %s: ignored", variable, path, problem)
         return
     handler.setFormatter(logging.Formatter("ort-qdq-plugin[%(process)d]: %(message)s"))
+    handler.setLevel(level.upper())
     logger.addHandler(handler)
-    logger.setLevel(name.upper())
+    if not logger.level or handler.level < logger.level:
+        logger.setLevel(handler.level)
     logger.propagate = False

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["NO", "NO_TELEMETRY", "PREFIX", "TUNABLES", "YES", "with_huge_heap"]
+__all__ = ["LOG", "LOG_FILE", "NO", "NO_TELEMETRY", "PREFIX", "RUN_LOG_FILE", "TUNABLES", "YES", "with_huge_heap"]
 
 PREFIX = "ORT_QDQ_PLUGIN"
 """The variable that switches the package on; the names of all others begin with it."""
+
+LOG, LOG_FILE = f"{PREFIX}_LOG", f"{PREFIX}_LOG_FILE"
+"""The level of what is logged, and where it goes."""
+
+RUN_LOG_FILE = f"{PREFIX}_RUN_LOG_FILE"
+"""Set by ``ort-qdq run`` alone: a file for what it tells at the end, whatever the user has logged."""
 
 YES = ("1", "true", "yes", "on")
 NO = ("", "0", "false", "no", "off")

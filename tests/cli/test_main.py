@@ -47,6 +47,26 @@ def test_what_is_no_model_is_said_in_a_line(what: str, tmp_path: Path, here: Her
     assert str(path) in here.refused("inspect", path)
 
 
+def test_the_home_directory_is_found_where_no_shell_looks(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(home))
+    (home / "m.onnx").write_bytes(mixed())
+    assert str(home / "cache") in here.said("warm", "~/m.onnx", "--dir=~/cache")
+    assert "1 entry" in here.said("cache", "list", "--dir=~/cache")
+    monkeypatch.setenv("ORT_QDQ_PLUGIN_CACHE_DIR", "~/cache")
+    assert "1 entry" in here.said("cache", "list")
+    assert "there already" in here.said("warm", "~/m.onnx")
+    here.said("export", "~/m.onnx", "~/fused.onnx")
+    assert (home / "fused.onnx").exists()
+    assert not [*elsewhere.iterdir()]
+
+
 @pytest.mark.needs("a shell")
 def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(mixed())

@@ -41,6 +41,21 @@ sys.exit(7)
     assert len({line.split(":")[0] for line in told}) == 2  # processes
 
 
+@pytest.mark.parametrize(("level", "lines"), [(None, 1), ("debug", 1), ("error", 0)])
+def test_a_log_that_the_user_has_set_is_kept(level: str | None, lines: int, model: str, tmp_path: Path) -> None:
+    """And what happened is told all the same."""
+    given = {"ORT_QDQ_PLUGIN_LOG_FILE": str(tmp_path / "log")} | ({"ORT_QDQ_PLUGIN_LOG": level} if level else {})
+    done = run(LOAD, model, **given)
+    assert (done.code, done.err.count("3 fused")) == (0, 1)
+    assert (tmp_path / "log").read_text().count("3 fused") == lines
+
+
+def test_a_log_on_stderr_stays_there(model: str) -> None:
+    done = run(f"{LOAD}sys.stderr.write('the end\\n')", model, ORT_QDQ_PLUGIN_LOG="info")
+    before, _, behind = done.err.partition("the end\n")
+    assert ["3 fused" in part for part in (before, behind)] == [True, True]
+
+
 def test_a_program_without_sessions() -> None:
     done = run("print('hello')")
     assert (done.code, done.out) == (0, "hello\n")

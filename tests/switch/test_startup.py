@@ -34,11 +34,11 @@ def creating(path: str, importing: str = "import onnxruntime") -> str:
 
 
 @pytest.mark.parametrize(("value", "imported", "waits"), [
-    (None, "[]", False), ("", "[]", False), *((value, "['ort_qdq_plugin']", False) for value in ("0", "off", "no", "2")),
-    ("1", "['ort_qdq_plugin']", True),
+    (None, "[]", False), ("", "[]", False), *((value, "['ort_qdq_plugin']", False) for value in ("0", "off", "no")),
+    ("1", "['ort_qdq_plugin']", True), ("2", "['ort_qdq_plugin']", True),
 ])  # fmt: skip
 def test_nothing_heavy_is_imported(value: str | None, imported: str, waits: bool) -> None:
-    """And nothing is waited for unless the variable says so."""
+    """And nothing is waited for if the variable says no."""
     modules = "[name for name in ('ort_qdq_plugin', 'numpy', 'onnx', 'onnxruntime') if name in sys.modules]"
     done = child(f"print({modules}, any('ort_qdq' in str(finder) for finder in sys.meta_path))", value)
     assert done.stdout.strip() == f"{imported} {waits}", done.stderr
@@ -52,11 +52,46 @@ def test_the_variable_is_enough(importing: str, path: str) -> None:
     assert "_Loader" not in done.stdout
 
 
+@pytest.mark.parametrize("value", ["2", "ture", " enabled "])
+def test_a_value_that_is_neither_on_nor_off(value: str, path: str) -> None:
+    """It is told of once, when the program imports onnxruntime, which stays as it is."""
+    assert child("print('done')", value).stderr == ""
+    code = f"{ACTIVE}{creating(path)}\nprint(active())\nimport onnxruntime_genai"
+    (folder := Path(path).parent / "modules").mkdir()
+    (folder / "onnxruntime_genai.py").touch()
+    done = child(code, value, PYTHONPATH=os.pathsep.join([str(ROOT), str(folder)]), ORT_QDQ_PLUGIN_STRICT="?")
+    told = f"ORT_QDQ_PLUGIN is {value!r}, must be 1 or 0: ort-qdq-plugin is not used\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", told)
+
+
+def test_misspelt_variables_are_told_of(path: str) -> None:
+    """And do not keep the package from being used."""
+    given = {"ORT_QDQ_PLUGIN_ACURACY_LEVEL": "0", "ORT_QDQ_PLUGIN_LOG": "loud", "ORT_QDQ_PLUGIN_THREADS": "many"}
+    done = child(f"{ACTIVE}{creating(path)}\nprint(active(), 'difflib' in sys.modules)", **given)
+    assert (done.returncode, done.stdout) == (0, "True True\n")
+    assert done.stderr.splitlines() == [
+        "ORT_QDQ_PLUGIN_LOG is 'loud', must be one of debug, info, warning, error, critical: ignored",
+        "ORT_QDQ_PLUGIN_THREADS is 'many', must be a whole number of at least 1: ignored",
+        "ORT_QDQ_PLUGIN_ACURACY_LEVEL is no variable of this package: ignored; did you mean ORT_QDQ_PLUGIN_ACCURACY_LEVEL?",
+    ]
+
+
+def test_without_the_switch_other_variables_do_nothing(path: str) -> None:
+    done = child(f"{ACTIVE}{creating(path)}\nprint(active())", None, ORT_QDQ_PLUGIN_STRICT="?", ORT_QDQ_PLUGIN_FOO="1")
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
 def test_the_log_goes_to_a_file(path: str, tmp_path: Path) -> None:
     for _ in range(2):
         done = child(creating(path), ORT_QDQ_PLUGIN_LOG_FILE=str(tmp_path / "log"))
         assert (done.returncode, done.stderr) == (0, "")
     assert [line.count("1 fused") for line in (tmp_path / "log").read_text().splitlines()] == [1, 1]
+
+
+def test_the_log_goes_to_a_file_in_the_home_directory(path: str, tmp_path: Path) -> None:
+    done = child(creating(path), ORT_QDQ_PLUGIN_LOG_FILE="~/log", HOME=str(tmp_path), USERPROFILE=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 fused" in (tmp_path / "log").read_text()
 
 
 def test_a_file_that_cannot_be_written_is_one_warning(path: str, tmp_path: Path) -> None:
