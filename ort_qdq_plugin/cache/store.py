@@ -45,7 +45,11 @@ class Store:
         self.folder = os.path.realpath(folder)
         self._temporary = temporary
         _make_parents(self.folder)
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        except FileExistsError:
+            # That there is a file is not what is wrong.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
         files.safe_directory(self.folder)
 
     def path_of(self, key: str) -> str:

@@ -187,7 +187,8 @@ def make_buffers(sizes: Sequence[int], kind: str, spill_dir: str | None, linkabl
         raise OSError(f"packed weights need a file with a name here: {problem}")
     was_named = kind == "file" or spill_dir is not None or os.environ.get("TMPDIR")
     tell = log.warning if was_named or there_is_one else log.info
-    tell("no room for spill files of %d bytes (%s): packing into memory instead", sum(sizes), problem)
+    advice = "spill_dir, or TMPDIR, can name another directory"
+    tell("no room for spill files of %d bytes (%s): packing into memory instead; %s", sum(sizes), problem, advice)
     return [PackedBuffer(host.map_anonymous(size)) for size in sizes]
 
 

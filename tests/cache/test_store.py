@@ -31,7 +31,7 @@ def test_its_directory_is_made_and_private(tmp_path: Path, source: Path) -> None
     assert store.folder == str((tmp_path / "of" / "two").resolve())
     assert stat.S_IMODE(os.stat(store.folder).st_mode) == 0o700
     assert store.path_of(KEY) == f"{store.folder}/{KEY}"
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError):
         Store(str(source))
 
 
