@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -13,23 +12,19 @@ from ort_qdq_plugin.report.values import ByFields
 from ort_qdq_plugin.system.environment import LOG, LOG_FILE, NO, PREFIX, RUN_LOG_FILE, YES
 from ort_qdq_plugin.system.forks import fork_lock
 
-if TYPE_CHECKING:
-    from typing import ParamSpec, TypeVar
-
-    _P = ParamSpec("_P")
-    _R = TypeVar("_R")
-
 __all__ = [
+    "NAMES",
     "Buffer",
     "Once",
     "Options",
     "Progress",
     "Verify",
+    "check_flag",
     "is_accuracy_level",
     "is_block_size",
     "nearest",
     "options_from_environment",
-    "takes_options",
+    "shown",
 ]
 
 Buffer = Literal["auto", "file", "memory"]
@@ -39,12 +34,12 @@ Verify = Literal["stat", "content"]
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) after each step, on the thread that made it."""
 
+_NEAR = 0.7  # difflib's ratio of a misspelt name: "accuracy" is as near to "accuracy_level", "cache" to "cache_dir"
 _MAX_ACCURACY_LEVEL = 4
 _LEAST_PADDING, _DEFAULT = -1, 0
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
 
 _LONGEST_SHOWN = 60  # characters of a value in a message
-_NEAR = 0.7  # difflib's ratio of a misspelt name: "accuracy" is as near to "accuracy_level", "cache" to "cache_dir"
 
 
 class Options(ByFields):
@@ -147,13 +142,13 @@ class _Rule(ByFields):
             value = self.kept(given)
         except TypeError:
             kind = type(given).__name__
-            raise TypeError(f"{name} is {_shown(given)} ({kind}), must be {self.allowed}") from None
+            raise TypeError(f"{name} is {shown(given)} ({kind}), must be {self.allowed}") from None
         if not self.allows(value):
-            raise ValueError(f"{name} is {_shown(given)}, must be {self.allowed}")
+            raise ValueError(f"{name} is {shown(given)}, must be {self.allowed}")
         return value
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in a message, on one line."""
     text = log.printable(repr(value))
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
@@ -234,6 +229,10 @@ _RULES = {
 }
 
 
+NAMES = tuple(_RULES)
+"""Of all options."""
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The one of these words that somebody may have meant who wrote another one."""
     with fork_lock:
@@ -241,57 +240,9 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(word, words, 1, _NEAR)), None)
 
 
-def takes_options(*others: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Have a public call that takes `options` refuse anything else, and say where an option belongs that it gets itself.
-
-    What else it has no argument for is its own business. Its arguments that are true or false are checked, too.
-
-    Args:
-        others: Names that it knows besides those of its arguments.
-    """
-
-    def decorated(call: Callable[_P, _R]) -> Callable[_P, _R]:
-        code = call.__code__
-        own = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        defaults = call.__kwdefaults__ or {}
-        has_default = call.__defaults__ is not None or "options" in defaults
-
-        @functools.wraps(call)
-        def checked(*args: _P.args, **keywords: _P.kwargs) -> _R:
-            for name, given in (*zip(own, args, strict=False), *keywords.items()):
-                if name not in own and name not in others:
-                    _refuse_option(call.__name__, name, given)
-                elif name == "options" and (given is not None or not has_default):
-                    _check_options(given)
-                elif isinstance(defaults.get(name), bool):
-                    _TRUTH.checked(name, given)
-            return call(*args, **keywords)
-
-        return checked
-
-    return decorated
-
-
-def _check_options(options: object) -> None:
-    """Raise TypeError for what is not an Options. The message says what to pass."""
-    kind = type(options).__name__
-    advice = "options=Options(...)"
-    if isinstance(options, dict):
-        advice = f"options=Options({', '.join(f'{name}={_shown(value)}' for name, value in options.items())})"
-    elif kind == "SessionOptions":
-        advice = "ONNX Runtime's options as sess_options"
-    if not isinstance(options, Options):
-        raise TypeError(f"options is {_shown(options)} ({kind}), must be an ort_qdq_plugin.Options: pass {advice}")
-
-
-def _refuse_option(call: str, name: str, given: object) -> None:
-    """Raise TypeError if a keyword of a call is an option, or is misspelt such that it may be one."""
-    if name in _RULES:
-        raise TypeError(f"{call}() takes {name} among its options: pass options=Options({name}={_shown(given)})")
-    meant = nearest(name, ["options", *_RULES])
-    if meant is not None:
-        advice = "..." if meant == "options" else f"{meant}={_shown(given)}"
-        raise TypeError(f"{call}() has no argument {name}: did you mean {meant}? Then pass options=Options({advice})")
+def check_flag(name: str, given: object) -> None:
+    """Raise TypeError for an argument of this name that is neither true nor false."""
+    _TRUTH.checked(name, given)
 
 
 def options_from_environment(environment: Mapping[str, str]) -> Options:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from ort_qdq_plugin import log
+from ort_qdq_plugin.arguments import takes_options, warn_of_misspelt
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
 from ort_qdq_plugin.load.start import create_native_session
 from ort_qdq_plugin.load.state import SessionState
-from ort_qdq_plugin.options import Options, nearest, takes_options
 from ort_qdq_plugin.ort.hook import KEYWORDS, CreateCall
 from ort_qdq_plugin.ort.runs import RUN_METHODS, counted, creating
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.load.request import LoadRequest
+    from ort_qdq_plugin.options import Options
     from ort_qdq_plugin.report import Report
 
 __all__ = ["create_session", "inspect", "report_of", "warm"]
@@ -66,20 +66,13 @@ def create_session(
         TypeError: `options` is something else, or an option is given as an argument of its own. The message says what to
             pass.
     """
-    if isinstance(sess_options, Options):
+    if type(sess_options).__module__ == "ort_qdq_plugin.options":
         raise TypeError("sess_options is an Options, must be an onnxruntime.SessionOptions: pass options=Options(...)")
-    _warn_of_misspelt(kwargs)
+    warn_of_misspelt(kwargs, (*_PARAMETERS, *KEYWORDS), "onnxruntime.InferenceSession")
     session = _Session.__new__(_Session)
     session._ort_qdq_state = SessionState(options)
     onnxruntime.InferenceSession.__init__(session, path_or_bytes, sess_options, providers, provider_options, **kwargs)
     return session
-
-
-def _warn_of_misspelt(keywords: Iterable[str]) -> None:
-    """Warn of arguments that ONNX Runtime ignores, but for which it has others that are spelt nearly so."""
-    for name in keywords:
-        if name not in KEYWORDS and (meant := nearest(name, (*_PARAMETERS, *KEYWORDS))):
-            log.warning("onnxruntime.InferenceSession has no argument %s and ignores it; did you mean %s?", name, meant)
 
 
 def report_of(session: onnxruntime.InferenceSession) -> Report | None:
@@ -126,6 +119,7 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
         from ort_qdq_plugin.load.journal import Journal
         from ort_qdq_plugin.load.journey import plan_only
         from ort_qdq_plugin.load.request import LoadRequest
+        from ort_qdq_plugin.options import Options
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     request, journal = LoadRequest(model, None, options or Options()), Journal()
     try:

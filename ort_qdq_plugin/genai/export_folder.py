@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
+from ort_qdq_plugin.arguments import takes_options
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
 from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, model_files, read_config, to_bytes, with_entries
 from ort_qdq_plugin.genai.prepared import Reports
 from ort_qdq_plugin.load.export import write_model
 from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.model.files import data_files
-from ort_qdq_plugin.options import Options, Progress, takes_options
+from ort_qdq_plugin.options import Options, Progress
 from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.report.values import replace

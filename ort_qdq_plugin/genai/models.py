@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ort_qdq_plugin import log
+from ort_qdq_plugin.arguments import takes_options
 from ort_qdq_plugin.errors import QdqPluginError
 from ort_qdq_plugin.genai.calls import (
     Call,
@@ -28,7 +29,7 @@ from ort_qdq_plugin.genai.calls import (
 from ort_qdq_plugin.genai.config import model_files, read_config
 from ort_qdq_plugin.genai.prepared import ModelState, Reports, entries_for, failed, new_state, without_cache
 from ort_qdq_plugin.load.through_cache import wait_until_on_disk
-from ort_qdq_plugin.options import Options, takes_options
+from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.report import Report
 
 __all__ = ["activate", "deactivate", "load", "prepare", "report_of", "warm"]

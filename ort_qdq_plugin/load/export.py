@@ -15,13 +15,14 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from ort_qdq_plugin.arguments import takes_options
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, QdqPluginError, readable
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.journey import prepare
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
 from ort_qdq_plugin.model.messages import ModelProto, TensorProto, external_data, external_tensors, refer
-from ort_qdq_plugin.options import Options, Progress, takes_options
+from ort_qdq_plugin.options import Options, Progress
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import host

@@ -17,7 +17,8 @@ from typing import Any
 # Nothing that imports onnxruntime: this module is imported while onnxruntime is being imported (startup.py), perhaps by a
 # module of this package.
 from ort_qdq_plugin import log
-from ort_qdq_plugin.options import Options, options_from_environment, takes_options
+from ort_qdq_plugin.arguments import takes_options
+from ort_qdq_plugin.options import Options, options_from_environment
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 from ort_qdq_plugin.switch.import_hook import when_imported
 from ort_qdq_plugin.system.environment import LOG, LOG_FILE, RUN_LOG_FILE
