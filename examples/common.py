@@ -1,11 +1,7 @@
 """What the examples share: their arguments, what each worker tells of itself, and a table of that."""
 
-import os
-
-# Before ONNX Runtime is imported: an example is not to be counted, unless the variable says so.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
 import argparse
+import os
 import shutil
 import time
 from collections import Counter
@@ -16,12 +12,14 @@ from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 
-from ort_qdq_plugin import Options, create_session, report_of
+import ort_qdq_plugin  # which imports ONNX Runtime when it is first asked for a session
 from ort_qdq_plugin.cli.demo_model import write_model
 
 __all__ = ["Work", "Worker", "parser", "run_batches", "work"]
+
+# An example is not to be counted, unless the variable says so. ONNX Runtime reads it when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MB = 1e6
 _BATCHES, _TOKENS, _WIDTH = 16, 4, 2048  # of what is run if nothing is given
@@ -31,11 +29,13 @@ class Worker:
     """A session that knows what it cost. It has so many `threads`; 0: as many as the machine has cores."""
 
     def __init__(self, model: str, cache_dir: str, share: bool, node: str = "this machine", threads: int = 0) -> None:
+        import onnxruntime  # here, so that a process without a session, which may fork, has none of its threads
+
         start = time.perf_counter()
-        options = Options(cache_dir=cache_dir, share_weights=share)
+        options = ort_qdq_plugin.Options(cache_dir=cache_dir, share_weights=share)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
-        self._session = create_session(model, settings, ["CPUExecutionProvider"], options=options)
+        self._session = ort_qdq_plugin.create_session(model, settings, ["CPUExecutionProvider"], options=options)
         self._seconds = time.perf_counter() - start
         self._node = node
 
@@ -46,7 +46,7 @@ class Worker:
 
     def facts(self) -> dict[str, Any]:
         """How this worker got its session, in how many seconds, and the memory of its process in bytes."""
-        report = report_of(self._session)
+        report = ort_qdq_plugin.report_of(self._session)
         assert report is not None
         memory = {}
         with open("/proc/self/smaps_rollup", encoding="ascii") as rollup:
@@ -102,6 +102,8 @@ def _batches(given: argparse.Namespace) -> list[np.ndarray]:
 
 def _shape(model: str) -> list[int]:
     """That of the model's first input; 1 where it may vary."""
+    import onnxruntime
+
     entry = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).get_inputs()[0]
     return [size if isinstance(size, int) else 1 for size in entry.shape]
 

@@ -4,20 +4,19 @@
     python examples/prefork_server.py [--preload] [--workers 4] [--bind 127.0.0.1:8000] [--model MODEL]
     curl --data-binary @batch.npy http://127.0.0.1:8000/ --output result.npy
 
-The process that forks fills the cache (`warm`). Each worker creates its session once it runs, and logs what that took. GET /
-tells what the worker that answers has.
+A process of its own fills the cache (`ort-qdq warm`) and ends. Each worker creates its session once it runs, and logs what
+that took. GET / tells what the worker that answers has. The process that forks never imports ONNX Runtime, which would start
+a thread there that forked workers do not have: they would hang or crash when they end and wait for it.
 
 With --preload, the process that forks creates the session, and all workers run that one. They start at once, and have one
-copy of the weights. A run takes one core then: a forked child has none of the session's other threads.
+copy of the weights. A run takes one core then: a forked child has none of the session's other threads. ONNX Runtime's
+telemetry is off then, and so it starts no thread for it.
 """
-
-import os
-
-# When it is imported, ONNX Runtime starts a thread for its telemetry. Workers do not have it, and crash waiting for its end.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,8 +24,6 @@ from typing import Any
 import numpy as np
 from common import Work, Worker, parser, work
 from gunicorn.app.base import BaseApplication
-
-from ort_qdq_plugin import Options, warm
 
 __all__ = ["Server", "main"]
 
@@ -85,6 +82,12 @@ def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Itera
     return [body.getvalue()]
 
 
+def _warm(asked: Work) -> None:
+    """Fill the cache, in a process of its own. That has its own memory too, which ends with it."""
+    command = [sys.executable, "-m", "ort_qdq_plugin", "warm", asked.model, "--dir", str(asked.folder)]
+    subprocess.run([*command, *["--share-weights"] * asked.share], check=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Serve until interrupted."""
     described = parser("A pre-fork server: the model is packed, or loaded, before the workers are forked.")
@@ -93,8 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
     described.add_argument("--preload", action="store_true", help="create the session before the workers are forked")
     given = described.parse_args(arguments)
     with work(given) as asked:
-        if not given.preload:
-            warm(asked.model, options=Options(cache_dir=asked.folder, share_weights=asked.share))
+        if given.preload:
+            os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # whatever it was: here the workers depend on it
+        else:
+            _warm(asked)
         Server(asked, bind=given.bind, workers=given.workers, preload_app=given.preload).run()
     return 0
 
