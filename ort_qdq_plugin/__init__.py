@@ -1,8 +1,19 @@
-"""Load low-bit QDQ models in ONNX Runtime, fused just in time and without copying their weights."""
+"""Load low-bit QDQ models in ONNX Runtime, fused just in time and without copying their weights.
+
+>>> from ort_qdq_plugin import Options, create_session, report_of
+>>> session = create_session("model.onnx", options=Options(cache_dir="cache"))
+>>> print(report_of(session))
+
+`create_session` loads a model, `report_of` says what was done, `inspect` what would be; `Options` has all settings.
+`activate` does the same for all sessions of a process, `warm` fills a cache, `export` writes the fused model, and `genai`
+is for models of onnxruntime-genai.
+"""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing takes longer to import than all that a process runs which only waits for onnxruntime
+# Not that of typing, which takes longer to import than all that a process runs which only waits for onnxruntime. Its type is
+# stated so that editors do not take the value for known: they would not follow the imports below.
+TYPE_CHECKING: bool = False
 if TYPE_CHECKING:
     from typing import Any
 

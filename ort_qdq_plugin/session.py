@@ -43,8 +43,8 @@ def create_session(
     Every model that ONNX Runtime can load is loaded: one that this package cannot help is left to stock ONNX Runtime, with
     at most one warning. Errors of ONNX Runtime are raised as they are.
 
-    >>> session = create_session("model.onnx")  # doctest: +SKIP
-    >>> print(report_of(session))  # doctest: +SKIP
+    >>> session = create_session("model.onnx")
+    >>> print(report_of(session))
 
     Args:
         path_or_bytes: The model. This and the next three are arguments of ``onnxruntime.InferenceSession``.
@@ -76,7 +76,14 @@ def create_session(
 
 
 def report_of(session: onnxruntime.InferenceSession) -> Report | None:
-    """What was done for a session; None for one that this package did not create."""
+    """What was done for a session. It raises nothing.
+
+    Args:
+        session: A session of `create_session`, or any ``onnxruntime.InferenceSession``.
+
+    Returns:
+        A `Report`; None for a session that this package did not create.
+    """
     state = getattr(session, "_ort_qdq_state", None)
     if not isinstance(state, SessionState):
         return None
@@ -111,6 +118,9 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
         options: Options of this package.
         check: Ask ONNX Runtime whether it takes the model, without its weights; if not, nothing is fused, and
             `Report.stock_reason` is REFUSED. False: a model that nobody trusts never reaches ONNX Runtime.
+
+    Returns:
+        A `Report` whose route is "inspect".
 
     Raises:
         ModelError, OSError: The model cannot be opened.
@@ -151,7 +161,8 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
 
     Args:
         path: The model.
-        options: Options of this package, with a `cache_dir`. Later loads find the model if they have the same options.
+        options: Options of this package, with an `Options.cache_dir`. Later loads find the model if they have the same
+            options.
         portable: Make it for other machines and users, in a directory that is to be copied there with the model and named by
             `Options.prepared`.
 
@@ -159,7 +170,7 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
         What was done. `Report.cache` is "used" if the model was in the cache before, and "made" if it is there now.
 
     Raises:
-        ValueError: There is no `cache_dir`.
+        ValueError: There is no `Options.cache_dir`.
         QdqPluginError, OSError: The model cannot be put into the cache.
     """
     if options.cache_dir is None:

@@ -85,12 +85,23 @@ def prepare(folder_or_config: Any, *, options: Options | None = None) -> Any:
 
 @takes_options()
 def load(folder_or_config: Any, *, options: Options | None = None) -> Any:
-    """An ``onnxruntime_genai.Model`` with fused weights. Arguments and errors are those of `prepare`.
+    """Create a model of onnxruntime-genai with fused weights.
 
-    A configuration that `prepare` made has the options of that, unless there are others here.
+    >>> model = load("phi-3-mini-qdq")
+    >>> tokenizer = onnxruntime_genai.Tokenizer(model)
 
-    >>> model = load("phi-3-mini-qdq")  # doctest: +SKIP
-    >>> tokenizer = onnxruntime_genai.Tokenizer(model)  # doctest: +SKIP
+    Args:
+        folder_or_config: As for `prepare`, or what `prepare` returned.
+        options: Options of this package. None: those that `prepare` was given, if it was called.
+
+    Returns:
+        An ``onnxruntime_genai.Model``. If nothing can be done for the model, it is that of the model's own folder.
+
+    Raises:
+        ModuleNotFoundError: onnxruntime-genai is not installed.
+        RuntimeError: onnxruntime-genai cannot create the model.
+        QdqPluginError, OSError: With ``Options(strict=True)``: this package failed. By default that is a warning, and the
+            model is that of the model's own folder.
     """
     module, given = genai_module(), _text_of_path(folder_or_config)
     prepared = _state_of(given)
@@ -113,9 +124,14 @@ def load(folder_or_config: Any, *, options: Options | None = None) -> Any:
 
 
 def report_of(model: Any) -> dict[str, Report]:
-    """What was done for an ``onnxruntime_genai.Model``: a report for each ONNX file, by its name in genai_config.json.
+    """What was done for a model of onnxruntime-genai. It raises nothing.
 
-    Empty for a model that this package did not create. Printed, it is a summary for each file and a line for each weight.
+    Args:
+        model: An ``onnxruntime_genai.Model`` or ``onnxruntime_genai.Config``.
+
+    Returns:
+        A `Report` for each ONNX file, by its name in genai_config.json. Empty for a model that this package did not create.
+        Printed, it is a summary for each file and a line for each weight.
     """
     state = _state_of(model)
     return Reports() if state is None else Reports(state.reports)
@@ -127,14 +143,15 @@ def warm(folder: str | os.PathLike[str], *, options: Options) -> dict[str, Repor
 
     Args:
         folder: The model's folder.
-        options: Options of this package, with a `cache_dir`. Later loads find the files if they have the same options.
+        options: Options of this package, with an `Options.cache_dir`. Later loads find the files if they have the same
+            options.
 
     Returns:
         A report for each ONNX file that genai_config.json names. `Report.cache` is "used" if the file was in the cache
         before, and "made" if it is there now.
 
     Raises:
-        ValueError: There is no `cache_dir`.
+        ValueError: There is no `Options.cache_dir`.
         QdqPluginError, OSError: The folder cannot be read, or a file cannot be put into the cache.
     """
     if options.cache_dir is None:

@@ -58,10 +58,10 @@ def export(
         force: Whether existing files may be replaced.
         progress: Called with (bytes done, bytes in all), first while weights are packed, then while they are written.
         options: Options of this package, of which accuracy level and block size have an effect on the new model; and so has
-            `dequantize_once`, if it is "always".
+            `Options.dequantize_once`, if it is "always".
 
     Returns:
-        What was fused, and what was not.
+        A `Report` whose route is "export": what was fused, and what was not.
 
     Raises:
         FileExistsError: The file exists already.

@@ -95,7 +95,7 @@ def activate_genai(module: ModuleType) -> None:
 
 
 def deactivate() -> None:
-    """Undo `activate`. Sessions and models that exist stay as they are."""
+    """Undo `activate`. Sessions and models that exist stay as they are. It raises nothing."""
     with _lock:
         for (owner, name), method in _stock.items():
             setattr(owner, name, method)
