@@ -20,7 +20,7 @@ from ort_qdq_plugin import log
 from ort_qdq_plugin.arguments import takes_options
 from ort_qdq_plugin.options import Options, options_from_environment
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
-from ort_qdq_plugin.switch.import_hook import when_imported
+from ort_qdq_plugin.switch.import_hook import wait_no_more, when_imported
 from ort_qdq_plugin.system.environment import LOG, LOG_FILE, RUN_LOG_FILE
 from ort_qdq_plugin.system.forks import in_forked_child
 
@@ -95,7 +95,11 @@ def activate_genai(module: ModuleType) -> None:
 
 
 def deactivate() -> None:
-    """Undo `activate`. Sessions and models that exist stay as they are. It raises nothing."""
+    """Undo `activate`, and ``ORT_QDQ_PLUGIN=1``, also before onnxruntime is imported. It raises nothing.
+
+    Sessions and models that exist stay as they are.
+    """
+    wait_no_more()
     with _lock:
         for (owner, name), method in _stock.items():
             setattr(owner, name, method)

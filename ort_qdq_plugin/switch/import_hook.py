@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["when_imported"]
+__all__ = ["wait_no_more", "when_imported"]
 
 _awaited: dict[str, Callable[[Any], None]] = {}
 
@@ -26,6 +26,13 @@ def when_imported(name: str, action: Callable[[Any], None]) -> None:
     _awaited[name] = action
     if _Finder not in sys.meta_path:
         sys.meta_path.insert(0, _Finder)
+
+
+def wait_no_more() -> None:
+    """Call no action for modules that have not been imported so far."""
+    _awaited.clear()
+    if _Finder in sys.meta_path:
+        sys.meta_path.remove(_Finder)
 
 
 class _Finder:

@@ -81,6 +81,22 @@ def test_without_the_switch_other_variables_do_nothing(path: str) -> None:
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
+@pytest.mark.parametrize("first", ["", "import onnxruntime"])
+def test_a_program_may_switch_it_off(first: str, path: str) -> None:
+    """Whether it has imported onnxruntime before or not, and on again."""
+    code = f"""
+{first}
+import ort_qdq_plugin
+ort_qdq_plugin.deactivate()
+{creating(path)}
+print(active(), any('ort_qdq' in str(finder) for finder in sys.meta_path))
+ort_qdq_plugin.activate()
+print(active())
+"""
+    done = child(ACTIVE + code, ORT_QDQ_PLUGIN_LOG="info")
+    assert (done.stdout.split(), done.stderr) == (["False", "False", "True"], "")
+
+
 def test_the_log_goes_to_a_file(path: str, tmp_path: Path) -> None:
     for _ in range(2):
         done = child(creating(path), ORT_QDQ_PLUGIN_LOG_FILE=str(tmp_path / "log"))
