@@ -8,25 +8,32 @@ import sys
 import warnings
 from pathlib import Path
 
-import pdoc
+import pdoc.doc
 import pdoc.render
 
-__all__ = ["build"]
+__all__ = ["MODULES", "build"]
 
 MODULES = ("ort_qdq_plugin", "ort_qdq_plugin.genai")
-_ALL_OTHERS = f"!{MODULES[0]}[.](?!genai$)"  # as pdoc has it: what is below the package, but not this
 
 
 def build(folder: Path) -> None:
     """Write the pages. Whatever pdoc warns of is raised, such as a name that it cannot find."""
+    described = {}
     for name in MODULES:
         module = importlib.import_module(name)
         for public in module.__all__:
             getattr(module, public)  # imported when it is first asked for, and pdoc does not ask
+        described[name] = pdoc.doc.Module(module)
     pdoc.render.configure(docformat="google", show_source=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pdoc.pdoc(MODULES[0], _ALL_OTHERS, output_directory=folder)
+        pages = {f"{name.replace('.', '/')}.html": pdoc.render.html_module(of, described) for name, of in described.items()}
+        pages["index.html"] = pdoc.render.html_index(described)
+        pages["search.js"] = pdoc.render.search_index(described)
+    for page, text in pages.items():
+        path = folder / page
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
