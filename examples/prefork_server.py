@@ -85,7 +85,8 @@ def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Itera
 def _warm(asked: Work) -> None:
     """Fill the cache, in a process of its own. That has its own memory too, which ends with it."""
     command = [sys.executable, "-m", "ort_qdq_plugin", "warm", asked.model, "--dir", str(asked.folder)]
-    subprocess.run([*command, *["--share-weights"] * asked.share], check=True)
+    if code := subprocess.run([*command, *["--share-weights"] * asked.share]).returncode:
+        sys.exit(code)  # it has said why
 
 
 def main(arguments: list[str] | None = None) -> int:

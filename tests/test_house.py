@@ -54,7 +54,7 @@ NEVER = {
 MODULES = sorted(ROOT.rglob("*.py"))
 # The public names that have a module of their own; what else lies beside the rooms is a mistake.
 LOOSE = {"__init__.py", "__main__.py", "arguments.py", "errors.py", "log.py", "options.py", "py.typed", "session.py"}
-OTHERS = ("benchmarks", "conformance", "examples", "tests")
+OTHERS = ("benchmarks", "conformance", "docs", "examples", "tests")
 SCRIPTS = [path for folder in OTHERS for path in TESTS.parent.glob(f"{folder}/**/*.py")]
 
 # Folders of the package whose modules each have a test module of the same name, in the folder of the same name in tests/.

@@ -92,8 +92,8 @@ class FusedWeight(ByFields):
         node: The node that was replaced, by its name or its output's.
         dequantize: What fed it: a DequantizeLinear, or the Mul where dequantizing is written out (as Cast, Sub and Mul).
         kind: Its operator type.
-        k: Rows of the weight.
-        n: Columns of the weight.
+        k: Rows of the weight as the product sees it, [K, N]: one for each input of the product.
+        n: Columns of the weight, one for each output.
         bits: Of an element of the fused node.
         block_size: Elements along K that share a scale, in the fused node.
         layout: "K-major" (stored [K, N]) or "N-major" (stored [N, K]).
