@@ -274,15 +274,40 @@ def test_a_quantized_model_imports_messages_but_not_onnx(tmp_path: Path) -> None
     assert "ort_qdq_plugin.folding.expression" not in imported  # nor what only computed operands need
 
 
-def test_message_classes_are_those_of_onnx() -> None:
-    code = """
+MESSAGES = ("ModelProto", "GraphProto", "NodeProto", "TensorProto", "AttributeProto", "FunctionProto", "OperatorSetIdProto")
+
+
+@pytest.mark.parametrize(("implementation", "is_lean"), [("", True), ("upb", True), ("python", False)])
+@pytest.mark.parametrize("first", ["", "import google.protobuf.text_format"])
+def test_message_classes_are_those_of_onnx(implementation: str, is_lean: bool, first: str) -> None:
+    """And are as complete as if onnx had been imported alone, also where it is imported later."""
+    code = f"""
+{first}
 import sys
 from ort_qdq_plugin.model import messages
 assert "onnx" not in sys.modules
+assert ("google.protobuf.text_format" in sys.modules) == {not is_lean or bool(first)}
+import copy, pickle
 import onnx
-for name in ("ModelProto", "GraphProto", "NodeProto", "TensorProto", "AttributeProto", "FunctionProto"):
+from google.protobuf import json_format, text_format
+for name in {MESSAGES}:
     assert getattr(messages, name) is getattr(onnx, name), name
+model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) {{ y = Relu(x) }}')
+assert type(model) is messages.ModelProto
+made = [model, onnx.helper.make_tensor("t", 1, [1], [2.0]), model.graph.input[0].type.tensor_type, onnx.TypeProto.Map()]
+for message in made:
+    if type(message).__qualname__ == type(message).__name__:
+        assert pickle.loads(pickle.dumps(message)) == message
+    assert copy.deepcopy(message) == message
+    assert text_format.Parse(text_format.MessageToString(message), type(message)()) == message
+    assert json_format.Parse(json_format.MessageToJson(message), type(message)()) == message
+    assert type(message).__module__ == "onnx.onnx_ml_pb2", type(message).__module__
+assert onnx.TypeProto.Tensor is type(made[2])
+assert onnx.TensorProto.DataType.Name(1) == "FLOAT" and onnx.AttributeProto.AttributeType.Value("INTS") == 7
+onnx.checker.check_model(model)
 """
-    for implementation in ("upb", "python"):
-        environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation}
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation}
+    if not implementation:
+        del environment["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"]
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -39,6 +39,8 @@ UNCHANGED_BYTES = 16 << 20
 _STEP_NS = 2 * 10**9
 
 _REFERENCE = b"location"
+_QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from DequantizeLinear
+_DYNAMIC = b"DynamicQuantize"  # how such types begin: ...Linear, ...LSTM, ...MatMul
 _ORT_FORMAT = slice(4, 8), b"ORTM"
 
 
@@ -171,7 +173,8 @@ def why_nothing_is_fusible(data: bytes) -> str | None:
 
     `data`: as above.
     """
-    if has_fused_operators(data):
+    # Blocks and elements of less than a byte are fused whatever the activations are.
+    if has_fused_operators(data) or b"block_size" in data or not _quantizes(data):
         return None
     with fork_lock:
         from ort_qdq_plugin.model.glance import is_quantized_throughout
@@ -180,5 +183,10 @@ def why_nothing_is_fusible(data: bytes) -> str | None:
     outline = Outline(data)
     if not is_quantized_throughout(outline) or dequantizes_by_hand(outline):
         return None
-    form = other_forms(outline) if b"DynamicQuantize" in data else ""
+    form = other_forms(outline) if _DYNAMIC in data else ""
     return form or "activations are quantized wherever weights are"
+
+
+def _quantizes(data: bytes) -> bool:
+    """Whether a model may quantize what it computes."""
+    return _QUANTIZE in data or _DYNAMIC in data

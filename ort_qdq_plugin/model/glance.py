@@ -23,8 +23,6 @@ _READERS = {row.op_type.encode() for row in OPERATORS if row.fused_by not in (""
 _PRODUCTS = {row.op_type.encode() for row in OPERATORS if row.fused_by == "matmul"}
 _DEQUANTIZE_DOMAINS = {row.domain.encode() for row in OPERATORS if row.role == "dequantize"} | {b"ai.onnx"}
 _WEIGHT_RANK = 2
-_QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from DequantizeLinear
-_QUANTIZE_DYNAMICALLY = b"DynamicQuantize"  # how such types begin: ...Linear, ...LSTM, ...MatMul
 # What an attribute that is a factor of 1 contains, as field `f`, whatever it is called.
 _FACTORS, _ONE = (b"alpha", b"beta"), b"\x15\x00\x00\x80\x3f"
 # What stands behind a product without changing which integer kernel takes it, it seems; only matching can tell.
@@ -34,14 +32,11 @@ _UNSURE = _VIEWS | {b"Add", b"Clip", b"MaxPool", b"Relu", b"Slice"}
 def is_quantized_throughout(outline: Outline) -> bool:
     """Whether every DequantizeLinear of this model has to stay, because all that reads one has quantized activations too.
 
-    True is certain of what is fused, False says nothing. A Conv between a dequantized input and a quantized result is taken
+    It has weights of whole bytes and without blocks: others are fused whatever the activations are. True is certain of what
+    is fused, False says nothing. A Conv between a dequantized input and a quantized result is taken
     to be computed in integers, as it nearly always is: where it is not, for what a Clip leaves or a bias's scale, its weight
     could have been dequantized once.
     """
-    # Blocks and elements of less than a byte are fused whatever the activations are.
-    data = outline.data
-    if b"block_size" in data or (_QUANTIZE not in data and _QUANTIZE_DYNAMICALLY not in data):
-        return False
     try:
         return not outline.has_functions and _is_quantized_throughout(outline.graphs)
     except (ModelError, _TooUnusual):

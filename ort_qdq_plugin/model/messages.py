@@ -12,7 +12,9 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from types import ModuleType
+from contextlib import suppress
+from importlib.machinery import SourceFileLoader
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ort_qdq_plugin.model.encoding import bytes_field
@@ -51,20 +53,47 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 _GENERATED = "onnx_ml_pb2"
 
 
-def _message_classes() -> ModuleType:
+def _message_classes() -> Any:
+    """What has the message classes as attributes."""
     if "onnx" not in sys.modules:
         package = importlib.util.find_spec("onnx")
         for folder in (package.submodule_search_locations or ()) if package is not None else ():
             path = os.path.join(folder, f"{_GENERATED}.py")
             if os.path.exists(path):
-                spec = importlib.util.spec_from_file_location(f"ort_qdq_plugin.{_GENERATED}", path)
+                spec = importlib.util.spec_from_file_location(f"onnx.{_GENERATED}", path)
                 assert spec is not None
-                assert spec.loader is not None
+                assert isinstance(spec.loader, SourceFileLoader)
+                with suppress(Exception):
+                    return _classes_of(spec.loader)
                 module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
                 return module
     # A later version of it may keep them elsewhere.
     return importlib.import_module("onnx")
+
+
+def _classes_of(generated: SourceFileLoader) -> Any:
+    """The message classes of the generated module, made without running it: that would import most of protobuf in Python.
+
+    Any error means that this protobuf, or this module, is not as they are known here (protobuf 4 to 7).
+    """
+    if os.environ.get("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "upb") != "upb":
+        raise ValueError("protobuf in Python alone")
+    from google._upb import _message
+    from google.protobuf.message import Message
+
+    code = generated.get_code(generated.name)
+    assert code is not None
+    # The file's description is the one long text in it.
+    described = max((constant for constant in code.co_consts if isinstance(constant, bytes)), key=len)
+    file = _message.default_pool.AddSerializedFile(described)
+
+    def made(descriptor: Any) -> Any:
+        nested = {inner.name: made(inner) for inner in descriptor.nested_types}
+        fields = {**nested, "DESCRIPTOR": descriptor, "__module__": generated.name}
+        return _message.MessageMeta(descriptor.name, (Message,), fields)
+
+    return SimpleNamespace(**{name: made(descriptor) for name, descriptor in file.message_types_by_name.items()})
 
 
 if not TYPE_CHECKING:
