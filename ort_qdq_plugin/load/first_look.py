@@ -63,7 +63,7 @@ def first_look(
     model: str | bytes, session_options: Any | None, call: CreateCall, options: Options | None
 ) -> Nothing | Copied | None:
     """Why there is nothing to do for a model. If there may be something, a copy of it for those who do that; None if only
-    more than a look can tell.
+    more than a look can tell, or if a change of the file since then might leave no trace.
 
     Args:
         model: Its path, or the model itself.
@@ -80,8 +80,8 @@ def first_look(
     except Exception:
         # What is wrong with the model, or with a file, is found again by whoever reports it.
         return None
-    if nothing is None:
-        return copied if copied is None or _is_settled(copied.status) else None
+    if nothing is None or copied is None or _is_worth_handing_over(model, copied):
+        return copied if copied is not None and _is_settled(copied.status) else None
     if (
         nothing.reason != "NOT_QUANTIZED"
         and options is not None
@@ -103,30 +103,37 @@ def _nothing(data: bytes) -> Nothing | None:
 
 
 def _copied(model: str | bytes) -> Copied | None:
-    """A model without its large tensors; None if they are so large that handing them over may help, or in other files."""
+    """A model without its large tensors; None for one in ORT format, and for what is no file."""
     location, status = fresh_location(), None
     if isinstance(model, bytes):
-        data = without_large_tensors(InMemory(model), location) if len(model) < UNCHANGED_BYTES else b""
-    elif model.endswith(".ort") or not _is_small_file(os.stat(model)):
+        data = without_large_tensors(InMemory(model), location)
+    elif model.endswith(".ort") or not stat.S_ISREG(os.stat(model).st_mode):
         # To open what is no file, such as a pipe, may wait, or take what is in it.
         return None
     else:
         with FileIO(model) as file:
             status = os.fstat(file.fileno())
-            data = without_large_tensors(_File(file, model, status.st_size), location) if _is_small_file(status) else b""
+            data = without_large_tensors(_File(file, model, status.st_size), location)
     part, identifier = _ORT_FORMAT
-    if not data or data[part] == identifier or data.count(_REFERENCE) != data.count(location.encode()):
-        return None
-    return Copied(data, location, status)
+    return Copied(data, location, status) if data and data[part] != identifier else None
+
+
+def _is_worth_handing_over(model: str | bytes, copied: Copied) -> bool:
+    """Whether a model may have so much in large tensors that it gains by being handed over unchanged."""
+    size = len(model) if copied.status is None else copied.status.st_size
+    if size < UNCHANGED_BYTES and copied.data.count(_REFERENCE) == copied.data.count(copied.inline_location.encode()):
+        return False
+    with fork_lock:
+        from ort_qdq_plugin.model.places import places
+    try:
+        return sum(place.nbytes for place in places(copied.data)) >= UNCHANGED_BYTES
+    except (ModelError, UnicodeDecodeError):
+        return False
 
 
 def _is_settled(status: os.stat_result | None) -> bool:
     """Whether a change of a file since then can be told by its status; of bytes in memory there is none."""
     return status is None or status.st_mtime_ns < time.time_ns() - _STEP_NS
-
-
-def _is_small_file(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) and status.st_size < UNCHANGED_BYTES
 
 
 class _File:

@@ -58,8 +58,8 @@ def check_fusible(skeleton: Skeleton, request: LoadRequest) -> None:
 
 def glance_at(skeleton: Skeleton, request: LoadRequest) -> None:
     """Raise NothingToDo if a glance at an opened model shows that nothing in it can be fused."""
-    if request.copied is not None and skeleton.data is request.copied.data:
-        return  # it has shown nothing
+    if request.copied is not None and skeleton.data is request.copied.data and not is_worth_handing_over(skeleton):
+        return  # the first look has shown nothing
     why = why_nothing_is_fusible(skeleton.data)
     if why is not None:
         raise NothingToDo(StockReason.NOT_FUSIBLE, why)

@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
+from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, StockReason
 from ort_qdq_plugin.errors import LeaveToStock
@@ -15,7 +16,8 @@ from ort_qdq_plugin.load import first_look as module
 from ort_qdq_plugin.load.first_look import Nothing, first_look
 from ort_qdq_plugin.load.open import check_fusible, glance_at, open_model
 from ort_qdq_plugin.load.request import LoadRequest
-from ort_qdq_plugin.model.wire import Copied
+from ort_qdq_plugin.model import places
+from ort_qdq_plugin.model.wire import Copied, without_large_tensors
 from ort_qdq_plugin.ort.hook import CreateCall
 from tests.load.test_open import AS_ORT, NO_QDQ, integers
 from tests.model.test_glance import dynamic, product
@@ -87,7 +89,6 @@ def test_leaves_to_others_what_a_look_cannot_tell(tmp_path: Path, monkeypatch: p
     os.mkfifo(tmp_path / "fifo.onnx")
     for name in ("model.ort", "cut.onnx", "empty.onnx", "fifo.onnx", "missing.onnx", "", "nul\0.onnx"):
         assert look(str(tmp_path / name)) is None
-    assert look(str(save(linear(Weight()), tmp_path, "external"))) is None
     for model in (b"", b"\x00\x00\x00\x00ORTM and more", data[:-3]):
         assert look(model) is None
     assert look(data, AS_ORT) is None
@@ -95,18 +96,36 @@ def test_leaves_to_others_what_a_look_cannot_tell(tmp_path: Path, monkeypatch: p
     assert look(data) is None
 
 
-@pytest.mark.parametrize("form", ["file", "bytes"])
-def test_large_models_are_not_read(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = save(unquantized(), tmp_path, form)
+def large() -> onnx.ModelProto:
+    """A model with a weight of 64 KiB."""
+    draft = Draft("large")
+    draft.input("x", [1, 128])
+    draft.output(draft.node("MatMul", ["x", draft.floats("w", (128, 128))], "y"), [1, 128])
+    return draft.model()
+
+
+@pytest.mark.parametrize("form", ["file", "bytes", "external"])
+def test_what_is_worth_handing_over(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save(large(), tmp_path, form)
+    if isinstance(model, str):
+        os.utime(model, (0, 0))
     assert isinstance(look(model), Nothing)
-    monkeypatch.setattr(module, "UNCHANGED_BYTES", 10)
-    assert look(model) is None
+    monkeypatch.setattr(module, "UNCHANGED_BYTES", 1 << 16)
+    assert isinstance(look(model), Copied)
+    # What `places` refuses stays with ONNX Runtime.
+    monkeypatch.setattr(places, "_LOOPS", (b"MatMul",))
+    assert isinstance(look(model), Nothing)
 
 
 def test_a_file_that_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(unquantized().SerializeToString())
-    monkeypatch.setattr(module, "_is_small_file", lambda _status: path.write_bytes(b"") == 0)
+
+    def cut(source: Any, location: str) -> bytes:
+        path.write_bytes(b"")
+        return without_large_tensors(source, location)
+
+    monkeypatch.setattr(module, "without_large_tensors", cut)
     assert look(str(path)) is None
 
 
