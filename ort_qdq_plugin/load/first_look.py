@@ -73,6 +73,8 @@ def first_look(
     """
     if options_are_in_models() or config_entry(session_options, FORMAT_KEY) is not None:
         return None
+    if options is not None and (options.cache_dir is not None or options.prepared is not None):
+        return None  # a model that is there already need not be looked at
     start = time.perf_counter()
     try:
         copied = _copied(model)

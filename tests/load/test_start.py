@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, StockReason, create_session, report_of
-from ort_qdq_plugin.load import journey
+from ort_qdq_plugin import Options, StockReason, create_session, report_of, warm
+from ort_qdq_plugin.load import first_look, journey
 from ort_qdq_plugin.model import skeleton
 from tests.model.test_glance import product
 from tests.support import CPU, linear, made_report, quiet, raised, result, save, stock, unquantized
@@ -49,8 +49,15 @@ def test_a_small_quantized_model_is_read_once(tmp_path: Path, monkeypatch: pytes
     model = str(save(linear(Weight()), tmp_path, "file"))
     os.utime(model, (0, 0))
     monkeypatch.setattr(skeleton, "without_large_tensors", refuse)
-    for options in (Options(strict=True), Options(strict=True, cache_dir=tmp_path / "cache")):
-        assert len(made_report(create_session(model, options=options)).fused) == 1
+    assert len(made_report(create_session(model, options=Options(strict=True))).fused) == 1
+
+
+def test_a_model_in_the_cache_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, options = str(save(linear(Weight()), tmp_path, "file")), Options(strict=True, cache_dir=tmp_path / "cache")
+    assert warm(model, options=options).cache == "made"
+    for module in (first_look, skeleton):
+        monkeypatch.setattr(module, "without_large_tensors", refuse)
+    assert made_report(create_session(model, options=options)).cache == "used"
 
 
 def test_another_first_look_for_other_providers(tmp_path: Path) -> None:
