@@ -16,10 +16,6 @@ from conformance.fuzz.judge import Judge
 from conformance.fuzz.worker import Worker
 from tests.lacking import NEEDS, grp, has, lacking, lacking_in
 
-# Before anything imports ONNX Runtime: its thread for usage data costs time in every process, and opens files while tests
-# count descriptors.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
 settings.register_profile("emulated", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 if "SLOWER" in os.environ:
     settings.load_profile("emulated")
