@@ -20,7 +20,7 @@ except ImportError:
 
 __all__ = ["FORMAT", "Identity", "blake2b", "entry_key", "half", "is_key", "is_of", "kind_of_processor", "place_of"]
 
-FORMAT = 7
+FORMAT = 8
 """Of entries. It is one higher whenever what they consist of has changed."""
 
 _HALF_BYTES = 8

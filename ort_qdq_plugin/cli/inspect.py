@@ -47,7 +47,8 @@ class Group(NamedTuple):
     form: str = ""  # the weight in words, but for what the other columns say of a fused one
     hint: str = ""  # what would help
     once: bool = False  # whether they are dequantized once, when the model is loaded
-    names: tuple[str, ...] = ()  # of their DequantizeLinear nodes
+    weights: int = 0  # how many they are: what several DequantizeLinear nodes read is one
+    names: tuple[str, ...] = ()  # of these nodes
     stored_bytes: int = 0  # of all of them, each counted once
     bytes_per_run: int = 0  # that are written dequantizing all of them, on each run
     bytes_added: int = 0  # of their values, if these are computed once
@@ -111,26 +112,35 @@ def models_in(folder: str) -> list[str]:
 
 def groups(fused: Iterable[FusedWeight], unfused: Iterable[UnfusedWeight]) -> list[Group]:
     """Rows of the table: what costs most on each run first, then what is largest."""
-    found: dict[Group, list[tuple[str, int, int, int, int]]] = {}
+    found: dict[Group, list[FusedWeight | UnfusedWeight]] = {}
     for entry in fused:
         outcome = "packed" if entry.packed_bytes else "in place"
         outcome += f", {entry.bits} bits" * (entry.bits != entry.stored_bits)
         form = entry.form if any(way in entry.form for way in _WAYS) else ""
         group = Group(entry.kind, (entry.k, entry.n), entry.stored_bits, entry.block_size, entry.layout, outcome, True, form)
-        found.setdefault(group, []).append((entry.dequantize, entry.stored_bytes, 0, 0, 0))
+        found.setdefault(group, []).append(entry)
     for left in unfused:
         once = left.bytes_added > 0
         how = (str(left.reason), False, left.form, "" if once else left.hint, once)
         group = Group("", left.shape, left.bits, left.block_size, "", *how)
-        costs = (left.stored_bytes, left.bytes_per_run, left.bytes_added, left.bytes_folded)
-        found.setdefault(group, []).append((left.dequantize, *costs))
-    rows = []
-    for group, members in found.items():
-        by_name = {name: costs for name, *costs in members}
-        stored, per_run, added, folded = (sum(column) for column in zip(*by_name.values(), strict=True))
-        counted = {"stored_bytes": stored, "bytes_per_run": per_run, "bytes_added": added, "bytes_folded": folded}
-        rows.append(group._replace(names=tuple(by_name), **counted))
+        found.setdefault(group, []).append(left)
+    rows = [_counted(group, members) for group, members in found.items()]
     return sorted(rows, key=lambda group: (-group.bytes_per_run, -group.stored_bytes))
+
+
+def _counted(group: Group, members: Iterable[FusedWeight | UnfusedWeight]) -> Group:
+    """A row with its sums: of weights, or, where each node costs, of nodes."""
+    weights, nodes = {entry.weight: entry for entry in members}, {entry.dequantize: entry for entry in members}
+    left = [entry for entry in nodes.values() if isinstance(entry, UnfusedWeight)]
+    added = {entry.weight: entry.bytes_added for entry in left}
+    return group._replace(
+        weights=len(weights),
+        names=tuple(nodes),
+        stored_bytes=sum(entry.stored_bytes for entry in weights.values()),
+        bytes_per_run=sum(entry.bytes_per_run for entry in left),
+        bytes_added=sum(added.values()),
+        bytes_folded=sum(entry.bytes_folded for entry in left),
+    )
 
 
 def _say_groups(shown: Sequence[Group], by_name: bool) -> None:
@@ -170,7 +180,7 @@ def _noted(group: Group, noted: Sequence[Group]) -> str:
 
 def _cells(group: Group, outcome: str) -> list[str]:
     return [
-        str(len(group.names)),
+        str(group.weights),
         group.kind or "-",
         " x ".join(map(str, group.shape)) or "scalar",
         str(group.bits or "-"),
@@ -183,10 +193,9 @@ def _cells(group: Group, outcome: str) -> list[str]:
 
 
 def _say_totals(report: Report) -> None:
-    stored = {entry.dequantize: entry.stored_bytes for entry in report.fused}
-    stored |= {entry.dequantize: entry.stored_bytes for entry in report.unfused}
-    if stored:
-        say(f"{count(len(stored), 'quantized weight')}, {size(sum(stored.values()))} with scales and zero points.")
+    weights = {entry.weight for entry in report.fused} | {entry.weight for entry in report.unfused}
+    if weights:
+        say(f"{count(len(weights), 'quantized weight')}, {size(report.stored_bytes)} with scales and zero points.")
         if report.unchanged is None:
             say(f"{size(report.packed_bytes)} are packed for a session, {size(report.borrowed_bytes)} are used in place.")
 
@@ -199,8 +208,8 @@ def _say_others(report: Report) -> None:
 
 def _verdict(report: Report) -> str:
     """What it comes to, in one line."""
-    left = {entry.dequantize for entry in report.unfused}
-    fused = {entry.dequantize for entry in report.fused} - left
+    left = {entry.weight for entry in report.unfused}
+    fused = {entry.weight for entry in report.fused} - left
     once = sum(1 for entry in report.unfused if entry.bytes_added)
     nbytes = sum(entry.bytes_per_run for entry in report.unfused)
     per_run = f"; {size(nbytes)} of float are written on each run" if nbytes else ""

@@ -114,7 +114,13 @@ def chosen_product(
     replaced, seen = _way_to_product(scope, site, part._replace(axes=(*(() for _ in indices), *part.axes)), locate)
     at = replaced[-1][1]
     node, name = scope.nodes[at], scope.nodes[replaced[-2][1]].output[0]
-    alone = Site(site.dequantize, node.op_type, text(node.name or node.output[0]), name, node.output[0], replaced[-1:])
+    alone = site._replace(
+        kind=node.op_type,
+        name=text(node.name or node.output[0]),
+        weight=name,
+        output=node.output[0],
+        replaced=replaced[-1:],
+    )
     products: list[MatMulFusion] = []
     for number in range(count):
         product = fuse_product(alone, part_of_stack(dequantized, number), seen, settings, locate)

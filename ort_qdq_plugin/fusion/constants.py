@@ -88,6 +88,12 @@ class Constants:
     def stored_bytes(self, scope: Scope, names: Iterable[str]) -> int:
         """Bytes that the model stores of constants, or of what they are computed from, each tensor counted once; what is
         not known counts as 0."""
+        found, missing = self.stored(scope, names)
+        return bytes_stored(found) + missing
+
+    def stored(self, scope: Scope, names: Iterable[str]) -> tuple[list[StoredTensor], int]:
+        """What the model stores of constants, or of what they are computed from; and the bytes of what should be there, but
+        is not."""
         found: list[StoredTensor] = []
         missing = 0
         for name in names:
@@ -97,7 +103,7 @@ class Constants:
                 stored = scope.constant(name)
                 with suppress(ModelError):
                     missing += 0 if stored is None else tensor_bytes(stored.data_type, shape_of(stored))
-        return bytes_stored(found) + missing
+        return found, missing
 
     def _found(self, scope: Scope, name: str) -> _Computed | Reason:
         first = (scope.definer(name), name)

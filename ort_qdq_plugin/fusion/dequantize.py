@@ -86,6 +86,11 @@ class Dequantized(NamedTuple):
     factors: tuple[Expression, ...] = ()
 
     @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """The weight, its scales, and its zero points if there are any."""
+        return (self.weight, self.scales) if self.zero_points is None else (self.weight, self.scales, self.zero_points)
+
+    @property
     def bits(self) -> int:
         """Bits of an element: 2, 4 or 8."""
         return ELEMENTS[self.weight.data_type].bits

@@ -15,7 +15,7 @@ from ort_qdq_plugin.fusion.emit import NodeEmitter
 from ort_qdq_plugin.fusion.view import View
 from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes
-from ort_qdq_plugin.model.tensors import Locate
+from ort_qdq_plugin.model.tensors import Locate, StoredTensor
 from ort_qdq_plugin.report.weights import FusedWeight, Layout
 
 __all__ = ["Fuse", "Fusion", "FusionSettings", "Site", "report_entry"]
@@ -50,6 +50,8 @@ class Site(NamedTuple):
     replaced: tuple[NodeRef, ...]  # the nodes that it replaces, in the order of the graph
     joined: tuple[str, ...] = ()  # names under which the first of these reads other weights that the fusion takes in as well
     form: str = ""  # the weight in words
+    tensor: str = ""  # what is dequantized, by its name
+    stored: tuple[StoredTensor, ...] = ()  # that, its scales and its zero points
 
 
 class Fusion(Protocol):
@@ -92,7 +94,7 @@ def report_entry(
 ) -> FusedWeight:
     """What the report says of a fusion; the arguments are those of FusedWeight. None: as many bits as the fused node has."""
     site, operands = fusion.site, fusion.operands.values()
-    sources = [operand.source for operand in operands if operand.source is not None]
+    sources = [*site.stored, *(operand.source for operand in operands if operand.source is not None)]
     return FusedWeight(
         node=site.name,
         dequantize=site.dequantize,
@@ -108,4 +110,5 @@ def report_entry(
         has_bias=has_bias,
         stored_bits=bits if stored_bits is None else stored_bits,
         form=site.form,
+        weight=site.tensor,
     )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
 from ort_qdq_plugin.fusion.constants import Constants, ReadersGo, stored_in
+from ort_qdq_plugin.fusion.counts import MAX_BYTES, Counts
 from ort_qdq_plugin.fusion.dequantize import Dequantized, Seen, is_dequantize
 from ort_qdq_plugin.fusion.forms import form_of
 from ort_qdq_plugin.fusion.integer_kernels import IntegerKernels
@@ -40,7 +41,6 @@ _WEIGHT_RANK = 2
 # Each matrix of a stack becomes a node or a branch for each product. So many may, and one more for so many bytes of weights:
 # a hundred products with one small stack would become tens of thousands.
 _MATRICES, _MATRIX_BYTES = 1024, 4096
-_MAX_BYTES = 2**63 - 1  # reported of a size that no tensor can have
 
 
 class Matches(NamedTuple):
@@ -50,6 +50,8 @@ class Matches(NamedTuple):
     unfused: tuple[UnfusedWeight, ...] = ()
     once: tuple[DequantizedOnce, ...] = ()  # of those that are not fused, or not all of whose readers are
     folded: Set[NodeRef] = frozenset()  # nodes that compute constants: they go where nothing reads them any more
+    stored_bytes: int = 0  # `Counts` of the weights
+    float_bytes: int = 0
 
 
 def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
@@ -60,7 +62,7 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
     """
     fusions: list[Fusion] = []
     left: dict[NodeRef, _WeightMatch] = {}
-    fused: set[NodeRef] = set()  # with all that reads them
+    fused: dict[NodeRef, _WeightMatch] = {}  # with all that reads them
     constants = Constants(locate)
     routes = Routes(constants, Centred(bits_that_need_zero_points(settings)))
     context = _Context(
@@ -72,16 +74,18 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
                 decision = _WeightMatch(inner, index, context)
                 fusions += decision.fusions
                 if decision.reason is None:
-                    fused.add((inner, index))
+                    fused[inner, index] = decision
                 else:
                     left[inner, index] = decision
     # What makes scales for others of them goes with those.
-    goes = ReadersGo(constants.folded, fused | {ref for ref, decision in left.items() if decision.once is not None})
+    goes = ReadersGo(constants.folded, fused.keys() | {ref for ref, decision in left.items() if decision.once is not None})
     offered = [once for ref in left if not goes(ref) and (once := left[ref].once)]
     most_bytes = settings.once_bytes() if offered else 0
     chosen = choose(offered, most_bytes)
-    goes = ReadersGo(constants.folded, fused | {once.node_ref for once in chosen})
-    unfused: list[UnfusedWeight] = []
+    goes = ReadersGo(constants.folded, fused.keys() | {once.node_ref for once in chosen})
+    unfused, counts = list[UnfusedWeight](), Counts()
+    for decision in fused.values():
+        decision.count(counts)
     candidates: list[tuple[DequantizedOnce, int | None]] = []  # each with its index among the unfused, if it is there
     for ref, decision in left.items():
         if goes(ref):
@@ -90,11 +94,13 @@ def match(scope: Scope, locate: Locate, settings: FusionSettings) -> Matches:
         if decision.once is not None:
             candidates.append((decision.once, len(unfused) if entries else None))
         unfused += entries
+        if entries or decision.is_fused:
+            decision.count(counts)
     if most_bytes:
         _say_which_are_chosen(unfused, candidates, chosen)
     if not fusions and not any(entry.bytes_added for entry in unfused):
         chosen = []  # vectors alone are not worth it
-    return Matches(tuple(fusions), tuple(unfused), tuple(chosen), constants.folded)
+    return Matches(tuple(fusions), tuple(unfused), tuple(chosen), constants.folded, counts.stored_bytes, counts.float_bytes)
 
 
 def _say_which_are_chosen(
@@ -189,10 +195,23 @@ class _WeightMatch:
             except NotFusable as refusal:
                 fits = fits_reader(use.node_ref, use.name, use.seen.view)
                 self._leave(use.node_ref, refusal.reason if fits else Reason.INVALID, use.first)
-        if self.reason is None and not self.fusions and not self._is_taken:
+        if self.reason is None and not self.is_fused:
             self._leave(None, Reason.UNUSED, None)
         if not self._is_folded and self._reasons - {Reason.UNUSED} and _NEVER_ONCE.isdisjoint(self._reasons):
             self.once = dequantized_once(self._place, start.dequantized)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether at least one reader is."""
+        return bool(self.fusions) or self._is_taken
+
+    def count(self, counts: Counts) -> None:
+        """Add it to these."""
+        (scope, index), dequantized = self._place, self._dequantized
+        if dequantized is not None:
+            counts.add(dequantized, is_fused=self.is_fused)
+        else:
+            counts.add_unread(*self._context.constants.stored(scope, filter(None, scope.nodes[index].input[:3])))
 
     @property
     def _is_folded(self) -> bool:
@@ -204,6 +223,13 @@ class _WeightMatch:
     def _form(self) -> str:
         scope, index = self._place
         return form_of(scope, scope.nodes[index], self._dequantized)
+
+    @property
+    def _tensor(self) -> str:
+        """What is dequantized, by its name."""
+        scope, index = self._place
+        node = scope.nodes[index]
+        return text(self._context.routes.written_out.integers(scope, node).name if self._is_folded else node.input[0])
 
     def entries(self) -> list[UnfusedWeight]:
         """What the report says where it stays."""
@@ -271,6 +297,8 @@ class _WeightMatch:
             output=output,
             replaced=(use.node_ref,),
             form=self._form,
+            tensor=self._tensor,
+            stored=() if self._dequantized is None else self._dequantized.tensors,
         )
         fusion = fuse(site, dequantized, view, context.settings, context.locate)
         for node_ref in fusion.site.replaced:
@@ -315,8 +343,8 @@ def _unfused(
         shape=shape,
         bits=bits_of(weight.data_type) if weight is not None and weight.data_type in ELEMENTS else 0,
         block_size=int_attribute(node, "block_size"),
-        stored_bytes=min(constants.stored_bytes(scope, filter(None, node.input[:3])), _MAX_BYTES),
-        bytes_per_run=min(math.prod(shape) * element_bytes * times, _MAX_BYTES),
+        stored_bytes=min(constants.stored_bytes(scope, filter(None, node.input[:3])), MAX_BYTES),
+        bytes_per_run=min(math.prod(shape) * element_bytes * times, MAX_BYTES),
         form=form,
     )
     return [entry]

@@ -48,7 +48,7 @@ from ort_qdq_plugin.fusion.steps import (
 from ort_qdq_plugin.fusion.view import View, view_of
 from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, WEIGHT_TYPES, bits_of
 from ort_qdq_plugin.model.graph import Scope
-from ort_qdq_plugin.model.messages import NodeProto, text
+from ort_qdq_plugin.model.messages import NodeProto, TensorProto, text
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
 
@@ -110,13 +110,18 @@ class WrittenOut:
         except (ModelError, OSError) as error:
             raise NotFusable(Reason.INVALID) from error
 
+    @staticmethod
+    def integers(scope: Scope, node: NodeProto) -> TensorProto:
+        """The stored integers that a last step dequantizes: the most elements, if there are several."""
+        stored = [stored_integers(scope, name, node) for name in node.input]
+        return max((one for one in stored if one is not None), key=elements_in)
+
     def entry(self, scope: Scope, node: NodeProto, reason: Reason, read: Dequantized | None) -> UnfusedWeight:
         """What the report says of a last step that stays. `read`: its operands, if they could be read."""
-        stored = [stored_integers(scope, name, node) for name in node.input]
-        tensor = max((one for one in stored if one is not None), key=elements_in)
+        tensor = self.integers(scope, node)
         shape = tuple(tensor.dims) if read is None else read.weight.shape
         floats = bits_of(FLOAT if read is None else read.output_type) // 8 * elements_in(tensor)
-        operands = [] if read is None else [one.nbytes for one in read[:3] if isinstance(one, StoredTensor)]
+        operands = [] if read is None else [one.nbytes for one in read.tensors]
         return UnfusedWeight(
             dequantize=text(node.name or node.output[0]),
             weight=text(tensor.name),

@@ -81,6 +81,7 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
         packed, borrowed = packed_bytes(operands), borrowed_bytes(operands)
         also = forms_among(str(node.op_type) for inner in scopes(scope) for node in inner.nodes)
         report = Report("stock", None, "", fused, matches.unfused, packed, borrowed, also=also)
+        report = replace(report, stored_bytes=matches.stored_bytes, float_bytes=matches.float_bytes)
         journal.planned(report)
     used = domains(scope)
     check_imports(parsed.proto, used)

@@ -18,7 +18,6 @@ Route = Literal["borrowed", "by path", "copied", "shared", "stock", "export", "i
 CacheUse = Literal["made", "used", "prepared", ""]
 
 _MB = 1e6
-_FLOAT_BYTES = 4  # of a dequantized element
 
 
 class StockReason(Sentence):
@@ -80,6 +79,9 @@ class Report(ByFields):
         route_reason: Why the route is "by path" or "copied"; None for other routes.
         unchanged: Why nothing was fused, if the model was handed over all the same: its graph as it is, large tensors in
             mappings of files. None if something was fused, or stock ONNX Runtime loads the model.
+        stored_bytes: What the model stores of the weights in `fused` and `unfused`, with scales and zero points, each byte
+            counted once.
+        float_bytes: What the weights in `fused` would take in float, each counted once.
         seconds: By stage: "cache" (finding and writing an entry), "open", "match", "plan", "check" (asking ONNX Runtime
             whether it takes the model, for `inspect`), "pack", "assemble", "share" (pre-packing for other processes) and
             "create session", which is ONNX Runtime's own work.
@@ -98,6 +100,8 @@ class Report(ByFields):
     also: str = ""
     route_reason: RouteReason | None = None
     unchanged: StockReason | None = None
+    stored_bytes: int = 0
+    float_bytes: int = 0
     seconds: Mapping[str, float] = MappingProxyType({})
 
     def __post_init__(self) -> None:
@@ -144,7 +148,6 @@ class Report(ByFields):
         if self.stock_reason is not None:
             return f"stock ONNX Runtime{left}: {printable(self.stock_message)}"
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
-        in_float = sum(_FLOAT_BYTES * entry.k * entry.n for entry in self.fused)
         ways = {"made": ", cached", "used": " from the cache", "prepared": ", prepared elsewhere", "": ""}
         route = f"{self.route}{ways[self.cache]}"
         if self.unchanged is not None:
@@ -155,7 +158,7 @@ class Report(ByFields):
             return f"{route}: {bytes_held}{left}. {why}" + (f" {stages}" if stages else "")
         bytes_held = f"{self.packed_bytes / _MB:.1f} MB packed and {self.borrowed_bytes / _MB:.1f} MB in place"
         if self.fused:
-            bytes_held += f" instead of {in_float / _MB:.1f} MB in float"
+            bytes_held += f" instead of {self.float_bytes / _MB:.1f} MB in float"
         elif not once and self.route != "copied":
             bytes_held = "its own files handed over without a copy"
         return f"{route}: {len(self.fused)} fused{left}, {bytes_held}" + (f"; {stages}" if stages else "")

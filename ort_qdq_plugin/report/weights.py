@@ -99,10 +99,12 @@ class FusedWeight(ByFields):
         layout: "K-major" (stored [K, N]) or "N-major" (stored [N, K]).
         packed_bytes: Of its operands that went into the packed buffer. What several fusions share counts in each.
         borrowed_bytes: Of its operands that are used where the model stores them.
-        stored_bytes: What the model stores of its operands. What several fusions share counts in each.
+        stored_bytes: What the model stores of the weight, its scales and its zero points, and of other operands. What
+            several fusions share counts in each; in `Report.stored_bytes` it counts once.
         has_bias: Whether the fused node also adds a bias.
         stored_bits: Of an element as the model stores it: 2 where the fused node has 4, else the same.
         form: The weight in words: its type and shape, what shares a scale, and the operators that it is behind.
+        weight: What `dequantize` dequantizes.
     """
 
     node: str
@@ -119,6 +121,7 @@ class FusedWeight(ByFields):
     has_bias: bool
     stored_bits: int
     form: str = ""
+    weight: str = ""
 
 
 class UnfusedWeight(ByFields):

@@ -14,7 +14,7 @@ from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Reason, StockReason, create_session, inspect, report_of
 from tests.cli.support import Here, apart, on_terminal
 from tests.model.test_glance import product
-from tests.support import huge, linear, mixed, save, stack, unquantized
+from tests.support import huge, linear, made_report, mixed, save, stack, unquantized
 
 
 @pytest.fixture
@@ -52,6 +52,22 @@ def test_a_weight_with_two_readers_counts_once(tmp_path: Path, here: Here) -> No
     for name in "yz":
         draft.output(draft.node("MatMul", operands, name), ["m", 64])
     assert "1 quantized weight, 5.2 kB" in here.said("inspect", save(draft.model(), tmp_path, "file"))
+
+
+def test_tied_embeddings_count_once(tmp_path: Path, here: Here) -> None:
+    """A table that a lookup and a product read, through a DequantizeLinear each: 4 bits, scales and zero points for 32."""
+    draft = Draft("tied")
+    draft.input("i", ["m"], "int64")
+    draft.weight(Weight(n=192, n_major=True))
+    draft.write("e = Gather(w_d, i)  v_d = DequantizeLinear <axis = 1, block_size = 32> (w, w_s, w_z)")
+    draft.write("t = Transpose(v_d)  y = MatMul(e, t)")
+    draft.output("y", ["m", 192])
+    said = here.said("inspect", save(draft.model(), tmp_path, "file"))
+    assert re.search(r"^1 +MatMul +128 x 192 .* 15\.7 kB .*^1 +- +192 x 128 .* 15\.7 kB ", said, re.MULTILINE | re.DOTALL)
+    assert "\n1 quantized weight, 15.7 kB with scales and zero points.\n" in said
+    report = made_report(create_session(draft.model().SerializeToString()))
+    assert (report.stored_bytes, report.float_bytes) == (15744, 4 * 128 * 192)
+    assert "instead of 0.1 MB in float" in report.summary()
 
 
 def test_what_stays_is_a_finding(model: Path, tmp_path: Path, here: Here) -> None:

@@ -84,10 +84,11 @@ def test_weights_that_are_joined_are_one_fusion() -> None:
     draft = draft_of()
     draft.weight(Weight(), "v")
     draft.node("MatMul", ["x", draft.node("Concat", ["w_d", "v_d"], "c", axis=1)], "y")
-    ((fusion,), unfused, once, _) = matched(draft)
+    matches = matched(draft)
+    (fusion,) = matches.fusions
     assert (fusion.site.dequantize, fusion.site.weight) == ("w_d_node", "c")
     assert (fusion.entry().k, fusion.entry().n) == (128, 128)
-    assert (unfused, once) == ((), ())
+    assert (matches.unfused, matches.once) == ((), ())
 
 
 def test_each_of_joined_weights_says_why_it_stays() -> None:
