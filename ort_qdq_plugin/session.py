@@ -180,7 +180,7 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
         from ort_qdq_plugin.load.journey import prepare, prepare_cached
         from ort_qdq_plugin.load.request import LoadRequest
         from ort_qdq_plugin.load.through_cache import wait_until_on_disk
-    request, journal = LoadRequest(os.fspath(path), None, options, portable=portable), Journal()
+    request, journal = LoadRequest(os.fspath(path), None, options, portable=portable, counts_as_use=False), Journal()
     try:
         if portable:
             with fork_lock:

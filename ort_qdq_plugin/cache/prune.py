@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from ort_qdq_plugin.cache.lock import exclusive
 from ort_qdq_plugin.cache.store import LOCK, Store
 from ort_qdq_plugin.system.platform import files
 
-__all__ = ["KEPT", "StoredEntry", "keep_recent", "keys", "prune", "remove", "stored_entries"]
+__all__ = ["KEPT", "StoredEntry", "keep_recent", "prune", "remove", "stored_entries", "unfinished_entries"]
 
 KEPT = 4
 """Entries of one model, loaded in one way, that are kept while the file at its path is replaced by others."""
@@ -26,7 +27,7 @@ class StoredEntry(NamedTuple):
     key: str
     nbytes: int  # its size on the disk
     used: float  # when it was used last, in seconds since the epoch
-    hits: int  # how many loads found it
+    hits: int  # how many loads found it; to make it ready, as `warm` does, is none
 
 
 def stored_entries(store: Store) -> Iterator[StoredEntry]:
@@ -39,14 +40,34 @@ def stored_entries(store: Store) -> Iterator[StoredEntry]:
                 yield StoredEntry(key, sum(map(files.allocated_bytes, inside)), *_last_use(path))
 
 
-def keys(store: Store) -> set[str]:
+def _keys(store: Store) -> set[str]:
     """The keys of all entries, and of those that were not, or not yet, completed."""
     return {key for name in os.listdir(store.folder) if is_key(key := name.partition(".")[0])}
 
 
+def unfinished_entries(store: Store) -> dict[str, int]:
+    """Keys of entries that were not, or not yet, completed -> what there is of them, in bytes on the disk."""
+    left = dict.fromkeys(_keys(store) - {entry.key for entry in stored_entries(store)}, 0)
+    for name in os.listdir(store.folder):
+        if (key := name.partition(".")[0]) in left:
+            left[key] += _allocated(os.path.join(store.folder, name))
+    return left
+
+
+def _allocated(path: str) -> int:
+    """What a file, or a folder with all that is in it, takes on the disk."""
+    paths = [path, *(os.path.join(at, name) for at, _, names in os.walk(path) for name in names)]
+    total = 0
+    for one in paths:
+        with contextlib.suppress(OSError):
+            status = os.lstat(one)
+            total += 0 if stat.S_ISDIR(status.st_mode) else files.allocated_bytes(status)
+    return total
+
+
 def keep_recent(store: Store, key: str) -> None:
     """Of the entries whose place is that of this key, remove all but the most recently used, unless they are in use."""
-    siblings = [other for other in keys(store) if place_of(other) == place_of(key) and other != key]
+    siblings = [other for other in _keys(store) if place_of(other) == place_of(key) and other != key]
     siblings.sort(key=lambda other: _last_use(store.path_of(other)).used)
     for other in siblings[: -(KEPT - 1)]:
         remove(store, other)

@@ -89,10 +89,11 @@ class Store:
                     written.append((path, status.st_size, status.st_mtime_ns))
         return written
 
-    def find(self, key: str, *, verify: bool) -> Entry | None:
+    def find(self, key: str, *, verify: bool, counts: bool = True) -> Entry | None:
         """The entry with this key, if there is one that can be used.
 
-        With `verify`, the content of all files, also the model's own, is compared with the recorded digests.
+        With `verify`, the content of all files, also the model's own, is compared with the recorded digests. `counts` says
+        whether it is a load that finds it, and not whoever made it.
         """
         try:
             entry = open_entry(self.path_of(key), key, verify=verify)
@@ -101,9 +102,13 @@ class Store:
         except (InvalidEntry, OSError) as problem:
             log.info("cache entry %s is made anew: %s", self.path_of(key), problem)
             return None
-        # its modification time says when the entry was used last, its size how often.
-        with contextlib.suppress(OSError), open_lock(self.path_of(key) + LOCK) as lock:
-            lock.write(b".")
+        # Its modification time says when the entry was used last, its size how often.
+        lock_path = self.path_of(key) + LOCK
+        with contextlib.suppress(OSError), open_lock(lock_path) as lock:
+            if counts:
+                lock.write(b".")
+            else:
+                os.utime(lock_path)
         return entry
 
     def unfinished_path(self, key: str) -> str:

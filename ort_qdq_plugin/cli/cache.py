@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.cli.console import Column, UsageError, count, progress, say, say_json, say_table, size, yes_to
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Do what is asked with the directory."""
     from ort_qdq_plugin.cache.inventory import inventory
-    from ort_qdq_plugin.cache.prune import keys
+    from ort_qdq_plugin.cache.prune import unfinished_entries
     from ort_qdq_plugin.cache.store import Store
 
     if given.max_bytes is not None and (given.action != "prune" or given.max_bytes < 0):
@@ -61,16 +61,16 @@ def run(given: argparse.Namespace) -> int:
     store = Store(folder)
     with progress("reading") as show:
         items = inventory(store, verify=given.action == "verify", progress=show)
+    unfinished = unfinished_entries(store)
     bad = {item.stored.key for item in items if item.problem}
-    if given.action == "clear":
-        return _remove(store, items, keys(store), given)
-    if given.action == "prune":
-        unfinished = keys(store) - {item.stored.key for item in items}
-        return _remove(store, items, bad | unfinished | _least_used(items, given.max_bytes), given)
+    if given.action in ("prune", "clear"):
+        condemned = bad | _least_used(items, given.max_bytes)
+        shown = [item for item in items if given.action == "clear" or item.stored.key in condemned]
+        return _remove(store, shown, unfinished, given)
     if given.json:
         say_json([{**item._asdict(), "stored": item.stored._asdict()} for item in items])
     else:
-        _say_items(items, folder)
+        _say_items(items, unfinished, folder)
     return int(given.action == "verify" and bool(bad))
 
 
@@ -96,26 +96,32 @@ def _least_used(items: Sequence[Item], max_bytes: int | None) -> set[str]:
     return chosen
 
 
-def _remove(store: Store, items: Sequence[Item], condemned: Collection[str], given: argparse.Namespace) -> int:
+def _remove(store: Store, items: Sequence[Item], unfinished: Mapping[str, int], given: argparse.Namespace) -> int:
+    """Remove these entries, and what there is of unfinished ones (`unfinished_entries`)."""
     from ort_qdq_plugin.cache.prune import remove
 
-    shown = [item for item in items if item.stored.key in condemned]
-    if not condemned:
+    if not items and not unfinished:
         say("There is nothing to remove.")
         return 0
-    nbytes = sum(item.stored.nbytes for item in shown)
     if not given.yes:
-        _say_items(shown, store.folder)
-        if not yes_to(f"Remove {count(len(condemned), 'entry')}?"):
+        _say_items(items, unfinished, store.folder)
+        if not yes_to(f"Remove {_counted(len(items), len(unfinished))}?"):
             return 0
-    stayed = [key for key in condemned if not remove(store, key)]
-    nbytes -= sum(item.stored.nbytes for item in shown if item.stored.key in stayed)
+    sizes = {**{item.stored.key: item.stored.nbytes for item in items}, **unfinished}
+    stayed = {key for key in sizes if not remove(store, key)}
+    nbytes = sum(taken for key, taken in sizes.items() if key not in stayed)
+    removed = _counted(sum(item.stored.key not in stayed for item in items), len(unfinished.keys() - stayed))
     in_use = f"; {count(len(stayed), 'entry')} in use" if stayed else ""
-    say(f"Removed {count(len(condemned) - len(stayed), 'entry')}, {size(nbytes)}{in_use}.")
+    say(f"Removed {removed}, {size(nbytes)}{in_use}.")
     return 0
 
 
-def _say_items(items: Sequence[Item], folder: str) -> None:
+def _counted(entries: int, unfinished: int) -> str:
+    """How many entries, and how many of them that are not complete."""
+    return count(entries, "entry") + f" and {unfinished} unfinished" * bool(unfinished)
+
+
+def _say_items(items: Sequence[Item], unfinished: Mapping[str, int], folder: str) -> None:
     bad = [index for index, item in enumerate(items) if item.problem]
     rows = [
         [
@@ -132,7 +138,8 @@ def _say_items(items: Sequence[Item], folder: str) -> None:
         say_table(_COLUMNS, rows, marked=bad)
     for index in bad:
         say(f"{items[index].stored.key}: {items[index].problem}")
-    say(f"{folder}: {count(len(items), 'entry')}, {size(sum(item.stored.nbytes for item in items))}")
+    nbytes = sum(item.stored.nbytes for item in items) + sum(unfinished.values())
+    say(f"{folder}: {_counted(len(items), len(unfinished))}, {size(nbytes)}")
 
 
 def _state(item: Item) -> str:

@@ -158,7 +158,8 @@ def warm(folder: str | os.PathLike[str], *, options: Options) -> dict[str, Repor
         raise ValueError("the options have no cache_dir")
     reports = Reports()
     try:
-        entries_for(os.fspath(folder), model_files(read_config(os.fspath(folder))), options, False, reports)
+        files = model_files(read_config(os.fspath(folder)))
+        entries_for(os.fspath(folder), files, options, False, reports, counts_as_use=False)
     finally:
         # An entry that is not on the disk when the process ends would be lost when the system restarts.
         wait_until_on_disk()

@@ -159,14 +159,20 @@ def _with_folder(state: ModelState, folder: str, files: list[ModelFile]) -> Mode
 
 
 def entries_for(
-    folder: str, files: list[ModelFile], options: Options, is_temporary: bool, reports: Reports
+    folder: str,
+    files: list[ModelFile],
+    options: Options,
+    is_temporary: bool,
+    reports: Reports,
+    *,
+    counts_as_use: bool = True,
 ) -> dict[str, EntryFolder]:
     """The entries of the files that can be fused, by their names; adds a report for each file."""
     entries: dict[str, EntryFolder] = {}
     for file in files:
         path = os.path.join(os.path.abspath(folder), file.filename)
         try:
-            entries[file.filename] = _entry_for(path, file, options, is_temporary)
+            entries[file.filename] = _entry_for(path, file, options, is_temporary, counts_as_use)
             report = entries[file.filename].report
             # What is removed with the model is no cache of anybody's.
             reports[file.filename] = replace(report, cache="") if is_temporary else report
@@ -176,8 +182,15 @@ def entries_for(
     return entries
 
 
-def _entry_for(path: str, file: ModelFile, options: Options, is_temporary: bool) -> EntryFolder:
+def _entry_for(path: str, file: ModelFile, options: Options, is_temporary: bool, counts_as_use: bool) -> EntryFolder:
     check_providers(file.providers)
-    request = LoadRequest(path, file.to_session_options(), options, self_contained=True, temporary=is_temporary)
+    request = LoadRequest(
+        path,
+        file.to_session_options(),
+        options,
+        self_contained=True,
+        temporary=is_temporary,
+        counts_as_use=counts_as_use,
+    )
     journal = Journal()
     return entry_folder_through_cache(request, journal, functools.partial(journey.prepare, request, journal))

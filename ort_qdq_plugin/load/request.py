@@ -39,6 +39,8 @@ class LoadRequest(NamedTuple):
     has_other_providers: bool = False
     # Whether the cache is removed when this process ends, so that nothing in it has to reach the disk.
     temporary: bool = False
+    # Whether an entry of the cache that is found counts as used by a load, and not as made ready for later ones.
+    counts_as_use: bool = True
     # What a first look has found: something that may be fused, in this copy of the model.
     copied: Copied | None = None
 

@@ -28,7 +28,7 @@ from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.ort.buffers import borrow, open_by_path
 from ort_qdq_plugin.ort.copies import initialize_ort_once, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
-from ort_qdq_plugin.report import CacheUse, Report, StockReason
+from ort_qdq_plugin.report import CacheUse, Report, RouteReason, StockReason
 from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import host
@@ -100,7 +100,7 @@ def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Mak
     if isinstance(found, PreparedModel):
         for buffer in found.packed:
             buffer.seal()
-        entry = _store_of(request).find(key, verify=False)
+        entry = _store_of(request).find(key, verify=False, counts=False)
         if entry is None:
             raise SourceChangedError(f"{request.model!r}: its new entry of the cache cannot be used")
     else:
@@ -109,7 +109,8 @@ def entry_folder_through_cache(request: LoadRequest, journal: Journal, make: Mak
         plan_from(entry, journal, "used")
         is_shared = request.options.share_weights and SHARED_MODEL in entry.files
         shared_bytes = entry.manifest.prepacked_bytes if is_shared else 0
-        report = replace(journal.finished("by path"), cache="made" if made else "used", shared_bytes=shared_bytes)
+        report = journal.finished("shared") if shared_bytes else journal.finished("by path", reason=RouteReason.GENAI)
+        report = replace(report, cache="made" if made else "used", shared_bytes=shared_bytes)
         model = os.path.join(entry.path, SHARED_MODEL if is_shared else MODEL)
         return EntryFolder(model, report, entry)
 
@@ -138,16 +139,16 @@ def _found_or_made(
     request: LoadRequest, key: str, journal: Journal, make: Maker, must_record: bool
 ) -> Entry | PreparedModel:
     """The entry, or, if there was none, the prepared model that a new one was made of."""
-    verify = request.options.verify == "content"
+    wanted = {"verify": request.options.verify == "content", "counts": request.counts_as_use}
     with journal.stage("cache"):
         store = _store_of(request)
-        entry = store.find(key, verify=verify)
+        entry = store.find(key, **wanted)
     if entry is None:
         with ExitStack() as waiting:
             with journal.stage("cache"):
                 waiting.enter_context(store.locked(key))
                 # Another process may have made it meanwhile.
-                entry = store.find(key, verify=verify)
+                entry = store.find(key, **wanted)
             if entry is None:
                 return _made(store, key, request, journal, make, must_record)
     return entry
@@ -176,7 +177,7 @@ def _made(store: Store, key: str, request: LoadRequest, journal: Journal, make: 
     made = replace(prepared.report, cache="made", copied_bytes=writer.copied_bytes)
     if not options.share_weights and prepared.report.route == "borrowed":
         return prepared._replace(report=made, holder=writer.holder)
-    entry = store.find(key, verify=False)
+    entry = store.find(key, verify=False, counts=False)
     if entry is None:
         # A disk that refuses it has taken it away already.
         return prepared

@@ -52,6 +52,7 @@ class RouteReason(Sentence):
     """Why ONNX Runtime does not borrow this package's buffers. ``str(reason)`` is the sentence."""
 
     OPTIONS = "A copy of the session's options would lose providers that were added to them, or a library of operators."
+    GENAI = "onnxruntime-genai creates the session, and opens the model and its weights as files."
     COPIES = "The installed ONNX Runtime copies what it is given in memory, as all do before 1.31."
 
 

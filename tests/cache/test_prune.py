@@ -9,7 +9,7 @@ import pytest
 
 from ort_qdq_plugin.cache.entry import MANIFEST
 from ort_qdq_plugin.cache.key import Identity, entry_key
-from ort_qdq_plugin.cache.prune import KEPT, keep_recent, prune, stored_entries
+from ort_qdq_plugin.cache.prune import KEPT, keep_recent, prune, stored_entries, unfinished_entries
 from ort_qdq_plugin.cache.store import LOCK, Store
 from ort_qdq_plugin.system.platform import files
 from tests.cache.support import PACKED, begun, entries, locked_elsewhere, make_entry, without_locks, written_back
@@ -70,6 +70,23 @@ def test_a_sparse_file_takes_what_is_on_the_disk(store: Store) -> None:
     packed.chmod(0o600)
     os.truncate(packed, 1 << 40)
     assert max(entry.nbytes for entry in stored_entries(store)) < 10 * NBYTES
+
+
+@pytest.mark.needs("sizes on the disk")
+def test_what_is_left_of_unfinished_entries(store: Store) -> None:
+    """Of those alone: what is beside a good entry is that of the next load."""
+    assert unfinished_entries(store) == {}
+    other = "f" * 32
+    for key in (other, OLD):
+        left = Path(store.folder, f"{key}.12.tmp", "deep")
+        left.mkdir(parents=True)
+        (left / PACKED).write_bytes(b"1" * NBYTES)
+    Path(store.folder, f"{other}{LOCK}").touch()
+    Path(store.folder, f"{'e' * 32}{LOCK}").touch()
+    found = unfinished_entries(store)
+    assert found.keys() == {other, "e" * 32}
+    assert found["e" * 32] == 0
+    assert NBYTES <= found[other] < 2 * NBYTES
 
 
 def test_what_is_no_entry_is_not_counted(store: Store) -> None:

@@ -48,6 +48,8 @@ def test_the_models_of_a_folder(tmp_path: Path, cache: Path, here: Here) -> None
             f"{folder / 'model.onnx'}: {outcome}: {cache}",
             f"{folder / 'float.onnx'}: left to stock ONNX Runtime: {StockReason.NOT_QUANTIZED}",
         ]
+    (item,) = json.loads(here.said("cache", "list", "--dir", cache, "--json"))
+    assert (item["model"], item["stored"]["hits"]) == (str(folder / "model.onnx"), 0)
     (folder / "float.onnx").unlink()
     said = here.refused("warm", folder, "--dir", cache)
     assert said == f"ort-qdq warm: {folder / 'float.onnx'}: {missing(folder / 'float.onnx')}\n"
@@ -88,6 +90,20 @@ def test_list_shows_models_hits_and_what_is_wrong(warmed: Path, models: list[Pat
     assert {item["model"]: item["stored"]["hits"] for item in items} == {str(models[0]): 3, str(models[1]): 0}
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_only_loads_count_as_hits(shared: bool, models: list[Path], cache: Path, here: Here) -> None:
+    """Neither the `warm` that makes an entry nor one that finds it, nor the load that makes one."""
+    share = ["--share-weights"] * shared
+    for _ in range(2):
+        here.said("warm", models[0], "--dir", cache, *share)
+    load(models[1], cache, share_weights=shared)
+    for hits in range(3):
+        items = json.loads(here.said("cache", "list", "--dir", cache, "--json"))
+        found = {item["model"]: item["stored"]["hits"] for item in items}
+        assert found == {str(models[0]): hits, str(models[1]): 0}
+        load(models[0], cache, share_weights=shared)
+
+
 def test_verify_compares_content_where_it_was_recorded(models: list[Path], cache: Path, here: Here) -> None:
     load(models[0], cache, verify="content")
     load(models[1], cache)
@@ -108,7 +124,12 @@ def test_verify_compares_content_where_it_was_recorded(models: list[Path], cache
 def test_prune_removes_what_cannot_be_used(warmed: Path, models: list[Path], here: Here) -> None:
     unfinished = warmed / f"{'f' * 32}.0123.tmp"
     unfinished.mkdir()
-    assert here.said("cache", "prune", "--dir", warmed, "--yes").startswith("Removed 2 entries,")
+    (unfinished / "packed-0.bin").write_bytes(b"1" * 10_000)
+    (warmed / f"{'e' * 32}.lock").touch()
+    (listed,) = (line for line in here.said("cache", "list", "--dir", warmed).splitlines() if line.startswith(f"{warmed}: "))
+    assert listed.startswith(f"{warmed}: 2 entries and 2 unfinished, ")
+    said = here.said("cache", "prune", "--dir", warmed, "--yes")
+    assert said.startswith("Removed 1 entry and 2 unfinished,")
     assert len(entries(warmed)) == 1
     assert not unfinished.exists()
     assert load(models[0], warmed).report.cache == "used"

@@ -18,6 +18,7 @@ from ort_qdq_plugin.genai import calls, models, prepared
 from ort_qdq_plugin.genai.config import CONFIG_NAME, read_config
 from ort_qdq_plugin.load.through_cache import entry_folder_through_cache
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY
+from ort_qdq_plugin.report import RouteReason
 from tests.cache.support import entries
 from tests.genai.small_model import tokens, write_model
 from tests.support import floating
@@ -77,6 +78,8 @@ def test_it_computes_what_stock_does_and_says_what_was_copied(folder: Path, cach
         reports.append(genai.report_of(model)["model.onnx"])
     assert [(report.cache, "pack" in report.seconds) for report in reports] == [("", True), ("made", True), ("used", False)]
     assert [report.shared_bytes > 0 for report in reports] == [False, shared, shared]
+    by_path, in_cache = ("by path", RouteReason.GENAI), ("shared", None) if shared else ("by path", RouteReason.GENAI)
+    assert [(report.route, report.route_reason) for report in reports] == [by_path, in_cache, in_cache]
     (copied,) = {report.copied_bytes for report in reports}
     assert 0 < copied <= (folder / "model.onnx.data").stat().st_size
     after = {path: path.stat() for path in folder.iterdir()}
