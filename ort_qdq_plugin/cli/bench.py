@@ -11,7 +11,18 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ort_qdq_plugin.cli.console import Column, UsageError, count, missing, progress, say, say_json, say_table, size
+from ort_qdq_plugin.cli.console import (
+    Column,
+    UsageError,
+    count,
+    missing,
+    progress,
+    say,
+    say_json,
+    say_note,
+    say_table,
+    size,
+)
 from ort_qdq_plugin.cli.machine import available_memory
 
 if TYPE_CHECKING:
@@ -210,9 +221,9 @@ def say_peers(peers: Mapping[str, Peer], differences: Mapping[str, float | None]
         say()
     for name, peer in peers.items():
         if peer.failure:
-            say(f"{name} failed: {peer.failure}")
+            say_note(peer.failure, head=f"{name} failed: ")
         elif peer.runs[-1].report:
-            say(*f"{name}: {peer.runs[-1].report}".splitlines())
+            say_note(peer.runs[-1].report, head=f"{name}: ")
 
 
 def spread(figure: Figure, runs: Sequence[Run]) -> str:

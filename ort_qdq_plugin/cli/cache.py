@@ -8,7 +8,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ort_qdq_plugin.cli.console import Column, UsageError, count, progress, say, say_json, say_table, size, yes_to
+from ort_qdq_plugin.cli.console import (
+    Column,
+    UsageError,
+    count,
+    progress,
+    say,
+    say_json,
+    say_note,
+    say_table,
+    size,
+    yes_to,
+)
 from ort_qdq_plugin.system.environment import PREFIX
 
 if TYPE_CHECKING:
@@ -137,7 +148,7 @@ def _say_items(items: Sequence[Item], unfinished: Mapping[str, int], folder: str
     if rows:
         say_table(_COLUMNS, rows, marked=bad)
     for index in bad:
-        say(f"{items[index].stored.key}: {items[index].problem}")
+        say_note(items[index].problem, head=f"{items[index].stored.key}: ")
     nbytes = sum(item.stored.nbytes for item in items) + sum(unfinished.values())
     say(f"{folder}: {_counted(len(items), len(unfinished))}, {size(nbytes)}")
 

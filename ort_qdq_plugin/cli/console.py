@@ -6,7 +6,9 @@ It looks better where rich is installed and a terminal shows it; what is redirec
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,12 +27,15 @@ __all__ = [
     "progress",
     "say",
     "say_json",
+    "say_note",
     "say_table",
     "size",
     "yes_to",
 ]
 
 _GAP = "  "
+_INDENT = "    "
+_COLUMNS = 80  # where no terminal shows it
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 # What is done sooner needs no bar.
 _PATIENCE_SECONDS = 1.0
@@ -51,6 +56,13 @@ def say(*lines: str) -> None:
     """Print lines, or an empty one."""
     sys.stdout.write("".join(f"{printable(line)}\n" for line in lines or ("",)))
     sys.stdout.flush()
+
+
+def say_note(text: str, *, head: str = _INDENT) -> None:
+    """Print what belongs to a table, in lines that fit the terminal: `head`, and the text indented behind it."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _COLUMNS
+    wrapper = textwrap.TextWrapper(width, head, _INDENT, break_long_words=False, break_on_hyphens=False)
+    say(*wrapper.wrap(printable(text)))
 
 
 def complain(*lines: str) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_table, size
+from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_note, say_table, size
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
@@ -149,23 +149,22 @@ def _say_groups(shown: Sequence[Group], by_name: bool) -> None:
         rows = [_cells(group, _noted(group, noted)) for group in shown]
         say_table(_COLUMNS, rows, marked=[index for index, group in enumerate(shown) if not group.fused])
         say()
-    for index, group in enumerate(noted):
+    for number, group in enumerate(noted, 1):
+        say_note(group.form if group.fused else group.outcome, head=f"({number}) ")
         if group.fused:
-            say(f"({index + 1}) {group.form}")
             continue
-        say(f"({index + 1}) {group.outcome}")
         values = math.prod(group.shape)
         if group.bytes_folded:
-            say(f"    ONNX Runtime dequantizes it once, at load, to {size(group.bytes_folded)} in all.")
+            say_note(f"ONNX Runtime dequantizes it once, at load, to {size(group.bytes_folded)} in all.")
         elif group.once:
-            say(f"    Loading dequantizes {values:,} values of each, to {size(group.bytes_added)} in all.")
+            say_note(f"Loading dequantizes {values:,} values of each, to {size(group.bytes_added)} in all.")
         elif group.bytes_per_run:
             total = size(group.bytes_per_run)
-            say(f"    Each run dequantizes {values:,} values of each, for every reader, to {total} in all.")
+            say_note(f"Each run dequantizes {values:,} values of each, for every reader, to {total} in all.")
         if group.form:
-            say(f"    It is {group.form}.")
+            say_note(f"It is {group.form}.")
         if group.hint:
-            say(f"    What would help: {group.hint}")
+            say_note(f"What would help: {group.hint}")
         for name in group.names if by_name else ():
             say(f"    {name}")
     if noted:

@@ -68,7 +68,8 @@ def test_the_fused_model_of_weights_that_are_used_in_place(tmp_path: Path, here:
 
 def test_a_way_that_fails_is_a_finding(tmp_path: Path, here: Here) -> None:
     said = here.said("bench", save(unquantized(), tmp_path, "file"), "--peers", "qoperator", "--runs", 1, code=1)
-    assert f"qoperator failed: {StockReason.NOT_QUANTIZED}" in said
+    assert f"qoperator failed: {StockReason.NOT_QUANTIZED}" in " ".join(said.split())
+    assert max(map(len, said.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,10 @@ def test_list_shows_models_hits_and_what_is_wrong(warmed: Path, models: list[Pat
     for _ in range(3):
         load(models[0], warmed)
     said = here.said("cache", "list", "--dir", warmed)
-    rows = {line.split()[-1]: line.split() for line in said.splitlines()}
+    rows = {line.split()[-1]: line.split() for line in reversed(said.splitlines())}
     assert rows[str(models[0])][-3:-1] == ["3", "ready"]
     assert rows[str(models[1])][-3:-1] == ["0", "unusable"]
-    assert f"{models[1]} has changed" in said
+    assert f"{models[1]} has changed" in " ".join(said.split())
     items = json.loads(here.said("cache", "list", "--dir", warmed, "--json"))
     assert {item["model"]: item["stored"]["hits"] for item in items} == {str(models[0]): 3, str(models[1]): 0}
 
