@@ -39,6 +39,7 @@ _MAX_ACCURACY_LEVEL = 4
 _LEAST_PADDING, _DEFAULT = -1, 0
 _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 16, 256
 
+_BAR = "bar"
 _LONGEST_SHOWN = 60  # characters of a value in a message
 
 
@@ -71,7 +72,10 @@ class Options(ByFields):
             loaded, where stock ONNX Runtime does it on every run. Their values in float take memory. "auto": those that
             together take at most as many bytes as the model stores, or 128 MiB if that is more, the smallest first.
             "never": none. "always": all.
-        progress: Called with (bytes moved, bytes to move) while packing, from the threads that pack.
+        progress: Called with (bytes done, bytes in all) while packing, from the threads that pack, and then while another
+            process pre-packs. If it has a method ``stage``, that is called with the name of each stage that begins
+            (`Report.seconds` has them). "bar" shows a line on standard error where that is a terminal and the load takes
+            more than half a second.
         prepared: A directory of models that were prepared elsewhere (``ort-qdq prepare``, ``warm(portable=True)``). It is
             searched before `cache_dir`, and never written to. None: there is none.
 
@@ -94,7 +98,7 @@ class Options(ByFields):
     share_weights: bool = False
     verify: Verify = "stat"
     dequantize_once: Once = "auto"
-    progress: Progress | None = None
+    progress: Progress | Literal["bar"] | None = None
     prepared: str | os.PathLike[str] | None = None
 
     if not TYPE_CHECKING:  # which knows the arguments
@@ -186,10 +190,18 @@ def _text(value: Any) -> str:
     return value
 
 
-def _callable(value: Any) -> Any:
-    if not callable(value):
+def _progress(value: Any) -> Any:
+    if not (value is None or isinstance(value, str) or callable(value)):
         raise TypeError
     return value
+
+
+def _is_progress(value: Any) -> bool:
+    return value == _BAR or not isinstance(value, str)
+
+
+def _progress_of(text: str) -> str | None:
+    return _BAR if text == _BAR or _flag_of(text) else None
 
 
 def _flag_of(text: str) -> bool:
@@ -225,7 +237,7 @@ _RULES = {
     "verify": _one_of(Verify),
     "dequantize_once": _one_of(Once),
     "share_weights": _TRUTH,
-    "progress": _Rule("a callable", _callable, None),
+    "progress": _Rule('"bar" or a callable, as a variable 0 or 1', _progress, _progress_of, _is_progress),
 }
 
 

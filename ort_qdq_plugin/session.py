@@ -19,6 +19,7 @@ from ort_qdq_plugin.ort.runs import RUN_METHODS, counted, creating
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
+    from ort_qdq_plugin.load.journal import Journal
     from ort_qdq_plugin.load.request import LoadRequest
     from ort_qdq_plugin.options import Options
     from ort_qdq_plugin.report import Report
@@ -176,13 +177,20 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
     if options.cache_dir is None:
         raise ValueError("the options have no cache_dir")
     with fork_lock:
-        from ort_qdq_plugin.load.journal import Journal
-        from ort_qdq_plugin.load.journey import prepare, prepare_cached
+        from ort_qdq_plugin.load.journal import Journal, shown
         from ort_qdq_plugin.load.request import LoadRequest
+    request = LoadRequest(os.fspath(path), None, options, portable=portable, counts_as_use=False)
+    with shown(options.progress, path) as progress:
+        return _warmed(request, Journal(progress))
+
+
+def _warmed(request: LoadRequest, journal: Journal) -> Report:
+    with fork_lock:
+        from ort_qdq_plugin.load.journal import tell_stage
+        from ort_qdq_plugin.load.journey import prepare, prepare_cached
         from ort_qdq_plugin.load.through_cache import wait_until_on_disk
-    request, journal = LoadRequest(os.fspath(path), None, options, portable=portable, counts_as_use=False), Journal()
     try:
-        if portable:
+        if request.portable:
             with fork_lock:
                 from ort_qdq_plugin.load.portable import make_portable
             return make_portable(request, journal, functools.partial(prepare, request, journal))
@@ -191,6 +199,7 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
         return journal.finished("stock", stock)
     finally:
         # An entry that is not on the disk when the process ends would be lost when the system restarts.
+        tell_stage(journal.progress, "disk")
         wait_until_on_disk()
     for buffer in prepared.packed:
         buffer.discard()

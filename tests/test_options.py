@@ -43,7 +43,7 @@ ALLOWED = {
     "verify": "one of stat, content",
     "share_weights": "true or false",
     "dequantize_once": "one of auto, never, always",
-    "progress": "a callable",
+    "progress": '"bar" or a callable, as a variable 0 or 1',
 }
 WHOLE, FLAGS = ("accuracy_level", "block_size", "threads", "cache_max_bytes"), ("strict", "share_weights")
 CHOICES, DIRECTORIES = ("buffer", "verify", "dequantize_once"), ("spill_dir", "cache_dir", "prepared")
@@ -54,7 +54,7 @@ OTHER_TYPES = [
     *((name, value) for name in FLAGS for value in ("no", "", 0, 1, None, [True])),
     *((name, value) for name in CHOICES for value in (None, 1, True, b"auto", ["auto"])),
     *((name, value) for name in DIRECTORIES for value in (5, True, b"/tmp", ["/tmp"])),
-    *(("progress", value) for value in ("yes", True, 1)),
+    *(("progress", value) for value in (True, 1, b"bar")),
 ]
 
 
@@ -334,3 +334,15 @@ def test_threads() -> None:
     options.intra_op_num_threads = 3
     assert threads(options, Options()) == 3
     assert threads(options, Options(threads=5)) == 5
+
+
+def test_progress(caplog: pytest.LogCaptureFixture) -> None:
+    for value in (None, "bar", print):
+        assert Options(progress=value).progress is value
+    with pytest.raises(ValueError, match=f"^progress is 'yes', must be {ALLOWED['progress']}$"):
+        Options(progress="yes")  # type: ignore[arg-type]
+    told = {
+        text: options_from_environment({"ORT_QDQ_PLUGIN_PROGRESS": text}).progress for text in ("1", "bar", "0", "", "?")
+    }
+    assert told == {"1": "bar", "bar": "bar", "0": None, "": None, "?": None}
+    assert ["ORT_QDQ_PLUGIN_PROGRESS is '?'" in record.getMessage() for record in caplog.records] == [True]

@@ -69,7 +69,7 @@ USES: tuple[Use, ...] = (
     _use("Options(verify=True)", "verify", "bool", "one of stat, content"),
     _use("Options(dequantize_once=True)", "dequantize_once", "bool", "one of auto, never, always"),
     _use("Options(share_weights=True)", "share_weights", "cache_dir", "prepared", "give one"),
-    _use("Options(progress='yes')", "progress", "str", "callable"),
+    _use("Options(progress='yes')", "progress", '"bar" or a callable'),
     _use("Options(prepared=['a', 'b'])", "prepared", "list", "the path of an existing directory"),
     _use("replace(Options(), threads='2')", "threads", "str", "a whole number"),
     # Options that there are not.

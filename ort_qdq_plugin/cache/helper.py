@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ort_qdq_plugin import log
+from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.system.environment import NO_TELEMETRY, PREFIX, TUNABLES, with_huge_heap
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.threads import Work
@@ -26,10 +27,11 @@ _NEEDED = ("ort_qdq_plugin", "onnxruntime", "onnx", "numpy", "google.protobuf", 
 # How long it may take at the most: far more than any machine needs, and an end for one that hangs.
 _SECONDS, _BYTES_PER_SECOND = 120, 10_000_000
 _POLL_SECONDS = 0.02
+_NUMBERS = 2  # in a line that says how far it is: bytes done, and bytes in all
 
 
-def prepacked_in_another_process(folder: str) -> int:
-    """Run prepack.py on the folder of an entry.
+def prepacked_in_another_process(folder: str, progress: Progress | None = None) -> int:
+    """Run prepack.py on the folder of an entry. `progress` is called with bytes of weights, where the system lets it.
 
     Returns:
         How many bytes it pre-packed; 0, and one warning, if that failed.
@@ -40,12 +42,15 @@ def prepacked_in_another_process(folder: str) -> int:
     size = sum(os.stat(os.path.join(folder, name)).st_size for name in os.listdir(folder))
     end = time.monotonic() + _SECONDS + size / _BYTES_PER_SECOND
     # A thread of its own starts the process and waits for it: an interrupt of this one would lose what it has open.
-    given_up = list[bool]()
-    work = Work(partial(_run, folder, lambda: bool(given_up) or time.monotonic() > end))
+    given_up, reached, told = list[bool](), list[tuple[int, int]](), 0
+    work = Work(partial(_run, folder, lambda: bool(given_up) or time.monotonic() > end, reached))
     try:
         work.start()
         while not work.ended:
             time.sleep(_POLL_SECONDS)
+            if progress is not None and len(reached) > told:
+                told = len(reached)
+                progress(*reached[-1])
         problem = work.take_error()
         if problem is None:
             return work.result
@@ -57,8 +62,8 @@ def prepacked_in_another_process(folder: str) -> int:
     return 0
 
 
-def _run(folder: str, is_over: Callable[[], bool]) -> int:
-    """What the process prints; it is killed as soon as it `is_over`.
+def _run(folder: str, is_over: Callable[[], bool], reached: list[tuple[int, int]]) -> int:
+    """What the process prints last; it is killed as soon as it `is_over`. How far it says to be is added to `reached`.
 
     Raises:
         Exception: It failed.
@@ -82,7 +87,8 @@ def _run(folder: str, is_over: Callable[[], bool]) -> int:
             try:
                 out, messages = process.communicate(timeout=_POLL_SECONDS)
                 break
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired as so_far:
+                reached += _lines_of(so_far.output)[len(reached) :]
                 if is_over():
                     process.kill()
                     process.communicate()
@@ -90,6 +96,12 @@ def _run(folder: str, is_over: Callable[[], bool]) -> int:
     if process.returncode:
         raise OSError((messages.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
     return int(out.split()[-1])
+
+
+def _lines_of(output: bytes | None) -> list[tuple[int, int]]:
+    """The whole lines of two numbers in what was printed. On Windows nothing is known of that until the process ends."""
+    words = [line.split() for line in (output or b"").split(b"\n")[:-1]]
+    return [(int(line[0]), int(line[1])) for line in words if len(line) == _NUMBERS and all(map(bytes.isdigit, line))]
 
 
 def _is_plain_python() -> bool:

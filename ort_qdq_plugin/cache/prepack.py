@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,11 @@ _TABLES = {"GatherBlockQuantized": 2, "Gather": 0}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Complete the entry in an unfinished folder; prints the size of its pre-packed weights in bytes."""
+    """Complete the entry in an unfinished folder.
+
+    Prints lines of two numbers, how many bytes of weights are done and how many there are, and in the last line one: how
+    many bytes they take pre-packed.
+    """
     (folder,) = arguments
     saved = os.path.join(folder, _SAVED)
     os.mkdir(saved)
@@ -65,8 +69,13 @@ def _complete(folder: str, saved: str) -> int:
         blobs = _Blobs(folder)
         units = _units(model)
         with ThreadPoolExecutor(min(_MAX_WORKERS, host.available_processors(), len(units)) or 1) as pool:
-            for work in [pool.submit(_prepacked, unit, buffers, saved, blobs) for unit in units]:
+            begun = {pool.submit(_prepacked, unit, buffers, saved, blobs): _bytes_of(unit) for unit in units}
+            done = 0
+            for work in as_completed(begun):
                 work.result()
+                done += begun[work]
+                sys.stdout.write(f"{done} {sum(begun.values())}\n")
+                sys.stdout.flush()
     for tensor in external_tensors(model.graph):
         blobs.refer(tensor)
     write_file(os.path.join(folder, SHARED_MODEL), model.SerializeToString())
@@ -106,7 +115,11 @@ def _units(model: ModelProto) -> list[ModelProto]:
     _cut(rest, cut)
     if any(external_tensors(rest.graph)):
         units[()] = rest
-    return sorted(units.values(), key=lambda unit: -sum(_length(tensor) for tensor in external_tensors(unit.graph)))
+    return sorted(units.values(), key=_bytes_of, reverse=True)
+
+
+def _bytes_of(unit: ModelProto) -> int:
+    return sum(_length(tensor) for tensor in external_tensors(unit.graph))
 
 
 def _length(tensor: TensorProto) -> int:

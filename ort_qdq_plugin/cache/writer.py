@@ -19,6 +19,7 @@ from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
+from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import files, host
@@ -108,7 +109,7 @@ class EntryWriter:
 
     def commit(
         self, model: bytes, sources: Sequence[FileSource], locations: Mapping[str, str], *,
-        report: Report, extensions: bool, foreign: Sequence[str],
+        report: Report, extensions: bool, foreign: Sequence[str], progress: Progress | None = None,
     ) -> None:  # fmt: skip
         """Complete the entry. The other arguments are those of the manifest.
 
@@ -118,6 +119,7 @@ class EntryWriter:
             model: The rewritten model, serialized. It refers to the buffers by the names of their files.
             sources: The files of the model itself, the model file first.
             locations: Path of each of them that the rewritten model refers to -> its location there.
+            progress: Called while another process pre-packs.
 
         Raises:
             YoungSources: The model has to be read again later.
@@ -128,7 +130,7 @@ class EntryWriter:
                 model, self.copied_bytes = contain(model, used, self._begun())
                 report, locations = replace(report, copied_bytes=self.copied_bytes), {}
             write_file(os.path.join(self._begun(), MODEL), model)
-            prepacked_bytes = self._prepack() if self._share else 0
+            prepacked_bytes = self._prepack(progress) if self._share else 0
             if self._self_contained or self._portable:
                 self._set_modes(self._mode)
             written = describe(self._begun(), sorted(os.listdir(self._begun())), self._verify)
@@ -174,10 +176,10 @@ class EntryWriter:
             files.set_mode(self._begun(), 0o755)
         self.holder = self._store.commit(self._key, self._begun(), manifest, self._mode)
 
-    def _prepack(self) -> int:
+    def _prepack(self, progress: Progress | None) -> int:
         """Let another process add pre-packed weights to the entry; their size in bytes."""
         self._set_modes(0o600)
-        return prepacked_in_another_process(self._begun())
+        return prepacked_in_another_process(self._begun(), progress)
 
     def _set_modes(self, mode: int) -> None:
         for name in os.listdir(self._begun()):

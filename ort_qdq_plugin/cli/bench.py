@@ -135,7 +135,7 @@ def compare(
         elif name in ("cached", "shared"):
             _fill_cache(peer, name, scratch)
         peers[name] = peer
-    with progress("loading", of_bytes=False) as show:
+    with progress("measuring", of_bytes=False) as show:
         in_turns(peers, runs, show)
     return peers
 
@@ -149,8 +149,8 @@ def _write_fused(peer: Peer, scratch: Path) -> None:
 
     fused, data = str(scratch / "fused.onnx"), str(scratch / "fused.onnx.data")
     try:
-        with progress("writing: qoperator") as show:
-            write_model(LoadRequest(peer.job.model, None, Options(progress=show)), fused, data)
+        with progress("the model of qoperator") as show:
+            write_model(LoadRequest(peer.job.model, None, Options()), fused, data, show)
     except LeaveToStock as stock:
         peer.failure = str(stock)
     else:
@@ -164,7 +164,7 @@ def _fill_cache(peer: Peer, name: str, scratch: Path) -> None:
 
     folder = scratch / name
     options: dict[str, Any] = {"cache_dir": str(folder), "share_weights": name == "shared"}
-    with progress(f"packing: {name}") as show:
+    with progress(f"the cache of {name}") as show:
         report = warm(peer.job.model, options=Options(**options, progress=show))
     if not report.cache:
         peer.failure = report.stock_message or "its operators need a library of their own"

@@ -1,6 +1,6 @@
 """What commands print: text, tables, progress and numbers with their units.
 
-It looks better where rich is installed and a terminal shows it; what is redirected is plain text.
+Tables have colours where rich is installed and a terminal shows them; what is redirected is plain text.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import json
 import shutil
 import sys
 import textwrap
-import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import IO, Any, NamedTuple
 
+from ort_qdq_plugin.load.bar import bar, size
 from ort_qdq_plugin.log import printable
+from ort_qdq_plugin.options import Progress
 
 __all__ = [
     "Column",
@@ -36,9 +36,6 @@ __all__ = [
 _GAP = "  "
 _INDENT = "    "
 _COLUMNS = 80  # where no terminal shows it
-_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-# What is done sooner needs no bar.
-_PATIENCE_SECONDS = 1.0
 
 
 class UsageError(Exception):
@@ -100,35 +97,14 @@ def say_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], marked: 
 
 
 @contextmanager
-def progress(title: str, *, of_bytes: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal how far something is that takes more than a second.
+def progress(title: str, *, of_bytes: bool = True) -> Iterator[Progress]:
+    """Show on a terminal how far something is, unless it takes less than half a second.
 
     Yields:
         A function of (done, to do), in bytes if it is `of_bytes`, for any thread to call.
     """
-    if not _is_rich(sys.stderr):
-        yield lambda done, total: None
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    counted: tuple[bars.ProgressColumn, ...] = (bars.MofNCompleteColumn(),)
-    if of_bytes:
-        counted = (bars.DownloadColumn(), bars.TransferSpeedColumn())
-    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *counted, bars.TimeRemainingColumn())
-    bar = bars.Progress(*columns, console=Console(stderr=True), transient=True)
-    task, began, starting = bar.add_task(title, total=None), time.monotonic(), threading.Lock()
-
-    def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if time.monotonic() - began > _PATIENCE_SECONDS:
-            with starting:
-                bar.start()
-
-    try:
-        yield show
-    finally:
-        bar.stop()
+    with bar(title, of_bytes=of_bytes) as shown:
+        yield shown or (lambda _done, _total: None)
 
 
 def yes_to(question: str) -> bool:
@@ -149,11 +125,6 @@ def missing(module: str, extra: str) -> UsageError | None:
     if find_spec(module) is not None:
         return None
     return UsageError(f"{module} is not installed: pip install 'ort-qdq-plugin[{extra}]'")
-
-
-def size(nbytes: float) -> str:
-    """A number of bytes for people."""
-    return next((f"{nbytes / factor:.1f} {unit}" for unit, factor in _UNITS if nbytes >= factor), f"{nbytes:.0f} B")
 
 
 def count(number: int, noun: str) -> str:

@@ -57,7 +57,7 @@ def run(given: argparse.Namespace) -> int:
 def _export_file(given: argparse.Namespace, options: Options) -> None:
     from ort_qdq_plugin.load.export import export
 
-    with progress("exporting") as show:
+    with progress(os.path.basename(os.path.abspath(given.model))) as show:
         report = export(
             given.model, given.out, external_data=given.external_data, force=given.force, progress=show, options=options
         )
@@ -68,7 +68,7 @@ def _export_file(given: argparse.Namespace, options: Options) -> None:
 def _export_folder(given: argparse.Namespace, options: Options) -> None:
     from ort_qdq_plugin.genai.export_folder import export
 
-    with progress("exporting") as show:
+    with progress(os.path.basename(os.path.abspath(given.model))) as show:
         reports: Mapping[str, Report] = export(given.model, given.out, force=given.force, progress=show, options=options)
     for name, report in reports.items():
         say(f"{os.path.join(given.out, name)}: {_outcome(report)}")

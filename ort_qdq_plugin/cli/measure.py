@@ -19,7 +19,9 @@ import numpy as np
 from ort_qdq_plugin.cli import child
 from ort_qdq_plugin.cli.inputs import random_inputs
 from ort_qdq_plugin.cli.machine import make_ready
+from ort_qdq_plugin.load.journal import tell_stage
 from ort_qdq_plugin.model.files import data_files
+from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.system.environment import NO_TELEMETRY, PREFIX
 from ort_qdq_plugin.system.platform import host, usage
 
@@ -113,7 +115,7 @@ def job_for(model: str, inputs: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
     return Job(model, None, str(inputs), tuple(made), files=(model, *data_files(model)))
 
 
-def in_turns(peers: Mapping[str, Peer], runs: int, progress: Callable[[int, int], None]) -> None:
+def in_turns(peers: Mapping[str, Peer], runs: int, progress: Progress) -> None:
     """Have every peer do its job in this many runs; they take turns, since a machine's speed drifts.
 
     One more turn comes before that, which only brings programs into the page cache. What failed is not tried again.
@@ -122,7 +124,10 @@ def in_turns(peers: Mapping[str, Peer], runs: int, progress: Callable[[int, int]
     nbytes = min(sum(os.stat(file).st_size for file in peer.job.files) for peer in peers.values())
     done = 0
     for turn in range(-1, runs):
-        for peer in peers.values():
+        for number, (name, peer) in enumerate(peers.items(), 1):
+            turns = f"run {turn + 1} of {runs}" if turn >= 0 else "warming up"
+            tell_stage(progress, f"way {number} of {len(peers)}, {name}, {turns}")
+            progress(done, (runs + 1) * len(peers))
             if not peer.failure and turn < peer.most:
                 make_ready(nbytes, peer.job.files)
                 try:
@@ -132,7 +137,6 @@ def in_turns(peers: Mapping[str, Peer], runs: int, progress: Callable[[int, int]
                 else:
                     peer.runs += [run] if turn >= 0 else []
             done += 1
-            progress(done, (runs + 1) * len(peers))
 
 
 def difference(ours: Peer, reference: Peer) -> float | None:

@@ -35,7 +35,7 @@ def run(given: argparse.Namespace) -> int:
     options = options_from_environment(os.environ)
     # A model that cannot be opened is an error here, whereas warm() leaves it to stock ONNX Runtime.
     inspect(given.model, options=options)
-    with progress("packing") as show:
+    with progress(os.path.basename(given.model)) as show:
         options = replace(options, cache_dir=given.out, share_weights=given.share_weights, progress=show, prepared=None)
         report = warm(given.model, options=options, portable=True)
     if report.stock_reason is not None:

@@ -40,7 +40,7 @@ def run(given: argparse.Namespace) -> int:
     for path in models_in(given.model) if is_folder else [given.model]:
         # A model that cannot be opened is an error here, whereas warm() leaves it to stock ONNX Runtime.
         inspect(path, options=options)
-    with progress("packing") as show:
+    with progress(os.path.basename(os.path.abspath(given.model))) as show:
         options = replace(options, share_weights=given.share_weights or options.share_weights, progress=show)
         reports = _warm_folder(given.model, options) if is_folder else {given.model: warm(given.model, options=options)}
     for model, report in reports.items():

@@ -6,12 +6,14 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Literal
 
 from ort_qdq_plugin.arguments import takes_options
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
 from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, model_files, read_config, to_bytes, with_entries
 from ort_qdq_plugin.genai.prepared import Reports
 from ort_qdq_plugin.load.export import write_model
+from ort_qdq_plugin.load.journal import shown, tell_stage
 from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.options import Options, Progress
@@ -30,7 +32,7 @@ def export(
     out: str | os.PathLike[str],
     *,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | Literal["bar"] | None = None,
     options: Options | None = None,
 ) -> dict[str, Report]:
     """Write a model's folder with the dequantized products of all its ONNX files fused.
@@ -42,7 +44,7 @@ def export(
         folder: The model's folder.
         out: The new folder, which gets this name when it is complete.
         force: Whether another model's folder may be replaced.
-        progress: Called with (bytes done, bytes in all), which begin anew for each file.
+        progress: Called with (bytes done, bytes in all), which begin anew for each file; or "bar", as in `Options`.
         options: Options of this package. Of these, accuracy level and block size replace those of the configuration, also in
             the new folder's.
 
@@ -57,22 +59,17 @@ def export(
     """
     source, target = os.path.abspath(folder), os.path.abspath(out)
     _check_paths(source, target, force)
-    chosen = replace(options or Options(), progress=progress)
+    chosen = options or Options()
+    if progress is not None:
+        chosen = replace(chosen, progress=progress)
     config = read_config(source)
     files, entries = {file.filename: file for file in model_files(config)}, entries_of(chosen, None)
     temporary = f"{target}.{os.urandom(_RANDOM_BYTES).hex()}"
     unfinished = f"{temporary}.tmp"
     os.mkdir(unfinished)
     try:
-        existing = list(_files(source))
-        data = _DataFiles([path for path, _ in existing])
-        reports = Reports(_written(source, unfinished, files, data, chosen))
-        if all(report.route == "stock" for report in reports.values()):
-            raise QdqPluginError(f"{source}: nothing in it can be fused")
-        fused = [os.path.join(source, filename) for filename, report in reports.items() if report.route == "export"]
-        left_out = data.only_of(fused)
-        copied = [(path, name) for path, name in existing if os.path.realpath(path) not in left_out]
-        _copy(copied, unfinished, progress or (lambda _done, _total: None))
+        with shown(chosen.progress, source) as told:
+            reports = _fill(unfinished, source, files, chosen, told)
         if entries:
             # For what ONNX Runtime fuses itself.
             with open(os.path.join(unfinished, CONFIG_NAME), "wb") as file:
@@ -81,6 +78,21 @@ def export(
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    return reports
+
+
+def _fill(folder: str, source: str, files: Mapping[str, ModelFile], options: Options, progress: Progress | None) -> Reports:
+    """Write what is fused into a folder, and copy everything else of a model there; the reports."""
+    existing = list(_files(source))
+    data = _DataFiles([path for path, _ in existing])
+    reports = Reports(_written(source, folder, files, data, options, progress))
+    if all(report.route == "stock" for report in reports.values()):
+        raise QdqPluginError(f"{source}: nothing in it can be fused")
+    fused = [os.path.join(source, filename) for filename, report in reports.items() if report.route == "export"]
+    left_out = data.only_of(fused)
+    tell_stage(progress, "copy")
+    copied = [(path, name) for path, name in existing if os.path.realpath(path) not in left_out]
+    _copy(copied, folder, progress or (lambda _done, _total: None))
     return reports
 
 
@@ -97,7 +109,12 @@ def _check_paths(source: str, target: str, force: bool) -> None:
 
 
 def _written(
-    source: str, folder: str, files: Mapping[str, ModelFile], data: _DataFiles, options: Options
+    source: str,
+    folder: str,
+    files: Mapping[str, ModelFile],
+    data: _DataFiles,
+    options: Options,
+    progress: Progress | None,
 ) -> Iterator[tuple[str, Report]]:
     """Write all files that can be fused into a folder; the report of each file."""
     for filename, file in files.items():
@@ -110,7 +127,7 @@ def _written(
             if not request.may_fuse:
                 raise LeaveToStock(StockReason.FUSION_DISABLED)
             check_providers(file.providers)
-            yield filename, write_model(request, new, f"{new}.fused.data" if is_taken else f"{new}.data")
+            yield filename, write_model(request, new, f"{new}.fused.data" if is_taken else f"{new}.data", progress)
         except LeaveToStock as stock:
             yield filename, Report("stock", stock.reason, stock.detail)
 

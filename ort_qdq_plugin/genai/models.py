@@ -10,7 +10,8 @@ import functools
 import os
 import sys
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,7 @@ from ort_qdq_plugin.genai.calls import (
 )
 from ort_qdq_plugin.genai.config import model_files, read_config
 from ort_qdq_plugin.genai.prepared import ModelState, Reports, entries_for, failed, new_state, without_cache
+from ort_qdq_plugin.load.journal import shown, tell_stage
 from ort_qdq_plugin.load.through_cache import wait_until_on_disk
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.report import Report
@@ -161,6 +163,8 @@ def warm(folder: str | os.PathLike[str], *, options: Options) -> dict[str, Repor
         files = model_files(read_config(os.fspath(folder)))
         entries_for(os.fspath(folder), files, options, False, reports, counts_as_use=False)
     finally:
+        if not isinstance(options.progress, str):
+            tell_stage(options.progress, "disk")
         # An entry that is not on the disk when the process ends would be lost when the system restarts.
         wait_until_on_disk()
     return reports
@@ -221,7 +225,8 @@ def _create_model(model: Any, folder_or_config: Any, options: Options | None) ->
     prepared, (folder, calls) = _state_of(folder_or_config), _folder_and_calls(folder_or_config)
     if prepared is not None and folder is not None and prepared.holds_after(calls):
         needs_overlay = prepared.overlay_after(calls)
-        create_stock_model(model, _config_of(prepared, folder, calls) if needs_overlay else folder_or_config)
+        with _creating(folder, prepared.options):
+            create_stock_model(model, _config_of(prepared, folder, calls) if needs_overlay else folder_or_config)
         if not prepared.is_current():
             raise EntryReplacedError("an entry of the cache was replaced since it was prepared: prepare it again")
         _states[model] = prepared
@@ -253,7 +258,8 @@ def _created_from_folder(model: Any, folder: str, calls: tuple[Call, ...], optio
         if state.folder is None:
             return state
         try:
-            create_stock_model(model, _config_of(state, folder, calls))
+            with _creating(folder, chosen):
+                create_stock_model(model, _config_of(state, folder, calls))
         except Exception as error:
             problem = error
         is_current = state.is_current()
@@ -268,6 +274,13 @@ def _created_from_folder(model: Any, folder: str, calls: tuple[Call, ...], optio
                 raise problem
             return state._replace(folder=None, entries=(), reports=Reports(dict.fromkeys(state.reports, failed(problem))))
     raise EntryReplacedError(f"{folder}: an entry of the cache was replaced while it was opened: load it again")
+
+
+@contextmanager
+def _creating(folder: str, options: Options) -> Iterator[None]:
+    with shown(options.progress, folder) as progress:
+        tell_stage(progress, "create session")
+        yield
 
 
 def _state_of(folder_or_config: Any) -> ModelState | None:

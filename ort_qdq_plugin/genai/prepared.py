@@ -15,7 +15,7 @@ from ort_qdq_plugin.genai.calls import Call, config_after
 from ort_qdq_plugin.genai.config import Json, ModelFile, model_files, read_config, rewritten, settings_overlay
 from ort_qdq_plugin.genai.folder import ConfigFolder, new_folder
 from ort_qdq_plugin.load import journey
-from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.journal import Journal, shown
 from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.load.through_cache import EntryFolder, NotRecordedError, entry_folder_through_cache
 from ort_qdq_plugin.log import printable
@@ -192,5 +192,6 @@ def _entry_for(path: str, file: ModelFile, options: Options, is_temporary: bool,
         temporary=is_temporary,
         counts_as_use=counts_as_use,
     )
-    journal = Journal()
-    return entry_folder_through_cache(request, journal, functools.partial(journey.prepare, request, journal))
+    with shown(options.progress, path) as progress:
+        journal = Journal(progress)
+        return entry_folder_through_cache(request, journal, functools.partial(journey.prepare, request, journal))

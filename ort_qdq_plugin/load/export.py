@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from io import BufferedWriter, FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from ort_qdq_plugin.arguments import takes_options
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, QdqPluginError, readable
-from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.journal import Journal, shown, tell_stage
 from ort_qdq_plugin.load.journey import prepare
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
@@ -45,7 +45,7 @@ def export(
     *,
     external_data: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | Literal["bar"] | None = None,
     options: Options | None = None,
 ) -> Report:
     """Write a model with its dequantized products fused.
@@ -56,7 +56,8 @@ def export(
         external_data: Whether its weights go to a file of their own, the path followed by ".data". A model of 2 GiB or
             more needs one.
         force: Whether existing files may be replaced.
-        progress: Called with (bytes done, bytes in all), first while weights are packed, then while they are written.
+        progress: In place of that of `options`: called with (bytes done, bytes in all), first while weights are packed, then
+            while they are written; or "bar".
         options: Options of this package, of which accuracy level and block size have an effect on the new model; and so has
             `Options.dequantize_once`, if it is "always".
 
@@ -74,14 +75,17 @@ def export(
         if os.path.lexists(wanted) and not force:
             raise FileExistsError(17, "is there already", wanted)
     os.stat(os.path.dirname(os.path.abspath(path)))  # so that an error names this folder, and no temporary file in it
-    chosen = replace(options or Options(), progress=progress)
+    chosen = options or Options()
+    if progress is not None:
+        chosen = replace(chosen, progress=progress)
     try:
-        return write_model(LoadRequest(os.fspath(model), None, chosen), path, data_path)
+        with shown(chosen.progress, model) as told:
+            return write_model(LoadRequest(os.fspath(model), None, chosen), path, data_path, told)
     except LeaveToStock as stock:
         raise QdqPluginError(f"{os.fspath(model)}: {stock}") from None
 
 
-def write_model(request: LoadRequest, path: str, data_path: str | None) -> Report:
+def write_model(request: LoadRequest, path: str, data_path: str | None, progress: Progress | None = None) -> Report:
     """Write the model of a request, fused. The new files replace existing ones of the same names when they are complete.
 
     Its weights go to `data_path`, or inside if that is None. Of the session options, accuracy level and block size count.
@@ -102,7 +106,7 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
         # A file is not to grow unless that is asked for.
         dequantize_once="always" if request.options.dequantize_once == "always" else "never",
     )
-    journal = Journal()
+    journal = Journal(progress)
     with ExitStack() as undo:
         try:
             prepared = prepare(request._replace(session_options=None, options=options, creates_session=False), journal)
@@ -115,9 +119,10 @@ def write_model(request: LoadRequest, path: str, data_path: str | None) -> Repor
         assert isinstance(prepared.model, bytes)
         with readable():
             proto = ModelProto.FromString(prepared.model)
+        tell_stage(progress, "write")
         written = _Written(path, data_path, undo)
         write = _write_inline if data_path is None else _write_beside
-        write(proto, _Stored(prepared.buffers, options.progress), written)
+        write(proto, _Stored(prepared.buffers, progress), written)
         written.commit()
     return replace(prepared.report, route="export")
 

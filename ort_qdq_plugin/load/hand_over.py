@@ -10,6 +10,7 @@ from typing import Any
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.model.imports import imported_domains
+from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.buffers import by_path, keep_until_destroyed, trimming
 from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options
@@ -30,7 +31,7 @@ __all__ = ["create_stock_with", "hand_over"]
 _TRIM_HEAP_BYTES = 16 << 20
 
 
-def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report:
+def hand_over(session: Any, prepared: PreparedModel, call: CreateCall, progress: Progress | None = None) -> Report:
     """Create the native session of an InferenceSession from a prepared model.
 
     The packed buffers are owned by `prepared` before, and by the native session afterwards.
@@ -38,7 +39,7 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall) -> Report
     Raises:
         OSError: The disk could not write what was packed. Also the errors of ONNX Runtime.
     """
-    journal = Journal(prepared.report.seconds)
+    journal = Journal(progress, prepared.report.seconds)
     # For get_session_options(): the caller may load other models with them. They are copied before the session is created:
     # copying begins a profile, whose name is that of one that begins within the same second.
     session_options = hook.constructor_arguments(session)[1]

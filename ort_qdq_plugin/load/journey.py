@@ -23,7 +23,7 @@ from ort_qdq_plugin.errors import (
     SourceChangedError,
     SourceUnreadableError,
 )
-from ort_qdq_plugin.load.journal import Journal
+from ort_qdq_plugin.load.journal import Journal, shown, tell_stage
 from ort_qdq_plugin.load.open import check_fusible, glance_at, is_worth_handing_over, leave_unreadable_to_stock, open_model
 from ort_qdq_plugin.load.request import LoadRequest, entries_of
 from ort_qdq_plugin.ort import hook
@@ -48,9 +48,13 @@ __all__ = ["create_after_first_look", "plan_only", "prepare", "prepare_cached"]
 
 def create_after_first_look(session: Any, state: SessionState, call: CreateCall) -> None:
     """Create the native session of an InferenceSession whose model is more than a first look could settle."""
-    with log.one_warning():
-        if not _created_from_prepared(session, state, call):
+    model = hook.constructor_arguments(session)[0]
+    with log.one_warning(), shown(state.options.progress, model) as progress:
+        if not _created_from_prepared(session, state, call, Journal(progress)):
             state.prepared = None
+            # If the caller's own code fails, that was the reason for a warning already.
+            with suppress(Exception):
+                tell_stage(progress, "create session")
             _create_stock(session, state, call)
 
 
@@ -69,9 +73,8 @@ def _create_stock(session: Any, state: SessionState, call: CreateCall) -> None:
             hook.create_stock(session, call)
 
 
-def _created_from_prepared(session: Any, state: SessionState, call: CreateCall) -> bool:
+def _created_from_prepared(session: Any, state: SessionState, call: CreateCall, journal: Journal) -> bool:
     """Create the native session from a prepared model. False: stock has to create it, for the reason in the report."""
-    journal = Journal()
     state.unmatched = None
     try:
         with copied_once(hook.constructor_arguments(session)[1]):
@@ -125,7 +128,7 @@ def _created(session: Any, state: SessionState, call: CreateCall, journal: Journ
         with fork_lock:
             from ort_qdq_plugin.load.hand_over import hand_over
         try:
-            report = hand_over(session, prepared, call)
+            report = hand_over(session, prepared, call, journal.progress)
         except Exception:
             if prepared.is_current():
                 raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.way import Way
 from ort_qdq_plugin.memory.buffer import SMALL_BYTES, PackedBuffer, make_buffers
+from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.packing.layout import Layout
 from ort_qdq_plugin.packing.pack import pack
 
@@ -18,7 +19,13 @@ __all__ = ["packed_buffers"]
 
 
 def packed_buffers(
-    layout: Layout, request: LoadRequest, *, way: Way, writer: EntryWriter | None, undo: ExitStack
+    layout: Layout,
+    request: LoadRequest,
+    *,
+    way: Way,
+    writer: EntryWriter | None,
+    undo: ExitStack,
+    progress: Progress | None = None,
 ) -> list[PackedBuffer]:
     """Make the buffers of a layout, in the writer's entry of the cache if there is a writer, and fill them.
 
@@ -37,7 +44,7 @@ def packed_buffers(
     for buffer in packed:
         undo.callback(buffer.discard)
     if packed:
-        pack(layout, packed, request.threads, request.options.progress)
+        pack(layout, packed, request.threads, progress)
     for buffer in packed:
         buffer.finish()
     if named:

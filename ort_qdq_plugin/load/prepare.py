@@ -60,13 +60,13 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
     with ExitStack() as undo:
         with journal.stage("pack"), _leaving_undefined_to_stock():
             try:
-                packed = packed_buffers(plan.layout, request, way=way, writer=writer, undo=undo)
+                packed = packed_buffers(plan.layout, request, way=way, writer=writer, undo=undo, progress=journal.progress)
             except OSError as problem:
                 if way is not Way.BY_PATH or isinstance(problem, SourceUnreadableError):
                     raise
                 log.info("no file that ONNX Runtime could open (%s): it copies weights from memory instead", problem)
                 way = Way.COPIED
-                packed = packed_buffers(plan.layout, request, way=way, writer=None, undo=undo)
+                packed = packed_buffers(plan.layout, request, way=way, writer=None, undo=undo, progress=journal.progress)
         with journal.stage("assemble"), _collecting_no_garbage():
             external_data = ExternalData(way.by_path, packed)
             model = assemble(parsed, plan.scope, plan.matches, plan.layout, external_data)
@@ -88,6 +88,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
                     report=journal.finished("borrowed"),
                     extensions=uses_extensions,
                     foreign=sorted(foreign_domains(plan.domains)),
+                    progress=journal.progress,
                 )
         undo.pop_all()
     return PreparedModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import onnxruntime
@@ -26,7 +27,10 @@ def create_native_session(session: Any, state: SessionState, call: CreateCall) -
     seen = first_look(model, session_options, call, state.given) if state.prepared is None else None
     if isinstance(seen, Nothing):
         state.found_nothing(seen, session)
-        _create_stock(session, call)
+        if state.given is None or state.given.progress is None:
+            _create_stock(session, call)
+        else:
+            _create_stock_shown(session, state, call)
     else:
         state.copied = seen
         with fork_lock:
@@ -34,6 +38,16 @@ def create_native_session(session: Any, state: SessionState, call: CreateCall) -
         create_after_first_look(session, state, call)
     if log.informs():
         log.info("%s: %s", model if isinstance(model, str) else "<bytes>", state.report.summary())
+
+
+def _create_stock_shown(session: Any, state: SessionState, call: CreateCall) -> None:
+    with fork_lock:
+        from ort_qdq_plugin.load.journal import shown, tell_stage
+    with shown(state.options.progress, hook.constructor_arguments(session)[0]) as progress:
+        # The caller's own code must not keep ONNX Runtime from a model.
+        with suppress(Exception):
+            tell_stage(progress, "create session")
+        _create_stock(session, call)
 
 
 def _create_stock(session: Any, call: CreateCall) -> None:

@@ -25,6 +25,7 @@ from ort_qdq_plugin.model.imports import imported_domains
 from ort_qdq_plugin.model.places import Place, places
 from ort_qdq_plugin.model.skeleton import Skeleton
 from ort_qdq_plugin.model.sources import ByteSource, FileSource, MemorySource
+from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.ort.buffers import borrow
 from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
@@ -66,7 +67,7 @@ def prepare_unchanged(
         writer.check_age(skeleton.file_sources)
     with ExitStack() as undo:
         with journal.stage("pack"):
-            packed = _packed(plan, skeleton.source, request, writer, undo)
+            packed = _packed(plan, skeleton.source, request, writer, undo, journal.progress)
         with journal.stage("assemble"):
             buffers, model = _assembled(plan, skeleton, packed)
             entries = {} if stock.reason is StockReason.NOT_QUANTIZED else request.entries
@@ -80,7 +81,7 @@ def prepare_unchanged(
                 locations |= {skeleton.source.name: skeleton.inline_location} if skeleton.inline_location in buffers else {}
                 writer.commit(
                     model, skeleton.file_sources, locations,
-                    report=journal.finished("borrowed"), extensions=False, foreign=(),
+                    report=journal.finished("borrowed"), extensions=False, foreign=(), progress=journal.progress,
                 )  # fmt: skip
         undo.pop_all()
     plain = [buffer.mapping for buffer in packed if not buffer.in_file]
@@ -163,7 +164,12 @@ def _plan_of(skeleton: Skeleton) -> _Plan:
 
 
 def _packed(
-    plan: _Plan, source: ByteSource, request: LoadRequest, writer: EntryWriter | None, undo: ExitStack
+    plan: _Plan,
+    source: ByteSource,
+    request: LoadRequest,
+    writer: EntryWriter | None,
+    undo: ExitStack,
+    progress: Progress | None,
 ) -> list[PackedBuffer]:
     """The packed buffer with the tensors that are moved into it, if there are any. `undo` discards it."""
     sizes = [plan.size] if plan.moves else []
@@ -173,7 +179,7 @@ def _packed(
         packed = make_buffers(sizes, request.options.buffer, request.spill_dir)
     for buffer in packed:
         undo.callback(buffer.discard)
-    progress, done, total = request.options.progress, 0, sum(move.place.nbytes for move in plan.moves)
+    done, total = 0, sum(move.place.nbytes for move in plan.moves)
     chunk = np.empty(_CHUNK_BYTES, np.uint8)
     for place, to in plan.moves:
         for at in range(0, place.nbytes, _CHUNK_BYTES):

@@ -14,7 +14,7 @@ from ort_qdq_plugin.cli.main import main
 from tests.lacking import fcntl, pty, termios
 from tests.support import environment
 
-__all__ = ["Here", "Outcome", "apart", "on_terminal"]
+__all__ = ["Here", "Outcome", "apart", "on_terminal", "shown_by"]
 
 _TIMEOUT = 120
 _OF_TERMINALS = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
@@ -70,10 +70,15 @@ def apart(*arguments: object, text: str | None = None, **variables: str) -> Outc
 
 def on_terminal(*arguments: object, columns: int = 80, typed: str = "", **variables: str) -> Outcome:
     """The command on a terminal, which shows stdout and stderr alike; `typed` is what somebody types there."""
+    return shown_by(_command(arguments), columns=columns, typed=typed, **variables)
+
+
+def shown_by(command: list[str], *, columns: int = 80, typed: str = "", **variables: str) -> Outcome:
+    """Any program on a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     process = subprocess.Popen(
-        _command(arguments), env=_environment({"TERM": "xterm-256color", **variables}),
+        command, env=_environment({"TERM": "xterm-256color", **variables}),
         stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +95,15 @@ def test_a_model_of_our_own(here: Here, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_progress_only_on_a_terminal(model: Path) -> None:
-    pytest.importorskip("rich")
-    # It takes a second at least: before, nothing is shown.
-    arguments = ("bench", model, "--peers", "stock", "--runs", 4)
-    assert "loading" in on_terminal(*arguments).out
-    assert "loading" not in "".join(map(str, apart(*arguments)))
+    arguments = ("bench", model, "--peers", "stock", "--runs", 2)
+    lines = [line.rstrip() for line in on_terminal(*arguments).out.split("\r") if line.startswith("measuring: ")]
+    assert max(map(len, lines)) < 80
+    seen = [turn for turn, _ in groupby(line.partition(" [")[0] for line in lines)]
+    runs = ("warming up", "run 1 of 2", "run 2 of 2")
+    turns = [f"measuring: way {way} of 2, {name}, {run}" for run in runs for way, name in enumerate(("stock", "ours"), 1)]
+    # What is done within half a second is not shown yet.
+    assert seen == turns[-len(seen) :]
+    assert "measuring" not in "".join(map(str, apart(*arguments)))
 
 
 @pytest.mark.long  # README's install command runs it, too

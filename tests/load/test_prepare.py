@@ -42,7 +42,9 @@ from tests.support import (
 
 def prepared_from(model: str | bytes, session_options: Any = None, **options: Any) -> PreparedModel:
     with closing(opened(model)) as skeleton:
-        return prepare_opened(skeleton, LoadRequest(model, session_options, Options(**options)), Journal(), None)
+        return prepare_opened(
+            skeleton, LoadRequest(model, session_options, Options(**options)), Journal(options.get("progress")), None
+        )
 
 
 @pytest.fixture

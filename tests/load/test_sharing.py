@@ -65,13 +65,13 @@ def nbytes(folder: Path) -> int:
 def ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime does not find the blobs: their hashes are others, as on another kind of processor."""
 
-    def changed(session: Any, prepared: PreparedModel, call: Any) -> Report:
+    def changed(session: Any, prepared: PreparedModel, *rest: Any) -> Report:
         proto = ModelProto.FromString(prepared.model)
         for tensor in proto.graph.initializer:
             for item in tensor.external_data:
                 name, bar, blobs = item.value.partition("|")
                 item.value = f"{name}1{bar}{blobs}" if bar else item.value
-        return original(session, prepared._replace(model=proto.SerializeToString()), call)
+        return original(session, prepared._replace(model=proto.SerializeToString()), *rest)
 
     original = hand_over.hand_over
     monkeypatch.setattr(hand_over, "hand_over", changed)

@@ -93,7 +93,12 @@ def stored(model: onnx.ModelProto, folder: Path, form: str = "inline") -> str:
 
 def prepared_from(model: str | bytes, session_options: Any = None, **options: Any) -> Any:
     with closing(opened(model)) as skeleton:
-        return prepare_unchanged(skeleton, LoadRequest(model, session_options, Options(**options)), Journal(), NOT_QUANTIZED)
+        return prepare_unchanged(
+            skeleton,
+            LoadRequest(model, session_options, Options(**options)),
+            Journal(options.get("progress")),
+            NOT_QUANTIZED,
+        )
 
 
 @pytest.mark.parametrize("form", ["inline", "external", "bytes"])
