@@ -112,7 +112,8 @@ def by_path(session_options: Any, given: Mapping[str, str], create: Callable[[],
     Meanwhile the options have the `given` config entries too, one of which may name another directory.
     """
     entries = {FOLDER_KEY: os.sep, **given}
-    if config_entry(session_options, PARALLEL_KEY) is None:
+    # An empty one is left of an earlier call: `entry_to_put_back`.
+    if not config_entry(session_options, PARALLEL_KEY):
         entries[PARALLEL_KEY] = "1"
     with_entries(session_options, entries, create)
 
@@ -125,7 +126,7 @@ def open_by_path(options: Any, folder: str = os.sep) -> None:
 
 def prepack_in_parallel(session_options: Any) -> None:
     """Have weights pre-packed by several threads, unless the caller has said whether to."""
-    if config_entry(session_options, PARALLEL_KEY) is None:
+    if not config_entry(session_options, PARALLEL_KEY):
         session_options.add_session_config_entry(PARALLEL_KEY, "1")
 
 
