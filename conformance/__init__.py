@@ -7,6 +7,8 @@
 - `choices_lookup`: whether the form that a lookup in a quantized table takes is the fastest
 - `choices_conv`: whether a convolution is faster as a product, or with its weight dequantized once
 - `choices_forms`: whether a weight is as fast in other forms as behind a plain DequantizeLinear
+- `claims`: what the report says of each weight, against the graph that ONNX Runtime's optimizer makes
+- `backend`: the models of ONNX's backend tests, handed over unchanged
 - `contracts`: what is relied on in ONNX Runtime
 - `faults`: full disks, limits, signals and files that change while a model is loaded
 - `fuzz`: models that nobody trusts

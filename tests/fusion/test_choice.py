@@ -16,10 +16,10 @@ from ort_qdq_plugin.fusion.matmul_nbits import kernel_takes, operands_of
 from ort_qdq_plugin.model.elements import BFLOAT16, FLOAT, FLOAT16
 from ort_qdq_plugin.model.operands import packed_bytes
 from ort_qdq_plugin.report.weights import Reason
+from tests.claims.pages import rows_below
 from tests.fusion.support import refused
 from tests.fusion.test_matmul_nbits import matrix_of
 from tests.support import linear
-from tests.test_claims import rows_below
 
 LEVELS = (0, 4)
 DEFAULT = FusionSettings(block_size=0, accuracy_level=4)

@@ -8,8 +8,8 @@ import pytest
 
 from ort_qdq_plugin import Options, create_session, export, warm
 from ort_qdq_plugin.load.journal import shown, tell_stage
+from tests.claims.pages import blocks
 from tests.support import CPU, floating, made_report, save, stack, with_entries
-from tests.test_pages import blocks
 
 
 class Told:

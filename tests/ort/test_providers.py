@@ -11,8 +11,8 @@ import pytest
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.ort import providers as providers_module
 from ort_qdq_plugin.ort.providers import TAKES_FUSED, check_providers, has_only_added, may_dequantize_once, provider_names
+from tests.claims.pages import rows_below
 from tests.support import added_provider, quiet, stack
-from tests.test_claims import rows_below
 
 CPU, CUDA, AZURE = "CPUExecutionProvider", "CUDAExecutionProvider", "AzureExecutionProvider"
 TENSORRT, QNN, OPENVINO = "TensorrtExecutionProvider", "QNNExecutionProvider", "OpenVINOExecutionProvider"

@@ -1,4 +1,4 @@
-"""What docs/choosing.md and docs/faq.md say, tried."""
+"""choosing.md and faq.md, and who imports onnxruntime as robustness.md says."""
 
 import os
 import re
@@ -16,10 +16,11 @@ import ort_qdq_plugin
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, Report, create_session, export, inspect, report_of, warm
 from ort_qdq_plugin.cli.main import _SHELLS
+from tests.claims.pages import blocks, rows_below, text_of
+from tests.claims.registry import claim
 from tests.support import CPU, ROOT, START, environment, linear, made_report, python, quiet, save, stack
-from tests.test_claims import rows_below, text_of
-from tests.test_pages import blocks
 
+CHOOSING, FAQ = "docs/choosing.md", "docs/faq.md"
 _OWN = 100_000  # bytes that models have beside their weights, at the most
 
 
@@ -46,6 +47,9 @@ def test_readers_find_both_pages() -> None:
 # ---- choosing
 
 
+@claim(CHOOSING, "all weights and ONNX Runtime's copy of them, for good: 2.2 times a model of 4 bits")
+@claim(CHOOSING, "a second model, as large as the first")
+@claim(CHOOSING, "Weights stored N-major mostly need no packing: then the disk of a row below is next to nothing.")
 @pytest.mark.parametrize("n_major", [False, True])
 def test_ways_take_the_disk_that_the_table_says(n_major: bool, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
@@ -65,6 +69,7 @@ def test_ways_take_the_disk_that_the_table_says(n_major: bool, tmp_path: Path) -
     assert size(tmp_path / "exported.onnx") == about(whole)
 
 
+@claim(CHOOSING, "| way | take it when | disk | memory | a load |")
 def test_all_ways_are_in_the_table() -> None:
     rows = rows_below("docs/choosing.md", "| way | take it when | disk | memory | a load |")
     ways = " ".join(row[0] for row in rows)
@@ -83,8 +88,7 @@ def test_all_ways_are_in_the_table() -> None:
 
 
 # ---- questions
-
-
+@claim(FAQ, "| one session where the package is active | deactivate it meanwhile, as below |")
 def test_a_session_is_turned_off_where_the_package_is_active(tmp_path: Path) -> None:
     save(linear(Weight()), tmp_path, "file")
     (block,) = blocks("docs/faq.md", "python")
@@ -124,6 +128,8 @@ print(inspect(model).route, report.route)
 """
 
 
+@claim(FAQ, "It never writes to them, and gives them no other name, link, mode or time of change.")
+@claim(FAQ, "Nothing goes to your home directory or into the network.")
 def test_files_are_left_as_they_are_and_nothing_is_left_elsewhere(model: str, tmp_path: Path) -> None:
     places = {name: tmp_path / name for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "here", "elsewhere")}
     for place in places.values():
@@ -137,6 +143,8 @@ def test_files_are_left_as_they_are_and_nothing_is_left_elsewhere(model: str, tm
     assert not [path for place in places.values() for path in place.iterdir()]
 
 
+@claim(FAQ, "It imports nothing unless `ORT_QDQ_PLUGIN` is set.")
+@claim(FAQ, "with the variable set, Python would complain of it at each start.")
 def test_the_start_up_file_alone_does_nothing_or_complains() -> None:
     """With the package gone: neither -S nor -I lets it be found."""
     folder = str(ROOT / "ort_qdq_plugin/switch")
@@ -150,6 +158,7 @@ def test_the_start_up_file_alone_does_nothing_or_complains() -> None:
         assert bool(done.stderr) == complains
 
 
+@claim(FAQ, "| with | versions | more |")
 def test_versions_are_those_of_the_metadata() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
@@ -165,6 +174,8 @@ def test_versions_are_those_of_the_metadata() -> None:
     assert "python_version < '3.14'" in extensions
 
 
+@claim(FAQ, "To mypy a session is `Any`,")
+@claim(FAQ, "The package is typed (`py.typed`)")
 def test_what_a_type_checker_sees(model: str) -> None:
     """mypy checks the types that are asserted; here they are what they are."""
     session = create_session(model, quiet(), CPU)
@@ -189,6 +200,7 @@ echo "${COMPREPLY[@]}"
 }
 
 
+@claim(FAQ, "| shell | what to type |")
 @pytest.mark.needs("a shell")
 @pytest.mark.parametrize("shell", _SHELLS)
 def test_shells_complete_what_they_are_told(shell: str, tmp_path: Path) -> None:
@@ -212,6 +224,7 @@ def test_shells_complete_what_they_are_told(shell: str, tmp_path: Path) -> None:
 # ---- robustness
 
 
+@claim("docs/robustness.md", "do not import onnxruntime;")
 @pytest.mark.parametrize("name", ort_qdq_plugin.__all__)
 def test_who_imports_onnxruntime(name: str) -> None:
     """A process that forks should not, unless it loads the model."""
@@ -223,6 +236,8 @@ def test_who_imports_onnxruntime(name: str) -> None:
     assert python(code).stdout.strip() == str(imports)
 
 
+@claim(FAQ, "If it begins with `stock ONNX Runtime`, nothing was done,")
+@claim(FAQ, "`None`: this package did not create the session.")
 def test_a_report_says_how_it_was_loaded(model: str) -> None:
     session = create_session(model, quiet(), CPU)
     assert str(report_of(session)) == str(made_report(session))
