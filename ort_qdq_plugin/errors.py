@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ort_qdq_plugin.report.weights import Reason
 
 __all__ = [
+    "ExternalDataError",
     "LeaveToStock",
     "ModelError",
     "NotComputedError",
@@ -24,6 +26,7 @@ __all__ = [
     "SourceUnreadableError",
     "error_text",
     "readable",
+    "writing_to",
 ]
 
 
@@ -35,7 +38,12 @@ class QdqPluginError(Exception):
 
 
 class ModelError(QdqPluginError):
-    """The model does not keep to its format: lengths, shapes, offsets or references do not fit together."""
+    """The bytes are no ONNX model, or one that is not whole: lengths, shapes, offsets or references do not fit together, or
+    external data is missing or too short. The text names the file and what is wrong with it."""
+
+
+class ExternalDataError(ModelError):
+    """External data of a model is not there, not all of it, or where the model must not look for it."""
 
 
 class NotComputedError(ModelError):
@@ -82,11 +90,22 @@ def readable() -> Iterator[None]:
     except (QdqPluginError, OSError):
         raise
     except Exception as error:
-        raise ModelError(f"no readable model: {type(error).__name__}: {error}") from error
+        raise ModelError(f"not a readable ONNX model: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def writing_to(path: str | os.PathLike[str]) -> Iterator[None]:
+    """While the block runs, system errors that name no file, as of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def error_text(error: Exception) -> str:
     """An error's text for the command line: without the number of a system's error."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)

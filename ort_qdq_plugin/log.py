@@ -50,7 +50,7 @@ def warning(message: str, *values: Any) -> None:
     """Log a warning. It reaches stderr where a program has set up no logging."""
     shown = tuple(map(_shown, values))
     if _here.gathered is None:
-        _logger().warning(message, *shown)
+        _warn(message, *shown)
     else:
         _here.gathered.append((message, shown))
 
@@ -66,9 +66,15 @@ def one_warning() -> Iterator[None]:
         _here.gathered = outer
         if len(gathered) == 1:
             message, values = gathered[0]
-            _logger().warning(message, *values)
+            _warn(message, *values)
         elif gathered:
-            _logger().warning("%s", "; ".join(message % values for message, values in gathered))
+            _warn("%s", "; ".join(message % values for message, values in gathered))
+
+
+def _warn(message: str, *values: object) -> None:
+    logger = _logger()
+    # Python's last resort writes to stderr without the logger's name.
+    logger.warning(message if logger.hasHandlers() else f"ort-qdq-plugin: {message}", *values)
 
 
 def _shown(value: object) -> object:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
@@ -124,7 +124,7 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
         A `Report` whose route is "inspect".
 
     Raises:
-        ModelError, OSError: The model cannot be opened.
+        ModelError, OSError: The model cannot be opened, or its external data is not all there.
     """
     with fork_lock:
         from ort_qdq_plugin.load.journal import Journal
@@ -134,10 +134,25 @@ def inspect(path_or_bytes: str | os.PathLike[str] | bytes, *, options: Options |
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     request, journal = LoadRequest(model, None, options or Options()), Journal()
     try:
-        plan_only(request, journal, check=check)
+        with _saying_what_to_install():
+            plan_only(request, journal, check=check)
     except LeaveToStock as stock:
         return journal.finished("inspect", stock)
     return journal.finished("inspect")
+
+
+@contextmanager
+def _saying_what_to_install() -> Iterator[None]:
+    """While the block runs, ImportErrors say what to type where something that quantized models need is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        with fork_lock:
+            from ort_qdq_plugin.ort.installed import explained
+        problem = explained(error)
+        if problem is None:
+            raise
+        raise type(error)(problem, name=error.name) from None
 
 
 class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxruntime is untyped
@@ -172,10 +187,14 @@ def warm(path: str | os.PathLike[str], *, options: Options, portable: bool = Fal
 
     Raises:
         ValueError: There is no `Options.cache_dir`.
-        QdqPluginError, OSError: The model cannot be put into the cache.
+        TypeError: `path` is the model itself, as bytes.
+        ModelError, OSError: The model cannot be opened, or its external data is not all there.
+        QdqPluginError, OSError: It cannot be put into the cache.
     """
     if options.cache_dir is None:
-        raise ValueError("the options have no cache_dir")
+        raise ValueError("the options have no cache_dir: Options(cache_dir=...) names the directory of the cache")
+    if isinstance(path, bytes):
+        raise TypeError("path is bytes, must be the path of a model: the cache is for models in files")
     with fork_lock:
         from ort_qdq_plugin.load.journal import Journal, shown
         from ort_qdq_plugin.load.request import LoadRequest
@@ -190,12 +209,18 @@ def _warmed(request: LoadRequest, journal: Journal) -> Report:
         from ort_qdq_plugin.load.journey import prepare, prepare_cached
         from ort_qdq_plugin.load.through_cache import wait_until_on_disk
     try:
-        if request.portable:
-            with fork_lock:
-                from ort_qdq_plugin.load.portable import make_portable
-            return make_portable(request, journal, functools.partial(prepare, request, journal))
-        prepared = prepare_cached(request, journal, must_record=True)
+        with _saying_what_to_install():
+            if request.portable:
+                with fork_lock:
+                    from ort_qdq_plugin.load.portable import make_portable
+                return make_portable(request, journal, functools.partial(prepare, request, journal))
+            prepared = prepare_cached(request, journal, must_record=True)
     except LeaveToStock as stock:
+        with fork_lock:
+            from ort_qdq_plugin.load.open import check_readable
+            from ort_qdq_plugin.load.unloadable import check_complete
+        check_readable(stock)
+        check_complete(request)
         return journal.finished("stock", stock)
     finally:
         # An entry that is not on the disk when the process ends would be lost when the system restarts.

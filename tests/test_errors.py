@@ -11,7 +11,7 @@ from tests.support import missing
 
 
 def test_what_a_malformed_message_raises() -> None:
-    with pytest.raises(ModelError, match=r"no readable model: \w+Error: ") as raised, readable():
+    with pytest.raises(ModelError, match=r"not a readable ONNX model: \w+Error: ") as raised, readable():
         ModelProto().ParseFromString(b"\xff\xff")
     assert raised.value.__cause__ is not None
 

@@ -31,7 +31,7 @@ log.warning("%s", "everybody listens")
 assert "logging" in sys.modules
 """
     done = python(code)
-    assert (done.returncode, done.stderr) == (0, "everybody listens\n")
+    assert (done.returncode, done.stderr) == (0, "ort-qdq-plugin: everybody listens\n")
 
 
 def test_one_warning_for_all(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.wrong_uses import api, commands, variables
+from conformance.wrong_uses import api, commands, models, variables
 from conformance.wrong_uses.__main__ import USES
 from conformance.wrong_uses.use import Use, raised, tried, warned
 from ort_qdq_plugin import log
@@ -17,9 +17,11 @@ def test_a_wrong_use_is_told(what: str, tmp_path: Path) -> None:
 
 
 def test_each_is_there_once_and_has_to_name_something() -> None:
-    assert len(USES) == sum(len(module.USES) for module in (api, variables, commands))
+    assert len(USES) == sum(len(module.USES) for module in (api, models, variables, commands))
     assert all(len(use.names) >= 2 for use in USES.values())
     assert len(api.USES) + len(variables.USES) >= 40
+    assert len(models.USES) >= 12
+    assert len(commands.USES) >= 25
 
 
 def fail() -> None:

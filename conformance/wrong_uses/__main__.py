@@ -15,12 +15,12 @@ import onnxruntime as ort
 
 from conformance.checks import parser, run
 from conformance.sessions import SILENT
-from conformance.wrong_uses import api, commands, variables
+from conformance.wrong_uses import api, commands, models, variables
 from conformance.wrong_uses.use import Use, tried
 
 __all__ = ["USES"]
 
-USES = {use.what: use for module in (api, variables, commands) for use in module.USES}
+USES = {use.what: use for module in (api, models, variables, commands) for use in module.USES}
 
 
 def _row(use: Use) -> tuple[Sequence[str], Sequence[str]]:

@@ -21,7 +21,7 @@ from ort_qdq_plugin.cache.write_back import write_back
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import files
 
-__all__ = ["LOCK", "Store"]
+__all__ = ["LOCK", "Store", "make_directory"]
 
 LOCK, _UNFINISHED, _DISCARDED = ".lock", ".tmp", ".old"
 _RANDOM_BYTES = 8
@@ -45,11 +45,7 @@ class Store:
         self.folder = os.path.realpath(folder)
         self._temporary = temporary
         _make_parents(self.folder)
-        try:
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        except FileExistsError:
-            # That there is a file is not what is wrong.
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
+        make_directory(self.folder, 0o700)
         files.safe_directory(self.folder)
 
     def path_of(self, key: str) -> str:
@@ -180,6 +176,19 @@ class Store:
         """Paths of unfinished and discarded folders of this entry."""
         names = [name for name in os.listdir(self.folder) if name.startswith(f"{key}.")]
         return [os.path.join(self.folder, name) for name in names if name.endswith((_UNFINISHED, _DISCARDED))]
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Make a directory, unless there is one.
+
+    Raises:
+        NotADirectoryError: There is something else.
+        OSError: It cannot be made.
+    """
+    try:
+        os.makedirs(path, mode=mode, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
 
 
 def _make_parents(path: str) -> None:

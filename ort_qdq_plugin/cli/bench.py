@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ort_qdq_plugin.cli.console import (
     Column,
     UsageError,
+    at_least,
     count,
     missing,
     progress,
@@ -83,11 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to compare with, by commas (default: all). stock: ONNX Runtime, this model. qoperator: ONNX Runtime, the "
         "fused model. cached: this package, from a cache. shared: the same with shared weights",
     )
-    parser.add_argument("--runs", type=int, default=_RUNS, help=f"processes of each (default {_RUNS})")
+    parser.add_argument("--runs", type=at_least(1), default=_RUNS, help=f"processes of each (default {_RUNS})")
     parser.add_argument(
         "--input", action="append", default=[], metavar="NAME=SHAPE", help="the shape of an input, such as ids=1x128"
     )
-    parser.add_argument("--layers", type=int, help="without a model: of the decoder (default: at most 32)")
+    parser.add_argument("--layers", type=at_least(1), help="without a model: of the decoder (default: at most 32)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw memory over time")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 
@@ -98,11 +100,15 @@ def run(given: argparse.Namespace) -> int:
     for name in names:
         if name not in _PEERS:
             raise UsageError(f"there is no peer {name}; peers are {', '.join(_PEERS)}")
-    if given.runs < 1 or (given.layers is not None and given.layers < 1):
-        raise UsageError("--runs and --layers are numbers from 1")
+    if given.layers is not None and given.model is not None:
+        raise UsageError("--layers is for the decoder that is made without a model")
     shapes = dict(map(_shape, given.input))
-    if given.plot and (problem := missing("matplotlib", "plot")):
-        raise problem
+    if given.plot is not None:
+        if problem := missing("matplotlib", "plot"):
+            raise problem
+        from ort_qdq_plugin.cli.plot import check_picture
+
+        check_picture(given.plot)
     with tempfile.TemporaryDirectory(prefix="ort-qdq-bench-") as scratch, _model(given, Path(scratch)) as model:
         peers = compare(model, [*names, _OURS], given.runs, shapes, Path(scratch))
         differences = _differences(peers)
@@ -110,7 +116,7 @@ def run(given: argparse.Namespace) -> int:
         say_json({"model": given.model, "peers": {name: _plain(peer, differences[name]) for name, peer in peers.items()}})
     else:
         say_peers(peers, differences)
-    if given.plot:
+    if given.plot is not None:
         from ort_qdq_plugin.cli.plot import draw
 
         draw({name: peer.runs for name, peer in peers.items() if peer.runs}, given.plot)
@@ -175,8 +181,19 @@ def _fill_cache(peer: Peer, name: str, scratch: Path) -> None:
 
 @contextmanager
 def _model(given: argparse.Namespace, scratch: Path) -> Iterator[str]:
-    """The model to measure."""
-    if given.model:
+    """The model to measure.
+
+    Raises:
+        UsageError, ModelError, OSError: It cannot be opened.
+    """
+    if given.model is not None:
+        from ort_qdq_plugin.load.request import LoadRequest
+        from ort_qdq_plugin.load.unloadable import check_complete
+        from ort_qdq_plugin.options import Options
+
+        if os.path.isdir(given.model):
+            raise UsageError(f"{given.model}: a folder: bench measures one model, so name an .onnx file in it")
+        check_complete(LoadRequest(given.model, None, Options()))
         yield given.model
         return
     from ort_qdq_plugin.cli.demo_model import PHI_3_MINI, write_model

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ort_qdq_plugin.cli.console import (
     Column,
     UsageError,
+    at_least,
     count,
     progress,
     say,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ort_qdq_plugin.cache.inventory import Item
     from ort_qdq_plugin.cache.store import Store
 
-__all__ = ["EXAMPLE", "HELP", "add_arguments", "directory", "run"]
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "checked", "directory", "run"]
 
 HELP = "show, check or empty a cache of prepared models"
 EXAMPLE = "ort-qdq cache list --dir /var/cache/models"
@@ -53,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "entries that cannot be used any more. prune: remove these. clear: remove all. Entries in use stay",
     )
     parser.add_argument("--dir", help=f"the cache's directory (default: ${_VARIABLE})")
-    parser.add_argument("--max-bytes", type=int, help="prune also what was not used for the longest time, down to this size")
+    parser.add_argument(
+        "--max-bytes", type=at_least(0), help="prune also what was not used for the longest time, down to this size"
+    )
     parser.add_argument("--yes", action="store_true", help="remove without asking")
     parser.add_argument("--json", action="store_true", help="list and verify: print JSON")
 
@@ -64,8 +67,10 @@ def run(given: argparse.Namespace) -> int:
     from ort_qdq_plugin.cache.prune import unfinished_entries
     from ort_qdq_plugin.cache.store import Store
 
-    if given.max_bytes is not None and (given.action != "prune" or given.max_bytes < 0):
-        raise UsageError("--max-bytes is a number of bytes for prune")
+    if given.max_bytes is not None and given.action != "prune":
+        raise UsageError("--max-bytes is for prune alone")
+    if given.json and given.action in ("prune", "clear"):
+        raise UsageError("--json is for list and verify alone")
     folder = directory(given.dir)
     if not os.path.isdir(folder):
         raise UsageError(f"{folder}: no such directory")
@@ -89,11 +94,22 @@ def directory(given: str | None) -> str:
     """The directory that is given on the command line or by the environment.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is none, or it is none.
     """
     folder = os.path.expanduser(given or os.environ.get(_VARIABLE, ""))
     if not folder:
         raise UsageError(f"which directory? Say --dir, or set {_VARIABLE}")
+    return checked(folder)
+
+
+def checked(folder: str) -> str:
+    """A directory to write to, which may not exist yet.
+
+    Raises:
+        UsageError: There is a file of this name.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UsageError(f"{folder}: a file, must be a directory")
     return folder
 
 

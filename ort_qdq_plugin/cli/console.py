@@ -5,15 +5,17 @@ Tables have colours where rich is installed and a terminal shows them; what is r
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import IO, Any, NamedTuple
 
+from ort_qdq_plugin.errors import writing_to
 from ort_qdq_plugin.load.bar import bar, size
 from ort_qdq_plugin.log import printable
 from ort_qdq_plugin.options import Progress
@@ -21,6 +23,7 @@ from ort_qdq_plugin.options import Progress
 __all__ = [
     "Column",
     "UsageError",
+    "at_least",
     "complain",
     "count",
     "missing",
@@ -42,6 +45,21 @@ class UsageError(Exception):
     """The command cannot be carried out as it was given: bad arguments, or something that is missing."""
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads an argument that is a whole number, for `argparse`."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r}, must be a whole number of at least {least}")
+        return number
+
+    return read
+
+
 class Column(NamedTuple):
     """A column of a table. Numbers stand on the right."""
 
@@ -50,9 +68,14 @@ class Column(NamedTuple):
 
 
 def say(*lines: str) -> None:
-    """Print lines, or an empty one."""
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines or ("",)))
-    sys.stdout.flush()
+    """Print lines, or an empty one.
+
+    Raises:
+        OSError: They cannot be written, as on a full disk.
+    """
+    with writing_to("standard output"):
+        sys.stdout.write("".join(f"{printable(line)}\n" for line in lines or ("",)))
+        sys.stdout.flush()
 
 
 def say_note(text: str, *, head: str = _INDENT) -> None:
@@ -63,8 +86,9 @@ def say_note(text: str, *, head: str = _INDENT) -> None:
 
 
 def complain(*lines: str) -> None:
-    """Print lines on stderr."""
-    sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
+    """Print lines on stderr, if that is possible."""
+    with suppress(OSError):
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 def say_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

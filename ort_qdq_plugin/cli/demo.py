@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ort_qdq_plugin.cli.bench import compare, say_peers
-from ort_qdq_plugin.cli.console import say, size
+from ort_qdq_plugin.cli.console import at_least, say, size
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 
@@ -25,7 +25,7 @@ _ORDERS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
-    parser.add_argument("--runs", type=int, default=_RUNS, help=f"processes each way (default {_RUNS})")
+    parser.add_argument("--runs", type=at_least(1), default=_RUNS, help=f"processes each way (default {_RUNS})")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -40,7 +40,7 @@ def run(given: argparse.Namespace) -> int:
         say("", title)
         with tempfile.TemporaryDirectory(prefix="ort-qdq-demo-") as scratch:
             model = write_model(Path(scratch) / "model", k_major)
-            peers = compare(str(model), ("stock", "ours"), max(given.runs, 1), {}, Path(scratch))
+            peers = compare(str(model), ("stock", "ours"), given.runs, {}, Path(scratch))
             apart = difference(peers["ours"], peers["stock"])
         say_peers(peers, {"stock": 0.0, "ours": apart})
         fused = any(run.fused for run in peers["ours"].runs)

@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace what is there")
     parser.add_argument(
-        "--accuracy-level", type=int, help="of the fused nodes, 0 to 4 (default 4, or what genai_config.json says)"
+        "--accuracy-level",
+        type=int,
+        choices=range(5),
+        metavar="LEVEL",
+        help="of the fused nodes, 0 to 4 (default 4, or what genai_config.json says)",
     )
     parser.add_argument(
         "--dequantize-once",
@@ -41,15 +45,13 @@ def run(given: argparse.Namespace) -> int:
     """Export the model."""
     from ort_qdq_plugin.options import Options
 
-    try:
-        options = Options(accuracy_level=given.accuracy_level, dequantize_once="always" if given.dequantize_once else "auto")
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    options = Options(accuracy_level=given.accuracy_level, dequantize_once="always" if given.dequantize_once else "auto")
     export = _export_folder if os.path.isdir(given.model) else _export_file
     try:
         export(given, options)
     except FileExistsError as error:
-        hint = "name another folder" if given.force else "say --force"
+        is_no_folder = os.path.isdir(given.model) and not os.path.isdir(given.out)
+        hint = "name another folder" if given.force or is_no_folder else "say --force"
         raise UsageError(f"{error.filename} is there already: {hint}") from error
     return 0
 

@@ -51,6 +51,8 @@ def random_inputs(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     if unknown:
         names = ", ".join(value.name for value in inputs)
         raise UsageError(f"there is no input {', '.join(sorted(unknown))}; inputs are {names}")
+    for value in inputs:
+        _check_fits(value, shapes.get(value.name))
     rng, rows, head_size = np.random.default_rng(0), _rows(graph), _head_size(model)
     return {
         value.name: _random(value, shapes.get(value.name) or _shape(value, head_size), rows.get(value.name, 0), rng)
@@ -64,6 +66,23 @@ def _shape(value: ValueInfoProto, head_size: int) -> tuple[int, ...]:
     if any(_is_past(dim.dim_param) for dim in dims[:-1]) and not dims[-1].HasField("dim_value"):
         shape[-1] = head_size
     return tuple(shape)
+
+
+def _check_fits(value: ValueInfoProto, shape: tuple[int, ...] | None) -> None:
+    """Raise UsageError if an input cannot have a shape by what the model says of it."""
+    if shape is None or not value.type.tensor_type.HasField("shape"):
+        return
+    dims = value.type.tensor_type.shape.dim
+    fits = len(dims) == len(shape) and all(
+        not dim.HasField("dim_value") or dim.dim_value == length for dim, length in zip(dims, shape, strict=True)
+    )
+    if not fits:
+        stated = " x ".join(str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims)
+        raise UsageError(f"--input {value.name}={_text(shape)}: the model's {value.name} is {stated or 'a scalar'}")
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _head_size(model: str) -> int:
@@ -81,7 +100,9 @@ def _random(value: ValueInfoProto, shape: tuple[int, ...], rows: int, rng: np.ra
     if element is None or not element.numpy:
         raise UsageError(f"input {value.name} is no tensor of numbers that could be made up")
     if math.prod(shape) * element.bits // 8 > _MAX_BYTES:
-        raise ModelError(f"input {value.name} of shape {list(shape)} is too large to be made up")
+        raise UsageError(
+            f"input {value.name} of shape {_text(shape)} is too large to be made up: say --input {value.name}=SHAPE"
+        )
     kind = np.dtype(element.numpy)
     if kind.kind == "f":
         return rng.standard_normal(shape).astype(kind)

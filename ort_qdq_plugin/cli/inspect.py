@@ -6,14 +6,18 @@ import argparse
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_note, say_table, size
+from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
 
-__all__ = ["EXAMPLE", "HELP", "add_arguments", "groups", "models_in", "run"]
+if TYPE_CHECKING:
+    from ort_qdq_plugin.genai.config import ModelFile
+
+__all__ = ["EXAMPLE", "HELP", "add_arguments", "files_in", "groups", "run"]
 
 HELP = "show what can be done for each quantized weight of a model, and what the others cost"
 EXAMPLE = "ort-qdq inspect model.onnx"
@@ -76,11 +80,12 @@ def run(given: argparse.Namespace) -> int:
     """Inspect the model, or all models of a folder."""
     from ort_qdq_plugin.session import inspect
 
-    is_folder = os.path.isdir(given.model)
-    paths = models_in(given.model) if is_folder else [given.model]
-    reports = {path: inspect(path, check=not given.no_check) for path in paths}
+    is_folder, check = os.path.isdir(given.model), not given.no_check
     if is_folder:
-        reports = {path: _without_hand_over(report) for path, report in reports.items()}
+        files = {os.path.join(given.model, file.filename): file for file in files_in(given.model)}
+        reports = {path: _as_genai_loads_it(inspect(path, check=check), path, file) for path, file in files.items()}
+    else:
+        reports = {given.model: inspect(given.model, check=check)}
     if given.json:
         plain = [{"model": path, **report.to_dict()} for path, report in reports.items()]
         say_json(plain if is_folder else plain[0])
@@ -96,18 +101,34 @@ def run(given: argparse.Namespace) -> int:
     return int(costs or any(report.stock_reason is StockReason.REFUSED for report in reports.values()))
 
 
-def _without_hand_over(report: Report) -> Report:
-    """What becomes of a model of which nothing is fused where onnxruntime-genai loads it: it opens the model itself."""
-    if report.unchanged is None:
+def _as_genai_loads_it(report: Report, path: str, file: ModelFile) -> Report:
+    """What becomes of a model where onnxruntime-genai loads it, with its own session options and execution providers."""
+    from ort_qdq_plugin.load.request import LoadRequest
+    from ort_qdq_plugin.options import Options
+    from ort_qdq_plugin.ort.providers import check_providers
+
+    if report.unchanged is not None:
+        # It opens models itself of which nothing is fused.
+        return replace(report, stock_reason=report.unchanged, unchanged=None, packed_bytes=0, borrowed_bytes=0)
+    if report.stock_reason is not None:
         return report
-    return replace(report, stock_reason=report.unchanged, unchanged=None, packed_bytes=0, borrowed_bytes=0)
+    request = LoadRequest(path, file.to_session_options(), Options())
+    try:
+        check_providers(file.providers)
+    except LeaveToStock as stock:
+        return Report("inspect", stock.reason, stock.detail)
+    return report if request.may_fuse else Report("inspect", StockReason.FUSION_DISABLED, request.fusion_disabled_by)
 
 
-def models_in(folder: str) -> list[str]:
-    """The models that a folder's genai_config.json names."""
-    from ort_qdq_plugin.genai.config import model_files, read_config
+def files_in(folder: str) -> list[ModelFile]:
+    """The models that a folder's genai_config.json names.
 
-    return [os.path.join(folder, file.filename) for file in model_files(read_config(folder))]
+    Raises:
+        ModelError, OSError: It is no such folder, or its configuration names none.
+    """
+    from ort_qdq_plugin.genai.config import named_files
+
+    return named_files(folder)
 
 
 def groups(fused: Iterable[FusedWeight], unfused: Iterable[UnfusedWeight]) -> list[Group]:

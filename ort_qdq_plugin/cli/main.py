@@ -13,7 +13,7 @@ from typing import NoReturn, Protocol
 import ort_qdq_plugin
 from ort_qdq_plugin.cli import bench, cache, demo, export, inspect, prepare, run, warm
 from ort_qdq_plugin.cli.console import UsageError, complain, missing
-from ort_qdq_plugin.errors import ModelError, QdqPluginError, error_text
+from ort_qdq_plugin.errors import QdqPluginError, error_text
 from ort_qdq_plugin.ort.installed import explained, several_builds, too_old
 from ort_qdq_plugin.system.environment import NO_TELEMETRY
 
@@ -25,7 +25,8 @@ _PIPE = 13  # the number of SIGPIPE, which some systems do not know
 _EPILOG = "Exit codes: 0 good, 1 a finding, 2 bad usage or unreadable input."
 _SHELLS = ("bash", "zsh", "tcsh")
 # Arguments that are paths.
-_PATHS = ("model", "out", "plot", "dir")
+_POSITIONAL = ("model", "out")
+_PATHS = (*_POSITIONAL, "plot", "dir")
 
 
 class _Command(Protocol):
@@ -53,13 +54,19 @@ _COMMANDS: Mapping[str, _Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command, by default that of the process's own arguments. Returns the exit code."""
+    _open_what_is_closed()
     # A name that cannot be written in the output's encoding, as pipes have one on Windows, ends no command.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     given = _parser().parse_args(argv)
     for name in _PATHS:
+        path = getattr(given, name, None)
+        if path == "":
+            argument = name if name in _POSITIONAL else f"--{name}"
+            complain(f"ort-qdq {given.command}: {argument} is empty, must be a path (an unset variable?)")
+            return _BAD_INPUT
         # As in `--dir=~/cache`, which shells leave as it is.
-        if path := getattr(given, name, None):
+        if path:
             setattr(given, name, os.path.expanduser(path))
     if given.command != "run":
         # Before anything imports ONNX Runtime. What is run is the user's own program.
@@ -80,8 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         return _SIGNAL + _PIPE
-    except ModelError as error:
-        _complain(given, f"no ONNX model that can be read: {error}")
     except (ImportError, AttributeError) as error:
         problem = explained(error)
         if problem is None:
@@ -90,6 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, UsageError, QdqPluginError) as error:
         _complain(given, error_text(error))
     return _BAD_INPUT
+
+
+def _open_what_is_closed() -> None:
+    """Have what is written go nowhere where a process was started without standard output or error."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # for as long as the process lives
 
 
 def _complain(given: argparse.Namespace, fault: str) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import dropwhile
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from ort_qdq_plugin.system.platform import host, usage
 __all__ = ["Job", "Memory", "Peer", "Run", "difference", "in_turns", "job_for", "measured", "start"]
 
 _SAMPLE_SECONDS = 0.01
-_MESSAGE = 300
+_MESSAGE = 600
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
@@ -190,12 +191,19 @@ def measured(job: Job, group: Path | None = None, timeout: float | None = None) 
         process.kill()
         watcher.join()
     if process.returncode:
-        last = messages.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
-        raise RuntimeError(last[0][:_MESSAGE])
+        raise RuntimeError(_error_in(messages.decode(errors="replace")) or f"exit status {process.returncode}")
     plain = json.loads(out.splitlines()[-1])
     plain |= {name: Memory(*plain[name]) for name in ("before", "after", "resident")}
     plain |= {moment: plain[moment] - began for moment in ("loaded", "finished")}
     return Run(**plain, samples=tuple(sample for sample in samples if sample[0] <= plain["finished"]))
+
+
+def _error_in(messages: str) -> str:
+    """The error with which a process ended, in one line: all that stands behind its traceback, or else the last line."""
+    lines = messages.strip().splitlines()
+    traced = max((at for at, line in enumerate(lines) if line.startswith("Traceback ")), default=len(lines))
+    said = list(dropwhile(lambda line: line.startswith(" "), lines[traced + 1 :])) or lines[-1:]
+    return " ".join(" ".join(said).split()).removeprefix("onnxruntime.capi.onnxruntime_pybind11_state.")[:_MESSAGE]
 
 
 def _watch(process: subprocess.Popen[bytes], began: float, samples: list[tuple[float, Memory]]) -> None:

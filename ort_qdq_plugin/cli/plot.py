@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+
+from ort_qdq_plugin.cli.console import UsageError
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cli.measure import Run
 
-__all__ = ["draw"]
+__all__ = ["check_picture", "draw"]
 
 _SIZE, _DPI = (9, 6.5), 130  # inches
 _MB = 1e6
+
+
+def check_picture(path: str) -> None:
+    """Whether a picture can be written to a path, before what it shows is measured.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    folder, ending = os.path.dirname(os.path.abspath(path)), os.path.splitext(path)[1].lower().removeprefix(".")
+    endings = FigureCanvasBase.get_supported_filetypes()
+    if os.path.isdir(path):
+        raise UsageError(f"--plot {path}: a folder, must be a file such as memory.png in it")
+    if not os.path.isdir(folder):
+        raise UsageError(f"--plot {path}: there is no folder {folder}")
+    if ending not in endings:
+        raise UsageError(f"--plot {path}: its name must end with one of .{', .'.join(sorted(endings))}")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UsageError(f"--plot {path}: it may not be written")
 
 
 def draw(peers: Mapping[str, Sequence[Run]], path: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from ort_qdq_plugin.cli.cache import checked
 from ort_qdq_plugin.cli.console import UsageError, progress, say
 from ort_qdq_plugin.report.values import replace
 
@@ -26,15 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Prepare the model."""
     from ort_qdq_plugin.options import options_from_environment
-    from ort_qdq_plugin.session import inspect, warm
+    from ort_qdq_plugin.session import warm
 
     if os.path.isdir(given.model):
         raise UsageError(
-            "a folder: prepare takes the path of one model; see ort-qdq export for folders of onnxruntime-genai"
+            f"{given.model}: a folder: name an .onnx file in it, or use ort-qdq export for a folder of onnxruntime-genai"
         )
+    checked(given.out)
     options = options_from_environment(os.environ)
-    # A model that cannot be opened is an error here, whereas warm() leaves it to stock ONNX Runtime.
-    inspect(given.model, options=options)
     with progress(os.path.basename(given.model)) as show:
         options = replace(options, cache_dir=given.out, share_weights=given.share_weights, progress=show, prepared=None)
         report = warm(given.model, options=options, portable=True)

@@ -33,7 +33,7 @@ def run(given: argparse.Namespace) -> int:
     """Run the program; its own exit code."""
     command = given.program[1:] if given.program[:1] == ["--"] else given.program
     if not command:
-        raise UsageError("which program?")
+        raise UsageError(f"which program? Say it behind --: {EXAMPLE}")
     # Programs that it has started may live on, and have the file open: some systems do not remove it then.
     with tempfile.TemporaryDirectory(prefix="ort-qdq-run-", ignore_cleanup_errors=True) as folder:
         log = Path(folder, "log")
@@ -41,7 +41,7 @@ def run(given: argparse.Namespace) -> int:
         try:
             process = subprocess.Popen(command, env=_environment(str(log), given.no_telemetry))
         except OSError as error:
-            raise UsageError(f"{command[0]}: {error.strerror}") from error
+            raise UsageError(f"{command[0]}: {error.strerror}{_hint(command[0])}") from error
         # A terminal interrupts both; the program decides what comes of it.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -49,6 +49,13 @@ def run(given: argparse.Namespace) -> int:
         lines = log.read_text("utf-8", "replace").splitlines()
     complain(*lines or ["ort-qdq run: no Python that has this package installed has created a session"])
     return code if code >= 0 else _SIGNAL - code
+
+
+def _hint(program: str) -> str:
+    """What may help where a program cannot be started."""
+    if program.endswith(".py") and os.path.isfile(program):
+        return f": to run it by Python, say python {program}"
+    return "" if os.path.dirname(program) or os.path.exists(program) else ", in none of the folders of PATH"
 
 
 def _environment(log: str, no_telemetry: bool) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.cli.cache import directory
 from ort_qdq_plugin.cli.console import progress, say
-from ort_qdq_plugin.cli.inspect import models_in
 from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.environment import PREFIX
 
@@ -32,14 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Fill the cache."""
     from ort_qdq_plugin.options import options_from_environment
-    from ort_qdq_plugin.session import inspect, warm
+    from ort_qdq_plugin.session import warm
 
     cache = directory(given.dir)
     options = options_from_environment({**os.environ, f"{PREFIX}_CACHE_DIR": cache})
     is_folder = os.path.isdir(given.model)
-    for path in models_in(given.model) if is_folder else [given.model]:
-        # A model that cannot be opened is an error here, whereas warm() leaves it to stock ONNX Runtime.
-        inspect(path, options=options)
     with progress(os.path.basename(os.path.abspath(given.model))) as show:
         options = replace(options, share_weights=given.share_weights or options.share_weights, progress=show)
         reports = _warm_folder(given.model, options) if is_folder else {given.model: warm(given.model, options=options)}

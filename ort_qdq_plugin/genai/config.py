@@ -20,6 +20,7 @@ __all__ = [
     "CONFIG_NAME",
     "ModelFile",
     "model_files",
+    "named_files",
     "overlaid",
     "read_config",
     "rewritten",
@@ -99,15 +100,30 @@ def read_config(folder: str) -> Json:
     """The configuration in a folder.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or this is no folder with one.
         ModelError: It is no JSON object.
     """
     path = os.path.join(folder, CONFIG_NAME)
-    with open(path, "rb") as file:
-        data = file.read(_MAX_BYTES + 1)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if os.path.isfile(folder):
+            problem = f"a file, not a folder of onnxruntime-genai (one with a {CONFIG_NAME})"
+        elif os.path.isdir(folder):
+            problem = f"a folder without a {CONFIG_NAME}, so none of onnxruntime-genai: name an .onnx file{_such_as(folder)}"
+        else:
+            problem = error.strerror or ""
+        raise type(error)(error.errno, problem, folder) from None
     if len(data) > _MAX_BYTES:
         raise ModelError(f"{path}: more than {_MAX_BYTES} bytes")
     return parsed(data, path)
+
+
+def _such_as(folder: str) -> str:
+    """An ONNX file in a folder, in words; "" if there is none."""
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".onnx"))
+    return f", such as {os.path.join(folder, names[0])}" if names else ""
 
 
 def parsed(data: str | bytes, what: str) -> Json:
@@ -119,9 +135,9 @@ def parsed(data: str | bytes, what: str) -> Json:
     try:
         config = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{what}: {error}") from error
+        raise ModelError(f"{what}: not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{what}: not an object")
+        raise ModelError(f"{what}: not a JSON object")
     return config
 
 
@@ -159,6 +175,19 @@ def _merged(config: Any, overlay: Any) -> Any:
     if isinstance(config, list) and isinstance(overlay, list):
         return config + overlay
     return overlay
+
+
+def named_files(folder: str) -> list[ModelFile]:
+    """All ONNX files that the configuration in a folder names, each once.
+
+    Raises:
+        ModelError: There are none, or the configuration is wrong.
+        OSError: It cannot be read.
+    """
+    files = model_files(read_config(folder))
+    if not files:
+        raise ModelError(f"{os.path.join(folder, CONFIG_NAME)}: it names no .onnx file (as {_FILENAME!r} below 'model')")
+    return files
 
 
 def model_files(config: Json) -> list[ModelFile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Literal
 
 from ort_qdq_plugin.arguments import takes_options
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
-from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, model_files, read_config, to_bytes, with_entries
+from ort_qdq_plugin.genai.config import CONFIG_NAME, ModelFile, named_files, read_config, to_bytes, with_entries
 from ort_qdq_plugin.genai.prepared import Reports
 from ort_qdq_plugin.load.export import write_model
 from ort_qdq_plugin.load.journal import shown, tell_stage
@@ -62,18 +63,20 @@ def export(
     chosen = options or Options()
     if progress is not None:
         chosen = replace(chosen, progress=progress)
-    config = read_config(source)
-    files, entries = {file.filename: file for file in model_files(config)}, entries_of(chosen, None)
+    files, entries = {file.filename: file for file in named_files(source)}, entries_of(chosen, None)
     temporary = f"{target}.{os.urandom(_RANDOM_BYTES).hex()}"
     unfinished = f"{temporary}.tmp"
-    os.mkdir(unfinished)
+    try:
+        os.mkdir(unfinished)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from None
     try:
         with shown(chosen.progress, source) as told:
             reports = _fill(unfinished, source, files, chosen, told)
         if entries:
             # For what ONNX Runtime fuses itself.
             with open(os.path.join(unfinished, CONFIG_NAME), "wb") as file:
-                file.write(to_bytes(with_entries(config, entries)))
+                file.write(to_bytes(with_entries(read_config(source), entries)))
         _rename(unfinished, target, f"{temporary}.old")
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -87,7 +90,8 @@ def _fill(folder: str, source: str, files: Mapping[str, ModelFile], options: Opt
     data = _DataFiles([path for path, _ in existing])
     reports = Reports(_written(source, folder, files, data, options, progress))
     if all(report.route == "stock" for report in reports.values()):
-        raise QdqPluginError(f"{source}: nothing in it can be fused")
+        why = "; ".join(f"{name}: {report.stock_message}" for name, report in reports.items())
+        raise QdqPluginError(f"{source}: nothing in it is fused. {why}")
     fused = [os.path.join(source, filename) for filename, report in reports.items() if report.route == "export"]
     left_out = data.only_of(fused)
     tell_stage(progress, "copy")
@@ -97,15 +101,18 @@ def _fill(folder: str, source: str, files: Mapping[str, ModelFile], options: Opt
 
 
 def _check_paths(source: str, target: str, force: bool) -> None:
-    os.stat(os.path.dirname(target))  # so that an error names this folder, and no temporary one in it
+    parent = os.path.dirname(target)
+    os.stat(parent)  # so that an error names this folder, and no temporary one in it
+    if not os.path.isdir(parent):
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", parent)
     real = os.path.realpath(source), os.path.realpath(target)
     if os.path.commonpath(real) in real:
-        raise QdqPluginError(f"{target}: one of the two folders would be inside the other")
+        raise QdqPluginError(f"{target}: one of the two folders would be inside the other: name one elsewhere")
     if not os.path.lexists(target) or (os.path.isdir(target) and not os.listdir(target)):
         return
     # A folder with other files must not be lost by a wrong argument.
     if not force or os.path.islink(target) or not os.path.isfile(os.path.join(target, CONFIG_NAME)):
-        raise FileExistsError(17, "is there already", target)
+        raise FileExistsError(errno.EEXIST, "is there already", target)
 
 
 def _written(
@@ -125,7 +132,7 @@ def _written(
         is_taken = os.path.realpath(f"{old}.data") in data.of_others([old])
         try:
             if not request.may_fuse:
-                raise LeaveToStock(StockReason.FUSION_DISABLED)
+                raise LeaveToStock(StockReason.FUSION_DISABLED, request.fusion_disabled_by)
             check_providers(file.providers)
             yield filename, write_model(request, new, f"{new}.fused.data" if is_taken else f"{new}.data", progress)
         except LeaveToStock as stock:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.arguments import takes_options
-from ort_qdq_plugin.errors import QdqPluginError
+from ort_qdq_plugin.errors import ModelError, QdqPluginError, error_text
 from ort_qdq_plugin.genai.calls import (
     Call,
     UnknownGenAIError,
@@ -27,10 +27,12 @@ from ort_qdq_plugin.genai.calls import (
     record_of,
     replace_methods,
 )
-from ort_qdq_plugin.genai.config import model_files, read_config
+from ort_qdq_plugin.genai.config import named_files
 from ort_qdq_plugin.genai.prepared import ModelState, Reports, entries_for, failed, new_state, without_cache
 from ort_qdq_plugin.load.journal import shown, tell_stage
+from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.through_cache import wait_until_on_disk
+from ort_qdq_plugin.load.unloadable import check_complete
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.report import Report
 
@@ -80,7 +82,8 @@ def prepare(folder_or_config: Any, *, options: Options | None = None) -> Any:
         _warn_of_unknown(module, given)
         return given
     state = new_state(folder, calls, options)
-    config = _config_of(state, folder, calls)
+    with _noting_what_is_wrong(folder):
+        config = _config_of(state, folder, calls)
     _states[config] = state
     return config
 
@@ -154,14 +157,17 @@ def warm(folder: str | os.PathLike[str], *, options: Options) -> dict[str, Repor
 
     Raises:
         ValueError: There is no `Options.cache_dir`.
-        QdqPluginError, OSError: The folder cannot be read, or a file cannot be put into the cache.
+        ModelError, OSError: The folder, or a model that it names, cannot be opened.
+        QdqPluginError, OSError: A model cannot be put into the cache.
     """
     if options.cache_dir is None:
-        raise ValueError("the options have no cache_dir")
-    reports = Reports()
+        raise ValueError("the options have no cache_dir: Options(cache_dir=...) names the directory of the cache")
+    reports, path = Reports(), os.path.abspath(os.fspath(folder))
+    files = named_files(path)
+    for file in files:
+        check_complete(LoadRequest(os.path.join(path, file.filename), None, options))
     try:
-        files = model_files(read_config(os.fspath(folder)))
-        entries_for(os.fspath(folder), files, options, False, reports, counts_as_use=False)
+        entries_for(path, files, options, False, reports, counts_as_use=False)
     finally:
         if not isinstance(options.progress, str):
             tell_stage(options.progress, "disk")
@@ -222,6 +228,33 @@ def _create_model(model: Any, folder_or_config: Any, options: Options | None) ->
 
     Without options, only models whose Config `prepare` made are fused.
     """
+    with _noting_what_is_wrong(_folder_and_calls(folder_or_config)[0]):
+        _create_model_of(model, folder_or_config, options)
+
+
+@contextmanager
+def _noting_what_is_wrong(folder: str | None) -> Iterator[None]:
+    """While the block runs, errors of onnxruntime-genai get a note if the model's folder is not as it should be."""
+    try:
+        yield
+    except QdqPluginError:
+        raise
+    except Exception as error:
+        if folder is not None and (problem := _problem_of(folder)):
+            error.add_note(f"ort-qdq-plugin: {problem}")
+        raise
+
+
+def _problem_of(folder: str) -> str:
+    try:
+        for file in named_files(folder):
+            check_complete(LoadRequest(os.path.join(folder, file.filename), None, Options()))
+    except (ModelError, OSError) as problem:
+        return error_text(problem)
+    return ""
+
+
+def _create_model_of(model: Any, folder_or_config: Any, options: Options | None) -> None:
     prepared, (folder, calls) = _state_of(folder_or_config), _folder_and_calls(folder_or_config)
     if prepared is not None and folder is not None and prepared.holds_after(calls):
         needs_overlay = prepared.overlay_after(calls)

@@ -114,7 +114,7 @@ def failed(error: Exception) -> Report:
     """Warn that a model is left to stock after this error; the report of its files."""
     report = Report("stock", StockReason.ERROR, f"{type(error).__name__}: {error}")
     # Not the error itself: a handler that keeps the record would keep the files that the error leads to.
-    log.warning("loading with stock onnxruntime-genai, without this package: %s", report.stock_detail)
+    log.warning("loading with stock onnxruntime-genai, without ort-qdq-plugin: %s", report.stock_detail)
     return report
 
 

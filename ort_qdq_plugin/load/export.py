@@ -7,18 +7,19 @@ Format facts: protobuf's wire format, and ONNX's ExternalData.md, by which offse
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import BufferedWriter, FileIO
-from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 from ort_qdq_plugin.arguments import takes_options
-from ort_qdq_plugin.errors import LeaveToStock, ModelError, QdqPluginError, readable
+from ort_qdq_plugin.errors import LeaveToStock, ModelError, QdqPluginError, readable, writing_to
 from ort_qdq_plugin.load.journal import Journal, shown, tell_stage
 from ort_qdq_plugin.load.journey import prepare
+from ort_qdq_plugin.load.open import check_readable
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
 from ort_qdq_plugin.model.messages import ModelProto, TensorProto, external_data, external_tensors, refer
@@ -66,15 +67,14 @@ def export(
 
     Raises:
         FileExistsError: The file exists already.
+        IsADirectoryError: It is a folder.
         QdqPluginError: There is nothing to fuse in the model, or it would have 2 GiB or more in one file.
         ModelError, OSError: It cannot be read, or the new one cannot be written.
     """
     path = os.fspath(out)
     data_path = f"{path}.data" if external_data else None
-    for wanted in filter(None, (path, data_path)):
-        if os.path.lexists(wanted) and not force:
-            raise FileExistsError(17, "is there already", wanted)
-    os.stat(os.path.dirname(os.path.abspath(path)))  # so that an error names this folder, and no temporary file in it
+    for wanted in filter(None, (path or os.curdir, data_path)):
+        _check_new(wanted, force)
     chosen = options or Options()
     if progress is not None:
         chosen = replace(chosen, progress=progress)
@@ -83,6 +83,21 @@ def export(
             return write_model(LoadRequest(os.fspath(model), None, chosen), path, data_path, told)
     except LeaveToStock as stock:
         raise QdqPluginError(f"{os.fspath(model)}: {stock}") from None
+
+
+def _check_new(path: str, force: bool) -> None:
+    """Raise OSError if no file can be written at a path, or there is one that is not to be replaced."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "a folder: name a file, such as model.onnx in it", path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        # A device, for instance, in whose place the new file would be.
+        raise OSError(errno.EINVAL, "not a regular file, and no others are replaced", path)
+    if os.path.lexists(path) and not force:
+        raise FileExistsError(errno.EEXIST, "is there already", path)
+    folder = os.path.dirname(os.path.abspath(path))
+    os.stat(folder)  # so that an error names this folder, and no temporary file in it
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", folder)
 
 
 def write_model(request: LoadRequest, path: str, data_path: str | None, progress: Progress | None = None) -> Report:
@@ -111,8 +126,7 @@ def write_model(request: LoadRequest, path: str, data_path: str | None, progress
         try:
             prepared = prepare(request._replace(session_options=None, options=options, creates_session=False), journal)
         except LeaveToStock as stock:
-            if isinstance(stock.__cause__, QdqPluginError | OSError):
-                raise stock.__cause__ from None
+            check_readable(stock)
             raise
         for buffer in prepared.packed:
             undo.callback(buffer.discard)
@@ -120,10 +134,11 @@ def write_model(request: LoadRequest, path: str, data_path: str | None, progress
         with readable():
             proto = ModelProto.FromString(prepared.model)
         tell_stage(progress, "write")
-        written = _Written(path, data_path, undo)
-        write = _write_inline if data_path is None else _write_beside
-        write(proto, _Stored(prepared.buffers, progress), written)
-        written.commit()
+        with writing_to(path), ExitStack() as unfinished:
+            written = _Written(path, data_path, unfinished)
+            write = _write_inline if data_path is None else _write_beside
+            write(proto, _Stored(prepared.buffers, progress), written)
+            written.commit()
     return replace(prepared.report, route="export")
 
 
@@ -180,9 +195,11 @@ class _Written:
         name = f"{path}.{os.urandom(_RANDOM_BYTES).hex()}.tmp"
         self._names[name] = path
         # After it was closed: some systems remove and rename no file that is open.
-        self._undo.callback(Path(name).unlink, missing_ok=True)
-        file = self._undo.enter_context(BufferedWriter(FileIO(name, "x")))
-        return file
+        self._undo.callback(_remove, name)
+        try:
+            return self._undo.enter_context(BufferedWriter(FileIO(name, "x")))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
 
     def commit(self) -> None:
         """Give the files their final names, the data first."""
@@ -192,6 +209,12 @@ class _Written:
             file.close()
         for name, path in self._names.items():
             os.replace(name, path)
+
+
+def _remove(path: str) -> None:
+    """Remove a file, if that is possible: there is another error to tell of, or nothing to remove."""
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _write_beside(proto: ModelProto, stored: _Stored, written: _Written) -> None:

@@ -22,6 +22,7 @@ from ort_qdq_plugin.errors import (
     QdqPluginError,
     SourceChangedError,
     SourceUnreadableError,
+    writing_to,
 )
 from ort_qdq_plugin.load.journal import Journal, shown, tell_stage
 from ort_qdq_plugin.load.open import check_fusible, glance_at, is_worth_handing_over, leave_unreadable_to_stock, open_model
@@ -99,7 +100,7 @@ def _created_from_prepared(session: Any, state: SessionState, call: CreateCall, 
         state.report = Report("stock", StockReason.ERROR, problem)
         # What is not installed is not installed for any load.
         if missing is None or not told_before_of(missing):
-            log.warning("loading with stock ONNX Runtime, without this package: %s", problem)
+            log.warning("loading with stock ONNX Runtime, without ort-qdq-plugin: %s", problem)
     else:
         if state.report.unchanged is StockReason.NOT_FUSIBLE:
             _match_when_asked(session, state)
@@ -191,7 +192,8 @@ def prepare_cached(request: LoadRequest, journal: Journal, *, must_record: bool 
     with fork_lock:
         from ort_qdq_plugin.load.through_cache import prepare_through_cache
     make = functools.partial(prepare, request, journal)
-    return prepare_through_cache(request, journal, make, must_record=must_record)
+    with writing_to(request.options.cache_dir or ""):
+        return prepare_through_cache(request, journal, make, must_record=must_record)
 
 
 def _is_cached(request: LoadRequest) -> bool:
@@ -270,6 +272,10 @@ def plan_only(request: LoadRequest, journal: Journal, *, check: bool) -> None:
         try:
             _plan_fusions(skeleton, request, journal, check)
         except LeaveToStock as stock:
+            if skeleton.may_have_external_data:
+                with fork_lock:
+                    from ort_qdq_plugin.model.external import check_external_data
+                check_external_data(skeleton)
             if not _may_be_unchanged(skeleton, request):
                 raise
             with fork_lock:
@@ -285,9 +291,11 @@ def _plan_fusions(skeleton: Skeleton, request: LoadRequest, journal: Journal, ch
     with fork_lock:
         from ort_qdq_plugin.load.plan import plan_model
         from ort_qdq_plugin.load.verdict import check_taken
+        from ort_qdq_plugin.model.external import check_external_data_of
         from ort_qdq_plugin.model.parsed import parse
     with journal.stage("open"):
         parsed = parse(skeleton)
+        check_external_data_of(parsed)
     plan, left = None, None
     try:
         plan = plan_model(parsed, request, journal)

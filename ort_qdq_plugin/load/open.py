@@ -20,6 +20,7 @@ from ort_qdq_plugin.report import StockReason
 
 __all__ = [
     "check_fusible",
+    "check_readable",
     "glance_at",
     "is_worth_handing_over",
     "leave_unreadable_to_stock",
@@ -53,7 +54,7 @@ def check_fusible(skeleton: Skeleton, request: LoadRequest) -> None:
     if form is not None:
         raise LeaveToStock(StockReason.OTHER_FORM if form else StockReason.NOT_QUANTIZED, form)
     if not request.may_fuse and not has_fused_operators(skeleton.data):
-        raise LeaveToStock(StockReason.FUSION_DISABLED)
+        raise LeaveToStock(StockReason.FUSION_DISABLED, request.fusion_disabled_by)
 
 
 def glance_at(skeleton: Skeleton, request: LoadRequest) -> None:
@@ -77,3 +78,9 @@ def leave_unreadable_to_stock() -> Iterator[None]:
         yield
     except (ModelError, OSError) as error:
         raise LeaveToStock(StockReason.UNREADABLE, str(error)) from error
+
+
+def check_readable(stock: LeaveToStock) -> None:
+    """Raise the error that ONNX Runtime was to report, that of opening a model: where no session is to be created."""
+    if stock.reason is StockReason.UNREADABLE and stock.__cause__ is not None:
+        raise stock.__cause__ from None

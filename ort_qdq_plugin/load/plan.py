@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from ort_qdq_plugin.errors import ModelError, NothingToDo, readable
+from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo, readable
 from ort_qdq_plugin.fusion.constants import stored_in
 from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.fusion.match import Matches, match
@@ -90,6 +90,8 @@ def plan_model(parsed: ParsedModel, request: LoadRequest, journal: Journal) -> P
     hands_over = not request.self_contained or request.options.share_weights
     borrows = any(map(parsed.skeleton.mentions, LOW_BIT_OPERATORS)) and any(external_tensors(parsed.proto.graph))
     if not groups and not (hands_over and (borrows or EXTENSIONS_DOMAIN in used)):
+        if not request.may_fuse:
+            raise LeaveToStock(StockReason.FUSION_DISABLED, request.fusion_disabled_by)
         raise NothingToDo(StockReason.NOT_FUSIBLE, also)
     all_domains = frozenset(domains_once_inlined(parsed.proto, used))
     with journal.stage("plan"):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 
 from ort_qdq_plugin.cache.portable import find_portable, portable_key
-from ort_qdq_plugin.cache.store import LOCK, Store
+from ort_qdq_plugin.cache.store import LOCK, Store, make_directory
+from ort_qdq_plugin.errors import writing_to
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.key import portable_place
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.through_cache import Maker, NotRecordedError, new_entry, plan_from
+from ort_qdq_plugin.load.unloadable import check_complete
 from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.report.values import replace
@@ -25,8 +27,14 @@ def make_portable(request: LoadRequest, journal: Journal, make: Maker) -> Report
         QdqPluginError, OSError: It cannot be made.
     """
     directory, model = os.path.abspath(os.fspath(request.options.cache_dir or "")), os.fsdecode(request.model)
+    check_complete(request)
     # For other users too.
-    os.makedirs(directory, mode=0o755, exist_ok=True)
+    make_directory(directory, 0o755)
+    with writing_to(directory):
+        return _made_in(directory, model, request, journal, make)
+
+
+def _made_in(directory: str, model: str, request: LoadRequest, journal: Journal, make: Maker) -> Report:
     store, place = Store(directory), portable_place(request)
     entry = find_portable(directory, place, model, verify=False)
     if entry is not None:

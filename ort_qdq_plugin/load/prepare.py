@@ -22,6 +22,7 @@ from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.way import Way, check_options
 from ort_qdq_plugin.memory.external_data import ExternalData
+from ort_qdq_plugin.model.external import check_external_data_of
 from ort_qdq_plugin.model.parsed import parse
 from ort_qdq_plugin.model.skeleton import Skeleton
 from ort_qdq_plugin.ort.buffers import borrow, open_by_path
@@ -46,6 +47,7 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
     with _collecting_no_garbage():
         with leave_unreadable_to_stock(), journal.stage("open"):
             parsed = parse(skeleton)
+            check_external_data_of(parsed)
         plan = plan_model(parsed, request, journal)
     initialize_ort_once()
     check_options(request, way := plan.way)

@@ -11,7 +11,7 @@ from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.wire import Copied
 from ort_qdq_plugin.options import Options, is_accuracy_level, is_block_size
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, INT8_KEY, config_entry
-from ort_qdq_plugin.ort.optimizers import qdq_is_fused
+from ort_qdq_plugin.ort.optimizers import why_qdq_is_not_fused
 from ort_qdq_plugin.system.platform import host
 
 __all__ = ["LoadRequest", "entries_of"]
@@ -93,7 +93,12 @@ class LoadRequest(NamedTuple):
     @property
     def may_fuse(self) -> bool:
         """Whether the session's options let ONNX Runtime fuse QDQ nodes."""
-        return qdq_is_fused(self.session_options, self.disabled_optimizers)
+        return not self.fusion_disabled_by
+
+    @property
+    def fusion_disabled_by(self) -> str:
+        """Which of the session's options do not let ONNX Runtime fuse QDQ nodes; "" if they do."""
+        return why_qdq_is_not_fused(self.session_options, self.disabled_optimizers)
 
     @property
     def may_be_unchanged(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import onnxruntime
 
 from ort_qdq_plugin import log
+from ort_qdq_plugin.errors import QdqPluginError
 from ort_qdq_plugin.load.first_look import Nothing, first_look
 from ort_qdq_plugin.load.state import SessionState
 from ort_qdq_plugin.ort import hook
@@ -18,7 +19,25 @@ __all__ = ["create_native_session"]
 
 
 def create_native_session(session: Any, state: SessionState, call: CreateCall) -> None:
-    """Create the native session of an InferenceSession. Replaces its method ``_create_inference_session``."""
+    """Create the native session of an InferenceSession. Replaces its method ``_create_inference_session``.
+
+    Errors of ONNX Runtime are raised as they are, with a note (`BaseException.add_note`) where they do not say what is wrong
+    with the model.
+    """
+    try:
+        _create_native_session(session, state, call)
+    except QdqPluginError:
+        raise
+    except Exception as error:
+        with fork_lock:
+            from ort_qdq_plugin.load.request import LoadRequest
+            from ort_qdq_plugin.load.unloadable import what_is_wrong
+        if problem := what_is_wrong(LoadRequest(*hook.constructor_arguments(session), state.options)):
+            error.add_note(f"ort-qdq-plugin: {problem}")
+        raise
+
+
+def _create_native_session(session: Any, state: SessionState, call: CreateCall) -> None:
     model, session_options = hook.constructor_arguments(session)
     if session_options is not None and not isinstance(session_options, onnxruntime.SessionOptions):
         # ONNX Runtime has an error for this.

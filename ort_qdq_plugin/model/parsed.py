@@ -50,25 +50,28 @@ class ParsedModel:
         self.skeleton = skeleton
         # Thousands of nodes may share a tensor that takes long to locate. By identity: the message is held here as well, so
         # that no other one gets its identity.
-        self._located: dict[int, tuple[TensorProto, StoredTensor | str]] = {}
+        self._located: dict[int, tuple[TensorProto, StoredTensor | tuple[type[ModelError], str]]] = {}
 
     def locate(self, tensor: TensorProto) -> StoredTensor:
         """Find the bytes of a tensor of this model.
 
         Raises:
-            ModelError: They are not all there.
+            ExternalDataError: They are not all there.
+            ModelError: The tensor is not as the format has it.
         """
         if id(tensor) not in self._located:
             files, source, location = self.skeleton.files, self.skeleton.source, self.skeleton.inline_location
+            found: StoredTensor | tuple[type[ModelError], str]
             try:
-                found: StoredTensor | str = stored_tensor(tensor, files, source, location)
-            except (ModelError, OSError) as error:
-                found = str(error)
+                found = stored_tensor(tensor, files, source, location)
+            except ModelError as error:
+                found = type(error), str(error)
             self._located[id(tensor)] = (tensor, found)
         stored = self._located[id(tensor)][1]
-        if isinstance(stored, str):
-            raise ModelError(stored)
-        return stored
+        if isinstance(stored, StoredTensor):
+            return stored
+        kind, problem = stored
+        raise kind(problem)
 
     def inline_attribute_tensors(self) -> None:
         """Take references out of nodes' attributes, where ONNX Runtime does not look for external data that it is given.

@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, FileSource, MemorySource
-from ort_qdq_plugin.model.wire import Copied, fresh_location, without_large_tensors
+from ort_qdq_plugin.model.wire import LENGTH, Copied, WireReader, fresh_location, without_large_tensors
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["Skeleton", "open_skeleton"]
 
 # ORT format models are flatbuffers with this file identifier after the root offset.
 _ORT_FORMAT_IDENTIFIER = b"ORTM"
+
+_GRAPH = 7 << 3 | LENGTH  # of ModelProto
 
 
 class Skeleton(NamedTuple):
@@ -78,11 +81,22 @@ def open_skeleton(model: str | bytes, data_folder: str | None, copied: Copied | 
         files = ExternalFiles.within(data_folder) if data_folder else ExternalFiles.beside(model)
     head = bytearray(min(8, source.size))
     source.read_into(0, memoryview(head))
-    if not head:
-        raise ModelError(f"{source.name}: it is empty")
     if head[4:] == _ORT_FORMAT_IDENTIFIER:
         return None
-    if copied is not None and source.is_still(copied.status):
-        return Skeleton(copied.data, source, files, copied.inline_location)
-    location = fresh_location()
-    return Skeleton(without_large_tensors(source, location), source, files, location)
+    try:
+        if copied is not None and source.is_still(copied.status):
+            data, location = copied.data, copied.inline_location
+        else:
+            location = fresh_location()
+            data = without_large_tensors(source, location)
+        if not _has_graph(data):
+            raise ModelError("it has no graph")
+    except ModelError as error:
+        with fork_lock:
+            from ort_qdq_plugin.model.recognised import why_no_model
+        raise ModelError(why_no_model(source, str(error))) from None
+    return Skeleton(data, source, files, location)
+
+
+def _has_graph(data: bytes) -> bool:
+    return any(key == _GRAPH for _, key, _, _ in WireReader(data).fields(0, len(data)))

@@ -9,14 +9,14 @@ import os
 from contextlib import suppress
 from typing import Protocol
 
-from ort_qdq_plugin.errors import ModelError, SourceChangedError, SourceUnreadableError
+from ort_qdq_plugin.errors import ExternalDataError, ModelError, SourceChangedError, SourceUnreadableError
 from ort_qdq_plugin.model.wire import InMemory
 from ort_qdq_plugin.system.platform import files, host
 
 __all__ = ["ByteSource", "ExternalFiles", "FileSource", "MemorySource"]
 
 _MAX_LOCATION = 4096  # characters: Linux's PATH_MAX
-_MAX_SHOWN = 100  # characters of a location, in an error that thousands of nodes may have
+_MAX_SHOWN = 300  # characters of a location, in an error that thousands of nodes may have
 
 
 class ByteSource(Protocol):
@@ -105,7 +105,7 @@ class FileSource:
         try:
             self._file = files.open_to_read(path, follow_link=True)
         except files.NotRegularError:
-            raise ModelError(f"{path}: not a regular file") from None
+            raise ModelError(f"{path}: {_instead_of_a_file(path)}") from None
         self.status = os.fstat(self._file.fileno())
         self.size = self.status.st_size
         self.names: set[str] = set()  # paths by which the model's tensors name it, symbolic links not followed
@@ -156,6 +156,15 @@ class FileSource:
         self._file.close()
 
 
+def _instead_of_a_file(path: str) -> str:
+    """What is at a path where no regular file is, in words."""
+    if not os.path.isdir(path):
+        return "not a regular file"
+    if os.path.isfile(os.path.join(path, "genai_config.json")):
+        return "a folder of onnxruntime-genai, not an .onnx file: name one in it, or use ort_qdq_plugin.genai"
+    return "a folder, not an .onnx file: name one in it"
+
+
 class ExternalFiles:
     """The external data files of one model, opened when they are first needed, under ONNX Runtime's own rules.
 
@@ -192,28 +201,48 @@ class ExternalFiles:
         """The file that a tensor's ``location`` names.
 
         Raises:
-            ModelError: ONNX Runtime would refuse the location.
-            OSError: The file cannot be opened.
+            ExternalDataError: ONNX Runtime would refuse the location, or the file cannot be opened.
         """
         source = self._sources.get(location)
         if source is None:
-            named, path = self._resolve(location)
-            source = self._sources[location] = self._sources[path] = self._sources.get(path) or FileSource(path)
+            named = self._named(location)
+            try:
+                # Strict: resolving stops at the first part of the path that is missing, even if thousands of parts follow.
+                path = os.path.realpath(named, strict=True)
+                self._check_within(location, path)
+                source = self._sources.get(path) or FileSource(path)
+            except ExternalDataError:
+                raise
+            except FileNotFoundError:
+                raise ExternalDataError(
+                    f"external data {_shown(named)} does not exist: weights of the model are in it, so it must lie there"
+                ) from None
+            except OSError as error:
+                raise ExternalDataError(f"external data {_shown(named)} cannot be opened: {error.strerror}") from None
+            except ModelError:
+                raise ExternalDataError(f"external data {_shown(named)} is not a regular file") from None
+            self._sources[location] = self._sources[path] = source
             source.names.add(named)
         return source
 
-    def _resolve(self, location: str) -> tuple[str, str]:
-        """The path that a location stands for, as it is and with symbolic links followed."""
-        if self._base is None or self._directory is None:
-            raise ModelError(f"external data {location[:_MAX_SHOWN]!r} of a model without a folder")
+    def _named(self, location: str) -> str:
+        """The path that a location stands for, symbolic links not followed."""
+        if self._base is None:
+            raise ExternalDataError(
+                f"external data {_shown(location)!r} of a model without a folder, as one given as bytes is: give its path, "
+                "or name the folder in session.model_external_initializers_file_folder_path"
+            )
         if not location or len(location) > _MAX_LOCATION or "\0" in location or not files.is_relative(location):
-            raise ModelError(f"external data location {location[:_MAX_SHOWN]!r} is not a relative path")
-        # Strict: resolving stops at the first part of the path that is missing, even if thousands of parts follow.
-        named = os.path.join(self._base, location)
-        path = os.path.realpath(named, strict=True)
-        if not _is_within(path, self._directory):
-            raise ModelError(f"external data location {location!r} leaves the model's folder")
-        return named, path
+            raise ExternalDataError(f"external data location {_shown(location)!r} is not a relative path")
+        return os.path.join(self._base, location)
+
+    def _check_within(self, location: str, path: str) -> None:
+        if not _is_within(path, self._directory or ""):
+            raise ExternalDataError(f"external data location {_shown(location)!r} leaves the model's folder")
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _is_within(path: str, folder: str) -> bool:

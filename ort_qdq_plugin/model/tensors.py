@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ort_qdq_plugin.errors import ModelError
+from ort_qdq_plugin.errors import ExternalDataError, ModelError
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.messages import TensorProto, external_data
 from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, MemorySource
@@ -95,7 +95,7 @@ class StoredTensor(NamedTuple):
 
 
 Locate = Callable[["TensorProto"], StoredTensor]
-"""Finds the bytes of a tensor of a model; raises ModelError where they are not all there, OSError where a file is not."""
+"""Finds the bytes of a tensor of a model; raises ModelError where they are not all there."""
 
 
 def tensor_bytes(data_type: int, shape: Sequence[int]) -> int:
@@ -124,8 +124,8 @@ def stored_tensor(proto: TensorProto, files: ExternalFiles, model: ByteSource, i
     """Find the bytes of a tensor: in `model`, if its location is the skeleton's `inline_location`, in `files`, or in itself.
 
     Raises:
-        ModelError: They are not all there, or the tensor is not as the format has it.
-        OSError: A file cannot be opened.
+        ExternalDataError: They are not all there.
+        ModelError: The tensor is not as the format has it.
     """
     shape = shape_of(proto)
     nbytes = tensor_bytes(proto.data_type, shape)
@@ -148,7 +148,9 @@ def stored_tensor(proto: TensorProto, files: ExternalFiles, model: ByteSource, i
         if length not in (0, nbytes):
             raise ModelError(f"{proto.name}: stored length {length} bytes, its shape {list(shape)} takes {nbytes}")
         if offset + nbytes > source.size:
-            raise ModelError(f"{proto.name}: bytes {offset}..{offset + nbytes} of {source.name}, which has {source.size}")
+            raise ExternalDataError(
+                f"{proto.name}: external data {source.name} has {source.size} bytes, {offset + nbytes} are needed"
+            )
         return StoredTensor(proto.name, proto.data_type, shape, source, offset=offset, nbytes=nbytes)
     data = proto.raw_data if proto.HasField("raw_data") else _typed_data(proto, nbytes)
     if len(data) != nbytes:

@@ -173,9 +173,9 @@ class WireReader:
             elif wire_type in (_FIXED64, _FIXED32):
                 after = payload + (8 if wire_type == _FIXED64 else 4)
             else:
-                raise ModelError(f"{self._source.name}: wire type {wire_type} at byte {position}")
+                raise ModelError(f"no field of a protobuf message begins at byte {position}")
             if after > end or not key >> 3:
-                raise ModelError(f"{self._source.name}: field at byte {position} ends at {after}, its message at {end}")
+                raise ModelError(f"a field that begins at byte {position} ends at {after}, its message at {end}")
             yield position, key, payload, after
             position = after
 
@@ -183,7 +183,7 @@ class WireReader:
         """(value, end) of a field's key or length."""
         value, after = self.varint(position, end)
         if after - position > _MAX_KEY_BYTES:
-            raise ModelError(f"{self._source.name}: key or length of {after - position} bytes at byte {position}")
+            raise ModelError(f"a key or a length of {after - position} bytes at byte {position}")
         return value, after
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
@@ -200,7 +200,7 @@ class WireReader:
             shift += 7
             if byte < 0x80:
                 return value, position + shift // 7
-        raise ModelError(f"{self._source.name}: no whole number at byte {position}")
+        raise ModelError(f"no whole number at byte {position}")
 
     def _move_window(self, position: int) -> None:
         if len(self._window) == self._source.size:
@@ -220,7 +220,7 @@ class _Walk(WireReader):
     def message(self, kind: str, start: int, end: int, depth: int) -> list[_Piece]:
         """The message at start..end with its large tensors replaced; one range if there are none."""
         if depth > _MAX_DEPTH:
-            raise ModelError(f"{self._source.name}: messages nested deeper than {_MAX_DEPTH} at byte {start}")
+            raise ModelError(f"messages nested deeper than {_MAX_DEPTH} at byte {start}")
         children = _CHILDREN[kind]
         pieces: list[_Piece] = []
         tensors, copied = 0, start

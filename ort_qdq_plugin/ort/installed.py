@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 
 from ort_qdq_plugin.model.releases import OLDEST
 from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, MISSING_EXTENSIONS, extensions_are_installed
@@ -31,6 +32,9 @@ def explained(error: Exception) -> str | None:
     """What is not installed as it should be, and what to type; None if the error is about something else."""
     if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
         return f"{error.name} is not installed: pip install {_NEEDED[error.name]}"
+    if isinstance(error, ImportError) and "numpy" in str(error) and find_spec("numpy") is None:
+        # As ONNX Runtime's own library says it.
+        return "numpy is not installed: pip install numpy"
     # What is left of a build that was removed is a package without anything in it.
     is_empty = isinstance(error, AttributeError) and getattr(error.obj, "__name__", "") == _PACKAGE
     if is_empty or (isinstance(error, ImportError) and (error.name or "").split(".")[0] == _PACKAGE):

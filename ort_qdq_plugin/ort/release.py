@@ -36,13 +36,16 @@ def lends_files() -> bool:
 def _problem_of(version: str) -> str:
     """Why the installed ONNX Runtime, of that version, cannot be used; "" if it can."""
     if installed() < OLDEST:
-        problem = f"{version} is older than {name_of(OLDEST)}"
+        with fork_lock:
+            from ort_qdq_plugin.ort.installed import too_old
+        oldest = name_of(OLDEST)
+        problem = too_old() or f"onnxruntime {version} is older than {oldest}: pip install --upgrade 'onnxruntime>={oldest}'"
     else:
         found = _lends_when_tried(version)
         if not isinstance(found, str):
             return ""
-        problem = f"{version} is newer than {name_of(NEWEST)}, and {found}"
-    log.warning("models are loaded with stock ONNX Runtime, without this package: %s", problem)
+        problem = f"onnxruntime {version} is newer than {name_of(NEWEST)}, and {found}: look for a newer ort-qdq-plugin"
+    log.warning("models are loaded with stock ONNX Runtime, without ort-qdq-plugin: %s", problem)
     return problem
 
 

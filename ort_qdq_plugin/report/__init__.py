@@ -24,7 +24,7 @@ class StockReason(Sentence):
     """Why a whole model was left to stock ONNX Runtime, untouched. ``str(reason)`` is the sentence."""
 
     ORT_FORMAT = "The model is loaded in ORT format, not in ONNX format."
-    NOT_QUANTIZED = "Nothing in the model is quantized: it has no quantized operator, and dequantizes no weight."
+    NOT_QUANTIZED = "Nothing in the model is quantized: it has no quantized operator, and no DequantizeLinear of a weight."
     OTHER_FORM = "The model is quantized in another way, which ONNX Runtime runs as it is."
     FUSION_DISABLED = "The session's options disable the fusion of QDQ nodes."
     NOT_FUSIBLE = "Nothing in the model can be fused."

@@ -13,7 +13,7 @@ from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS, TYPES, raw_tensor
 from conformance.drawing.weight import PER_CHANNEL, PER_TENSOR
 from ort_qdq_plugin import Report, StockReason, create_session, inspect
-from tests.support import CPU, made_report, quiet
+from tests.support import CPU, made_report, quiet, refusing
 
 K, N = 64, 32
 Change = Callable[[onnx.ModelProto], object]
@@ -168,7 +168,6 @@ def test_operators_of_custom_libraries_are_taken_to_be_there() -> None:
 
 # What this package refuses when it puts the fused model together; whether stock ONNX Runtime does is another matter.
 FAILING: dict[str, tuple[Change, str]] = {
-    "a file that is missing": (no_file, "missing.data"),
     "two opsets": (lambda model: model.opset_import.append(helper.make_opsetid("", 19)), "opsets"),
 }
 
@@ -183,6 +182,15 @@ def test_a_load_that_fails_is_seen(name: str) -> None:
     seen = judged(model)
     assert (seen.stock_reason, len(seen.fused)) == (StockReason.ERROR, 0)
     assert detail in seen.stock_detail
+
+
+def test_external_data_that_is_missing_is_an_error() -> None:
+    draft = drawn()
+    draft.output("w_d", (K, N))
+    model = draft.model()
+    no_file(model)
+    with refusing("external data 'missing.data'"):
+        inspect(model.SerializeToString())
 
 
 @pytest.mark.parametrize("opset", [13, 17, 19, 21, 23])

@@ -1,6 +1,7 @@
 """`bench` and `demo`: what is measured of whom, the inputs that are made up, and the picture."""
 
 import json
+import os
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from conformance.drawing.draft import Draft
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import StockReason
-from ort_qdq_plugin.cli import demo_model
+from ort_qdq_plugin.cli import bench, demo_model
 from ort_qdq_plugin.cli.console import UsageError
 from ort_qdq_plugin.cli.inputs import random_inputs
 from tests.cli.support import Here, apart, on_terminal
@@ -81,10 +82,35 @@ def test_a_way_that_fails_is_a_finding(tmp_path: Path, here: Here) -> None:
         (["--input", "x"], "--input x"),
         (["--input", "x=3xm"], "x=3xm"),
         (["--input", "z=1x256"], "no input z; inputs are x"),
+        (["--input", "x=1x255"], "--input x=1x255: the model's x is m x 256"),
+        (["--input", "x=256"], "--input x=256: the model's x is m x 256"),
+        (["--layers", "2"], "--layers is for the decoder"),
     ],
 )
 def test_bad_usage(arguments: list[str], fault: str, model: Path, here: Here) -> None:
     assert fault in here.refused("bench", model, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("path", "fault"), [("gone/m.png", "there is no folder"), ("m.doc", "must end with one of"), (".", "a folder, must be")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured(
+    path: str, fault: str, model: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "compare", None)
+    assert fault in here.refused("bench", model, "--plot", tmp_path / path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "may not be written" in here.refused("bench", model, "--plot", tmp_path / "m.png")
+
+
+def test_a_folder_is_no_model(model: Path, here: Here) -> None:
+    assert "a folder: bench measures one model" in here.refused("bench", model.parent)
+
+
+def test_external_data_that_is_too_short(model: Path, here: Here) -> None:
+    os.truncate(model.with_suffix(".data"), 1000)
+    assert "has 1000 bytes, 83968 are needed" in here.refused("bench", model)
 
 
 def test_a_model_of_our_own(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,31 @@ def test_a_name_that_the_output_cannot_encode(tmp_path: Path) -> None:
     done = apart("cache", "list", "--dir", tmp_path / "cache", **variables)
     assert (done.code, done.err) == (0, "")
     assert "\\u6a21\\u578b.onnx" in done.out
+
+
+@pytest.mark.needs("a shell")
+@pytest.mark.parametrize(
+    ("redirected", "told", "code"),
+    [
+        ("inspect m.onnx > /dev/full", "ort-qdq inspect: m.onnx: standard output: No space left on device\n", 2),
+        ("inspect m.onnx >&-", "", 0),
+        ("inspect gone.onnx 2>&-", "", 2),
+        ("inspect gone.onnx 2> /dev/full", "", 2),
+    ],
+)
+def test_output_that_cannot_be_written(redirected: str, told: str, code: int, tmp_path: Path) -> None:
+    if "/dev/full" in redirected and not Path("/dev/full").exists():
+        pytest.skip("no device is always full here")
+    (tmp_path / "m.onnx").write_bytes(mixed())
+    shell = f"{sys.executable} -m ort_qdq_plugin {redirected}"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.stderr, done.returncode) == (told, code)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_empty_path_is_no_path(command: str, here: Here) -> None:
+    """As of a variable of the shell that is not set: `bench` without a model would measure one of its own."""
+    arguments = {"cache": ["list", "--dir", ""], "demo": None, "run": None, "main": None}.get(command, [""])
+    if arguments is not None:
+        more = ["out"] if command in ("export", "prepare") else []
+        assert "is empty, must be a path" in here.refused(command, *arguments, *more)

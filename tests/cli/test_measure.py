@@ -87,3 +87,17 @@ def test_a_session_that_is_held(job: Job) -> None:
     out, _ = process.communicate(timeout=60)
     assert b'"fused": 2' in out
     assert process.returncode == 0
+
+
+def test_what_a_load_that_fails_is_told(job: Job, tmp_path: Path) -> None:
+    """The whole error of ONNX Runtime, in one line, and what this package notes."""
+    with pytest.raises(RuntimeError, match=r"^InvalidArgument: .*Got invalid dimensions.*Please fix either the inputs"):
+        measured(job._replace(inputs=str(wrong_inputs(tmp_path))))
+    os.truncate(tmp_path / "model.data", 1000)
+    with pytest.raises(RuntimeError, match=r"^Fail: .* ort-qdq-plugin: external data .*model.data has 1000 bytes"):
+        measured(job._replace(options={}))
+
+
+def wrong_inputs(folder: Path) -> Path:
+    np.savez(folder / "wrong.npz", np.zeros((3, 255), np.float32))
+    return folder / "wrong.npz"

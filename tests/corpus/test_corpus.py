@@ -69,7 +69,7 @@ def test_inspecting_ends_well(worker: Worker, beside: Path, entry: Path) -> None
     # As a file, and as bytes if it is one that once went wrong, or every other time.
     ways: list[str | bytes] = [placed(entry, beside), entry.read_bytes()]
     for given in ways if entry in REGRESSIONS else [ways[CORPUS.index(entry) % 2]]:
-        assert_cheap(worker.run("inspect", given), "ModelError", "FileNotFoundError", "OSError")
+        assert_cheap(worker.run("inspect", given), "ModelError", "ExternalDataError", "OSError")
 
 
 @pytest.mark.parametrize("entry", FAMILIES)

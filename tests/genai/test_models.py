@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ort_qdq_plugin import Options, QdqPluginError, StockReason, genai
+from ort_qdq_plugin import ModelError, Options, QdqPluginError, StockReason, genai
 from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.cache.write_back import wait_until_on_disk
 from ort_qdq_plugin.genai import calls, models, prepared
@@ -223,3 +223,29 @@ def test_files_that_are_replaced_between_one_and_the_next(
     model = genai.load(folder, options=Options(cache_dir=cache))
     assert len(seen) == 2
     assert tokens(model) == tokens(og.Model(str(versions[1])))
+
+
+def test_what_is_wrong_with_a_folder_is_a_note(folder: Path) -> None:
+    (folder / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    file = folder / "model.onnx"
+    for given, problem in ((folder, "a Git LFS pointer"), (file, "a file, not a folder"), (folder / "gone", "No such file")):
+        with pytest.raises(Exception) as loading:  # noqa: PT011  # whatever onnxruntime-genai raises
+            genai.load(given)
+        with pytest.raises(Exception) as preparing:  # noqa: PT011
+            og.Model(genai.prepare(given))
+        assert all(problem in raised.value.__notes__[0] for raised in (loading, preparing))
+
+
+def test_warming_what_cannot_be_opened_raises(folder: Path, tmp_path: Path) -> None:
+    options = Options(cache_dir=tmp_path / "cache")
+    with pytest.raises(NotADirectoryError, match="a file, not a folder of onnxruntime-genai"):
+        genai.warm(folder / "model.onnx", options=options)
+    (folder / "model.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
+        genai.warm(folder, options=options)
+    (folder / CONFIG_NAME).write_text('{"model": {}}')
+    with pytest.raises(ModelError, match=r"genai_config\.json: it names no \.onnx file"):
+        genai.warm(folder, options=options)
+    (folder / CONFIG_NAME).unlink()
+    with pytest.raises(FileNotFoundError, match=r"a folder without a genai_config\.json"):
+        genai.warm(folder, options=options)

@@ -85,9 +85,9 @@ TO_STOCK: dict[str, tuple[dict[str, Any], StockReason, str]] = {
     "weights that are written out, with QDQ switched off": (
         {"model": integers("Cast", to=1), "session_options": NO_QDQ},
         StockReason.FUSION_DISABLED,
-        "",
+        "session.disable_quant_qdq is 1",
     ),
-    "QDQ that is switched off": ({"session_options": NO_QDQ}, StockReason.FUSION_DISABLED, ""),
+    "QDQ that is switched off": ({"session_options": NO_QDQ}, StockReason.FUSION_DISABLED, "session.disable_quant_qdq is 1"),
 }
 
 

@@ -143,7 +143,7 @@ def test_a_model_that_changes_meanwhile_is_not_used(path: str) -> None:
 
 def test_a_model_that_is_none_goes_to_stock() -> None:
     with pytest.raises(LeaveToStock, match="opset_import"):
-        prepared_from(onnx.ModelProto(ir_version=10).SerializeToString())
+        prepared_from(onnx.ModelProto(ir_version=10, graph=onnx.GraphProto()).SerializeToString())
 
 
 @pytest.mark.parametrize("enabled", [True, False])

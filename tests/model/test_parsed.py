@@ -66,8 +66,8 @@ def test_what_is_refused(name: str) -> None:
 
 def test_what_protobuf_refuses_is_no_readable_model() -> None:
     opset_import = 8  # of ModelProto, in which no large tensor is looked for
-    skeleton = opened(bytes_field(opset_import, b"\xff"))
-    with refusing("no readable model: DecodeError"):
+    skeleton = opened(bytes_field(opset_import, b"\xff") + model_of().SerializeToString())
+    with refusing("not a readable ONNX model: DecodeError"):
         parse(skeleton)
 
 

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin.errors import ModelError, SourceChangedError
+from ort_qdq_plugin.errors import SourceChangedError
 from ort_qdq_plugin.model.skeleton import open_skeleton
 from ort_qdq_plugin.model.sources import FileSource, MemorySource
 from tests.support import Form, descriptors, linear, opened, refusing, save, settled_descriptors
 
 MODEL = linear(Weight())  # its weight has 4096 bytes, its scales 1024
 WEIGHT_BYTES = 4096
+GRAPH = ModelProto(graph=GraphProto(name="g")).SerializeToString()
 
 
 @pytest.mark.parametrize("form", ["bytes", "file"])
@@ -51,7 +52,7 @@ def test_an_empty_model_and_one_in_ort_format_are_none(data: bytes, in_file: boo
     (ModelProto(producer_name="xxORTM"), False),  # where the identifier of ORT's format would be
 ])  # fmt: skip
 def test_models_of_a_few_bytes_are_models(model: ModelProto, is_one: bool) -> None:
-    data = model.SerializeToString()
+    data = model.SerializeToString() + GRAPH
     assert (data[4:8] == b"ORTM") != is_one
     skeleton = open_skeleton(data, None)
     assert (None if skeleton is None else skeleton.data) == (data if is_one else None)
@@ -60,10 +61,16 @@ def test_models_of_a_few_bytes_are_models(model: ModelProto, is_one: bool) -> No
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_skeleton(str(tmp_path / "gone.onnx"), None)
-    with refusing("regular"):
-        open_skeleton(str(tmp_path), None)
-    with pytest.raises(ModelError):
+    (tmp_path / "genai").mkdir()
+    with refusing("a folder, not an .onnx file: name one in it"):
+        open_skeleton(str(tmp_path / "genai"), None)
+    (tmp_path / "genai" / "genai_config.json").touch()
+    with refusing("a folder of onnxruntime-genai, .* ort_qdq_plugin.genai"):
+        open_skeleton(str(tmp_path / "genai"), None)
+    with refusing("not an ONNX model, or a damaged one: no whole number at byte 0"):
         open_skeleton(b"\xff" * 20, None)
+    with refusing("it has no graph"):
+        open_skeleton(ModelProto(ir_version=10).SerializeToString(), None)
 
 
 @pytest.mark.parametrize("as_path", [False, True])

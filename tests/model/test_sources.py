@@ -215,12 +215,11 @@ def test_a_location_that_leads_to_another_drive(folder: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("location", "message"), [
-    ("gone.data", "gone.data"), ("x" * 200, "x" * 200), ("x" * PATH_MAX, "File name too long|No such file|WinError"),
+    ("gone.data", "gone.data"), ("x" * 200, "x" * 200), ("x" * PATH_MAX, "File name too long|does not exist"),
 ])  # fmt: skip
 def test_a_missing_file_says_so(folder: Path, location: str, message: str) -> None:
-    with pytest.raises(OSError, match=message) as missing:
+    with refusing(f"external data .*({message})"):
         beside(folder).open(location)
-    assert isinstance(missing.value, FileNotFoundError) or len(location) == PATH_MAX
 
 
 @pytest.mark.parametrize("location", ["w.data", "./w.data", "sub/../w.data", "sub/link"])

@@ -122,6 +122,15 @@ def test_commands(module: str, tmp_path: Path) -> None:
     assert run(BLOCK.format([module]) + COMMAND, "cache", "list", "--dir", tmp_path).returncode == 0
 
 
+@pytest.mark.parametrize("call", ["inspect(sys.argv[1])", "warm(sys.argv[1], options=Options(cache_dir=sys.argv[2]))"])
+def test_calls_without_onnx_say_so(call: str, tmp_path: Path) -> None:
+    model = save(stack(2, 64), tmp_path, "external")
+    done = run(
+        f"{BLOCK.format(['onnx'])}from ort_qdq_plugin import Options, inspect, warm; {call}", model, tmp_path / "cache"
+    )
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: onnx is not installed: pip install onnx"
+
+
 @pytest.mark.parametrize("call", ["create_session", "onnxruntime.InferenceSession"])
 def test_without_onnx_stock_loads(call: str, tmp_path: Path) -> None:
     """And one warning for all loads."""
@@ -155,3 +164,11 @@ ort_qdq_plugin.activate()
     assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
     assert done.stderr.splitlines()[-1].startswith("ImportError: ")
     assert "pip install" in done.stderr.splitlines()[-1]
+
+
+def test_numpy_is_missed_by_onnx_runtimes_own_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose error has no name."""
+    error = ImportError("import numpy failed")
+    assert explained(error) is None
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert explained(error) == "numpy is not installed: pip install numpy"

@@ -44,11 +44,11 @@ def test_an_old_one_steps_aside_with_one_sentence(
         session = create_session(path, quiet(), CPU)
         report = made_report(session)
         assert (report.route, report.stock_reason) == ("stock", StockReason.RELEASE)
-        assert report.stock_detail == f"{OLD} is older than 1.28"
+        assert report.stock_detail == f"onnxruntime {OLD} is older than 1.28: pip install --upgrade 'onnxruntime>=1.28'"
         assert (result(session) == result(stock(path))).all()
     assert inspect(path).stock_reason is StockReason.RELEASE
     assert warnings_in(caplog) == [
-        f"models are loaded with stock ONNX Runtime, without this package: {OLD} is older than 1.28"
+        f"models are loaded with stock ONNX Runtime, without ort-qdq-plugin: {report.stock_detail}"
     ]
 
 

@@ -60,7 +60,7 @@ def test_a_value_that_is_neither_on_nor_off(value: str, path: str) -> None:
     (folder := Path(path).parent / "modules").mkdir()
     (folder / "onnxruntime_genai.py").touch()
     done = child(code, value, PYTHONPATH=os.pathsep.join([str(ROOT), str(folder)]), ORT_QDQ_PLUGIN_STRICT="?")
-    told = f"ORT_QDQ_PLUGIN is {value!r}, must be 1 or 0: ort-qdq-plugin is not used\n"
+    told = f"ort-qdq-plugin: ORT_QDQ_PLUGIN is {value!r}, must be 1 or 0: ort-qdq-plugin is not used\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", told)
 
 
@@ -69,7 +69,7 @@ def test_misspelt_variables_are_told_of(path: str) -> None:
     given = {"ORT_QDQ_PLUGIN_ACURACY_LEVEL": "0", "ORT_QDQ_PLUGIN_LOG": "loud", "ORT_QDQ_PLUGIN_THREADS": "many"}
     done = child(f"{ACTIVE}{creating(path)}\nprint(active(), 'difflib' in sys.modules)", **given)
     assert (done.returncode, done.stdout) == (0, "True True\n")
-    assert done.stderr.splitlines() == [
+    assert done.stderr.replace("ort-qdq-plugin: ", "").splitlines() == [
         "ORT_QDQ_PLUGIN_LOG is 'loud', must be one of debug, info, warning, error, critical: ignored",
         "ORT_QDQ_PLUGIN_THREADS is 'many', must be a whole number of at least 1: ignored",
         "ORT_QDQ_PLUGIN_ACURACY_LEVEL is no variable of this package: ignored; did you mean ORT_QDQ_PLUGIN_ACCURACY_LEVEL?",

@@ -215,7 +215,7 @@ def reserve(file: File, size: int) -> None:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and size > limit:
         # Trying is answered by SIGXFSZ.
-        raise OSError(errno.EFBIG, f"files may have {limit} bytes")
+        raise OSError(errno.EFBIG, f"files may have {limit} bytes (ulimit -f)")
     call(getattr(os, "posix_fallocate", preallocate), file, 0, size)
 
 
