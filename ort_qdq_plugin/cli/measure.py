@@ -29,7 +29,7 @@ from ort_qdq_plugin.system.platform import host, usage
 __all__ = ["Job", "Memory", "Peer", "Run", "difference", "in_turns", "job_for", "measured", "start"]
 
 _SAMPLE_SECONDS = 0.01
-_MESSAGE = 600
+_MESSAGE = 400  # characters of an error's beginning, and of its end
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
@@ -203,7 +203,9 @@ def _error_in(messages: str) -> str:
     lines = messages.strip().splitlines()
     traced = max((at for at, line in enumerate(lines) if line.startswith("Traceback ")), default=len(lines))
     said = list(dropwhile(lambda line: line.startswith(" "), lines[traced + 1 :])) or lines[-1:]
-    return " ".join(" ".join(said).split()).removeprefix("onnxruntime.capi.onnxruntime_pybind11_state.")[:_MESSAGE]
+    error = " ".join(" ".join(said).split()).removeprefix("onnxruntime.capi.onnxruntime_pybind11_state.")
+    # A note stands at the end, and says more than ONNX Runtime's own words.
+    return error if len(error) <= 2 * _MESSAGE else f"{error[:_MESSAGE]} ... {error[-_MESSAGE:]}"
 
 
 def _watch(process: subprocess.Popen[bytes], began: float, samples: list[tuple[float, Memory]]) -> None:
