@@ -43,6 +43,7 @@ class _Model(NamedTuple):
 
     opset: int
     has_functions: bool  # of its own, which ONNX's inference looks into
+    has_subgraphs: bool
     stated: Iterator[Mapping[str, Shape]]
     found: list[Known]
 
@@ -59,7 +60,8 @@ def followed_shapes(
         What is known in each graph, the outermost first: only what ONNX's inference would say as well, except of values
         behind operators that it does not know and ONNX Runtime does. Dimensions may be UNKNOWN.
     """
-    model = _Model(opset, has_functions, iter(stated), [])
+    of_graphs = list(stated)
+    model = _Model(opset, has_functions, len(of_graphs) > 1, iter(of_graphs), [])
     _follow(graph, dict.fromkeys(range(len(graph.input))), (), model)
     return model.found
 
@@ -112,7 +114,7 @@ def _constants(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
 
 def _results(node: NodeProto, around: tuple[Known, ...], constants: Mapping[str, TensorProto], model: _Model) -> _Results:
     """What is known of a node's outputs."""
-    if any(attr.HasField("g") or attr.graphs for attr in node.attribute):
+    if model.has_subgraphs and any(attr.HasField("g") or attr.graphs for attr in node.attribute):
         return _controlled(node, around, model)
     known = around[0] if len(around) == 1 else ChainMap(*around)
     row = None

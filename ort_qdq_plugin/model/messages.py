@@ -136,7 +136,13 @@ def attributes(node: NodeProto) -> dict[str, AttributeProto]:
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
     """The graphs among the attributes of `node`, in their order."""
-    return [graph for attr in node.attribute for graph in ([attr.g] if attr.HasField("g") else attr.graphs)]
+    graphs: list[GraphProto] = []
+    for attr in node.attribute:
+        if attr.HasField("g"):
+            graphs.append(attr.g)
+        elif attr.graphs:
+            graphs += attr.graphs
+    return graphs
 
 
 def external_tensors(graph: GraphProto) -> Iterator[TensorProto]:
