@@ -39,9 +39,14 @@ class Readers(NamedTuple):
 
 
 def may_end_steps(scope: Scope, node: NodeProto, constants: Constants) -> bool:
-    """Whether a node may be the last one of those that dequantize a weight in its place (`written_out`)."""
+    """Whether a node may be the last one of those that dequantize a weight in its place (`written_out`).
+
+    Other nodes cost next to nothing: their inputs are made at run time, or of no stored integers.
+    """
     is_step = _LAST_STEPS.get(node.op_type) == len(node.input) and is_standard(node)
-    return is_step and not any(constants.is_made_at_run_time(scope, name) for name in node.input)
+    if not is_step or any(constants.is_made_at_run_time(scope, name) for name in node.input):
+        return False
+    return integers_at(scope, node) is not None
 
 
 def elements_in(tensor: TensorProto) -> int:

@@ -87,15 +87,12 @@ class WrittenOut:
         self._readers: dict[tuple[Scope, str], Readers] = {}  # values may have thousands of them
 
     def ends_at(self, scope: Scope, node: NodeProto) -> bool:
-        """Whether a node is the last step of such a weight, or of one in other steps, and something reads it as a weight.
-
-        Other nodes cost next to nothing: their inputs are made at run time, or of no stored integers.
-        """
+        """Whether a node is the last step of such a weight, or of one in other steps, and something reads it as a weight."""
         if not may_end_steps(scope, node, self._constants) or len(node.output) != 1:
             return False
         if len(node.input) > 1 and scope.opset < _BROADCAST_SINCE:
             return False
-        if integers_at(scope, node) is None or not self._is_read_as_weight(scope, node.output[0]):
+        if not self._is_read_as_weight(scope, node.output[0]):
             return False
         return all(self._constants.is_constant(scope, name) for name in node.input) and self._makes_floats(scope, node)
 
