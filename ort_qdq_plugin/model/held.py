@@ -6,11 +6,14 @@ Only models that hold small integers (`wire.may_hold_small_integers`) are looked
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import WEIGHT_TYPES
 from ort_qdq_plugin.model.operators import OPERATORS
-from ort_qdq_plugin.model.outline import Graph, Outline, Tensor
+
+if TYPE_CHECKING:
+    from ort_qdq_plugin.model.outline import Graph, Outline, Tensor
 
 __all__ = ["dequantizes_by_hand", "forms_among", "other_forms"]
 
