@@ -6,6 +6,7 @@ Format facts: the messages of onnx.proto, of which `small_model` writes a few fi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 __all__ = ["OFFSET_DIGITS", "bytes_field", "bytes_head", "external_entries", "number_field", "small_model", "varint"]
 
@@ -16,6 +17,7 @@ _VARINT, _LENGTH = 0, 2  # wire types
 _EXTERNAL = 1  # TensorProto.DataLocation
 _INTS = 7  # AttributeProto.AttributeType
 _IR_VERSION, _OPSET = 8, 17
+_IS_EXTERNAL = bytes((14 << 3 | _VARINT, _EXTERNAL))  # the field data_location
 _FLOAT = 1  # TensorProto.DataType. The table of types is not imported for it: models that are not quantized need no other
 
 
@@ -48,9 +50,22 @@ def number_field(number: int, value: int) -> bytes:
 
 def external_entries(location: str, offset: int, length: int) -> bytes:
     """The fields of a TensorProto that make it external data. Another offset fits in place of this one (`OFFSET_DIGITS`)."""
-    entries = (("location", location), ("offset", f"{offset:0{OFFSET_DIGITS}}"), ("length", str(length)))
-    pairs = (bytes_field(1, key.encode()) + bytes_field(2, value.encode()) for key, value in entries)
-    return b"".join(bytes_field(13, pair) for pair in pairs) + number_field(14, _EXTERNAL)
+    numbers = f"{offset:0{OFFSET_DIGITS}}".encode(), str(length).encode()
+    before, between = _around_numbers(location, len(numbers[0]), len(numbers[1]))
+    return b"".join((before, numbers[0], between, numbers[1], _IS_EXTERNAL))
+
+
+@lru_cache(maxsize=32)  # a model has thousands of references, and one location for all that are to itself
+def _around_numbers(location: str, offset_digits: int, length_digits: int) -> tuple[bytes, bytes]:
+    """What comes before an offset of so many digits, and between it and the length."""
+    before = bytes_field(13, bytes_field(1, b"location") + bytes_field(2, location.encode()))
+    return before + _before_number(b"offset", offset_digits), _before_number(b"length", length_digits)
+
+
+def _before_number(key: bytes, digits: int) -> bytes:
+    """What an entry of external data has before its value."""
+    pair = bytes_field(1, key) + bytes_head(2, digits)
+    return bytes_head(13, len(pair) + digits) + pair
 
 
 def small_model(

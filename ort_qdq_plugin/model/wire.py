@@ -151,15 +151,24 @@ class WireReader:
         position = start
         while position < end:
             window, at = self._window, position - self._window_start
-            if 0 <= at < len(window) - 3 and 8 <= (key := window[at]) < 0x80 and key & 7 == LENGTH:
-                # Nearly all have a key of one byte, and a length of up to three. Models have tens of thousands of fields.
-                length, payload = window[at + 1], position + 2
-                if length >= 1 << 7:
-                    length, payload = length & 0x7F | window[at + 2] << 7, position + 3
-                    if length >= 1 << 14:
-                        length, payload = length & 0x3FFF | window[at + 3] << 14, position + 4
-                after = payload + length
-                if length < 1 << 21 and after <= end:
+            if 0 <= at < len(window) - 3 and 8 <= (key := window[at]) < 0x80:
+                # Nearly all have a key of one byte, and a length of up to three, or a number of up to two. Models have tens
+                # of thousands of fields.
+                payload, after = position + 1, end + 1
+                if key & 7 == LENGTH:
+                    length, payload = window[at + 1], position + 2
+                    if length >= 1 << 7:
+                        length, payload = length & 0x7F | window[at + 2] << 7, position + 3
+                        if length >= 1 << 14:
+                            length, payload = length & 0x3FFF | window[at + 3] << 14, position + 4
+                    if length < 1 << 21:
+                        after = payload + length
+                elif key & 7 == VARINT:
+                    if window[at + 1] < 0x80:
+                        after = position + 2
+                    elif window[at + 2] < 0x80:
+                        after = position + 3
+                if after <= end:
                     yield position, key, payload, after
                     position = after
                     continue
