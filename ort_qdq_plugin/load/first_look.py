@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.wire import Copied, InMemory, fresh_location, may_hold_small_integers, without_large_tensors
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.hook import CreateCall
-from ort_qdq_plugin.ort.keys import FORMAT_KEY, LOW_BIT_OPERATORS, config_entry, options_are_in_models
-from ort_qdq_plugin.ort.optimizers import qdq_is_fused
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, FORMAT_KEY, LOW_BIT_OPERATORS, config_entry, options_are_in_models
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
@@ -90,8 +88,11 @@ def first_look(
         and (options.accuracy_level, options.block_size) != (None, None)
     ):
         return None  # what ONNX Runtime fuses itself follows these
-    if nothing.reason == "NOT_FUSIBLE" and not qdq_is_fused(session_options, call.disabled_optimizers):
-        return None  # for another reason
+    if nothing.reason == "NOT_FUSIBLE":
+        with fork_lock:
+            from ort_qdq_plugin.ort.optimizers import qdq_is_fused
+        if not qdq_is_fused(session_options, call.disabled_optimizers):
+            return None  # for another reason
     nothing.seconds = time.perf_counter() - start
     return nothing
 

@@ -14,9 +14,8 @@ from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.ort import hook
 from ort_qdq_plugin.ort.buffers import by_path, keep_until_destroyed, trimming
 from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.hook import CreateCall
-from ort_qdq_plugin.ort.keys import options_are_in_models
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, options_are_in_models
 from ort_qdq_plugin.ort.options_lock import reading, with_entries
 from ort_qdq_plugin.ort.spare_copies import copied_once
 from ort_qdq_plugin.report import Report

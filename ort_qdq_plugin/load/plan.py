@@ -23,8 +23,7 @@ from ort_qdq_plugin.model.parsed import ParsedModel
 from ort_qdq_plugin.model.sources import MemorySource
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
-from ort_qdq_plugin.ort.keys import LOW_BIT_OPERATORS
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, LOW_BIT_OPERATORS
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.report.values import replace

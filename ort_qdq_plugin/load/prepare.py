@@ -27,8 +27,8 @@ from ort_qdq_plugin.model.parsed import parse
 from ort_qdq_plugin.model.skeleton import Skeleton
 from ort_qdq_plugin.ort.buffers import borrow, open_by_path
 from ort_qdq_plugin.ort.copies import foreign_domains, initialize_ort_once, private_options
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
-from ort_qdq_plugin.ort.keys import FOLDER_KEY
+from ort_qdq_plugin.ort.extensions import register_extensions
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, FOLDER_KEY
 from ort_qdq_plugin.report import StockReason
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from ort_qdq_plugin.model.sources import ByteSource, FileSource, MemorySource
 from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.ort.buffers import borrow
 from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, private_options, supplies_initializers
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.packing.layout import aligned
 from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.report.values import replace

@@ -14,7 +14,7 @@ from ort_qdq_plugin.model.messages import ModelProto, TensorProto, refer
 from ort_qdq_plugin.model.parsed import ParsedModel
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.ort.copies import foreign_domains
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.refusal import refusal_of
 from ort_qdq_plugin.report import Report, StockReason
 from ort_qdq_plugin.report.values import replace

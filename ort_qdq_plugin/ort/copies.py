@@ -15,8 +15,8 @@ from onnxruntime.capi import _pybind_state as _native
 
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.model.encoding import small_model
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, extensions_are_installed
-from ort_qdq_plugin.ort.keys import COMPILE_KEY, FOLDER_KEY, config_entry, options_are_in_models
+from ort_qdq_plugin.ort.extensions import extensions_are_installed
+from ort_qdq_plugin.ort.keys import COMPILE_KEY, EXTENSIONS_DOMAIN, FOLDER_KEY, config_entry, options_are_in_models
 from ort_qdq_plugin.ort.spare_copies import spare
 from ort_qdq_plugin.report import StockReason
 from ort_qdq_plugin.system.forks import fork_lock

@@ -9,10 +9,9 @@ import sys
 from typing import Any
 
 from ort_qdq_plugin.errors import QdqPluginError
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN
 
-__all__ = ["EXTENSIONS_DOMAIN", "MISSING_EXTENSIONS", "extensions_are_installed", "register_extensions"]
-
-EXTENSIONS_DOMAIN = "ai.onnx.contrib"
+__all__ = ["MISSING_EXTENSIONS", "extensions_are_installed", "register_extensions"]
 
 MISSING_EXTENSIONS = (
     f"the model has operators of onnxruntime-extensions ({EXTENSIONS_DOMAIN}), which is not installed: "

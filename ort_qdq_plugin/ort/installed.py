@@ -13,7 +13,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 
 from ort_qdq_plugin.model.releases import OLDEST
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, MISSING_EXTENSIONS, extensions_are_installed
+from ort_qdq_plugin.ort.extensions import MISSING_EXTENSIONS, extensions_are_installed
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN
 
 __all__ = ["OLDEST", "explained", "several_builds", "told_before_of", "too_old"]
 

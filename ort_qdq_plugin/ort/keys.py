@@ -13,6 +13,7 @@ __all__ = [
     "CREATE_METHOD",
     "DIRECT_KEY",
     "DISABLED_KEY",
+    "EXTENSIONS_DOMAIN",
     "FOLDER_KEY",
     "FORMAT_KEY",
     "INT8_KEY",
@@ -47,6 +48,9 @@ _DEFAULTS = {ACCURACY_KEY: "4", BLOCK_SIZE_KEY: "0"}
 
 CREATE_METHOD = "_create_inference_session"
 """Of InferenceSession: it creates the native session."""
+
+EXTENSIONS_DOMAIN = "ai.onnx.contrib"
+"""Of the operators of onnxruntime-extensions."""
 
 LOW_BIT_OPERATORS = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
 """Operators with weights of few bits, which fused nodes are, and which models may hold already."""

@@ -17,8 +17,8 @@ from onnxruntime.capi import _pybind_state as _native
 
 from ort_qdq_plugin.model.messages import ModelProto, external_data, external_tensors
 from ort_qdq_plugin.ort.buffers import Borrowed, borrow
-from ort_qdq_plugin.ort.extensions import EXTENSIONS_DOMAIN, register_extensions
-from ort_qdq_plugin.ort.keys import SAVE_PREPACKED_KEY, SAVED_DATA_KEY, SAVED_SIZE_KEY
+from ort_qdq_plugin.ort.extensions import register_extensions
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, SAVE_PREPACKED_KEY, SAVED_DATA_KEY, SAVED_SIZE_KEY
 
 if TYPE_CHECKING:
     from onnx import TensorProto
