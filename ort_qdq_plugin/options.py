@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.report.values import ByFields
@@ -101,15 +101,10 @@ class Options(ByFields):
     progress: Progress | Literal["bar"] | None = None
     prepared: str | os.PathLike[str] | None = None
 
-    if not TYPE_CHECKING:  # which knows the arguments
-
-        def __init__(self, *values: Any, **named: Any) -> None:
-            for name in named:
-                if name not in _RULES:
-                    meant = nearest(name, _RULES)
-                    hint = f"did you mean {meant}?" if meant else f"there are {', '.join(sorted(_RULES))}"
-                    raise TypeError(f"Options() has no option {name}: {hint}")
-            super().__init__(*values, **named)
+    def _unknown(self, name: str) -> str:
+        meant = nearest(name, self._types)
+        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(sorted(self._types))}"
+        return f"{type(self).__name__}() has no option {name}: {hint}"
 
     def __post_init__(self) -> None:
         for name, rule in _RULES.items():
@@ -154,7 +149,10 @@ class _Rule(ByFields):
 
 def shown(value: object) -> str:
     """A value in a message, on one line."""
-    text = log.printable(repr(value))
+    try:
+        text = log.printable(repr(value))
+    except Exception:  # its own code's
+        return "a value that cannot be shown"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 

@@ -5,14 +5,16 @@ import dataclasses
 import inspect
 import json
 import pickle
+import sys
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, Reason, Report, StockReason, UnfusedWeight, create_session
+from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.report.weights import HINTS
 from tests.support import linear, made_report, mixed, save
 
@@ -115,14 +117,14 @@ def test_a_value_is_a_data_class_to_whoever_asks() -> None:
 
 
 def test_a_value_takes_its_fields_only_and_keeps_them() -> None:
-    wrong: list[tuple[Any, Any]] = [
-        ((), {}),
-        (("stock",), {"route": "stock"}),
-        (("stock",), {"rout": 1}),
-        (("stock",) * 20, {}),
+    wrong: list[tuple[Any, Any, str]] = [
+        ((), {}, "misses route"),
+        (("stock",), {"route": "stock"}, "got route twice, by its place and by its name"),
+        (("stock",), {"rout": 1}, "got an unexpected keyword argument 'rout'"),
+        (("stock",) * 20, {}, "takes 16 values at most, and got 20"),
     ]
-    for positional, named in wrong:
-        with pytest.raises(TypeError, match=r"^Report\(\) "):
+    for positional, named, said in wrong:
+        with pytest.raises(TypeError, match=rf"^Report\(\) {said}$"):
             Report(*positional, **named)
     report = Report("stock")
     with pytest.raises(dataclasses.FrozenInstanceError, match="route"):
@@ -130,3 +132,64 @@ def test_a_value_takes_its_fields_only_and_keeps_them() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError, match="route"):
         del report.route
     assert report == Report(route="stock")
+
+
+class Plain(Options):
+    """A class of a user, which adds nothing."""
+
+
+class More(Options):
+    """One with a default of its own, a field, and what is none."""
+
+    strict: bool = True
+    note: str = ""
+    known: ClassVar[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decorated(Options):
+    """One that is a data class."""
+
+    note: str = ""
+
+
+class Constructed(Options):
+    """One with a constructor of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(cache_dir=folder / "cache")
+
+
+class Noted(Report):
+    """A report with a method more."""
+
+    def note(self) -> str:
+        return f"{self.route}!"
+
+
+def test_a_value_can_be_the_base_of_a_class(tmp_path: Path) -> None:
+    assert vars(Plain(3, strict=True)) == vars(Options(3, strict=True))
+    assert inspect.signature(Plain) == inspect.signature(Options)
+    assert dataclasses.fields(Plain)[0].name == "accuracy_level"
+    assert (More().strict, More(note="n").note, Options().strict) == (True, "n", False)
+    assert list(inspect.signature(More).parameters) == [*inspect.signature(Options).parameters, "note"]
+    decorated = Decorated(threads=2, note="n")
+    assert (decorated, decorated.note) == (dataclasses.replace(decorated), "n")
+    assert list(inspect.signature(Constructed).parameters) == ["folder"]
+    assert Noted("stock").note() == "stock!"
+    for value in (Plain(3, strict=True), More(threads=2), decorated, Constructed(tmp_path)):
+        assert pickle.loads(pickle.dumps(value)) == copy.deepcopy(value) == replace(value, block_size=None)
+        assert type(replace(value, threads=3)) is type(value)
+        assert replace(value, threads=3).threads == 3
+    for kind in (Plain, More, Decorated):
+        with pytest.raises(ValueError, match=r"^accuracy_level is 9, must be"):
+            kind(accuracy_level=9)
+        with pytest.raises(ValueError, match=r"^accuracy_level is 9, must be"):
+            replace(kind(), accuracy_level=9)
+    with pytest.raises(TypeError, match=r"^Plain\(\) has no option treads: did you mean threads\?$"):
+        Plain(treads=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="copy.replace came with Python 3.13")
+def test_a_value_can_be_replaced_by_copy() -> None:
+    assert vars(copy)["replace"](Options(3), threads=2) == Options(3, threads=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar, dataclass_transform
 
 __all__ = ["ByFields", "Sentence", "replace"]
 
@@ -17,36 +17,39 @@ class Sentence(Enum):
         return str(self.value)
 
 
-def _as_dataclass(cls: type) -> Any:
+def _as_dataclass(cls: type[ByFields]) -> Any:
     """A data class with the same fields."""
     import dataclasses
 
-    defaults = {name: vars(cls)[name] for name in cls.__annotations__ if name in vars(cls)}
+    fields = cls._types
+    defaults = {name: getattr(cls, name) for name in fields if hasattr(cls, name)}
     for name, value in defaults.items():
         if isinstance(value, Mapping):
             defaults[name] = dataclasses.field(default_factory=partial(dict, value))
-    return dataclasses.dataclass(type(cls.__name__, (), {**defaults, "__annotations__": cls.__annotations__}))
+    return dataclasses.dataclass(frozen=True)(type(cls.__name__, (), {**defaults, "__annotations__": fields}))
 
 
-def _signature(cls: type) -> Any:
+def _signature(cls: type[ByFields]) -> Any:
     import inspect
 
-    return inspect.signature(_as_dataclass(cls))
+    # None leaves it to `inspect`: a class of a user may have a constructor of its own.
+    return inspect.signature(_as_dataclass(cls)) if cls.__init__ is ByFields.__init__ else None
 
 
 class _OfClass:
     """An attribute of a class and its objects that is made whenever it is asked for."""
 
-    def __init__(self, make: Callable[[type], Any]) -> None:
+    def __init__(self, make: Callable[[type[ByFields]], Any]) -> None:
         self._make = make
 
-    def __get__(self, _instance: object, cls: type) -> Any:
+    def __get__(self, _instance: object, cls: type[ByFields]) -> Any:
         return self._make(cls)
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 class ByFields:
-    """A frozen value whose fields are the annotations of its class. Equality, hash and text are by fields.
+    """A frozen value whose fields are the annotations of its class, and of those that this is made of. Equality, hash and
+    text are by fields.
 
     It is a data class to type checkers, and to `dataclasses` and `inspect` once somebody asks these. Decorating with
     `dataclass` would write methods and compile them for each class, in every process.
@@ -55,27 +58,44 @@ class ByFields:
         TypeError: A field is not given that has no default, or one is given that there is not.
     """
 
-    if not TYPE_CHECKING:  # which finds both in `dataclass_transform`
+    if TYPE_CHECKING:
+        _types: ClassVar[dict[str, Any]]  # of the fields, by name
+    else:  # what type checkers find in `dataclass_transform`
+        _types = {}
         __dataclass_fields__ = _OfClass(lambda cls: _as_dataclass(cls).__dataclass_fields__)
+        __dataclass_params__ = _OfClass(lambda cls: _as_dataclass(cls).__dataclass_params__)
         __signature__ = _OfClass(_signature)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = {name: kind for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)}
+        cls._types = cls._types | own
 
     def __init__(self, *values: Any, **named: Any) -> None:
         cls = type(self)
-        fields = cls.__annotations__
-        given = dict(zip(fields, values, strict=False)) | named
-        if len(values) > len(fields) or len(given) < len(values) + len(named):
-            raise TypeError(f"{cls.__name__}() got {len(values)} values and {', '.join(named) or 'no names'}")
+        fields = cls._types
+        if len(values) > len(fields):
+            raise TypeError(f"{cls.__name__}() takes {len(fields)} values at most, and got {len(values)}")
+        given = dict(zip(fields, values, strict=False))
+        for name, value in named.items():
+            if name not in fields:
+                raise TypeError(self._unknown(name))
+            if name in given:
+                raise TypeError(f"{cls.__name__}() got {name} twice, by its place and by its name")
+            given[name] = value
         for name in fields:
             try:
-                vars(self)[name] = given.pop(name) if name in given else vars(cls)[name]
-            except KeyError:
+                vars(self)[name] = given[name] if name in given else getattr(cls, name)
+            except AttributeError:
                 raise TypeError(f"{cls.__name__}() misses {name}") from None
-        if given:
-            raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {next(iter(given))!r}")
         self.__post_init__()
 
     def __post_init__(self) -> None:
         """Check the fields, where a class has something to check."""
+
+    def _unknown(self, name: str) -> str:
+        """What is wrong with a name that is none of the fields'."""
+        return f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         self.__delattr__(name)
@@ -94,10 +114,17 @@ class ByFields:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
+    def __replace__(self, /, **changes: Any) -> Self:  # for `copy.replace`, since Python 3.13
+        return type(self)(**{**vars(self), **changes})
+
 
 _Value = TypeVar("_Value", bound=ByFields)
 
 
 def replace(value: _Value, **changes: Any) -> _Value:
-    """The same value with other fields: `dataclasses.replace`, without importing that."""
-    return type(value)(**{**vars(value), **changes})
+    """The same value with other fields. Unlike `dataclasses.replace` it calls no constructor: a class of a user may have one
+    of its own."""
+    replaced = object.__new__(type(value))
+    vars(replaced).update(vars(value), **changes)
+    replaced.__post_init__()
+    return replaced
