@@ -60,6 +60,9 @@ _MODULES = {
     "switch.activation": ("activate", "deactivate"),
 }
 
+# Those that import onnxruntime.
+_WITH_RUNTIME = ("genai", "load.export", "session")
+
 
 def __getattr__(name: str) -> Any:
     if name == "genai":
@@ -77,7 +80,13 @@ def _imported(module: str) -> Any:
     import importlib
 
     try:
-        return importlib.import_module(f"{__name__}.{module}")
+        if module in _WITH_RUNTIME:
+            # Without the lock: while it is imported, `activate` may want that (switch/startup.py).
+            importlib.import_module("onnxruntime")
+        from ort_qdq_plugin.system.forks import fork_lock
+
+        with fork_lock:
+            return importlib.import_module(f"{__name__}.{module}")
     except (ImportError, AttributeError) as error:
         from ort_qdq_plugin.ort.installed import explained
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ort_qdq_plugin.system.forks import fork_lock
+
 __all__ = ["NAME", "info", "informs", "one_warning", "printable", "warning"]
 
 NAME = "ort_qdq_plugin"
@@ -82,6 +84,6 @@ def _shown(value: object) -> object:
 
 
 def _logger() -> Any:
-    import logging
-
+    with fork_lock:
+        import logging
     return logging.getLogger(NAME)

@@ -24,7 +24,8 @@ MAX_LINES = 350
 # Layers, from the ground up. A module may import those of lower layers, and those of its own folder as long as there is no
 # cycle; of a layer's modules none imports another one of that layer in another folder.
 LAYERS = [
-    ("log", "system"),
+    ("system",),
+    ("log",),
     ("report",),
     ("options",),
     ("arguments",),
@@ -134,6 +135,34 @@ def test_modules_import_downwards(path: Path) -> None:
         within = imported.startswith(f"{module}.")
         if part_of(imported) != part_of(module) or (module.count(".") == 1 and not within):
             assert layer(part_of(imported)) < layer(part_of(module)) or part_of(module) == "__init__", imported
+
+
+# Modules whose functions import without it: those of commands, which do not fork; what runs under the lock already, or
+# before there is one; and what imports Python's own modules for whoever asks for theirs.
+UNLOCKED = tuple(
+    f"ort_qdq_plugin.{name}" for name in ("__init__", "cli.", "model.messages", "report.values", "switch.startup")
+)
+# What a program with a session has imported, or logs with.
+THERE = {"import onnxruntime", "import numpy as np", "import logging"}
+
+
+def late_imports(node: ast.AST, *, inside: bool = False, locked: bool = False) -> Iterator[str]:
+    """Imports in functions for which `fork_lock` is not held there."""
+    for child in ast.iter_child_nodes(node):
+        within, held = inside, locked
+        if isinstance(child, ast.FunctionDef):
+            within, held = True, False
+        elif isinstance(child, ast.With):
+            held = locked or any(ast.unparse(item) == "fork_lock" for item in child.items)
+        elif isinstance(child, (ast.Import, ast.ImportFrom)) and within and not held:
+            yield ast.unparse(child)
+        yield from late_imports(child, inside=within, locked=held)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if not name_of(path).startswith(UNLOCKED)], ids=name_of)
+def test_a_fork_waits_for_late_imports(path: Path) -> None:
+    """A child could never import what a thread of its parent was importing."""
+    assert not set(late_imports(ast.parse(path.read_text("utf-8")))) - THERE
 
 
 @pytest.mark.parametrize("room", NEVER)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ort_qdq_plugin.load.first_look import Nothing
 from ort_qdq_plugin.ort import hook
+from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.load.prepared import PreparedModel
@@ -40,16 +41,16 @@ class SessionState:
     def options(self) -> Options:
         """The options of this package."""
         if self.given is None:
-            from ort_qdq_plugin.options import Options
-
+            with fork_lock:
+                from ort_qdq_plugin.options import Options
             self.given = Options()
         return self.given
 
     @property
     def report(self) -> Report:
         """What was done. Made when somebody asks, where there was nothing to do."""
-        from ort_qdq_plugin.report import Report, StockReason
-
+        with fork_lock:
+            from ort_qdq_plugin.report import Report, StockReason
         done = self._done
         if isinstance(done, Nothing):
             done = self._done = Report("stock", StockReason[done.reason], done.detail, seconds={"open": done.seconds})
@@ -69,8 +70,8 @@ class SessionState:
         model, session_options = hook.constructor_arguments(session)
 
         def make() -> LoadRequest:
-            from ort_qdq_plugin.load.request import LoadRequest
-
+            with fork_lock:
+                from ort_qdq_plugin.load.request import LoadRequest
             return LoadRequest(model, session_options, self.options)
 
         return make

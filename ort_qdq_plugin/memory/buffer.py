@@ -242,8 +242,8 @@ def _spill_buffer(size: int, directory: str, name: Name | None) -> PackedBuffer:
     except OSError:
         if name is None:
             raise
-        from ort_qdq_plugin.memory.named_files import open_named  # a name exists, so this is imported already
-
+        with fork_lock:
+            from ort_qdq_plugin.memory.named_files import open_named
         return _file_buffer(size, *open_named(name), name)
     return _file_buffer(size, file, None, name)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ort_qdq_plugin.errors import QdqPluginError
 from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["MISSING_EXTENSIONS", "extensions_are_installed", "register_extensions"]
 
@@ -26,8 +27,8 @@ def extensions_are_installed() -> bool:
     """Whether `register_extensions` may be called."""
     if _MODULE in sys.modules:
         return sys.modules[_MODULE] is not None
-    from importlib.util import find_spec
-
+    with fork_lock:
+        from importlib.util import find_spec
     return find_spec(_MODULE) is not None
 
 
@@ -38,7 +39,8 @@ def register_extensions(session_options: Any) -> None:
         QdqPluginError: It is not installed.
     """
     try:
-        from onnxruntime_extensions import get_library_path
+        with fork_lock:
+            from onnxruntime_extensions import get_library_path
     except ImportError as error:
         raise QdqPluginError(MISSING_EXTENSIONS) from error
     session_options.register_custom_ops_library(get_library_path())

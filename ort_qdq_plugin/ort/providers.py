@@ -10,6 +10,7 @@ import onnxruntime
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.ort.hook import available_providers
 from ort_qdq_plugin.report import StockReason
+from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["CPU", "ON_CPU", "TAKES_FUSED", "check_providers", "has_only_added", "may_dequantize_once", "provider_names"]
 
@@ -50,8 +51,8 @@ def provider_names(providers: Any, session_options: Any | None) -> tuple[str, ..
         lacking = set(onnxruntime.get_all_providers()).difference(available_providers())
         return tuple(name for name in map(_name, providers) if name not in lacking) or (CPU,)
     if has_only_added(providers, session_options):
-        from ort_qdq_plugin.ort.copies import added_providers
-
+        with fork_lock:
+            from ort_qdq_plugin.ort.copies import added_providers
         return added_providers(session_options)
     return (CPU,)
 

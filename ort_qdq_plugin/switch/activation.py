@@ -22,7 +22,7 @@ from ort_qdq_plugin.options import Options, options_from_environment
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
 from ort_qdq_plugin.switch.import_hook import wait_no_more, when_imported
 from ort_qdq_plugin.system.environment import LOG, LOG_FILE, RUN_LOG_FILE
-from ort_qdq_plugin.system.forks import in_forked_child
+from ort_qdq_plugin.system.forks import fork_lock, in_forked_child
 
 __all__ = ["activate", "activate_from_environment", "activate_genai", "deactivate"]
 
@@ -60,11 +60,12 @@ def activate(options: Options | None = None) -> None:
     try:
         import onnxruntime
 
-        from ort_qdq_plugin.ort.packages import package_methods
-        from ort_qdq_plugin.ort.runs import RUN_METHODS, counted
+        with fork_lock:
+            from ort_qdq_plugin.ort.packages import package_methods
+            from ort_qdq_plugin.ort.runs import RUN_METHODS, counted
     except (ImportError, AttributeError) as error:
-        from ort_qdq_plugin.ort.installed import explained
-
+        with fork_lock:
+            from ort_qdq_plugin.ort.installed import explained
         raise ImportError(explained(error) or str(error)) from error
 
     with _lock:
@@ -86,8 +87,8 @@ def activate_genai(module: ModuleType) -> None:
     if not _stock:
         return
     try:
-        from ort_qdq_plugin.genai import models
-
+        with fork_lock:
+            from ort_qdq_plugin.genai import models
         models.activate(module, _options)
     except Exception as error:
         # The program's import of it must not fail, whichever version it is.
@@ -105,8 +106,8 @@ def deactivate() -> None:
             setattr(owner, name, method)
         _stock.clear()
     if "ort_qdq_plugin.genai.models" in sys.modules:
-        from ort_qdq_plugin.genai import models
-
+        with fork_lock:
+            from ort_qdq_plugin.genai import models
         models.deactivate()
 
 
@@ -122,10 +123,11 @@ def _replacement_of(stock: Any) -> Any:
     @functools.wraps(stock)
     def create(self: Any, providers: Any, provider_options: Any, disabled_optimizers: Any = None) -> None:
         try:
-            from ort_qdq_plugin.load.start import create_native_session
-            from ort_qdq_plugin.load.state import SessionState
-            from ort_qdq_plugin.ort.hook import CreateCall
-            from ort_qdq_plugin.ort.runs import creating
+            with fork_lock:
+                from ort_qdq_plugin.load.start import create_native_session
+                from ort_qdq_plugin.load.state import SessionState
+                from ort_qdq_plugin.ort.hook import CreateCall
+                from ort_qdq_plugin.ort.runs import creating
         except Exception as error:
             log.warning("cannot be used: %s: %s", type(error).__name__, error)
             stock(self, providers, provider_options, disabled_optimizers)
@@ -145,8 +147,8 @@ def _selecting(stock: Any) -> Any:
 
     @functools.wraps(stock)
     def select_component(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        from ort_qdq_plugin.ort.packages import remember
-
+        with fork_lock:
+            from ort_qdq_plugin.ort.packages import remember
         component = stock(self, *arguments, **keywords)
         remember(component, self)
         return component
@@ -161,8 +163,8 @@ def _creating(stock: Any) -> Any:
     def create_session(self: Any, sess_options: Any = None) -> Any:
         import onnxruntime
 
-        from ort_qdq_plugin.ort.packages import model_of, session_from
-
+        with fork_lock:
+            from ort_qdq_plugin.ort.packages import model_of, session_from
         try:
             model = model_of(self, sess_options)
         except Exception as error:

@@ -152,6 +152,56 @@ def test_children_forked_while_threads_create_sessions(stored: str, spill: Path,
     forking(SERVER, stored, spill, route, first)
 
 
+FIRST = """
+import time
+import ort_qdq_plugin
+
+importing = threading.Event()
+class Slow:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == module:
+            importing.set()
+            time.sleep(0.2)
+
+way, module = sys.argv[3:5]
+assert module not in sys.modules
+sys.meta_path.insert(0, Slow)
+if way == "activate":
+    ort_qdq_plugin.activate()
+options = ort.SessionOptions()
+options.intra_op_num_threads = 1
+
+def work():
+    if way == "activate":
+        run(ort.InferenceSession(model, options))
+    else:
+        str(ort_qdq_plugin.report_of(ort_qdq_plugin.create_session(model, options)))
+
+thread = threading.Thread(target=work)
+thread.start()
+assert importing.wait(60)
+ended(in_child(work))
+thread.join()
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "module"),
+    [
+        ("activate", "load.start"),
+        ("activate", "load.journey"),
+        ("create_session", "session"),
+        ("create_session", "load.plan"),
+    ],
+)
+def test_a_child_forked_while_a_thread_imports_what_it_needs(stored: str, spill: Path, way: str, module: str) -> None:
+    """In the first session of all, which no module of this package is imported for before."""
+    head = HELPERS.replace("from ort_qdq_plugin import Options, create_session, report_of\n", "")
+    done = python(head + FIRST, stored, spill, way, f"ort_qdq_plugin.{module}", timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
 POOL = """
 import multiprocessing
 from ort_qdq_plugin import activate

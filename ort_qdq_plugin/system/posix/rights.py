@@ -8,6 +8,8 @@ import stat
 from collections.abc import Collection
 from contextlib import suppress
 
+from ort_qdq_plugin.system.forks import fork_lock
+
 __all__ = ["is_own", "is_private", "owners_of", "safe_directory", "set_mode", "user"]
 
 
@@ -30,9 +32,9 @@ def _others_can_write(status: os.stat_result) -> bool:
 
 def _has_only_this_user(group: int) -> bool:
     """Whether it is the user's own: of the same name, with no other member. Some systems let it write to all files."""
-    import grp
-    import pwd
-
+    with fork_lock:
+        import grp
+        import pwd
     with suppress(KeyError):
         own, members = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
         return own.pw_gid == group and own.pw_name == members.gr_name and set(members.gr_mem) <= {own.pw_name}
