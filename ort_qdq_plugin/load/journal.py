@@ -25,8 +25,11 @@ def shown(progress: Progress | str | None, model: str | bytes | os.PathLike[str]
     """For as long as a model is loaded: whom to tell how far that is, by what the options say of it."""
     if not isinstance(progress, str):
         return nullcontext(progress)
-    with fork_lock:
-        from ort_qdq_plugin.load.bar import bar
+    try:
+        with fork_lock:
+            from ort_qdq_plugin.load.bar import bar
+    except Exception:  # no descriptor is left to read it with: the load goes on
+        return nullcontext()
     return bar("model" if isinstance(model, bytes) else os.path.basename(os.path.abspath(model)))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnxruntime
 
@@ -16,6 +17,8 @@ from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["create_native_session"]
+
+_Create: TypeAlias = Callable[[Any, SessionState, CreateCall], None]
 
 
 def create_native_session(session: Any, state: SessionState, call: CreateCall) -> None:
@@ -43,38 +46,69 @@ def _create_native_session(session: Any, state: SessionState, call: CreateCall) 
         # ONNX Runtime has an error for this.
         hook.create_stock(session, call)
         return
+    try:
+        create = _way_of(session, state, call)
+    except Exception as error:
+        create = _left_to_stock(session, state, error)
+    create(session, state, call)
+    if log.informs():
+        # The session is there, whatever becomes of this line.
+        with suppress(Exception):
+            log.info("%s: %s", model if isinstance(model, str) else "<bytes>", state.report.summary())
+
+
+def _way_of(session: Any, state: SessionState, call: CreateCall) -> _Create:
+    """What creates the native session, by a first look at its model. What it needs to begin is imported then."""
+    model, session_options = hook.constructor_arguments(session)
     seen = first_look(model, session_options, call, state.given) if state.prepared is None else None
-    if isinstance(seen, Nothing):
-        state.found_nothing(seen, session)
-        if state.given is None or state.given.progress is None:
-            _create_stock(session, call)
-        else:
-            _create_stock_shown(session, state, call)
-    else:
+    if not isinstance(seen, Nothing):
         state.copied = seen
         with fork_lock:
             from ort_qdq_plugin.load.journey import create_after_first_look
-        create_after_first_look(session, state, call)
-    if log.informs():
-        log.info("%s: %s", model if isinstance(model, str) else "<bytes>", state.report.summary())
+        return create_after_first_look
+    state.found_nothing(seen, session)
+    create = _create_stock if session_options is None else _reading(session_options)
+    return create if state.given is None or state.given.progress is None else _shown(create)
 
 
-def _create_stock_shown(session: Any, state: SessionState, call: CreateCall) -> None:
-    with fork_lock:
-        from ort_qdq_plugin.load.journal import shown, tell_stage
-    with shown(state.options.progress, hook.constructor_arguments(session)[0]) as progress:
-        # The caller's own code must not keep ONNX Runtime from a model.
-        with suppress(Exception):
-            tell_stage(progress, "create session")
-        _create_stock(session, call)
+def _create_stock(session: Any, _state: SessionState, call: CreateCall) -> None:
+    hook.create_stock(session, call)
 
 
-def _create_stock(session: Any, call: CreateCall) -> None:
-    session_options = hook.constructor_arguments(session)[1]
-    if session_options is None:
-        hook.create_stock(session, call)
-        return
+def _reading(session_options: Any) -> _Create:
     with fork_lock:
         from ort_qdq_plugin.ort.options_lock import reading
-    with reading(session_options):
-        hook.create_stock(session, call)
+
+    def create(session: Any, _state: SessionState, call: CreateCall) -> None:
+        with reading(session_options):
+            hook.create_stock(session, call)
+
+    return create
+
+
+def _shown(create: _Create) -> _Create:
+    with fork_lock:
+        from ort_qdq_plugin.load.journal import shown, tell_stage
+
+    def create_shown(session: Any, state: SessionState, call: CreateCall) -> None:
+        with shown(state.options.progress, hook.constructor_arguments(session)[0]) as progress:
+            # The caller's own code must not keep ONNX Runtime from a model.
+            with suppress(Exception):
+                tell_stage(progress, "create session")
+            create(session, state, call)
+
+    return create_shown
+
+
+def _left_to_stock(session: Any, state: SessionState, error: Exception) -> _Create:
+    """What creates the native session where the way to it cannot be imported: no descriptor may be left to read it with.
+
+    In strict mode the error is raised, as by `journey`.
+    """
+    problem = f"{type(error).__name__}: {error}"
+    if state.given is not None and state.given.strict:
+        raise QdqPluginError(problem) from error
+    state.found_nothing(Nothing("ERROR", problem), session)
+    with suppress(Exception):  # `logging` may be what cannot be imported
+        log.warning("loading with stock ONNX Runtime, without this package: %s", problem)
+    return _create_stock

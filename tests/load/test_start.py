@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, StockReason, create_session, report_of, warm
+from ort_qdq_plugin import Options, QdqPluginError, StockReason, create_session, report_of, warm
 from ort_qdq_plugin.load import first_look, journey
 from ort_qdq_plugin.model import skeleton
 from tests.model.test_glance import product
-from tests.support import CPU, linear, made_report, quiet, raised, result, save, stock, unquantized
+from tests.support import CPU, linear, made_report, python, quiet, raised, result, save, stock, unquantized
 
 
 def refuse(*_arguments: Any, **_keywords: Any) -> Any:
@@ -69,6 +70,75 @@ def test_another_first_look_for_other_providers(tmp_path: Path) -> None:
     assert len(made_report(session).fused) == 1
     save(unquantized(), tmp_path, "file")
     assert len(made_report(session).fused) == 1
+
+
+@pytest.mark.parametrize("form", ["file", "bytes"])
+@pytest.mark.parametrize(
+    ("module", "quantized", "session_options", "reason"),
+    [
+        ("load.journey", True, None, StockReason.ERROR),
+        ("model.places", False, None, StockReason.ERROR),
+        ("ort.options_lock", False, quiet(), StockReason.ERROR),
+        ("load.journal", False, None, StockReason.ERROR),
+        ("load.bar", False, None, StockReason.NOT_QUANTIZED),
+    ],
+)
+def test_stock_loads_a_model_where_something_cannot_be_imported(
+    module: str,
+    quantized: bool,
+    session_options: Any,
+    reason: StockReason,
+    form: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An import may fail long after the first one: where descriptors or the memory are used up, or a folder was moved."""
+    model = save(linear(Weight()) if quantized else unquantized(), tmp_path, form)
+    monkeypatch.setattr(first_look, "UNCHANGED_BYTES", 0 if module == "model.places" else first_look.UNCHANGED_BYTES)
+    monkeypatch.setitem(sys.modules, f"ort_qdq_plugin.{module}", None)
+    session = create_session(model, session_options, options=Options(progress="bar"))
+    np.testing.assert_array_equal(result(session), result(stock(model)))
+    report = made_report(session)
+    assert report.stock_reason is reason
+    said = [record.getMessage() for record in caplog.records]
+    if reason is StockReason.ERROR:
+        assert said == [f"loading with stock ONNX Runtime, without this package: {report.stock_detail}"]
+        with pytest.raises(QdqPluginError, match=module):
+            create_session(model, session_options, options=Options(progress="bar", strict=True))
+    else:
+        assert not said
+
+
+DESCRIPTORS_USED_UP = """
+import os, resource, sys
+import onnxruntime
+from ort_qdq_plugin import Options, create_session
+model, options = open(sys.argv[1], "rb").read(), onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+for given in (None, Options(progress="bar")):
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    try:
+        session = create_session(model, options, options=given)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    assert session.get_inputs()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no such limit")
+@pytest.mark.parametrize("quantized", [False, True])
+def test_stock_loads_a_model_where_no_descriptor_is_left(quantized: bool, tmp_path: Path) -> None:
+    model = save(linear(Weight()) if quantized else unquantized(), tmp_path, "file")
+    done = python(DESCRIPTORS_USED_UP, model)
+    assert done.returncode == 0, done.stderr
 
 
 def test_options_that_are_none(tmp_path: Path) -> None:
