@@ -57,7 +57,7 @@ class Options(ByFields):
             takes ``session.qdq_matmulnbits_block_size``, else 0.
         buffer: Where packed weights go: "file" (a temporary file without a name), "memory", or "auto" (a file, unless they
             are below 1 MiB).
-        spill_dir: The directory of that file. None takes TMPDIR if it is set, else the system's own.
+        spill_dir: The directory of that file. None takes TMPDIR if it is set, else ``/var/tmp`` or the system's own.
         threads: How many threads pack. None takes the session's intra-op threads, else all processors; or one if the process
             may not map much memory (``ulimit -v``).
         strict: Raise an error where the default is to warn and to leave the model to stock ONNX Runtime.
