@@ -32,11 +32,12 @@ def create_native_session(session: Any, state: SessionState, call: CreateCall) -
     except QdqPluginError:
         raise
     except Exception as error:
-        with fork_lock:
-            from ort_qdq_plugin.load.request import LoadRequest
-            from ort_qdq_plugin.load.unloadable import what_is_wrong
-        if problem := what_is_wrong(LoadRequest(*hook.constructor_arguments(session), state.options)):
-            error.add_note(f"ort-qdq-plugin: {problem}")
+        with suppress(Exception):  # this error is the one to raise, whatever becomes of the note
+            with fork_lock:
+                from ort_qdq_plugin.load.request import LoadRequest
+                from ort_qdq_plugin.load.unloadable import what_is_wrong
+            if problem := what_is_wrong(LoadRequest(*hook.constructor_arguments(session), state.options)):
+                error.add_note(f"ort-qdq-plugin: {problem}")
         raise
 
 
@@ -110,5 +111,5 @@ def _left_to_stock(session: Any, state: SessionState, error: Exception) -> _Crea
         raise QdqPluginError(problem) from error
     state.found_nothing(Nothing("ERROR", problem), session)
     with suppress(Exception):  # `logging` may be what cannot be imported
-        log.warning("loading with stock ONNX Runtime, without this package: %s", problem)
+        log.warning("loading with stock ONNX Runtime, without ort-qdq-plugin: %s", problem)
     return _create_stock

@@ -103,11 +103,22 @@ def test_stock_loads_a_model_where_something_cannot_be_imported(
     assert report.stock_reason is reason
     said = [record.getMessage() for record in caplog.records]
     if reason is StockReason.ERROR:
-        assert said == [f"loading with stock ONNX Runtime, without this package: {report.stock_detail}"]
+        assert said == [f"loading with stock ONNX Runtime, without ort-qdq-plugin: {report.stock_detail}"]
         with pytest.raises(QdqPluginError, match=module):
             create_session(model, session_options, options=Options(progress="bar", strict=True))
     else:
         assert not said
+
+
+@pytest.mark.parametrize("module", ["load.unloadable", "load.request", "model.external"])
+def test_an_error_of_stock_is_raised_where_its_note_cannot_be_imported(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model at all")
+    model = str(tmp_path / "model.onnx")
+    expected = raised(partial(ort.InferenceSession, model))
+    monkeypatch.setitem(sys.modules, f"ort_qdq_plugin.{module}", None)
+    assert raised(partial(create_session, model)) == expected is not None
 
 
 DESCRIPTORS_USED_UP = """
