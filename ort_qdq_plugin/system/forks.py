@@ -28,11 +28,24 @@ def in_forked_child(function: Callable[[], None]) -> Callable[[], None]:
 def around_forks(before: Callable[[], object], after: Callable[[], object]) -> None:
     """Have functions called `before` each fork of this process, and `after` it, both in the parent.
 
-    `before` may wait for threads that want `fork_lock`, which is taken afterwards. What it raises is only printed.
+    `before` may wait for threads that want `fork_lock`, which is taken afterwards. What it raises is only printed. A fork
+    that has begun already calls neither.
     """
+    begun: list[None] = []  # forks
+
+    def begin() -> None:
+        begun.append(None)
+        before()
+
+    def end() -> None:
+        # A fork that waits for an import may find here what that import has registered.
+        if begun:
+            begun.pop()
+            after()
+
     if hasattr(os, "register_at_fork"):
         # What was registered last is called first before a fork.
-        os.register_at_fork(before=before, after_in_parent=after)
+        os.register_at_fork(before=begin, after_in_parent=end)
 
 
 def native_threads() -> frozenset[int]:

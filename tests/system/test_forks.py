@@ -81,6 +81,32 @@ def test_what_is_called_around_a_fork_may_wait_for_the_lock() -> None:
     assert done.returncode == 0, done.stderr
 
 
+REGISTERED_MEANWHILE = """
+import os
+from ort_qdq_plugin.system.forks import around_forks
+events = []
+
+def register():
+    if not events:
+        around_forks(lambda: events.append("before"), lambda: events.append("after"))
+        events.append("registered")
+
+os.register_at_fork(before=register)
+for expected in (["registered"], ["registered", "before", "after"]):
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert events == expected, events
+"""
+
+
+def test_what_is_registered_while_a_fork_begins_is_called_around_the_next_one() -> None:
+    """As by a module that another thread imports, for which the fork waits."""
+    done = python(REGISTERED_MEANWHILE)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.needs("sizes")
 def test_which_threads_sleep() -> None:
     stop, numbers = threading.Event(), []

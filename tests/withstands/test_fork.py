@@ -200,6 +200,7 @@ def test_a_child_forked_while_a_thread_imports_what_it_needs(stored: str, spill:
     head = HELPERS.replace("from ort_qdq_plugin import Options, create_session, report_of\n", "")
     done = python(head + FIRST, stored, spill, way, f"ort_qdq_plugin.{module}", timeout=240)
     assert done.returncode == 0, done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 POOL = """
