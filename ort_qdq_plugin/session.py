@@ -88,9 +88,11 @@ def report_of(session: onnxruntime.InferenceSession) -> Report | None:
     state = getattr(session, "_ort_qdq_state", None)
     if not isinstance(state, SessionState):
         return None
-    if state.unmatched is not None:
-        request, state.unmatched = state.unmatched(), None
-        state.report = _with_unfused(state.report, request)
+    make_request = state.unmatched
+    if make_request is not None:
+        # Other threads that ask meanwhile look for the same.
+        state.report = _with_unfused(state.report, make_request())
+        state.unmatched = None
     return state.report
 
 

@@ -3,8 +3,10 @@
 import logging
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import onnxruntime as ort
 import pytest
 
 from conformance.drawing.weight import Weight
-from ort_qdq_plugin import Options, QdqPluginError, StockReason, create_session, report_of, warm
+from ort_qdq_plugin import Options, QdqPluginError, Report, StockReason, create_session, report_of, warm
+from ort_qdq_plugin import session as session_module
 from ort_qdq_plugin.load import first_look, journey
 from ort_qdq_plugin.model import skeleton
 from tests.model.test_glance import product
@@ -44,6 +47,20 @@ def test_weights_that_stay_are_listed_when_somebody_asks(tmp_path: Path, monkeyp
     session = create_session(save(product(), tmp_path, "file"))
     report = made_report(session)
     assert (report.stock_reason, len(report.unfused)) == (StockReason.NOT_FUSIBLE, 1)
+
+
+def test_threads_that_ask_at_once_see_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asking, look = Barrier(2), session_module._with_unfused
+
+    def look_together(report: Report, request: Any) -> Report:
+        asking.wait(60)
+        return look(report, request)
+
+    monkeypatch.setattr(session_module, "_with_unfused", look_together)
+    session = create_session(save(product(), tmp_path, "file"))
+    with ThreadPoolExecutor(2) as pool:
+        assert [len(report.unfused) for report in pool.map(made_report, [session, session])] == [1, 1]
+    assert len(made_report(session).unfused) == 1
 
 
 def test_a_small_quantized_model_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
