@@ -49,7 +49,7 @@ def test_readers_find_both_pages() -> None:
 
 @claim(CHOOSING, "all weights and ONNX Runtime's copy of them, for good: 2.2 times a model of 4 bits")
 @claim(CHOOSING, "a second model, as large as the first")
-@claim(CHOOSING, "Weights stored N-major mostly need no packing: then the disk of a row below is next to nothing.")
+@claim(CHOOSING, "need no packing: of them, what the column *disk* calls packed is next to nothing.")
 @pytest.mark.parametrize("n_major", [False, True])
 def test_ways_take_the_disk_that_the_table_says(n_major: bool, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
