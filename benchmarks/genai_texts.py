@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime_genai as og
 
 from conformance.markdown import table
 from ort_qdq_plugin import Options, genai
@@ -27,6 +26,8 @@ _WAYS: dict[str, dict[str, Any]] = {
 
 
 def _texts(model: Any, way: str, args: argparse.Namespace) -> Iterator[list[int]]:
+    import onnxruntime_genai as og  # not before: what it takes is told without it, too
+
     prompts = np.random.default_rng(0).integers(3, _HIGHEST_TOKEN, (args.texts, _PROMPT)).astype(np.int32)
     length = _PROMPT + args.tokens
     for number in range(args.texts):
@@ -48,6 +49,8 @@ def main() -> int:
     parser.add_argument("--texts", type=int, default=10, help="of each kind (default 10)")
     parser.add_argument("--tokens", type=int, default=60, help="of each text (default 60)")
     args = parser.parse_args()
+    import onnxruntime_genai as og
+
     stock = og.Model(str(args.folder))
     wanted = {way: list(_texts(stock, way, args)) for way in _WAYS}
     rows = []
