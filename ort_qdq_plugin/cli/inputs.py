@@ -60,10 +60,16 @@ def random_inputs(model: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     }
 
 
-def _shape(value: ValueInfoProto, head_size: int) -> tuple[int, ...]:
+def _fixed(value: ValueInfoProto) -> list[int | None]:
+    """The dimensions of an input; None for one that is open, for which some tools write -1."""
     dims = value.type.tensor_type.shape.dim
-    shape = [dim.dim_value if dim.HasField("dim_value") else int(not _is_past(dim.dim_param)) for dim in dims]
-    if any(_is_past(dim.dim_param) for dim in dims[:-1]) and not dims[-1].HasField("dim_value"):
+    return [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims]
+
+
+def _shape(value: ValueInfoProto, head_size: int) -> tuple[int, ...]:
+    dims, fixed = value.type.tensor_type.shape.dim, _fixed(value)
+    shape = [int(not _is_past(dim.dim_param)) if known is None else known for known, dim in zip(fixed, dims, strict=True)]
+    if any(_is_past(dim.dim_param) for dim in dims[:-1]) and fixed[-1] is None:
         shape[-1] = head_size
     return tuple(shape)
 
@@ -72,13 +78,13 @@ def _check_fits(value: ValueInfoProto, shape: tuple[int, ...] | None) -> None:
     """Raise UsageError if an input cannot have a shape by what the model says of it."""
     if shape is None or not value.type.tensor_type.HasField("shape"):
         return
-    dims = value.type.tensor_type.shape.dim
-    fits = len(dims) == len(shape) and all(
-        not dim.HasField("dim_value") or dim.dim_value == length for dim, length in zip(dims, shape, strict=True)
-    )
-    if not fits:
-        stated = " x ".join(str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims)
-        raise UsageError(f"--input {value.name}={_text(shape)}: the model's {value.name} is {stated or 'a scalar'}")
+    fixed = _fixed(value)
+    if len(fixed) != len(shape) or any(known not in (None, length) for known, length in zip(fixed, shape, strict=True)):
+        dims = value.type.tensor_type.shape.dim
+        stated = [dim.dim_param or "?" if known is None else str(known) for known, dim in zip(fixed, dims, strict=True)]
+        raise UsageError(
+            f"--input {value.name}={_text(shape)}: the model's {value.name} is {' x '.join(stated) or 'a scalar'}"
+        )
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -185,6 +185,16 @@ def test_an_open_head_size_is_in_the_configuration_beside_the_model(config: str 
     assert [array.shape for array in inputs_of(draft, tmp_path).values()] == [(1, 2, 0, last), (1, 1)]
 
 
+def test_minus_one_is_an_open_dimension(tmp_path: Path) -> None:
+    """So Paddle's models have it, and ONNX Runtime takes it."""
+    draft = Draft("minus one")
+    draft.output(draft.node("Identity", [draft.input("x", [-1, 3, -1])], "y"), [-1, 3, -1])
+    assert inputs_of(draft, tmp_path)["x"].shape == (1, 3, 1)
+    assert inputs_of(draft, tmp_path, {"x": (2, 3, 48)})["x"].shape == (2, 3, 48)
+    with pytest.raises(UsageError, match=r"--input x=2x4x48: the model's x is \? x 3 x \?"):
+        inputs_of(draft, tmp_path, {"x": (2, 4, 48)})
+
+
 def test_inputs_that_cannot_be_made_up(tmp_path: Path) -> None:
     draft = Draft("bfloat16")
     draft.output(draft.node("Identity", [draft.input("x", ["m"], "bfloat16")], "y"), ["m"], "bfloat16")
