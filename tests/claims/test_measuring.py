@@ -106,7 +106,7 @@ PROGRAM_ROWS = "| program | sessions | start | ratio | CPU | ratio | peak |"
 @claim(PAGE, PROGRAM_ROWS)
 @claim(
     PAGE,
-    "Twelve rows are above 1.05 in time, nine in CPU time, four in both;",
+    "Six rows are above 1.05 in time, four in CPU time, one in both, which is rapidocr;",
 )
 @claim(PAGE, "**Handed over**: eight models of 20 MB and more, of seven programs.")
 def test_rows_of_programs() -> None:
@@ -117,8 +117,8 @@ def test_rows_of_programs() -> None:
             stock, ours = map(int, re.findall(r"\d+", times))
             assert abs(ours / stock - float(ratio)) < 0.011, cells
     slow = [(float(cells[3]) > 1.05, float(cells[5]) > 1.05) for cells in rows]
-    assert [sum(column) for column in zip(*slow, strict=True)] == [12, 9]
-    assert sum(map(all, slow)) == 4
+    assert [sum(column) for column in zip(*slow, strict=True)] == [6, 4]
+    assert sum(map(all, slow)) == 1
     beyond = [
         cells[0]
         for cells in rows
@@ -127,7 +127,7 @@ def test_rows_of_programs() -> None:
             for stock, ours in (map(int, re.findall(r"\d+", cells[at])) for at in (2, 4))
         )
     ]
-    assert beyond == ["text2tashkeel 0.1.0 *"]
+    assert beyond == ["rapidocr 3.10.0 *"]
     handed = [cells for cells in rows if "handed over" in cells[1]]
     assert (len(handed), sum(cells[1].count("handed over") for cells in handed)) == (7, 8)
     peaks = [[int(number) for number in re.findall(r"\d+", cells[6])] for cells in handed]
