@@ -41,7 +41,6 @@ from ort_qdq_plugin.fusion.steps import (
     Readers,
     elements_in,
     integers_at,
-    may_end_steps,
     stored_integers,
     what_reads,
 )
@@ -87,8 +86,11 @@ class WrittenOut:
         self._readers: dict[tuple[Scope, str], Readers] = {}  # values may have thousands of them
 
     def ends_at(self, scope: Scope, node: NodeProto) -> bool:
-        """Whether a node is the last step of such a weight, or of one in other steps, and something reads it as a weight."""
-        if not may_end_steps(scope, node, self._constants) or len(node.output) != 1:
+        """Whether a node is the last step of such a weight, or of one in other steps, and something reads it as a weight.
+
+        It is one that `may_end_steps`.
+        """
+        if len(node.output) != 1:
             return False
         if len(node.input) > 1 and scope.opset < _BROADCAST_SINCE:
             return False

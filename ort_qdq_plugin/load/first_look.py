@@ -13,7 +13,15 @@ from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 from ort_qdq_plugin.errors import ModelError
-from ort_qdq_plugin.model.wire import Copied, InMemory, fresh_location, may_hold_small_integers, without_large_tensors
+from ort_qdq_plugin.model.wire import (
+    Copied,
+    InMemory,
+    fresh_location,
+    is_ort_format,
+    may_have_external_data,
+    may_hold_small_integers,
+    without_large_tensors,
+)
 from ort_qdq_plugin.ort.hook import CreateCall
 from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, FORMAT_KEY, LOW_BIT_OPERATORS, config_entry, options_are_in_models
 from ort_qdq_plugin.system.forks import fork_lock
@@ -36,10 +44,8 @@ UNCHANGED_BYTES = 16 << 20
 # The coarsest step of a file system's clock: a file that is written twice within one keeps its time.
 _STEP_NS = 2 * 10**9
 
-_REFERENCE = b"location"
 _QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from DequantizeLinear
 _DYNAMIC = b"DynamicQuantize"  # how such types begin: ...Linear, ...LSTM, ...MatMul
-_ORT_FORMAT = slice(4, 8), b"ORTM"
 
 
 class Nothing:
@@ -117,14 +123,13 @@ def _copied(model: str | bytes) -> Copied | None:
         with FileIO(model) as file:
             status = os.fstat(file.fileno())
             data = without_large_tensors(_File(file, model, status.st_size), location)
-    part, identifier = _ORT_FORMAT
-    return Copied(data, location, status) if data and data[part] != identifier else None
+    return Copied(data, location, status) if data and not is_ort_format(data) else None
 
 
 def _is_worth_handing_over(model: str | bytes, copied: Copied) -> bool:
     """Whether a model may have so much in large tensors that it gains by being handed over unchanged."""
     size = len(model) if copied.status is None else copied.status.st_size
-    if size < UNCHANGED_BYTES and copied.data.count(_REFERENCE) == copied.data.count(copied.inline_location.encode()):
+    if size < UNCHANGED_BYTES and not may_have_external_data(copied.data, copied.inline_location):
         return False
     with fork_lock:
         from ort_qdq_plugin.model.places import places
@@ -183,8 +188,10 @@ def why_nothing_is_fusible(data: bytes) -> str | None:
 
     `data`: as above.
     """
+    if _QUANTIZE not in data and _DYNAMIC not in data:
+        return None
     # Blocks and elements of less than a byte are fused whatever the activations are.
-    if has_fused_operators(data) or b"block_size" in data or not _quantizes(data):
+    if b"block_size" in data or has_fused_operators(data):
         return None
     with fork_lock:
         from ort_qdq_plugin.model.glance import is_quantized_throughout
@@ -195,8 +202,3 @@ def why_nothing_is_fusible(data: bytes) -> str | None:
         return None
     form = other_forms(outline) if _DYNAMIC in data else ""
     return form or "activations are quantized wherever weights are"
-
-
-def _quantizes(data: bytes) -> bool:
-    """Whether a model may quantize what it computes."""
-    return _QUANTIZE in data or _DYNAMIC in data

@@ -6,13 +6,18 @@ from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, FileSource, MemorySource
-from ort_qdq_plugin.model.wire import LENGTH, Copied, WireReader, fresh_location, without_large_tensors
+from ort_qdq_plugin.model.wire import (
+    LENGTH,
+    Copied,
+    WireReader,
+    fresh_location,
+    is_ort_format,
+    may_have_external_data,
+    without_large_tensors,
+)
 from ort_qdq_plugin.system.forks import fork_lock
 
 __all__ = ["Skeleton", "open_skeleton"]
-
-# ORT format models are flatbuffers with this file identifier after the root offset.
-_ORT_FORMAT_IDENTIFIER = b"ORTM"
 
 _GRAPH = 7 << 3 | LENGTH  # of ModelProto
 
@@ -37,7 +42,7 @@ class Skeleton(NamedTuple):
     @property
     def may_have_external_data(self) -> bool:
         """Whether there may be a tensor in another file; False is certain."""
-        return self.data.count(b"location") > self.data.count(self.inline_location.encode())
+        return may_have_external_data(self.data, self.inline_location)
 
     @property
     def stored_bytes(self) -> int:
@@ -81,7 +86,7 @@ def open_skeleton(model: str | bytes, data_folder: str | None, copied: Copied | 
         files = ExternalFiles.within(data_folder) if data_folder else ExternalFiles.beside(model)
     head = bytearray(min(8, source.size))
     source.read_into(0, memoryview(head))
-    if head[4:] == _ORT_FORMAT_IDENTIFIER:
+    if is_ort_format(head):
         return None
     try:
         if copied is not None and source.is_still(copied.status):

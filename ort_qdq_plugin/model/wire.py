@@ -25,6 +25,8 @@ __all__ = [
     "Readable",
     "WireReader",
     "fresh_location",
+    "is_ort_format",
+    "may_have_external_data",
     "may_hold_small_integers",
     "without_large_tensors",
 ]
@@ -121,6 +123,21 @@ def without_large_tensors(source: Readable, inline_location: str) -> bytes:
             data += bytes(piece[1] - piece[0])
             source.read_into(piece[0], memoryview(data)[start:])
     return bytes(data)
+
+
+def is_ort_format(head: bytes | bytearray) -> bool:
+    """Whether a file that begins so is in ORT format: a flatbuffer with its identifier behind the offset of its root."""
+    return head[4:8] == b"ORTM"
+
+
+def may_have_external_data(data: bytes, inline_location: str) -> bool:
+    """Whether a model without its large tensors may have a tensor in another file; False is certain.
+
+    Args:
+        data: What `without_large_tensors` gives.
+        inline_location: The location of its references.
+    """
+    return data.count(b"location") > data.count(inline_location.encode())
 
 
 def may_hold_small_integers(data: bytes) -> bool:
