@@ -44,6 +44,7 @@ UNCHANGED_BYTES = 16 << 20
 # The coarsest step of a file system's clock: a file that is written twice within one keeps its time.
 _STEP_NS = 2 * 10**9
 
+_CONTRIB_DOMAIN = b"com.microsoft"  # the domain of fused operators
 _QUANTIZE = b"\x0eQuantizeLinear"  # with its length, which tells it from DequantizeLinear
 _DYNAMIC = b"DynamicQuantize"  # how such types begin: ...Linear, ...LSTM, ...MatMul
 
@@ -163,7 +164,9 @@ def has_fused_operators(data: bytes) -> bool:
 
     `data` is a serialized ModelProto without large tensors (`wire.without_large_tensors`).
     """
-    return any(name.encode() in data for name in (*LOW_BIT_OPERATORS, EXTENSIONS_DOMAIN))
+    if EXTENSIONS_DOMAIN.encode() in data:
+        return True
+    return _CONTRIB_DOMAIN in data and any(name.encode() in data for name in LOW_BIT_OPERATORS)
 
 
 def dequantizes_nothing(data: bytes) -> str | None:
@@ -172,7 +175,7 @@ def dequantizes_nothing(data: bytes) -> str | None:
 
     `data`: as above.
     """
-    if has_fused_operators(data) or b"DequantizeLinear" in data:
+    if b"DequantizeLinear" in data or has_fused_operators(data):
         return None
     if not may_hold_small_integers(data):
         return ""

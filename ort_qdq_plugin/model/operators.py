@@ -1,7 +1,7 @@
 """The one table of operators: what each is to a weight, which module of ``fusion/`` fuses it, and its versions.
 
-Everything that asks about an operator asks this table: the glance at a serialized model, matching, and the check of what a
-fusion takes away. It imports next to nothing, since a glance needs it for every quantized model.
+Everything that asks about an operator asks this table: matching, and the check of what a fusion takes away. The looks at a
+serialized model (`glance`, `held`) say again what they need of it, so that they import nothing; a test compares them.
 
 Versions are written down here, although ``onnx.defs`` has them too: importing that takes 100 ms of CPU and 16.8 MB. All the
 rest of a first load of a small fused model takes 43 ms and 15.3 MB (medians of 15 fresh processes, onnx 1.23.2, ONNX Runtime

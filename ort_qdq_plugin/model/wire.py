@@ -35,7 +35,7 @@ LARGE_TENSOR_BYTES = 4096
 """A raw_data of this size or more stays where it is; smaller ones (shapes, axes, biases) are copied."""
 
 # What one read fetches: little after a jump over a weight, more while nodes follow each other.
-_WINDOW_BYTES_MIN, _WINDOW_BYTES_MAX = 1 << 12, 1 << 18
+_WINDOW_BYTES_MIN, _WINDOW_BYTES_MAX = 1 << 12, 1 << 16
 _SECRET_BYTES = 6
 _MAX_DEPTH = 100  # protobuf's own limit for nested messages
 
@@ -114,15 +114,15 @@ def without_large_tensors(source: Readable, inline_location: str) -> bytes:
         ModelError: The bytes are no well-formed message.
         SourceChangedError, SourceUnreadableError, OSError: They cannot be read.
     """
-    data = bytearray()
-    for piece in _Walk(source, inline_location).message(_MODEL, 0, source.size, 0):
-        if isinstance(piece, bytes):
-            data += piece
-        else:
-            start = len(data)
-            data += bytes(piece[1] - piece[0])
-            source.read_into(piece[0], memoryview(data)[start:])
-    return bytes(data)
+    walk = _Walk(source, inline_location)
+    walk.message(_MODEL, 0, source.size, 0)
+    return b"".join(piece if isinstance(piece, bytes) else _read(source, *piece) for piece in walk.finished())
+
+
+def _read(source: Readable, start: int, end: int) -> bytearray:
+    data = bytearray(end - start)
+    source.read_into(start, memoryview(data))
+    return data
 
 
 def is_ort_format(head: bytes | bytearray) -> bool:
@@ -155,11 +155,11 @@ class WireReader:
     def __init__(self, source: Readable | bytes) -> None:
         self._source = InMemory(source) if isinstance(source, bytes) else source
         # Bytes in memory are their own window.
-        self._window = source if isinstance(source, bytes) else b""
+        self._window: bytes | bytearray = source if isinstance(source, bytes) else b""
         self._window_start = 0
 
-    def fields(self, start: int, end: int) -> Iterator[Field]:
-        """The fields of the message at start..end.
+    def fields(self, start: int, end: int, least: int = 0) -> Iterator[Field]:
+        """The fields of the message at start..end, but those whose payload has less than `least` bytes.
 
         Raises:
             ModelError: It is not well-formed.
@@ -167,28 +167,34 @@ class WireReader:
         """
         position = start
         while position < end:
-            window, at = self._window, position - self._window_start
-            if 0 <= at < len(window) - 3 and 8 <= (key := window[at]) < 0x80:
-                # Nearly all have a key of one byte, and a length of up to three, or a number of up to two. Models have tens
-                # of thousands of fields.
-                payload, after = position + 1, end + 1
-                if key & 7 == LENGTH:
-                    length, payload = window[at + 1], position + 2
+            self._move_window(position)
+            window, first = self._window, self._window_start
+            at, stop = position - first, min(end - first, len(window) - 3)
+            # Nearly all have a key of one byte, and a length of up to three, or a number of up to two. Models have tens of
+            # thousands of fields.
+            while at < stop and 8 <= (key := window[at]) < 0x80:
+                payload, after, wire_type = at + 1, -1, key & 7
+                if wire_type == LENGTH:
+                    length, payload = window[at + 1], at + 2
                     if length >= 1 << 7:
-                        length, payload = length & 0x7F | window[at + 2] << 7, position + 3
+                        length, payload = length & 0x7F | window[at + 2] << 7, at + 3
                         if length >= 1 << 14:
-                            length, payload = length & 0x3FFF | window[at + 3] << 14, position + 4
+                            length, payload = length & 0x3FFF | window[at + 3] << 14, at + 4
                     if length < 1 << 21:
                         after = payload + length
-                elif key & 7 == VARINT:
-                    if window[at + 1] < 0x80:
-                        after = position + 2
+                elif wire_type == VARINT:
+                    if window[payload] < 0x80:
+                        after = at + 2
                     elif window[at + 2] < 0x80:
-                        after = position + 3
-                if after <= end:
-                    yield position, key, payload, after
-                    position = after
-                    continue
+                        after = at + 3
+                if not at < after <= end - first:
+                    break
+                if after - payload >= least:
+                    yield first + at, key, first + payload, first + after
+                at = after
+            position = first + at
+            if position >= end or self._move_window(position):
+                continue
             key, payload = self._read_short(position, end)
             wire_type = key & 7
             if wire_type == LENGTH:
@@ -202,7 +208,8 @@ class WireReader:
                 raise ModelError(f"no field of a protobuf message begins at byte {position}")
             if after > end or not key >> 3:
                 raise ModelError(f"a field that begins at byte {position} ends at {after}, its message at {end}")
-            yield position, key, payload, after
+            if after - payload >= least:
+                yield position, key, payload, after
             position = after
 
     def _read_short(self, position: int, end: int) -> tuple[int, int]:
@@ -214,10 +221,8 @@ class WireReader:
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
         """The whole number at byte `position`, and where it ends."""
+        self._move_window(position)
         at = position - self._window_start
-        if not 0 <= at <= len(self._window) - 10:
-            self._move_window(position)
-            at = position - self._window_start
         if position < end and self._window[at] < 0x80:
             return self._window[at], position + 1  # most are this short
         value = shift = 0
@@ -228,84 +233,106 @@ class WireReader:
                 return value, position + shift // 7
         raise ModelError(f"no whole number at byte {position}")
 
-    def _move_window(self, position: int) -> None:
-        if len(self._window) == self._source.size:
-            return
-        jumped = not 0 <= position - self._window_start <= len(self._window)
+    def _move_window(self, position: int) -> bool:
+        """Move it to this byte, unless the longest number that may begin there is in it; whether it was moved."""
+        at, left = position - self._window_start, self._source.size - self._window_start - len(self._window)
+        if at >= 0 and (at <= len(self._window) - 10 or not left):
+            return False
+        jumped = not 0 <= at <= len(self._window)
         wanted = _WINDOW_BYTES_MIN if jumped else min(2 * len(self._window), _WINDOW_BYTES_MAX)
         window = bytearray(max(0, min(max(wanted, _WINDOW_BYTES_MIN), self._source.size - position)))
         self._source.read_into(position, memoryview(window))
-        self._window, self._window_start = bytes(window), position
+        self._window, self._window_start = window, position
+        return True
 
 
 class _Walk(WireReader):
+    """Makes the pieces of the copy."""
+
     def __init__(self, source: Readable, inline_location: str) -> None:
         super().__init__(source)
         self._location = inline_location
+        self._pieces: list[_Piece] = []
+        self._done = 0  # the pieces are of what is before this byte
 
-    def message(self, kind: str, start: int, end: int, depth: int) -> list[_Piece]:
-        """The message at start..end with its large tensors replaced; one range if there are none."""
+    def finished(self) -> list[_Piece]:
+        """The pieces of the whole source."""
+        self._keep_until(self._source.size)
+        return self._pieces
+
+    def message(self, kind: str, start: int, end: int, depth: int) -> int:
+        """Replace the large tensors in the message at start..end. By how many bytes that makes it shorter."""
         if depth > _MAX_DEPTH:
             raise ModelError(f"messages nested deeper than {_MAX_DEPTH} at byte {start}")
-        children = _CHILDREN[kind]
-        pieces: list[_Piece] = []
-        tensors, copied = 0, start
-        for position, key, payload, after in self.fields(start, end):
-            if after - payload < LARGE_TENSOR_BYTES and kind is not _ATTRIBUTE:
-                continue
+        children, before, done = _CHILDREN[kind], len(self._pieces), self._done
+        shorter = tensors = 0
+        for position, key, payload, after in self.fields(start, end, 0 if kind is _ATTRIBUTE else LARGE_TENSOR_BYTES):
             child = children.get(key >> 3) if key & 7 == LENGTH else None
             if kind is _ATTRIBUTE and child is _TENSOR:
                 tensors += 1
                 if tensors > 1:
                     # Parsers merge such tensors into one, which would be half a reference and half not.
-                    return [(start, end)]
+                    self._forget(before, done)
+                    return 0
             if child is not None and after - payload >= LARGE_TENSOR_BYTES:
-                before = self._piece(copied, position)
-                inner = self._tensor(payload, after) if child is _TENSOR else self.message(child, payload, after, depth + 1)
-                if inner != [(payload, after)]:
-                    pieces += [before, varint(key), varint(_length(inner)), *inner]
-                    copied = after
-        if copied < end or not pieces:
-            pieces.append(self._piece(copied, end) if pieces else (copied, end))
-        return pieces
+                shorter += self._child(child, (position, key, payload, after), depth + 1)
+        return shorter
 
-    def _piece(self, start: int, end: int) -> _Piece:
-        """A range of the source; its bytes, where they have just been read."""
-        first, last = start - self._window_start, end - self._window_start
-        return self._window[first:last] if first >= 0 and last <= len(self._window) else (start, end)
+    def _child(self, kind: str, field: Field, depth: int) -> int:
+        """Replace the large tensors in a field, whose own length is before them. By how many bytes it becomes shorter."""
+        position, key, start, end = field
+        before, done = len(self._pieces), self._done
+        self._keep_until(position)
+        self._done = start
+        head = len(self._pieces)
+        self._pieces.append(b"")
+        shorter = self._tensor(start, end) if kind is _TENSOR else self.message(kind, start, end, depth)
+        if not shorter:
+            self._forget(before, done)
+            return 0
+        self._pieces[head] = written = varint(key) + varint(end - start - shorter)
+        return shorter + start - position - len(written)
 
-    def _tensor(self, start: int, end: int) -> list[_Piece]:
-        """The TensorProto at start..end with a reference in place of its raw_data; one range if it has to stay as it is."""
+    def _keep_until(self, end: int) -> None:
+        """Add what follows as it is: as bytes, where they have just been read."""
+        start = self._done
+        if start < end:
+            first, last = start - self._window_start, end - self._window_start
+            is_read = first >= 0 and last <= len(self._window)
+            self._pieces.append(bytes(self._window[first:last]) if is_read else (start, end))
+        self._done = end
+
+    def _forget(self, count: int, done: int) -> None:
+        """Take back all pieces but the first ones, which are of what is before byte `done`."""
+        del self._pieces[count:]
+        self._done = done
+
+    def _tensor(self, start: int, end: int) -> int:
+        """Put a reference in place of a TensorProto's raw_data. As `message`; 0 if it stays as it is."""
         raw: tuple[int, int] | None = None  # where the payload starts and ends
         left_out: list[tuple[int, int]] = []  # whole fields
         for position, key, payload, after in self.fields(start, end):
             if key == _RAW_DATA:
                 if raw is not None:
-                    return [(start, end)]
+                    return 0
                 raw = (payload, after)
                 left_out.append((position, after))
             elif key == _DATA_LOCATION:
                 # Tools that had read external data write an explicit DEFAULT.
                 if self.varint(payload, end)[0] != _DEFAULT:
-                    return [(start, end)]
+                    return 0
                 left_out.append((position, after))
             elif key == _EXTERNAL_DATA:
                 # Left over from before, and without meaning where the location is DEFAULT.
                 left_out.append((position, after))
             elif key >> 3 == _SEGMENT:
-                return [(start, end)]
+                return 0
         if raw is None or raw[1] - raw[0] < LARGE_TENSOR_BYTES:
-            return [(start, end)]
-        kept = [self._piece(*part) for part in _without(left_out, start, end)]
-        return [*kept, external_entries(self._location, raw[0], raw[1] - raw[0])]
-
-
-def _without(left_out: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """The ranges of start..end that are not in `left_out`, which is in order."""
-    starts = [start, *(after for _, after in left_out)]
-    ends = [*(before for before, _ in left_out), end]
-    return [(first, last) for first, last in zip(starts, ends, strict=True) if first < last]
-
-
-def _length(pieces: list[_Piece]) -> int:
-    return sum(len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in pieces)
+            return 0
+        for before, after in left_out:
+            self._keep_until(before)
+            self._done = after
+        self._keep_until(end)
+        entries = external_entries(self._location, raw[0], raw[1] - raw[0])
+        self._pieces.append(entries)
+        return sum(after - before for before, after in left_out) - len(entries)
