@@ -103,7 +103,7 @@ def _node(data: bytes, reader: WireReader, at: int, end: int, depth: int) -> Nod
     while at < end:
         key, length = data[at], data[at + 1]
         start = at + 2
-        if length > 0x7F or key > 0x7F or key & 7 != LENGTH:
+        if length > 0x7F or key & 0x87 != LENGTH:
             # Few fields have a longer key or length, or are of another wire type.
             _, key, start, after = next(reader.fields(at, end))
             length = after - start
