@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from ort_qdq_plugin import log
-from ort_qdq_plugin.report.values import ByFields
 from ort_qdq_plugin.system.environment import LOG, LOG_FILE, NO, PREFIX, RUN_LOG_FILE, YES
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.values import ByFields
 
 __all__ = [
     "NAMES",

@@ -101,7 +101,7 @@ def _with_unfused(report: Report, request: LoadRequest) -> Report:
     with fork_lock:
         from ort_qdq_plugin.load.journal import Journal
         from ort_qdq_plugin.load.journey import plan_only
-        from ort_qdq_plugin.report.values import replace
+        from ort_qdq_plugin.values import replace
     journal = Journal()
     # Nothing was dequantized once.
     request = request._replace(options=replace(request.options, dequantize_once="never"))

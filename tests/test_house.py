@@ -24,6 +24,7 @@ MAX_LINES = 350
 # Layers, from the ground up. A module may import those of lower layers, and those of its own folder as long as there is no
 # cycle; of a layer's modules none imports another one of that layer in another folder.
 LAYERS = [
+    ("values",),
     ("system",),
     ("log",),
     ("report",),
@@ -53,8 +54,9 @@ NEVER = {
     "session": ("cache", "fusion", "packing", "memory"),
 }
 MODULES = sorted(ROOT.rglob("*.py"))
-# The public names that have a module of their own; what else lies beside the rooms is a mistake.
-LOOSE = {"__init__.py", "__main__.py", "arguments.py", "errors.py", "log.py", "options.py", "py.typed", "session.py"}
+# The public names that have a module of their own, and what all are made of; what else lies beside the rooms is a mistake.
+NAMES = ("__init__", "__main__", "arguments", "errors", "log", "options", "session", "values")
+LOOSE = {"py.typed", *(f"{name}.py" for name in NAMES)}
 OTHERS = ("benchmarks", "conformance", "docs", "examples", "tests")
 SCRIPTS = [path for folder in OTHERS for path in TESTS.parent.glob(f"{folder}/**/*.py")]
 
@@ -139,9 +141,7 @@ def test_modules_import_downwards(path: Path) -> None:
 
 # Modules whose functions import without it: those of commands, which do not fork; what runs under the lock already, or
 # before there is one; and what imports Python's own modules for whoever asks for theirs.
-UNLOCKED = tuple(
-    f"ort_qdq_plugin.{name}" for name in ("__init__", "cli.", "model.messages", "report.values", "switch.startup")
-)
+UNLOCKED = tuple(f"ort_qdq_plugin.{name}" for name in ("__init__", "cli.", "model.messages", "values", "switch.startup"))
 # What a program with a session has imported, or logs with.
 THERE = {"import onnxruntime", "import numpy as np", "import logging"}
 

@@ -14,8 +14,8 @@ import pytest
 
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, Reason, Report, StockReason, UnfusedWeight, create_session
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.report.weights import HINTS
+from ort_qdq_plugin.values import replace
 from tests.support import linear, made_report, mixed, save
 
 STAGES = ["open", "match", "plan", "pack", "assemble", "create session"]

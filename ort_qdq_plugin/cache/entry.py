@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection
-from typing import NamedTuple
 
 from ort_qdq_plugin.cache.key import Identity
 from ort_qdq_plugin.cache.lock import is_at
 from ort_qdq_plugin.cache.manifest import MAX_BYTES, EntryFile, InvalidEntry, Manifest, digest_of, parse_manifest
 from ort_qdq_plugin.system.platform import files, host
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "MANIFEST",

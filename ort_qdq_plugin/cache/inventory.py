@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import NamedTuple
 
 from ort_qdq_plugin.cache.entry import MANIFEST, open_entry, read_manifest
 from ort_qdq_plugin.cache.manifest import InvalidEntry
@@ -13,6 +12,7 @@ from ort_qdq_plugin.cache.store import Store
 from ort_qdq_plugin.errors import error_text
 from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.system.platform import files
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Item", "inventory"]
 

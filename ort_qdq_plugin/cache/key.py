@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.values import NamedTuple
 
 try:
     # What hashlib has under this name. Importing all of hashlib takes milliseconds.

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ort_qdq_plugin.cache.key import FORMAT, Identity, blake2b
 from ort_qdq_plugin.report import Report, RouteReason, StockReason
 from ort_qdq_plugin.report.weights import FusedWeight, Reason, UnfusedWeight
 from ort_qdq_plugin.system.platform import files
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "MAX_BYTES",

@@ -7,13 +7,13 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from ort_qdq_plugin.cache.entry import MANIFEST
 from ort_qdq_plugin.cache.key import is_key, place_of
 from ort_qdq_plugin.cache.lock import exclusive
 from ort_qdq_plugin.cache.store import LOCK, Store
 from ort_qdq_plugin.system.platform import files
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["KEPT", "StoredEntry", "keep_recent", "prune", "remove", "stored_entries", "unfinished_entries"]
 

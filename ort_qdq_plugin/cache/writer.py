@@ -21,8 +21,8 @@ from ort_qdq_plugin.memory.buffer import PackedBuffer, buffer_at
 from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import files, host
+from ort_qdq_plugin.values import replace
 
 __all__ = ["EntryWriter", "YoungSources"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ort_qdq_plugin.cli.console import (
     Column,
@@ -26,6 +26,7 @@ from ort_qdq_plugin.cli.console import (
     size,
 )
 from ort_qdq_plugin.cli.machine import available_memory
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cli.measure import Peer, Run

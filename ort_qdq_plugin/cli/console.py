@@ -13,12 +13,13 @@ import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from ort_qdq_plugin.errors import writing_to
 from ort_qdq_plugin.load.bar import bar, size
 from ort_qdq_plugin.log import printable
 from ort_qdq_plugin.options import Progress
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "Column",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto

@@ -6,13 +6,13 @@ import argparse
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.cli.console import Column, count, say, say_json, say_note, say_table, size
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.report import Report, StockReason
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight
+from ort_qdq_plugin.values import NamedTuple, replace
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.genai.config import ModelFile

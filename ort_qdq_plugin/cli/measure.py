@@ -13,7 +13,7 @@ from contextlib import suppress
 from itertools import dropwhile
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.system.environment import NO_TELEMETRY, PREFIX
 from ort_qdq_plugin.system.platform import host, usage
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Job", "Memory", "Peer", "Run", "difference", "in_turns", "job_for", "measured", "start"]
 

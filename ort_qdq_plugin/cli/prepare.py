@@ -7,7 +7,7 @@ import os
 
 from ort_qdq_plugin.cli.cache import checked
 from ort_qdq_plugin.cli.console import UsageError, progress, say
-from ort_qdq_plugin.report.values import replace
+from ort_qdq_plugin.values import replace
 
 __all__ = ["EXAMPLE", "HELP", "add_arguments", "run"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.cli.cache import directory
 from ort_qdq_plugin.cli.console import progress, say
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.environment import PREFIX
+from ort_qdq_plugin.values import replace
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.options import Options

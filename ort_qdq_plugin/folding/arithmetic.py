@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import NamedTuple
 
 import numpy as np
 
 from ort_qdq_plugin.errors import ModelError, NotComputedError
 from ort_qdq_plugin.folding.elements import numpy_type
 from ort_qdq_plugin.model.elements import CODES, ELEMENTS, FLOAT, FLOAT16
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "CLIPPED",

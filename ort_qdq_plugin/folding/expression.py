@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ort_qdq_plugin.errors import NotComputedError
 from ort_qdq_plugin.folding.boxes import Box, boxes_of, covering_box, covering_run, groups_of_axes, replaced, sizes_of, whole
 from ort_qdq_plugin.folding.elements import elements_of, numpy_type
 from ort_qdq_plugin.model.tensors import StoredTensor
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "Concatenated",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from ort_qdq_plugin.model.graph import NodeRef, Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, int_attribute, is_standard, made_tensor
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Addend", "Bias", "check_bias", "following_bias", "own_bias"]
 

@@ -7,7 +7,6 @@ decides: types, shapes, the accuracy level. A form's operands take at most three
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import QuantizedMatrix
@@ -15,6 +14,7 @@ from ort_qdq_plugin.fusion.kind import FusionSettings
 from ort_qdq_plugin.fusion.matmul_nbits import ROUNDS, block_size_for, shortened_block
 from ort_qdq_plugin.model.elements import FLOAT
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Form", "form_of"]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from ort_qdq_plugin.model.operands import Operands
 from ort_qdq_plugin.model.operators import operator_of
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["ChosenFusion", "chosen_product"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError, NotFusable
 from ort_qdq_plugin.fusion.validity import is_as_specified
@@ -19,6 +19,7 @@ from ort_qdq_plugin.model.messages import NodeProto, TensorProto, subgraphs
 from ort_qdq_plugin.model.tensors import Locate, StoredTensor, shape_of, tensor_bytes
 from ort_qdq_plugin.report.weights import Reason
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.folding.expression import Expression

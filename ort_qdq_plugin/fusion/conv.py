@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.bias import Addend, own_bias
@@ -26,6 +25,7 @@ from ort_qdq_plugin.model.messages import NodeProto, attributes, int_attribute, 
 from ort_qdq_plugin.model.shapes import Shape
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["RULES", "Rule", "fuse"]
 

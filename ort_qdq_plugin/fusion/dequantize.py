@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import ModelError, NotComputedError, NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
@@ -18,6 +18,7 @@ from ort_qdq_plugin.model.operators import operator_of, role_of
 from ort_qdq_plugin.model.tensors import StoredTensor, shape_of
 from ort_qdq_plugin.report.weights import Reason
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.folding.expression import Expression

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized
@@ -22,6 +21,7 @@ from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, attribute
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["TAKES_FACTORS", "fuse"]
 

@@ -9,7 +9,6 @@ operand's; Split and Concat; FusedMatMul and MatMulNBits of ONNX Runtime's contr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.choice import form_of
@@ -22,6 +21,7 @@ from ort_qdq_plugin.model.messages import NodeProto, attributes
 from ort_qdq_plugin.model.operands import Operands
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["StackFusion", "fused_stack", "is_stack", "part_of_stack", "view_of_part"]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16, INT32, UINT8
 from ort_qdq_plugin.model.messages import made_tensor
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, Order, zeros
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["QuantizedLookup", "quantized_lookup"]
 

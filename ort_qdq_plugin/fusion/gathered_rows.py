@@ -7,7 +7,6 @@ Format facts: Gather, DequantizeLinear, Cast, Sub and Mul of the ONNX specificat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.emit import NodeEmitter
@@ -18,6 +17,7 @@ from ort_qdq_plugin.model.graph import Scope, scopes
 from ort_qdq_plugin.model.operands import Conversion, Operand, Operands, as_stored
 from ort_qdq_plugin.model.operators import role_of
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["GatheredRows", "gathered_rows"]
 

@@ -12,7 +12,6 @@ what follows from them for the models of quantizers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from ort_qdq_plugin.model.messages import NodeProto, attribute, int_attribute, i
 from ort_qdq_plugin.model.shapes import Shape
 from ort_qdq_plugin.model.tensors import MAX_RANK
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["OPERATORS", "IntegerKernels"]
 

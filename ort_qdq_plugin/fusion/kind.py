@@ -7,7 +7,7 @@ multiplied by more than their scales (`Dequantized.factors`) it does so only whe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ort_qdq_plugin.fusion.constants import bytes_stored, stored_in
 from ort_qdq_plugin.fusion.dequantize import Dequantized
@@ -17,6 +17,7 @@ from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.operands import Operands, borrowed_bytes, packed_bytes
 from ort_qdq_plugin.model.tensors import Locate, StoredTensor
 from ort_qdq_plugin.report.weights import FusedWeight, Layout
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Fuse", "Fusion", "FusionSettings", "Site", "report_entry"]
 

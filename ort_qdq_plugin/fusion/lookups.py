@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from enum import Enum
 from itertools import pairwise
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.dequantize import Dequantized
@@ -19,6 +18,7 @@ from ort_qdq_plugin.model.elements import ELEMENTS, FLOAT, FLOAT16
 from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.shapes import Shape
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "CHOICES",

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Set
 from functools import cache
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
@@ -25,9 +24,9 @@ from ort_qdq_plugin.model.graph import NodeRef, Scope, scopes
 from ort_qdq_plugin.model.messages import NodeProto, int_attribute, text
 from ort_qdq_plugin.model.operators import operator_of
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate, StoredTensor
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.values import NamedTuple, replace
 
 __all__ = ["Matches", "match"]
 

@@ -6,7 +6,6 @@ Format facts: MatMul and Gemm of the ONNX specification; FusedMatMul and MatMulN
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from ort_qdq_plugin.model.messages import NodeProto, attributes, made_tensor
 from ort_qdq_plugin.model.operands import Operands, as_stored
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["TAKES_FACTORS", "MatMulFusion", "OuterNodes", "Product", "check_moves", "fuse", "fused_product"]
 

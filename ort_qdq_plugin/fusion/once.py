@@ -7,7 +7,6 @@ operator that it has in integers. What does belong to one is left alone here too
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.fusion.dequantize import Dequantized
@@ -17,6 +16,7 @@ from ort_qdq_plugin.model.graph import NodeRef
 from ort_qdq_plugin.model.messages import int_attribute
 from ort_qdq_plugin.model.operands import Operand, as_stored
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["DequantizedOnce", "choose", "dequantized_once", "fits_reader"]
 

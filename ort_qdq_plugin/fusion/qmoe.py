@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.fusion.centred import Centred
@@ -30,6 +29,7 @@ from ort_qdq_plugin.model.operators import role_of
 from ort_qdq_plugin.model.releases import SPARSE_EXPERTS, has
 from ort_qdq_plugin.model.tensors import Locate
 from ort_qdq_plugin.report.weights import FusedWeight, Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["MoEFusion", "fuse"]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from ort_qdq_plugin.model.elements import CODES, ELEMENTS, FLOAT, INT8, UINT8
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, attribute, int_attribute, is_standard
 from ort_qdq_plugin.model.operators import CONTRIB_DOMAIN
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Integers", "Operand", "Result", "is_scalar", "same_settings"]
 

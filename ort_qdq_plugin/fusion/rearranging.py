@@ -6,7 +6,6 @@ Format facts: these operators of the ONNX specification.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from ort_qdq_plugin.model.messages import NodeProto, TensorProto, attribute, int
 from ort_qdq_plugin.model.shapes import reshaped_by
 from ort_qdq_plugin.model.sources import ExternalFiles, MemorySource
 from ort_qdq_plugin.model.tensors import MAX_RANK, stored_tensor
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Given", "concat", "constant_of_shape", "expand", "gather", "reshape", "slice_", "split", "tile", "transpose"]
 

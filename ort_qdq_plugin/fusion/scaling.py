@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.folding.building import reshaped
@@ -14,6 +13,7 @@ from ort_qdq_plugin.fusion.factors import as_floats, constant, multiplied, varyi
 from ort_qdq_plugin.model.elements import FLOAT
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Scaled", "Scaling", "scaling_of"]
 

@@ -6,7 +6,6 @@ Format facts: Cast, Sub and Mul of the ONNX specification.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from ort_qdq_plugin.fusion.constants import Constants
 from ort_qdq_plugin.model.elements import WEIGHT_TYPES
@@ -14,6 +13,7 @@ from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, is_standard
 from ort_qdq_plugin.model.operators import operator_of, role_of
 from ort_qdq_plugin.model.tensors import MAX_RANK
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["MAX_STEPS", "Readers", "elements_in", "integers_at", "may_end_steps", "stored_integers", "what_reads"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
 
 from ort_qdq_plugin.model.elements import CODES, SCALE_TYPES
 from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import AttributeProto, NodeProto, onnx_library
 from ort_qdq_plugin.model.operators import LAST_OPSET, Operator, operator_of, role_of
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Schema", "is_as_specified", "newest_opset", "schema_at"]
 

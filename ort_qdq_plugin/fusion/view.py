@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import NotFusable
 from ort_qdq_plugin.model.elements import CODES, SCALE_TYPES
@@ -15,6 +14,7 @@ from ort_qdq_plugin.model.operators import role_of
 from ort_qdq_plugin.model.shapes import allows_zero, reshaped_by, whole_numbers
 from ort_qdq_plugin.model.tensors import MAX_RANK, Locate
 from ort_qdq_plugin.report.weights import Reason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["View", "follow", "view_of"]
 

@@ -18,7 +18,6 @@ Format facts: Cast, Sub and Mul of the ONNX specification, and its multidirectio
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -50,6 +49,7 @@ from ort_qdq_plugin.model.graph import Scope
 from ort_qdq_plugin.model.messages import NodeProto, TensorProto, text
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.report.weights import Reason, UnfusedWeight
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["WrittenOut"]
 

@@ -14,11 +14,12 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError
 from ort_qdq_plugin.genai.config import Json, overlaid, parsed, with_providers
 from ort_qdq_plugin.report import StockReason
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "KNOWN",

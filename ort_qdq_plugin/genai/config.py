@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnxruntime
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.ort.keys import PARALLEL_KEY
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "CONFIG_NAME",

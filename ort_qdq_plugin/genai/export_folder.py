@@ -20,7 +20,7 @@ from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.options import Options, Progress
 from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report, StockReason
-from ort_qdq_plugin.report.values import replace
+from ort_qdq_plugin.values import replace
 
 __all__ = ["export"]
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.errors import LeaveToStock, QdqPluginError, SourceChangedError, SourceUnreadableError
@@ -22,7 +21,7 @@ from ort_qdq_plugin.log import printable
 from ort_qdq_plugin.options import Options
 from ort_qdq_plugin.ort.providers import check_providers
 from ort_qdq_plugin.report import Report, StockReason
-from ort_qdq_plugin.report.values import replace
+from ort_qdq_plugin.values import NamedTuple, replace
 
 __all__ = ["ModelState", "Reports", "entries_for", "failed", "new_state", "without_cache"]
 

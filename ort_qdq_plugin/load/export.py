@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from io import BufferedWriter, FileIO
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal
 
 from ort_qdq_plugin.arguments import takes_options
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, QdqPluginError, readable, writing_to
@@ -25,8 +25,8 @@ from ort_qdq_plugin.model.encoding import bytes_field, bytes_head
 from ort_qdq_plugin.model.messages import ModelProto, TensorProto, external_data, external_tensors, refer
 from ort_qdq_plugin.options import Options, Progress
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.values import NamedTuple, replace
 
 __all__ = ["export", "write_model"]
 

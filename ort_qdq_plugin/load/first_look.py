@@ -18,6 +18,7 @@ from ort_qdq_plugin.model.wire import (
     InMemory,
     fresh_location,
     is_ort_format,
+    left_out_bytes,
     may_have_external_data,
     may_hold_small_integers,
     without_large_tensors,
@@ -130,8 +131,8 @@ def _copied(model: str | bytes) -> Copied | None:
 def _is_worth_handing_over(model: str | bytes, copied: Copied) -> bool:
     """Whether a model may have so much in large tensors that it gains by being handed over unchanged."""
     size = len(model) if copied.status is None else copied.status.st_size
-    if size < UNCHANGED_BYTES and not may_have_external_data(copied.data, copied.inline_location):
-        return False
+    if not may_have_external_data(copied.data, copied.inline_location):
+        return left_out_bytes(size, copied.data, copied.inline_location) >= UNCHANGED_BYTES
     with fork_lock:
         from ort_qdq_plugin.model.places import places
     try:

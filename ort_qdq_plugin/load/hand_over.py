@@ -19,9 +19,9 @@ from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, options_are_in_models
 from ort_qdq_plugin.ort.options_lock import reading, with_entries
 from ort_qdq_plugin.ort.spare_copies import copied_once
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.values import replace
 
 __all__ = ["create_stock_with", "hand_over"]
 

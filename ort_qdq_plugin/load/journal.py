@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.errors import LeaveToStock
 from ort_qdq_plugin.report import Report, Route, RouteReason
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.values import replace
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

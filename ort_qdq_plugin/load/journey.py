@@ -34,9 +34,9 @@ from ort_qdq_plugin.ort.providers import ON_CPU, check_providers, has_only_added
 from ort_qdq_plugin.ort.release import check_release, lends_files
 from ort_qdq_plugin.ort.spare_copies import copied_once
 from ort_qdq_plugin.report import Report, StockReason
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.values import replace
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter

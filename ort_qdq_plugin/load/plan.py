@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import LeaveToStock, ModelError, NothingToDo, readable
 from ort_qdq_plugin.fusion.constants import stored_in
@@ -26,8 +25,8 @@ from ort_qdq_plugin.model.wire import LARGE_TENSOR_BYTES
 from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, LOW_BIT_OPERATORS
 from ort_qdq_plugin.packing.layout import Layout, plan_layout
 from ort_qdq_plugin.report import Report, StockReason
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.values import NamedTuple, replace
 
 __all__ = ["Plan", "plan_model"]
 

@@ -14,7 +14,7 @@ from ort_qdq_plugin.load.through_cache import Maker, NotRecordedError, new_entry
 from ort_qdq_plugin.load.unloadable import check_complete
 from ort_qdq_plugin.model.files import data_files
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.report.values import replace
+from ort_qdq_plugin.values import replace
 
 __all__ = ["make_portable"]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ort_qdq_plugin.memory.buffer import PackedBuffer
 from ort_qdq_plugin.report import Report
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.entry import Entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.wire import Copied
@@ -13,6 +13,7 @@ from ort_qdq_plugin.options import Options, is_accuracy_level, is_block_size
 from ort_qdq_plugin.ort.keys import ACCURACY_KEY, BLOCK_SIZE_KEY, INT8_KEY, config_entry
 from ort_qdq_plugin.ort.optimizers import why_qdq_is_not_fused
 from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["LoadRequest", "entries_of"]
 

@@ -9,15 +9,14 @@ again where memory is short.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.load.prepared import PreparedModel
 from ort_qdq_plugin.model.releases import READ_PREPACKED, has
 from ort_qdq_plugin.ort.prepacked import blobs_in
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.values import NamedTuple, replace
 
 __all__ = ["OwnMemory", "check_shared"]
 

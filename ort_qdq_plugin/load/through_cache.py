@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ort_qdq_plugin import log
 from ort_qdq_plugin.cache.entry import MODEL, SHARED_MODEL, Entry
@@ -29,9 +29,9 @@ from ort_qdq_plugin.ort.buffers import borrow, open_by_path
 from ort_qdq_plugin.ort.copies import initialize_ort_once, private_options, supplies_initializers
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.report import CacheUse, Report, RouteReason, StockReason
-from ort_qdq_plugin.report.values import replace
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import host
+from ort_qdq_plugin.values import NamedTuple, replace
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter

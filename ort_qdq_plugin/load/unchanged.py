@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from ort_qdq_plugin.ort.copies import copy_loses_something, foreign_domains, pri
 from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.packing.layout import aligned
 from ort_qdq_plugin.report import StockReason
-from ort_qdq_plugin.report.values import replace
+from ort_qdq_plugin.values import NamedTuple, replace
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.cache.writer import EntryWriter

@@ -17,7 +17,7 @@ from ort_qdq_plugin.ort.copies import foreign_domains
 from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN
 from ort_qdq_plugin.ort.refusal import refusal_of
 from ort_qdq_plugin.report import Report, StockReason
-from ort_qdq_plugin.report.values import replace
+from ort_qdq_plugin.values import replace
 
 __all__ = ["check_taken"]
 

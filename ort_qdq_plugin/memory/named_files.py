@@ -8,10 +8,10 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import NamedTuple
 
 from ort_qdq_plugin.system.forks import fork_lock
 from ort_qdq_plugin.system.platform import descriptors, files, host
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Name", "new_names", "open_named", "sweep"]
 

@@ -5,7 +5,7 @@ Format facts: ``TensorProto.DataType`` in onnx.proto. A new type is one row here
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "BFLOAT16",

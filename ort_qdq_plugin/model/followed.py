@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ort_qdq_plugin.model.seen import ALL, NOTHING, Seen
 from ort_qdq_plugin.model.shape_rules import OPERATORS
 from ort_qdq_plugin.model.shapes import UNKNOWN, Shape
 from ort_qdq_plugin.model.tensors import MAX_RANK
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto

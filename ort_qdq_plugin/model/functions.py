@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.messages import FunctionProto, ModelProto, NodeProto, subgraphs
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["check_functions"]
 

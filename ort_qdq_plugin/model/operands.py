@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import NamedTuple
 
 from ort_qdq_plugin.model.elements import bits_of
 from ort_qdq_plugin.model.tensors import StoredTensor
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "Conversion",

@@ -11,7 +11,9 @@ opsets beyond `LAST_OPSET` are looked up there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
+
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from onnx import NodeProto

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.wire import LENGTH, VARINT, WireReader
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Place", "places"]
 

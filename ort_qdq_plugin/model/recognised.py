@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.sources import ByteSource, FileSource
 from ort_qdq_plugin.model.wire import LENGTH, VARINT, WireReader
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["why_no_model"]
 

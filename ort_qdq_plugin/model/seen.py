@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ort_qdq_plugin.model.messages import attribute, int_attribute
 from ort_qdq_plugin.model.shapes import Shape, whole_numbers
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto

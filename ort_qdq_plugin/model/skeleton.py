@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, FileSource, MemorySource
 from ort_qdq_plugin.model.wire import (
@@ -12,10 +10,12 @@ from ort_qdq_plugin.model.wire import (
     WireReader,
     fresh_location,
     is_ort_format,
+    left_out_bytes,
     may_have_external_data,
     without_large_tensors,
 )
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["Skeleton", "open_skeleton"]
 
@@ -36,8 +36,8 @@ class Skeleton(NamedTuple):
 
     @property
     def inline_bytes(self) -> int:
-        """Of the large tensors that are in the model itself."""
-        return self.source.size - len(self.data)
+        """Of the large tensors that are in the model itself; at the most, and hardly fewer."""
+        return left_out_bytes(self.source.size, self.data, self.inline_location)
 
     @property
     def may_have_external_data(self) -> bool:

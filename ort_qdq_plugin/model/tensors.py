@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ort_qdq_plugin.errors import ExternalDataError, ModelError
 from ort_qdq_plugin.model.elements import ELEMENTS
 from ort_qdq_plugin.model.messages import TensorProto, external_data
 from ort_qdq_plugin.model.sources import ByteSource, ExternalFiles, MemorySource
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["MAX_RANK", "Locate", "StoredTensor", "shape_of", "stored_tensor", "tensor_bytes"]
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.encoding import external_entries, varint
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "LARGE_TENSOR_BYTES",
@@ -26,6 +27,7 @@ __all__ = [
     "WireReader",
     "fresh_location",
     "is_ort_format",
+    "left_out_bytes",
     "may_have_external_data",
     "may_hold_small_integers",
     "without_large_tensors",
@@ -37,6 +39,7 @@ LARGE_TENSOR_BYTES = 4096
 # What one read fetches: little after a jump over a weight, more while nodes follow each other.
 _WINDOW_BYTES_MIN, _WINDOW_BYTES_MAX = 1 << 12, 1 << 16
 _SECRET_BYTES = 6
+_REFERENCE_BYTES = 128  # at the most, with what it makes the lengths before it longer
 _MAX_DEPTH = 100  # protobuf's own limit for nested messages
 
 # Wire types: the low three bits of a field's key. The others are the field's number.
@@ -138,6 +141,12 @@ def may_have_external_data(data: bytes, inline_location: str) -> bool:
         inline_location: The location of its references.
     """
     return data.count(b"location") > data.count(inline_location.encode())
+
+
+def left_out_bytes(size: int, data: bytes, inline_location: str) -> int:
+    """At most so many bytes of large tensors, and hardly fewer, were left out of a model that had this size. Arguments as
+    above."""
+    return size - len(data) + _REFERENCE_BYTES * data.count(inline_location.encode())
 
 
 def may_hold_small_integers(data: bytes) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import functools
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
@@ -86,7 +86,7 @@ def copy_loses_something(session_options: Any | None, domains: Iterable[str]) ->
 
 def initialize_ort_once() -> None:
     """Have all made that ONNX Runtime makes once in a process, under locks, if another thread might fork the process."""
-    if threading.active_count() > 1:
+    if _thread._count():  # of threads beside the main one; `threading` need not be imported to ask
         _create_first_session()
 
 

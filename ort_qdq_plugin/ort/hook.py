@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
 
 from ort_qdq_plugin.ort.keys import CREATE_METHOD
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = [
     "KEYWORDS",

@@ -9,7 +9,7 @@ none themselves. The session is one that cannot be created anew, with other prov
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
@@ -18,6 +18,7 @@ from ort_qdq_plugin.ort.hook import native_session
 from ort_qdq_plugin.ort.keys import FOLDER_KEY, config_entry
 from ort_qdq_plugin.ort.providers import CPU
 from ort_qdq_plugin.system.forks import fork_lock
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["PackagedModel", "model_of", "package_methods", "remember", "session_from"]
 

@@ -10,7 +10,7 @@ offsets in the file of the tensor itself. ``key`` is the operator's type and a h
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import onnxruntime
 from onnxruntime.capi import _pybind_state as _native
@@ -19,6 +19,7 @@ from ort_qdq_plugin.model.messages import ModelProto, external_data, external_te
 from ort_qdq_plugin.ort.buffers import Borrowed, borrow
 from ort_qdq_plugin.ort.extensions import register_extensions
 from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, SAVE_PREPACKED_KEY, SAVED_DATA_KEY, SAVED_SIZE_KEY
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from onnx import TensorProto

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from ort_qdq_plugin.values import NamedTuple
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.model.operands import Operand

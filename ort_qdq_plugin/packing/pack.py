@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from ort_qdq_plugin.options import Progress
 from ort_qdq_plugin.packing.bits import Transposer, widen_elements
 from ort_qdq_plugin.packing.layout import Layout, Move, Slot
 from ort_qdq_plugin.system.threads import Work
+from ort_qdq_plugin.values import NamedTuple
 
 __all__ = ["pack"]
 

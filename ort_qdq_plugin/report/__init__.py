@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ort_qdq_plugin.log import printable
-from ort_qdq_plugin.report.values import ByFields, Sentence
+from ort_qdq_plugin.values import ByFields, Sentence
 
 if TYPE_CHECKING:
     from ort_qdq_plugin.report.weights import FusedWeight, UnfusedWeight

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from ort_qdq_plugin.report.values import ByFields, Sentence
+from ort_qdq_plugin.values import ByFields, Sentence
 
 __all__ = ["HINTS", "FusedWeight", "Layout", "Reason", "UnfusedWeight"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 
 from conformance.drawing.draft import Draft
+from conformance.drawing.elements import MS
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, StockReason, create_session, inspect
 from ort_qdq_plugin.ort import runs
@@ -96,7 +97,7 @@ def test_other_forms_are_told() -> None:
         for op in re.findall(r"`(\w+)`", row[0]):
             draft = Draft(op)
             draft.quantized("w", "uint8", (16, 16))
-            draft.output(draft.node(op, ["w"], "y"), None)
+            draft.output(draft.node(op, ["w"], "y", domain=MS), None)
             report = inspect(draft.model().SerializeToString(), check=False)
             # Models that hold low-bit operators are parsed, since they may be handed over without a copy.
             reason = StockReason.NOT_FUSIBLE if op in LOW_BIT_OPERATORS else StockReason.OTHER_FORM

@@ -1,13 +1,16 @@
-"""Bases of the classes of reports and options, which every process makes: they cost little to make."""
+"""Bases of classes of values, which cost little to make: every process makes the classes of reports and options, and a load
+of a quantized model some fifty named tuples.
+"""
 
 from __future__ import annotations
 
+from collections import _tuplegetter  # type: ignore[attr-defined]
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar, dataclass_transform
 
-__all__ = ["ByFields", "Sentence", "replace"]
+__all__ = ["ByFields", "NamedTuple", "Sentence", "replace"]
 
 
 class Sentence(Enum):
@@ -128,3 +131,61 @@ def replace(value: _Value, **changes: Any) -> _Value:
     vars(replaced).update(vars(value), **changes)
     replaced.__post_init__()
     return replaced
+
+
+if TYPE_CHECKING:
+    from typing import NamedTuple as NamedTuple
+else:
+
+    class _Kind(type):
+        """Makes fields of the annotations of a class that is directly a NamedTuple."""
+
+        def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> type:
+            if tuple not in bases and NamedTuple in bases:
+                fields = tuple(namespace["__annotations__"])
+                defaults = {field: namespace.pop(field) for field in fields if field in namespace}
+                namespace |= {field: _tuplegetter(at, "") for at, field in enumerate(fields)}
+                namespace |= {"_fields": fields, "_field_defaults": defaults, "__match_args__": fields}
+            return super().__new__(mcs, name, bases, {"__slots__": (), **namespace})
+
+    class NamedTuple(tuple, metaclass=_Kind):
+        """What `typing.NamedTuple` is, to classes that have it as their one base.
+
+        That compiles the annotation of each field, and a constructor for each class, which takes 0.1 to 0.5 ms a class.
+        """
+
+        _fields: tuple[str, ...] = ()
+
+        def __new__(cls, *values: Any, **named: Any) -> Any:
+            if named or len(values) != len(cls._fields):
+                values = cls._completed(values, named)
+            return tuple.__new__(cls, values)
+
+        @classmethod
+        def _completed(cls, values: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+            """All values of a new one, from those that are given by place and by name."""
+            fields = cls._fields[len(values) :]
+            for name in named:
+                if name not in fields:
+                    raise TypeError(f"{cls.__name__}() got an unexpected argument {name!r}")
+            given = {**cls._field_defaults, **named}
+            missing = [field for field in fields if field not in given]
+            if missing or len(values) > len(cls._fields):
+                raise TypeError(f"{cls.__name__}() misses {missing}, or got more than {len(cls._fields)} values")
+            return [*values, *(given[field] for field in fields)]
+
+        @classmethod
+        def _make(cls, values: Any) -> Any:
+            return cls(*values)
+
+        def _replace(self, **changes: Any) -> Any:
+            return type(self)(**{**self._asdict(), **changes})
+
+        def _asdict(self) -> dict[str, Any]:
+            return dict(zip(self._fields, self, strict=True))
+
+        def __getnewargs__(self) -> tuple[Any, ...]:
+            return tuple(self)
+
+        def __repr__(self) -> str:
+            return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
