@@ -24,7 +24,7 @@ from ort_qdq_plugin.model.wire import (
     without_large_tensors,
 )
 from ort_qdq_plugin.ort.hook import CreateCall
-from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, FORMAT_KEY, LOW_BIT_OPERATORS, config_entry, options_are_in_models
+from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, LOW_BIT_OPERATORS, options_are_in_models
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def first_look(
         call: The other arguments of the session.
         options: The options of this package; None for the defaults.
     """
-    if options_are_in_models() or config_entry(session_options, FORMAT_KEY) is not None:
+    if options_are_in_models():
         return None
     if options is not None and (options.cache_dir is not None or options.prepared is not None):
         return None  # a model that is there already need not be looked at

@@ -78,9 +78,9 @@ def prepare_opened(skeleton: Skeleton, request: LoadRequest, journal: Journal, w
                 if uses_extensions:
                     register_extensions(session_options)
                 if way is Way.BY_PATH:
-                    open_by_path(session_options, external_data.root)
+                    open_by_path(session_options, external_data.root, request.session_options)
                 else:
-                    borrow(session_options, external_data.buffers)
+                    borrow(session_options, external_data.buffers, request.session_options)
         if writer is not None:
             with journal.stage("share" if request.options.share_weights else "cache"):
                 writer.commit(

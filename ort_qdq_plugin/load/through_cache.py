@@ -244,19 +244,19 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
         is_shared = False
     if is_shared:
         # ONNX Runtime only takes pre-packed weights from files that it opens itself.
-        open_by_path(session_options, entry.path)
+        open_by_path(session_options, entry.path, request.session_options)
         model = entry.files[SHARED_MODEL].readall()
         report = replace(journal.finished("shared"), shared_bytes=manifest.prepacked_bytes)
         return PreparedModel(model, session_options, False, {}, (), (), report, holder=entry.holder, entry=entry)
     if way is Way.BY_PATH:
         model, paths = entry.files[MODEL].readall(), _paths_of(entry)
         if all(os.path.dirname(path) == entry.path for path in paths.values()):
-            open_by_path(session_options, entry.path)
+            open_by_path(session_options, entry.path, request.session_options)
         else:
             with fork_lock:
                 from ort_qdq_plugin.memory.external_data import by_paths
             model, root = by_paths(model, paths)
-            open_by_path(session_options, root)
+            open_by_path(session_options, root, request.session_options)
         report = journal.finished(way.route, reason=way.reason)
         return PreparedModel(model, session_options, False, {}, (), (), report, holder=entry.holder, entry=entry)
     buffers: dict[str, mmap.mmap | bytes] = {}
@@ -269,7 +269,7 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
                 if Identity.of(opened.status) != source.identity:
                     raise _ReplacedError
                 buffers[source.location] = opened.buffer()
-    borrow(session_options, buffers)
+    borrow(session_options, buffers, request.session_options)
     return PreparedModel(
         model=entry.files[MODEL].readall(),
         session_options=session_options,

@@ -24,7 +24,7 @@ from ort_qdq_plugin.ort.options_lock import with_entries
 from ort_qdq_plugin.system.platform import host
 from ort_qdq_plugin.system.threads import Work
 
-__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "open_by_path", "prepack_in_parallel", "trimming"]
+__all__ = ["Borrowed", "borrow", "by_path", "keep_until_destroyed", "open_by_path", "trimming"]
 
 _TRIM_INTERVAL = 0.01  # seconds; ONNX Runtime pre-packs some 10 MB meanwhile
 _TRIM_HEAP_INTERVAL = 0.15  # what is freed and trimmed has to be touched anew: every 0.05 s, a load takes a fifth longer
@@ -36,7 +36,7 @@ Borrowed = Mapping[str, "mmap.mmap | bytes"]
 """NodeRef in the model -> buffer that stands for the file of that name."""
 
 
-def borrow(options: Any, buffers: Borrowed) -> None:
+def borrow(options: Any, buffers: Borrowed, callers: Any | None = None) -> None:
     """Make sessions created with these options use buffers in place.
 
     ONNX Runtime keeps bare pointers. Every buffer must stay until the last such session is destroyed: see
@@ -45,8 +45,9 @@ def borrow(options: Any, buffers: Borrowed) -> None:
     Args:
         options: A private copy; it cannot be used for other models afterwards.
         buffers: NodeRef in the model -> the buffer that stands for the file of that name.
+        callers: The caller's own options, if these are a copy of such.
     """
-    prepack_in_parallel(options)
+    _prepack_in_parallel(options, callers)
     if buffers:
         options.add_session_config_entry(DIRECT_KEY, "1")
         lengths = [len(buffer) for buffer in buffers.values()]
@@ -118,16 +119,21 @@ def by_path(session_options: Any, given: Mapping[str, str], create: Callable[[],
     with_entries(session_options, entries, create)
 
 
-def open_by_path(options: Any, folder: str = os.sep) -> None:
-    """Make sessions created with these options look for external data below a folder. The options are a private copy."""
-    prepack_in_parallel(options)
+def open_by_path(options: Any, folder: str, callers: Any | None = None) -> None:
+    """Make sessions created with these options look for external data below a folder. The options are a private copy, of the
+    caller's if there are any."""
+    _prepack_in_parallel(options, callers)
     options.add_session_config_entry(FOLDER_KEY, folder)
 
 
-def prepack_in_parallel(session_options: Any) -> None:
-    """Have weights pre-packed by several threads, unless the caller has said whether to."""
-    if not config_entry(session_options, PARALLEL_KEY):
-        session_options.add_session_config_entry(PARALLEL_KEY, "1")
+def _prepack_in_parallel(options: Any, callers: Any | None) -> None:
+    """Have weights pre-packed by several threads, unless the caller has said whether to.
+
+    It is the caller's options that are asked, of which there may be none: ONNX Runtime says by an exception that there is no
+    entry, and the first one in a process costs 1 MB, the tables for unwinding its library.
+    """
+    if not config_entry(callers, PARALLEL_KEY):
+        options.add_session_config_entry(PARALLEL_KEY, "1")
 
 
 class _Kept(weakref.ref[Any]):

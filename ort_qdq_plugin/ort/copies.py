@@ -56,7 +56,7 @@ def private_options(session_options: Any | None, entries: Mapping[str, str] = Ma
     else:
         [copy] = _copies(session_options, 1)
     for key, value in entries.items():
-        if config_entry(copy, key) != value:
+        if config_entry(session_options, key) != value:
             copy.add_session_config_entry(key, value)
     return copy
 

@@ -19,7 +19,7 @@ from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.model import places
 from ort_qdq_plugin.model.wire import Copied, without_large_tensors
 from ort_qdq_plugin.ort.hook import CreateCall
-from tests.load.test_open import AS_ORT, NO_QDQ, integers
+from tests.load.test_open import NO_QDQ, integers
 from tests.model.test_glance import dynamic, product
 from tests.support import descriptors, linear, save, settled_descriptors, unquantized
 
@@ -91,7 +91,6 @@ def test_leaves_to_others_what_a_look_cannot_tell(tmp_path: Path, monkeypatch: p
         assert look(str(tmp_path / name)) is None
     for model in (b"", b"\x00\x00\x00\x00ORTM and more", data[:-3]):
         assert look(model) is None
-    assert look(data, AS_ORT) is None
     monkeypatch.setenv("ORT_LOAD_CONFIG_FROM_MODEL", "1")
     assert look(data) is None
 

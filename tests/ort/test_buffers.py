@@ -21,6 +21,7 @@ from ort_qdq_plugin.model.sources import FileSource
 from ort_qdq_plugin.model.tensors import StoredTensor
 from ort_qdq_plugin.ort import buffers
 from ort_qdq_plugin.ort.buffers import borrow, by_path, keep_until_destroyed, trimming
+from ort_qdq_plugin.ort.copies import private_options
 from ort_qdq_plugin.ort.keys import config_entry
 from ort_qdq_plugin.system.platform import host
 from tests.interrupting import Left, interrupted, settled
@@ -68,8 +69,9 @@ def test_borrowed_means_in_place() -> None:
 
 @pytest.mark.parametrize("said", [None, "0", "1"])
 def test_borrowing_keeps_what_the_caller_said_of_pre_packing(said: str | None) -> None:
-    options = with_entries({} if said is None else {PARALLEL_KEY: said})
-    borrow(options, {})
+    callers = with_entries({} if said is None else {PARALLEL_KEY: said})
+    options = private_options(callers)
+    borrow(options, {}, callers)
     assert config_entry(options, PARALLEL_KEY) == (said or "1")
 
 
