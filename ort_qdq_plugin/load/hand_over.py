@@ -50,6 +50,9 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall, progress:
             from ort_qdq_plugin.load.sharing import OwnMemory, check_shared
         memory_before = OwnMemory.now()
     create = functools.partial(hook.create_stock, session, call)
+    in_float = sum(entry.bytes_added for entry in prepared.report.unfused)
+    leaves_heap = in_float >= _TRIM_HEAP_BYTES or prepared.report.unchanged is not None
+    free_before = host.free_heap_bytes() if leaves_heap else 0
     try:
         with hook.substituted(session, prepared.model, prepared.session_options), journal.stage("create session"):
             if prepared.lent_entries is not None:
@@ -67,14 +70,23 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall, progress:
     for buffer in prepared.packed:
         # By now ONNX Runtime has read all that was packed.
         buffer.seal()
-    in_float = sum(entry.bytes_added for entry in prepared.report.unfused)
-    if in_float >= _TRIM_HEAP_BYTES or prepared.report.unchanged is not None:
-        # Weights of convolutions are copied into the order of the kernels, then once more. The first copies are freed, but
-        # the C library keeps their memory.
-        host.trim_heap()
+    if leaves_heap:
+        _trim_heap(free_before)
     hook.set_reported_options(session, reported_options)
     report = prepared.report if memory_before is None else check_shared(prepared, memory_before)
     return replace(report, seconds=journal.finished(report.route).seconds)
+
+
+def _trim_heap(free_before: int) -> None:
+    """Give back what ONNX Runtime has freed: weights of convolutions are copied into the order of the kernels, then once
+    more, and of the first copies the C library keeps the memory.
+
+    Not if most of the free heap was so before. A program that has run models uses that again and again; it takes 0.1 to
+    0.2 ms a MB to give it back, and more to touch it anew.
+    """
+    free = host.free_heap_bytes()
+    if 2 * (free - free_before) >= free:
+        host.trim_heap()
 
 
 def create_stock_with(session: Any, entries: Mapping[str, str], call: CreateCall) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "available_processors",
     "boot_id",
     "drop_pages",
+    "free_heap_bytes",
     "free_memory",
     "heap_bytes",
     "is_arm",
@@ -171,6 +172,12 @@ def heap_bytes() -> int:
         return 0
     found = mallinfo()
     return int(found.uordblks + found.hblkhd)
+
+
+def free_heap_bytes() -> int:
+    """Bytes that were freed, and that the C library's heap keeps; 0 where it does not tell."""
+    mallinfo = _mallinfo()
+    return 0 if mallinfo is None else int(mallinfo().fordblks)
 
 
 @functools.cache

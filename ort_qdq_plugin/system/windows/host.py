@@ -19,6 +19,7 @@ __all__ = [
     "available_processors",
     "boot_id",
     "drop_pages",
+    "free_heap_bytes",
     "free_memory",
     "heap_bytes",
     "is_arm",
@@ -102,6 +103,11 @@ def sizes_of(pid: int | str = "self") -> dict[str, int]:
 def anonymous_bytes() -> int:
     """This process's anonymous memory; 0 where the system does not tell."""
     return sizes_of().get("RssAnon", 0)
+
+
+def free_heap_bytes() -> int:
+    """Bytes that were freed, and that the heap keeps: the system does not tell."""
+    return 0
 
 
 def heap_bytes() -> int:
