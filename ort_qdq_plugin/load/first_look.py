@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Sequence
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from ort_qdq_plugin.ort.keys import EXTENSIONS_DOMAIN, LOW_BIT_OPERATORS, option
 from ort_qdq_plugin.system.forks import fork_lock
 
 if TYPE_CHECKING:
+    from ort_qdq_plugin.model.places import Place
     from ort_qdq_plugin.options import Options
 
 __all__ = [
@@ -88,8 +90,11 @@ def first_look(
     except Exception:
         # What is wrong with the model, or with a file, is found again by whoever reports it.
         return None
-    if nothing is None or copied is None or _is_worth_handing_over(model, copied):
+    if nothing is None or copied is None:
         return copied if copied is not None and _is_settled(copied.status) else None
+    large = _large_places(model, copied)
+    if large is not None:
+        return copied._replace(places=large) if _is_settled(copied.status) else None
     if (
         nothing.reason != "NOT_QUANTIZED"
         and options is not None
@@ -128,17 +133,19 @@ def _copied(model: str | bytes) -> Copied | None:
     return Copied(data, location, status) if data and not is_ort_format(data) else None
 
 
-def _is_worth_handing_over(model: str | bytes, copied: Copied) -> bool:
-    """Whether a model may have so much in large tensors that it gains by being handed over unchanged."""
+def _large_places(model: str | bytes, copied: Copied) -> Sequence[Place] | None:
+    """Where the large tensors of a model are, if they are so many bytes that it gains by being handed over unchanged."""
     size = len(model) if copied.status is None else copied.status.st_size
-    if not may_have_external_data(copied.data, copied.inline_location):
-        return left_out_bytes(size, copied.data, copied.inline_location) >= UNCHANGED_BYTES
+    is_inline = not may_have_external_data(copied.data, copied.inline_location)
+    if is_inline and left_out_bytes(size, copied.data, copied.inline_location) < UNCHANGED_BYTES:
+        return None
     with fork_lock:
         from ort_qdq_plugin.model.places import places
     try:
-        return sum(place.nbytes for place in places(copied.data)) >= UNCHANGED_BYTES
+        found = places(copied.data)
     except (ModelError, UnicodeDecodeError):
-        return False
+        return None
+    return found if sum(place.nbytes for place in found) >= UNCHANGED_BYTES else None
 
 
 def _is_settled(status: os.stat_result | None) -> bool:

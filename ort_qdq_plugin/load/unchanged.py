@@ -97,7 +97,7 @@ class _Move(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    places: list[Place]  # of all large tensors
+    places: Sequence[Place]  # of all large tensors
     moves: list[_Move]
     sources: Mapping[str, FileSource]  # the external data files, by location
     size: int  # of the packed buffer
@@ -117,7 +117,7 @@ def _planned(skeleton: Skeleton, request: LoadRequest, journal: Journal, stock: 
     if stock.reason not in _REASONS or not _has_all_by_itself(skeleton, request):
         raise stock
     try:
-        plan = _plan_of(skeleton)
+        plan = _plan_of(skeleton, _places(skeleton, request))
     except (ModelError, OSError, UnicodeDecodeError):
         # ONNX Runtime may have an error for it.
         raise stock from None
@@ -140,13 +140,20 @@ def _has_all_by_itself(skeleton: Skeleton, request: LoadRequest) -> bool:
     )
 
 
-def _plan_of(skeleton: Skeleton) -> _Plan:
+def _places(skeleton: Skeleton, request: LoadRequest) -> Sequence[Place]:
+    """Where the large tensors are: what a first look has found, if this is what it looked at. Raises as `places`."""
+    copied = request.copied
+    if copied is not None and copied.data is skeleton.data and copied.places is not None:
+        return copied.places
+    return places(skeleton.data)
+
+
+def _plan_of(skeleton: Skeleton, found: Sequence[Place]) -> _Plan:
     """What goes where.
 
     Raises:
-        ModelError, OSError, UnicodeDecodeError: The model has parts or references that are better left to ONNX Runtime.
+        ModelError, OSError, UnicodeDecodeError: The model has references that are better left to ONNX Runtime.
     """
-    found = places(skeleton.data)
     sources: dict[str, FileSource] = {}
     moves, size = [], 0
     for place in found:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from ort_qdq_plugin.errors import ModelError
 from ort_qdq_plugin.model.encoding import external_entries, varint
@@ -73,6 +73,7 @@ class Copied(NamedTuple):
     data: bytes
     inline_location: str  # of the references
     status: os.stat_result | None  # of the file; None for bytes in memory
+    places: Sequence[Any] | None = None  # where its large tensors are (`places.places`), if somebody has looked
 
 
 class Readable(Protocol):

@@ -111,10 +111,9 @@ def test_what_is_worth_handing_over(form: Any, tmp_path: Path, monkeypatch: pyte
     assert isinstance(look(model), Nothing)
     monkeypatch.setattr(module, "UNCHANGED_BYTES", 1 << 16)
     assert isinstance(look(model), Copied)
-    if form == "external":
-        # What `places` refuses stays with ONNX Runtime.
-        monkeypatch.setattr(places, "_LOOPS", (b"MatMul",))
-        assert isinstance(look(model), Nothing)
+    # What `places` refuses stays with ONNX Runtime.
+    monkeypatch.setattr(places, "_LOOPS", (b"MatMul",))
+    assert isinstance(look(model), Nothing)
     monkeypatch.setattr(module, "UNCHANGED_BYTES", (1 << 16) + 500)
     assert isinstance(look(model), Nothing)
 
