@@ -65,7 +65,7 @@ def test_how_often_a_load_begins_anew(model: Path, tmp_path: Path, monkeypatch: 
 
 @claim(PAGE, "If the cache cannot be used (a full disk, a file in place of the directory, no permission), there is one")
 @claim(PAGE, "`warm` raises an error instead")
-@claim("docs/troubleshooting.md", "| `loading without the cache: ...` | the cache cannot be used; the error follows |")
+@claim("docs/troubleshooting.md", "| the cache cannot be used; the error follows |")
 def test_a_file_in_place_of_the_directory(small: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").touch()
     report = loaded(small, cache_dir=tmp_path / "cache")

@@ -1,10 +1,12 @@
 """troubleshooting.md."""
 
+import ast
 import re
 from pathlib import Path
 
 import onnx
 
+import ort_qdq_plugin
 from conformance.drawing.draft import Draft
 from conformance.drawing.elements import MS
 from conformance.drawing.weight import Weight
@@ -88,6 +90,25 @@ def test_inference_costs(tmp_path: Path) -> None:
     )
     assert (stated[1], unstated[1]) == (False, True)
     assert 6e6 < unstated[0] - stated[0] < 18e6
+
+
+def warnings() -> set[str]:
+    """All warnings of the package, with something filled in."""
+    sources = [path.read_text("utf-8") for path in Path(ort_qdq_plugin.__file__).parent.rglob("*.py")]
+    calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    texts = [str(ast.literal_eval(call.args[0])) for call in calls if ast.unparse(call.func) in ("log.warning", "tell")]
+    named = [re.sub("^%s is", "ORT_QDQ_PLUGIN is" if "1 or 0" in text else "ORT_QDQ_PLUGIN_X is", text) for text in texts]
+    return {re.sub(r"%\w", "X", text) for text in named if text != "%s"}
+
+
+@claim("docs/troubleshooting.md", "| warning | meaning |")
+def test_every_warning_has_a_row() -> None:
+    rows = rows_below("docs/troubleshooting.md", "| warning | meaning |")
+    told = {entry for row in rows for entry in re.findall("`([^`]+)`", row[0])}
+    told.add("loading with stock ONNX Runtime, without ort-qdq-plugin: ...")  # what the table above is of
+    patterns = [re.escape(entry).replace(r"\.\.\.", ".*") for entry in told]
+    assert not {text for text in warnings() if not any(re.fullmatch(pattern, text) for pattern in patterns)}
+    assert len(warnings()) > len(rows)
 
 
 @claim("docs/troubleshooting.md", "| operators | what a model with them is |")
