@@ -41,10 +41,9 @@ class Node:
         self.op_type = self.domain = b""
         self.inputs: list[bytes] = []
         self.outputs: list[bytes] = []
-        # Most nodes have none of these.
-        self.attributes: tuple[bytes, ...] = ()  # serialized
-        self.tensors: tuple[Tensor, ...] = ()
-        self.graphs: tuple[Graph, ...] = ()
+        self.attributes: list[bytes] = []  # serialized
+        self.tensors: list[Tensor] = []
+        self.graphs: list[Graph] = []
 
 
 class Graph:
@@ -118,15 +117,15 @@ def _node(data: bytes, reader: WireReader, at: int, end: int, depth: int) -> Nod
             node.domain = data[start:at]
         elif key == _ATTRIBUTE:
             attribute = data[start:at]
-            node.attributes += (attribute,)
+            node.attributes.append(attribute)
             if _TENSOR_OF in attribute or _GRAPH_OF in attribute or _GRAPHS_OF in attribute:
                 for _, part, first, last in reader.fields(start, at):
                     if part == _TENSOR_OF:
-                        node.tensors += (_tensor(data, reader, first, last),)
+                        node.tensors.append(_tensor(data, reader, first, last))
                     elif part in (_GRAPH_OF, _GRAPHS_OF):
                         if depth == _MAX_DEPTH:
                             raise ModelError(f"graphs nested deeper than {_MAX_DEPTH}")
-                        node.graphs += (_graph(data, reader, first, last, depth + 1),)
+                        node.graphs.append(_graph(data, reader, first, last, depth + 1))
     if at != end:
         raise ModelError("a node's field ends behind it")
     return node
