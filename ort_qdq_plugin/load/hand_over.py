@@ -52,7 +52,7 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall, progress:
     create = functools.partial(hook.create_stock, session, call)
     in_float = sum(entry.bytes_added for entry in prepared.report.unfused)
     leaves_heap = in_float >= _TRIM_HEAP_BYTES or prepared.report.unchanged is not None
-    free_before = host.free_heap_bytes() if leaves_heap else 0
+    unused_before = _unused_bytes() if leaves_heap else 0
     try:
         with hook.substituted(session, prepared.model, prepared.session_options), journal.stage("create session"):
             if prepared.lent_entries is not None:
@@ -71,21 +71,29 @@ def hand_over(session: Any, prepared: PreparedModel, call: CreateCall, progress:
         # By now ONNX Runtime has read all that was packed.
         buffer.seal()
     if leaves_heap:
-        _trim_heap(free_before)
+        _trim_heap(unused_before)
     hook.set_reported_options(session, reported_options)
     report = prepared.report if memory_before is None else check_shared(prepared, memory_before)
     return replace(report, seconds=journal.finished(report.route).seconds)
 
 
-def _trim_heap(free_before: int) -> None:
+def _unused_bytes() -> int:
+    """Bytes in RAM that are not in use in the heap: what is free there, and what is not the heap's. Below zero if the system
+    does not tell, or if what is in use was hardly touched."""
+    return host.anonymous_bytes() - host.heap_bytes()
+
+
+def _trim_heap(unused_before: int) -> None:
     """Give back what ONNX Runtime has freed: weights of convolutions are copied into the order of the kernels, then once
     more, and of the first copies the C library keeps the memory.
 
-    Not if most of the free heap was so before. A program that has run models uses that again and again; it takes 0.1 to
-    0.2 ms a MB to give it back, and more to touch it anew.
+    Not if most of the free heap was so before, and little has come. A program that has run models uses that again and again;
+    it takes 0.1 to 0.2 ms a MB to give it back, and more to touch it anew. What was given back once counts as free in the
+    heap ever after, but is not in RAM.
     """
-    free = host.free_heap_bytes()
-    if 2 * (free - free_before) >= free:
+    unused = _unused_bytes()
+    free = min(host.free_heap_bytes(), unused)
+    if free <= 0 or unused - unused_before >= min(free // 2, _TRIM_HEAP_BYTES):
         host.trim_heap()
 
 

@@ -23,7 +23,7 @@ from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.unchanged import prepare_unchanged
 from ort_qdq_plugin.report import Report
-from ort_qdq_plugin.system.platform import files, host
+from ort_qdq_plugin.system.platform import files
 from tests.model import test_glance
 from tests.support import (
     CPU,
@@ -317,17 +317,3 @@ def test_the_report_says_so(tmp_path: Path) -> None:
     assert "0.2 MB of tensors handed over, the graph as it is" in report.summary()
     assert str(StockReason.NOT_QUANTIZED) in report.summary()
     assert report.to_dict()["unchanged"] == str(StockReason.NOT_QUANTIZED)
-
-
-@pytest.mark.parametrize(("before", "after", "trims"), [(5, 50, True), (30, 50, False), (50, 20, False), (0, 0, True)])
-def test_gives_back_what_it_has_left_in_the_heap(
-    before: int, after: int, trims: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not what the program had free before, which it uses again. Where the C library does not tell, all."""
-    free, trimmed = iter([before, after]), list[None]()
-    monkeypatch.setattr(host, "free_heap_bytes", lambda: next(free) << 20)
-    monkeypatch.setattr(host, "trim_heap", lambda: trimmed.append(None))
-    model = str(tmp_path / "model.onnx")
-    onnx.save(network(), model)
-    session = create_session(model, options=STRICT)
-    assert (made_report(session).unchanged is not None, bool(trimmed)) == (True, trims)

@@ -175,7 +175,7 @@ def heap_bytes() -> int:
 
 
 def free_heap_bytes() -> int:
-    """Bytes that were freed, and that the C library's heap keeps; 0 where it does not tell."""
+    """Bytes that were freed, and that the C library's heap keeps, in RAM or not; 0 where it does not tell."""
     mallinfo = _mallinfo()
     return 0 if mallinfo is None else int(mallinfo().fordblks)
 
