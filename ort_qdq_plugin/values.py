@@ -145,8 +145,8 @@ else:
                 fields = tuple(namespace["__annotations__"])
                 defaults = {field: namespace.pop(field) for field in fields if field in namespace}
                 namespace |= {field: _tuplegetter(at, "") for at, field in enumerate(fields)}
-                namespace |= {"_fields": fields, "_field_defaults": defaults, "__match_args__": fields}
-            return super().__new__(mcs, name, bases, {"__slots__": (), **namespace})
+                namespace |= {"_fields": fields, "_field_defaults": defaults, "__match_args__": fields, "__slots__": ()}
+            return super().__new__(mcs, name, bases, namespace)
 
     class NamedTuple(tuple, metaclass=_Kind):
         """What `typing.NamedTuple` is, to classes that have it as their one base.
@@ -154,9 +154,10 @@ else:
         That compiles the annotation of each field, and a constructor for each class, which takes 0.1 to 0.5 ms a class.
         """
 
-        _fields: tuple[str, ...] = ()
+        __slots__ = ()
+        _fields = ()
 
-        def __new__(cls, *values: Any, **named: Any) -> Any:
+        def __new__(cls, /, *values: Any, **named: Any) -> Any:
             if named or len(values) != len(cls._fields):
                 values = cls._completed(values, named)
             return tuple.__new__(cls, values)
@@ -178,8 +179,10 @@ else:
         def _make(cls, values: Any) -> Any:
             return cls(*values)
 
-        def _replace(self, **changes: Any) -> Any:
+        def _replace(self, /, **changes: Any) -> Any:
             return type(self)(**{**self._asdict(), **changes})
+
+        __replace__ = _replace  # for `copy.replace`, since Python 3.13
 
         def _asdict(self) -> dict[str, Any]:
             return dict(zip(self._fields, self, strict=True))

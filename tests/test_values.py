@@ -57,11 +57,14 @@ def test_are_as_those_of_typing(make: Callable[[Any], Any]) -> None:
     for again in (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours), ours._replace()):
         assert (type(again), again) == (Ours, ours)
     assert not hasattr(ours, "__dict__")
+    # `copy.replace` calls this, since Python 3.13.
+    assert ours.__replace__(size=7) == theirs._replace(size=7)
 
 
 def test_classes_are_too() -> None:
     for name in ("_fields", "_field_defaults", "__match_args__", "__doc__", "__slots__"):
         assert getattr(Ours, name, None) == getattr(Theirs, name, None)
+    assert typing.get_type_hints(Ours) == typing.get_type_hints(Theirs)
 
     class Heir(Ours):
         """With a method more."""
@@ -70,6 +73,17 @@ def test_classes_are_too() -> None:
             return self.size / 2
 
     assert (Heir("a", 3).half(), Heir._fields, type(Heir("a")._replace(size=2))) == (1.5, Ours._fields, Heir)
+    assert vars(Heir("a")) == {}
+
+
+def test_fields_may_have_any_name() -> None:
+    class Odd(values.NamedTuple):
+        cls: int
+        self: int = 2
+        values: int = 3
+        named: int = 4
+
+    assert Odd(cls=1, named=5)._replace(self=6, cls=7) == (7, 6, 3, 5)
 
 
 WRONG: list[Callable[[Any], Any]] = [
