@@ -84,13 +84,15 @@ def _is_quantized_throughout(graphs: list[Graph]) -> bool:
     uses = _Uses(graph, types)
     # What is computed from nothing but constants; an operand that is left out does not matter.
     constants = {b"", *types}
+    for node in uses.nodes.get(b"Constant", ()):
+        constants.update(node.outputs)  # which ONNX Runtime takes behind their readers, too
     # All that DequantizeLinear makes; and what it makes of the model's own matrices.
     dequantized: list[bytes] = []
     weights: list[bytes] = []
     for node in graph.nodes:
         if node.graphs or not node.outputs:
             raise _TooUnusual
-        if constants.issuperset(node.inputs) and (node.inputs or node.op_type == b"Constant"):
+        if node.inputs and constants.issuperset(node.inputs):
             constants.update(node.outputs)
     for node in uses.nodes.get(b"DequantizeLinear", ()):
         if not node.inputs or not node.inputs[0] or node.domain not in _DEQUANTIZE_DOMAINS:

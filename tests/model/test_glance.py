@@ -7,6 +7,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from conformance.claims import write_model
 from conformance.drawing.draft import Draft
@@ -78,6 +79,22 @@ def test_sees_models_that_are_quantized_throughout(kind: str) -> None:
 )
 def test_leaves_others_to_matching(how: dict[str, Any]) -> None:
     assert not says(product(**how))
+
+
+def test_a_constant_may_stand_behind_its_reader() -> None:
+    """ONNX Runtime takes nodes in any order."""
+    model = product(second="Add", constant_node=True)
+    (constant,) = (node for node in model.graph.node if node.op_type == "Constant")
+    others = [node for node in model.graph.node if node is not constant]
+    (weight,) = constant.output
+    constant.output[0] = "stored"
+    nodes = [helper.make_node("Identity", ["stored"], [weight]), constant, *others]
+    for order in (nodes, [nodes[0], *others, constant], [constant, nodes[0], *others]):
+        ordered = onnx.ModelProto()
+        ordered.CopyFrom(model)
+        del ordered.graph.node[:]
+        ordered.graph.node.extend(order)
+        assert not says(ordered)
 
 
 def dynamic(then: str = "") -> onnx.ModelProto:
