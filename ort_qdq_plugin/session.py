@@ -107,7 +107,8 @@ def _with_unfused(report: Report, request: LoadRequest) -> Report:
     request = request._replace(options=replace(request.options, dequantize_once="never"))
     with suppress(LeaveToStock, QdqPluginError, OSError):
         plan_only(request, journal, check=False)
-    return replace(report, unfused=journal.finished("inspect").unfused)
+    found = journal.finished("inspect")
+    return replace(report, unfused=found.unfused, stored_bytes=found.stored_bytes)
 
 
 @takes_options()

@@ -47,6 +47,7 @@ def test_weights_that_stay_are_listed_when_somebody_asks(tmp_path: Path, monkeyp
     session = create_session(save(product(), tmp_path, "file"))
     report = made_report(session)
     assert (report.stock_reason, len(report.unfused)) == (StockReason.NOT_FUSIBLE, 1)
+    assert report.stored_bytes == report.unfused[0].stored_bytes > 0
 
 
 def test_threads_that_ask_at_once_see_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

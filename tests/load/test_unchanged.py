@@ -302,7 +302,8 @@ def test_weights_that_stay_are_listed(tmp_path: Path, monkeypatch: pytest.Monkey
     session = create_session(stored(test_glance.product(), tmp_path), quiet(), CPU, options=STRICT)
     report = made_report(session)
     assert (report.route, report.unchanged) == ("borrowed", StockReason.NOT_FUSIBLE)
-    assert report.unfused == inspect(tmp_path / "model.onnx").unfused != ()
+    matched = inspect(tmp_path / "model.onnx")
+    assert (report.unfused, report.stored_bytes) == (matched.unfused, matched.stored_bytes) != ((), 0)
 
 
 def test_progress(tmp_path: Path) -> None:
