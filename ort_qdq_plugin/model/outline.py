@@ -41,6 +41,7 @@ class Node:
         self.op_type = self.domain = b""
         self.inputs: list[bytes] = []
         self.outputs: list[bytes] = []
+        # Lists: a node of a hostile model has tens of thousands.
         self.attributes: list[bytes] = []  # serialized
         self.tensors: list[Tensor] = []
         self.graphs: list[Graph] = []
