@@ -32,6 +32,10 @@ _TRIM_HEAP_INTERVAL = 0.15  # what is freed and trimmed has to be touched anew: 
 # Below so many bytes in all, pages that are not dropped cost less than dropping them does.
 _TRIM_BYTES = 64 << 20
 
+# Below so many bytes in all, pre-packing takes less time than threads for it cost: they look for more work for 40 ms
+# afterwards, each on a processor of its own.
+_PARALLEL_BYTES = 32 << 20
+
 Borrowed = Mapping[str, "mmap.mmap | bytes"]
 """NodeRef in the model -> buffer that stands for the file of that name."""
 
@@ -47,10 +51,11 @@ def borrow(options: Any, buffers: Borrowed, callers: Any | None = None) -> None:
         buffers: NodeRef in the model -> the buffer that stands for the file of that name.
         callers: The caller's own options, if these are a copy of such.
     """
-    _prepack_in_parallel(options, callers)
+    lengths = [len(buffer) for buffer in buffers.values()]
+    if sum(lengths) >= _PARALLEL_BYTES:
+        _prepack_in_parallel(options, callers)
     if buffers:
         options.add_session_config_entry(DIRECT_KEY, "1")
-        lengths = [len(buffer) for buffer in buffers.values()]
         options.add_external_initializers_from_files_in_memory(list(buffers), list(buffers.values()), lengths)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from conformance.drawing.weight import Weight
 from ort_qdq_plugin import Options, Report, StockReason, create_session, export
+from ort_qdq_plugin.ort import buffers
 from ort_qdq_plugin.ort.keys import config_entry
 from tests.claims.registry import claim
 from tests.support import (
@@ -99,7 +100,7 @@ def test_models_in_ort_format(tmp_path: Path) -> None:
     assert report.stock_reason is StockReason.ORT_FORMAT
 
 
-@claim(PAGE, "| `session.prepack.enable_parallel` | kept as you set it; pre-packing runs in parallel if you did not |")
+@claim(PAGE, "kept as you set it; from 32 MiB on, pre-packing runs in parallel if you did not |")
 def test_parallel_pre_packing(large: str, monkeypatch: pytest.MonkeyPatch) -> None:
     key, native = "session.prepack.enable_parallel", collection.C.InferenceSession
     given: list[list[str | None]] = []
@@ -109,14 +110,16 @@ def test_parallel_pre_packing(large: str, monkeypatch: pytest.MonkeyPatch) -> No
         return native(settings, *arguments)
 
     create_session(large, quiet(), CPU)  # transposing has a session of its own
-    for value in (None, "0", "1"):
+    assert buffers._PARALLEL_BYTES == 32 << 20
+    for value, enough in ((None, True), (None, False), ("0", True), ("1", False)):
+        monkeypatch.setattr(buffers, "_PARALLEL_BYTES", 0 if enough else 32 << 20)
         settings = with_entries({} if value is None else {key: value})
         given.append([])
         with monkeypatch.context() as patched:
             patched.setattr(collection.C, "InferenceSession", seen)
             create_session(large, settings, CPU)
     # The last one is the session; those before it look for what a copy of the options has.
-    assert [values[-1] for values in given] == ["1", "0", "1"]
+    assert [values[-1] for values in given] == ["1", None, "0", "1"]
 
 
 @claim(PAGE, "works: the written model has the weights inside, or in the file that you name for them, and needs nothing")

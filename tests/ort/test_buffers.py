@@ -68,11 +68,19 @@ def test_borrowed_means_in_place() -> None:
 
 
 @pytest.mark.parametrize("said", [None, "0", "1"])
-def test_borrowing_keeps_what_the_caller_said_of_pre_packing(said: str | None) -> None:
+def test_borrowing_keeps_what_the_caller_said_of_pre_packing(said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_PARALLEL_BYTES", 0)
     callers = with_entries({} if said is None else {PARALLEL_KEY: said})
     options = private_options(callers)
     borrow(options, {}, callers)
     assert config_entry(options, PARALLEL_KEY) == (said or "1")
+
+
+@pytest.mark.parametrize(("nbytes", "parallel"), [((31 << 20,), None), ((16 << 20, 16 << 20), "1")])
+def test_little_is_pre_packed_by_one_thread(nbytes: tuple[int, ...], parallel: str | None) -> None:
+    options = quiet()
+    borrow(options, {f"{at}.bin": host.map_anonymous(size) for at, size in enumerate(nbytes)})
+    assert config_entry(options, PARALLEL_KEY) == parallel
 
 
 @pytest.mark.needs("one root")
