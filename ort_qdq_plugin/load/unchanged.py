@@ -72,7 +72,7 @@ def prepare_unchanged(
             buffers, model = _assembled(plan, skeleton, packed)
             entries = {} if stock.reason is StockReason.NOT_QUANTIZED else request.entries
             session_options = private_options(request.session_options, entries)
-            borrow(session_options, buffers, request.session_options)
+            borrow(session_options, buffers, request.session_options, plan.nbytes)
             # Last: what was moved and what is mapped must be of the same model.
             skeleton.check_unchanged()
         if writer is not None:

@@ -40,7 +40,7 @@ Borrowed = Mapping[str, "mmap.mmap | bytes"]
 """NodeRef in the model -> buffer that stands for the file of that name."""
 
 
-def borrow(options: Any, buffers: Borrowed, callers: Any | None = None) -> None:
+def borrow(options: Any, buffers: Borrowed, callers: Any | None = None, nbytes: int | None = None) -> None:
     """Make sessions created with these options use buffers in place.
 
     ONNX Runtime keeps bare pointers. Every buffer must stay until the last such session is destroyed: see
@@ -50,9 +50,10 @@ def borrow(options: Any, buffers: Borrowed, callers: Any | None = None) -> None:
         options: A private copy; it cannot be used for other models afterwards.
         buffers: NodeRef in the model -> the buffer that stands for the file of that name.
         callers: The caller's own options, if these are a copy of such.
+        nbytes: How many bytes of the buffers are weights; None: nearly all.
     """
     lengths = [len(buffer) for buffer in buffers.values()]
-    if sum(lengths) >= _PARALLEL_BYTES:
+    if (sum(lengths) if nbytes is None else nbytes) >= _PARALLEL_BYTES:
         _prepack_in_parallel(options, callers)
     if buffers:
         options.add_session_config_entry(DIRECT_KEY, "1")

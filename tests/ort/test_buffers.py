@@ -79,8 +79,12 @@ def test_borrowing_keeps_what_the_caller_said_of_pre_packing(said: str | None, m
 @pytest.mark.parametrize(("nbytes", "parallel"), [((31 << 20,), None), ((16 << 20, 16 << 20), "1")])
 def test_little_is_pre_packed_by_one_thread(nbytes: tuple[int, ...], parallel: str | None) -> None:
     options = quiet()
-    borrow(options, {f"{at}.bin": host.map_anonymous(size) for at, size in enumerate(nbytes)})
+    files = {f"{at}.bin": host.map_anonymous(size) for at, size in enumerate(nbytes)}
+    borrow(options, files)
     assert config_entry(options, PARALLEL_KEY) == parallel
+    options = quiet()
+    borrow(options, files, None, 1 << 20)
+    assert config_entry(options, PARALLEL_KEY) is None
 
 
 @pytest.mark.needs("one root")
