@@ -269,7 +269,10 @@ def _used(entry: Entry, request: LoadRequest, journal: Journal) -> PreparedModel
                 if Identity.of(opened.status) != source.identity:
                     raise _ReplacedError
                 buffers[source.location] = opened.buffer()
-    borrow(session_options, buffers, request.session_options)
+    # The model's own file may be one of the buffers, and weights moved out of it are in another.
+    held = manifest.report
+    nbytes = None if held.unchanged is None else held.packed_bytes + held.borrowed_bytes
+    borrow(session_options, buffers, request.session_options, nbytes)
     return PreparedModel(
         model=entry.files[MODEL].readall(),
         session_options=session_options,

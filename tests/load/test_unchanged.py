@@ -22,6 +22,8 @@ from ort_qdq_plugin.load import open as opening
 from ort_qdq_plugin.load.journal import Journal
 from ort_qdq_plugin.load.request import LoadRequest
 from ort_qdq_plugin.load.unchanged import prepare_unchanged
+from ort_qdq_plugin.ort import buffers, hook
+from ort_qdq_plugin.ort.keys import PARALLEL_KEY, config_entry
 from ort_qdq_plugin.report import Report
 from ort_qdq_plugin.system.platform import files
 from tests.model import test_glance
@@ -272,6 +274,28 @@ def test_from_the_cache(tmp_path: Path, form: str, share: bool) -> None:
         assert np.array_equal(answer(session), expected)
     os.utime(path)
     assert made_report(create_session(path, quiet(), CPU, options=options)).cache == "made"
+
+
+@pytest.mark.parametrize("enough", [False, True])
+def test_only_weights_count_for_pre_packing_in_parallel(
+    enough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the whole model file that some of them are in, be it loaded from the cache or not."""
+    path, created, real = stored(network(), tmp_path), list[bool](), hook.create_stock
+    planned = inspect(path)
+    assert planned.packed_bytes > 0 < planned.borrowed_bytes
+    limit = planned.packed_bytes + planned.borrowed_bytes + (not enough)
+    monkeypatch.setattr(buffers, "_PARALLEL_BYTES", limit)
+
+    def create(session: Any, call: Any) -> None:
+        created.append(config_entry(hook.constructor_arguments(session)[1], PARALLEL_KEY) == "1")
+        real(session, call)
+
+    monkeypatch.setattr(hook, "create_stock", create)
+    uses = [
+        made_report(create_session(path, options=Options(strict=True, cache_dir=str(tmp_path / "c")))).cache for _ in "ab"
+    ]
+    assert (uses, created) == (["made", "used"], [enough] * 2)
 
 
 def test_what_the_cache_knows_of_models_that_stay_with_stock(tmp_path: Path) -> None:
