@@ -91,10 +91,10 @@ def first_look(
     except Exception:
         # What is wrong with the model, or with a file, is found again by whoever reports it.
         return None
-    if nothing is None or copied is None:
-        return copied if copied is not None and _is_settled(copied.status) else None
-    large = _large_places(model, copied)
-    if large is not None:
+    if copied is None:
+        return None
+    large = None if nothing is None else _large_places(model, copied)
+    if nothing is None or large is not None:
         return copied._replace(places=large) if _is_settled(copied.status) else None
     if (
         nothing.reason != "NOT_QUANTIZED"
